@@ -1,0 +1,74 @@
+"""Decides which engine `import t5x` gives: the real T5X or the embedded one.
+
+The embedded engine lives in selective_t5x/engine/ but its modules have one
+name only, t5x.*: a finder on sys.meta_path gives that folder for the name
+`t5x`. One name keeps gin's registry, pickles and saved configs the same under
+both engines.
+"""
+
+import importlib.util
+import os
+import pathlib
+import sys
+
+ENGINE_VARIABLE = 'SELECTIVE_T5X_ENGINE'
+_ENGINE_DIR = pathlib.Path(__file__).resolve().parent / 'engine'
+_HOW_TO_GET_T5X = (
+  'T5X is not on PyPI: pip install "selective_t5x[t5x]", or put a checkout of '
+  'github.com/google-research/t5x on PYTHONPATH (see README.md)'
+)
+
+
+class _EmbeddedEngineFinder:
+  """Finds the embedded engine under the name `t5x`, and nothing else."""
+
+  @staticmethod
+  def find_spec(name, path=None, target=None):
+    """Returns the module spec of the embedded engine for the name `t5x`."""
+    del path, target
+    if name != 't5x':
+      return None
+    return importlib.util.spec_from_file_location(
+      't5x',
+      _ENGINE_DIR / '__init__.py',
+      submodule_search_locations=[str(_ENGINE_DIR)],
+    )
+
+
+def install() -> None:
+  """Makes `import t5x` resolve to the chosen engine.
+
+  SELECTIVE_T5X_ENGINE=embedded|t5x forces one; unset or empty, the real T5X
+  is used where it is importable.
+
+  Raises:
+    ImportError: the variable has another value, names the real T5X where there
+      is none, or asks for the embedded engine after the real T5X was imported.
+  """
+  if _EmbeddedEngineFinder in sys.meta_path:
+    return
+  forced = os.environ.get(ENGINE_VARIABLE, '')
+  if forced not in ('', 'embedded', 't5x'):
+    raise ImportError(
+      f'{ENGINE_VARIABLE}={forced!r}: expected "embedded" or "t5x"'
+    )
+  if forced == 'embedded':
+    if 't5x' in sys.modules:
+      raise ImportError(
+        f'{ENGINE_VARIABLE}=embedded, but another t5x is already imported; '
+        'import selective_t5x first'
+      )
+    sys.meta_path.insert(0, _EmbeddedEngineFinder)
+  elif 't5x' in sys.modules or importlib.util.find_spec('t5x') is not None:
+    return
+  elif forced == 't5x':
+    raise ImportError(
+      f'{ENGINE_VARIABLE}=t5x, but there is none here. {_HOW_TO_GET_T5X}'
+    )
+  else:
+    sys.meta_path.append(_EmbeddedEngineFinder)
+
+
+def engine_name() -> str:
+  """Returns the engine that `import t5x` gives: 'embedded' or 't5x'."""
+  return 'embedded' if _EmbeddedEngineFinder in sys.meta_path else 't5x'

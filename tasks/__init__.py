@@ -1,0 +1,1 @@
+"""The suite's seqio tasks; importing this registers them all."""
