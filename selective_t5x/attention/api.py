@@ -1,0 +1,155 @@
+"""The public attention functions: they check, and pick an implementation."""
+
+import numbers
+
+import jax
+import jax.numpy as jnp
+
+from selective_t5x.attention import reference
+from selective_t5x.errors import UserError, did_you_mean
+
+_SELECTIVE = {'reference': reference.selective_attention}
+
+
+def causal_attention(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  *,
+  scale: float | None = None,
+  bias: jax.Array | None = None,
+  segment_ids: jax.Array | None = None,
+) -> jax.Array:
+  """Plain causal softmax attention: the baseline.
+
+  Gin: `ATTENTION = @attention.causal_attention`.
+
+  Args:
+    query: [B, N, H, D].
+    key: [B, N, H, D].
+    value: [B, N, H, D].
+    scale: multiplies the logits; None for D ** -0.5.
+    bias: added to the logits; broadcasts to [B, H, N, N].
+    segment_ids: i32[B, N], 0 for padding, each segment contiguous; None for
+      one segment without padding.
+
+  Returns:
+    [B, N, H, D] in value's dtype; zero in padding rows. The logits are float32.
+
+  Raises:
+    ValueError: if the shapes do not fit together.
+  """
+  _check_shapes(query, key, value, bias, segment_ids)
+  if scale is None:
+    scale = query.shape[-1] ** -0.5
+  return reference.causal_attention(
+    query, key, value, scale=scale, bias=bias, segment_ids=segment_ids
+  )
+
+
+def selective_attention(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  *,
+  scale: float | None = None,
+  bias: jax.Array | None = None,
+  segment_ids: jax.Array | None = None,
+  selection_head: int = 0,
+  memory_tau: float | None = None,
+  implementation: str | None = None,
+  return_masking: bool = False,
+):
+  """Causal attention whose tokens can mask earlier tokens for later queries.
+
+  out = softmax(A - F + mask) V with A = scale * <query_i, key_j> + bias, F the
+  masking matrix of head `selection_head` (`masking_matrix`), the same for every
+  head, that one included. No parameters are added. Source: arXiv 2410.02703,
+  section 3.
+
+  Gin:
+    ATTENTION = @attention.selective_attention
+    attention.selective_attention.selection_head = 0
+
+  Args:
+    query: [B, N, H, D].
+    key: [B, N, H, D].
+    value: [B, N, H, D].
+    scale: multiplies the logits; None for D ** -0.5.
+    bias: added to the logits, those of the selection head included; broadcasts
+      to [B, H, N, N].
+    segment_ids: i32[B, N], 0 for padding, each segment contiguous; None for
+      one segment without padding.
+    selection_head: the head whose logits select, 0 <= selection_head < H.
+    memory_tau: with a positive number, M is returned too.
+    implementation: 'reference', or None for the best one here.
+    return_masking: whether F is returned too.
+
+  Returns:
+    out, or a tuple of those asked for, in this order:
+      out: [B, N, H, D] in value's dtype; zero in padding rows.
+      M: f32[B, N], the tokens each query still sees (`memory.visible_tokens`).
+      F: f32[B, N, N].
+    Logits, M and F are float32 for every input dtype but float64.
+
+  Raises:
+    ValueError: if the shapes do not fit together.
+    UserError: if selection_head, memory_tau or implementation is not valid.
+  """
+  _check_shapes(query, key, value, bias, segment_ids)
+  heads = query.shape[2]
+  if (
+    not isinstance(selection_head, numbers.Integral)
+    or not 0 <= selection_head < heads
+  ):
+    raise UserError(
+      f'selective_attention.selection_head = {selection_head!r}: expected an '
+      f'integer from 0 to {heads - 1}, there are {heads} heads'
+    )
+  if memory_tau is not None and not memory_tau > 0:
+    raise UserError(
+      f'selective_attention.memory_tau = {memory_tau!r}: expected a positive '
+      'number or None'
+    )
+  name = 'reference' if implementation is None else implementation
+  if name not in _SELECTIVE:
+    raise UserError(
+      f'selective_attention.implementation = {name!r}: expected None or one of '
+      f'{", ".join(map(repr, _SELECTIVE))}{did_you_mean(str(name), _SELECTIVE)}'
+    )
+  return _SELECTIVE[name](
+    query,
+    key,
+    value,
+    scale=query.shape[-1] ** -0.5 if scale is None else scale,
+    bias=bias,
+    segment_ids=segment_ids,
+    selection_head=selection_head,
+    memory_tau=memory_tau,
+    return_masking=return_masking,
+  )
+
+
+def _check_shapes(query, key, value, bias, segment_ids):
+  if not query.ndim == 4 or not query.shape == key.shape == value.shape:
+    raise ValueError(
+      'attention: query, key and value must have one shape [B, N, H, D], got '
+      f'{list(query.shape)}, {list(key.shape)}, {list(value.shape)}'
+    )
+  batch, length, heads, _ = query.shape
+  if segment_ids is not None and segment_ids.shape != (batch, length):
+    raise ValueError(
+      f'attention: segment_ids must be [B, N] = {[batch, length]}, got '
+      f'{list(segment_ids.shape)}'
+    )
+  if bias is not None:
+    full = (batch, heads, length, length)
+    try:
+      fits = jnp.broadcast_shapes(bias.shape, full) == full
+    except ValueError:
+      fits = False
+    if not fits:
+      raise ValueError(
+        f'attention: bias must broadcast to [B, H, N, N] = {list(full)}, got '
+        f'{list(bias.shape)}'
+      )

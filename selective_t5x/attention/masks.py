@@ -1,0 +1,59 @@
+"""Who may see whom in a row: causal, same segment, not padding."""
+
+import jax
+import jax.numpy as jnp
+
+
+def visible(length: int, segment_ids: jax.Array | None = None) -> jax.Array:
+  """Tells which keys a query may see before anything is masked by selection.
+
+  Args:
+    length: N, the number of tokens in a row.
+    segment_ids: i32[B, N], 0 for padding; None for one segment.
+
+  Returns:
+    bool[B, N, N] (bool[1, N, N] without segment_ids), axis 1 the query: true
+    where key j <= query i, both in one segment and neither is padding.
+  """
+  causal = jnp.tril(jnp.ones((1, length, length), bool))
+  if segment_ids is None:
+    return causal
+  query_ids, key_ids = segment_ids[:, :, None], segment_ids[:, None, :]
+  return causal & (query_ids == key_ids) & (query_ids != 0)
+
+
+def first_in_segment(
+  length: int, segment_ids: jax.Array | None = None
+) -> jax.Array:
+  """Tells which tokens open a segment, where <BOS> is.
+
+  Args:
+    length: N, the number of tokens in a row.
+    segment_ids: i32[B, N], each segment contiguous; None for one segment.
+
+  Returns:
+    bool[B, N], bool[1, N] without segment_ids.
+  """
+  if segment_ids is None:
+    return (jnp.arange(length) == 0)[None]
+  changes = segment_ids[:, 1:] != segment_ids[:, :-1]
+  return jnp.pad(changes, ((0, 0), (1, 0)), constant_values=True)
+
+
+def zero_padding(x: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
+  """Zeroes the padding rows of an array and of its gradient.
+
+  A select, not a product: 0 * NaN is NaN, and what lies in a padding slot must
+  never reach a live one.
+
+  Args:
+    x: [B, N, ...].
+    segment_ids: i32[B, N], 0 for padding; None where there is no padding.
+
+  Returns:
+    x with zeros where segment_ids is 0.
+  """
+  if segment_ids is None:
+    return x
+  live = (segment_ids != 0).reshape(segment_ids.shape + (1,) * (x.ndim - 2))
+  return jnp.where(live, x, jnp.zeros((), x.dtype))

@@ -1,0 +1,75 @@
+"""Selection: how strongly earlier queries ask to mask each key.
+
+Source: Leviathan, Kalman, Matias, "Selective Attention Improves Transformer",
+arXiv 2410.02703, section 3.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from selective_t5x.attention import masks
+
+
+def selection_scores(
+  head_logits: jax.Array, *, segment_ids: jax.Array | None = None
+) -> jax.Array:
+  """Clips the logits of the selection head to what a token may mask.
+
+  S[b, i, j] = relu(A[b, i, j]) where j < i (a token never masks itself), both
+  in one segment, neither padding, and j not the first of its segment (<BOS> is
+  never masked); 0 elsewhere.
+
+  Args:
+    head_logits: f32[B, N, N], logits of the selection head before any mask;
+      axis 1 is the query.
+    segment_ids: i32[B, N], 0 for padding; None for one segment.
+
+  Returns:
+    [B, N, N] of head_logits' dtype, zero or more.
+  """
+  length = head_logits.shape[-1]
+  earlier = ~jnp.eye(length, dtype=bool)
+  not_first = ~masks.first_in_segment(length, segment_ids)[:, None, :]
+  may_mask = masks.visible(length, segment_ids) & earlier & not_first
+  return jnp.where(may_mask, jax.nn.relu(head_logits), 0)
+
+
+def masking_matrix(
+  head_logits: jax.Array, *, segment_ids: jax.Array | None = None
+) -> jax.Array:
+  """Sums the selection scores of earlier queries: what each key is masked by.
+
+  F[b, i, j] = sum_{k < i} S[b, k, j], S from `selection_scores`: the selection
+  of a token acts on strictly later queries. Differs from the paper: packed
+  rows, where each segment protects its own first token and sums on its own.
+
+  Args:
+    head_logits: f32[B, N, N], logits of the selection head before any mask;
+      axis 1 is the query. Other float types are computed in float32 at least.
+    segment_ids: i32[B, N], 0 for padding, each segment contiguous; None for
+      one segment.
+
+  Returns:
+    f32[B, N, N], zero or more; 0 wherever the query may not see the key.
+
+  Raises:
+    ValueError: if head_logits is not [B, N, N] or segment_ids not [B, N].
+  """
+  shape = head_logits.shape
+  if len(shape) != 3 or shape[1] != shape[2]:
+    raise ValueError(
+      f'masking_matrix: head_logits must be [B, N, N], got {list(shape)}'
+    )
+  if segment_ids is not None and segment_ids.shape != shape[:2]:
+    raise ValueError(
+      'masking_matrix: segment_ids must be [B, N] = '
+      f'{list(shape[:2])}, got {list(segment_ids.shape)}'
+    )
+  dtype = jnp.promote_types(head_logits.dtype, jnp.float32)
+  scores = selection_scores(head_logits.astype(dtype), segment_ids=segment_ids)
+  # Strictly later queries: shift the inclusive sum by one. (Subtracting a
+  # query's own score from it instead would cancel digits.)
+  summed = jnp.cumsum(scores, axis=1)
+  shifted = jnp.pad(summed[:, :-1], ((0, 0), (1, 0), (0, 0)))
+  # Queries of later segments would inherit the sums of earlier ones.
+  return jnp.where(masks.visible(shape[1], segment_ids), shifted, 0)
