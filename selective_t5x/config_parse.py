@@ -1,0 +1,149 @@
+"""Gives a checked configuration to gin and explains what gin refuses."""
+
+import contextlib
+import copy
+import importlib.util
+import inspect
+import pathlib
+import pkgutil
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+
+from absl import logging
+
+import gin
+from selective_t5x.config_check import Binding, Config, Reference
+from selective_t5x.errors import UserError, did_you_mean
+
+
+def parse(
+  config: Config,
+  files: Sequence[str],
+  bindings: Sequence[str],
+  search_paths: Sequence[str],
+) -> None:
+  """Parses gin files, then bindings, and locks gin's configuration.
+
+  Args:
+    config: what `config_check.load` read from the same files and bindings.
+    files: paths of gin files, in order.
+    bindings: 'KEY = VALUE' texts, applied after the files.
+    search_paths: folders to look for the files in.
+
+  Raises:
+    UserError: gin knows no such module, configurable or parameter.
+  """
+  for path in search_paths:
+    gin.add_config_file_search_path(path)
+  # gin reports every folder that has no such package as an error.
+  handler = logging.get_absl_handler()
+  quiet = lambda record: record.module != 'resource_reader'  # noqa: E731
+  handler.addFilter(quiet)
+  try:
+    gin.parse_config_files_and_bindings(files, bindings)
+  except Exception as error:
+    if not _raised_by_gin(error):
+      raise  # A module that a gin file imports is broken.
+    problem = next(_problems(config), None)
+    raise UserError(problem or f'{error}') from error
+  finally:
+    handler.removeFilter(quiet)
+
+
+def bound(configurable: Callable, *names: str):
+  """Returns the value of the first parameter in names that gin binds."""
+  bindings = gin.get_bindings(configurable, resolve_references=False)
+  for name in names:
+    if name in bindings:
+      return copy.deepcopy(bindings[name])  # gin resolves references so.
+  return None
+
+
+def _raised_by_gin(error) -> bool:
+  """Whether no code but gin's own ran below `parse`."""
+  homes = {pathlib.Path(m.__file__).parent for m in (gin, contextlib)}
+  frames = traceback.extract_tb(error.__traceback__)[1:]
+  return all(pathlib.Path(f.filename).parent in homes for f in frames)
+
+
+def _problems(config) -> Iterator[str]:
+  """Yields what is wrong, in the order in which gin meets it."""
+  for statement in config.imports:
+    nearest = _missing_module(statement.module)
+    if nearest is not None:
+      yield (
+        f'{statement.where}: import of {statement.module}: no such module'
+        f'{nearest}'
+      )
+  for binding in config.bindings:
+    if binding.selector:
+      yield from _binding_problems(binding, config)
+    for reference in _references_in(binding.value):
+      selector = reference.selector.rsplit('/', 1)[-1]
+      _, problem = _resolve(selector, binding, config)
+      if problem:
+        yield f'{binding.where}: @{selector}: {problem}'
+
+
+def _binding_problems(binding: Binding, config: Config) -> Iterator[str]:
+  """Yields what is wrong with the left-hand side of a binding."""
+  configurable, problem = _resolve(binding.selector, binding, config)
+  if problem:
+    yield f'{binding.where}: {problem}'
+    return
+  parameters = inspect.signature(configurable).parameters
+  kinds = {p.kind for p in parameters.values()}
+  if binding.name not in parameters and inspect.Parameter.VAR_KEYWORD not in (
+    kinds
+  ):
+    yield (
+      f'{binding.where}: {binding.selector} has no parameter '
+      f'{binding.name!r}{did_you_mean(binding.name, parameters)}'
+    )
+
+
+def _resolve(selector: str, binding: Binding, config: Config):
+  """Returns the configurable of a selector and None, or None and a problem."""
+  first, *names = selector.split('.')
+  if first == 'gin' or 'dynamic_registration' not in binding.imports:
+    with contextlib.suppress(ValueError, KeyError):
+      return gin.get_configurable(selector), None
+    known = {'.'.join(b.full_selector.split('.')[-2:]) for b in config.bindings}
+    return None, f'no configurable {selector!r}{did_you_mean(selector, known)}'
+  if first not in binding.imports:
+    known = set(binding.imports) - {'dynamic_registration'}
+    return None, f'{first!r} is not imported there{did_you_mean(first, known)}'
+  found = sys.modules.get(binding.imports[first])
+  for name in names:
+    if not hasattr(found, name):
+      label = getattr(found, '__name__', first)
+      return None, f'{label} has no {name!r}{did_you_mean(name, dir(found))}'
+    found = getattr(found, name)
+  return found, None
+
+
+def _missing_module(module: str) -> str | None:
+  """Returns None for a module that exists, else its nearest names or ''."""
+  if module in sys.modules:
+    return None
+  parent, _, name = module.rpartition('.')
+  try:
+    if importlib.util.find_spec(module) is not None:
+      return None
+  except ModuleNotFoundError:
+    return _missing_module(parent) or ''
+  paths = importlib.import_module(parent).__path__ if parent else sys.path
+  siblings = [m.name for m in pkgutil.iter_modules(paths)]
+  return did_you_mean(name, siblings)
+
+
+def _references_in(value) -> Iterator[Reference]:
+  """Yields the references to configurables inside a value."""
+  if isinstance(value, Reference):
+    yield value
+  elif isinstance(value, dict):
+    yield from _references_in([*value.keys(), *value.values()])
+  elif isinstance(value, list | tuple):
+    for item in value:
+      yield from _references_in(item)

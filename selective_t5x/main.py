@@ -1,0 +1,171 @@
+r"""Trains or evaluates what gin files describe, with T5X's flags.
+
+  python -m selective_t5x.main --run_mode=train \
+    --gin_file=gin/experiments/wikipedia_sample_lm.gin \
+    --gin_file=gin/attention/selective.gin \
+    --gin.MODEL_DIR="'results/selective'" --gin.TRAIN_STEPS=600
+
+Files are read in order and then the --gin.KEY=VALUE flags; later wins. A file
+is looked for in the current folder, in --gin_search_paths, and among the files
+that come with the suite. A string needs quotes inside the shell's quotes.
+
+Exit codes: 0 done; 1 the run failed, with its traceback; 2 something given is
+wrong, nothing was run, and one line on stderr says what.
+"""
+
+import importlib
+import importlib.util
+import os
+import sys
+
+from absl import app, flags
+
+import selective_t5x
+from selective_t5x import config_check, config_files
+from selective_t5x.errors import UserError, did_you_mean
+
+# The module and the function of each run mode.
+ENTRY_POINTS = {
+  'train': ('t5x.train', 'train'),
+  'eval': ('t5x.eval', 'evaluate'),
+}
+# Run modes of T5X's own command line.
+_T5X_RUN_MODES = ('train', 'eval', 'infer', 'precompile', 'export')
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+  """Defines the flags, which have T5X's names and meanings."""
+  flags.DEFINE_string('run_mode', None, f'One of {", ".join(ENTRY_POINTS)}.')
+  flags.DEFINE_multi_string(
+    'gin_file', [], 'A gin file; give it again for more, in order.'
+  )
+  flags.DEFINE_multi_string(
+    'gin_bindings', [], "A gin binding 'KEY = VALUE'; --gin.KEY=VALUE is short."
+  )
+  flags.DEFINE_list(
+    'gin_search_paths', ['.'], 'Folders to look for gin files in, with commas.'
+  )
+  flags.DEFINE_string(
+    'tfds_data_dir', None, 'Folder of TensorFlow Datasets, for every task.'
+  )
+  flags.DEFINE_list(
+    'seqio_additional_cache_dirs', [], 'More folders of cached seqio tasks.'
+  )
+  flags.DEFINE_bool(
+    'dry_run', False, 'Print the resolved configuration and run nothing.'
+  )
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """Parses the command line, --gin.KEY=VALUE included.
+
+  Raises:
+    UserError: a flag is unknown, missing or has a value it cannot have.
+  """
+  if {'--help', '-help', '-h', '--helpshort'} & set(argv):
+    print(f'{__doc__}\nFlags:\n{FLAGS.main_module_help()}')
+    sys.exit(0)
+  try:
+    rest = FLAGS([_rewrite_gin_flag(arg) for arg in argv])
+  except flags.UnrecognizedFlagError as error:
+    nearest = did_you_mean(error.flagname, FLAGS)
+    raise UserError(f'--{error.flagname}: no such flag{nearest}') from error
+  except flags.Error as error:
+    raise UserError(str(error)) from error
+  if len(rest) > 1:
+    raise UserError(
+      f'unexpected argument {rest[1]!r}: everything is given as --flag=value, '
+      'and a value with spaces or quotes in it inside double quotes'
+    )
+  if not FLAGS.run_mode:
+    raise UserError(f'no --run_mode: expected one of {", ".join(ENTRY_POINTS)}')
+  if FLAGS.run_mode not in ENTRY_POINTS:
+    known = FLAGS.run_mode in _T5X_RUN_MODES
+    problem = 'T5X has it, this version not yet' if known else 'no such mode'
+    raise UserError(
+      f'--run_mode={FLAGS.run_mode}: {problem}; expected one of '
+      f'{", ".join(ENTRY_POINTS)}'
+    )
+  if not FLAGS.gin_file:
+    raise UserError(
+      'no --gin_file: expected at least one, for example '
+      '--gin_file=gin/experiments/wikipedia_sample_lm.gin'
+    )
+  return rest
+
+
+def _rewrite_gin_flag(arg: str) -> str:
+  """Returns --gin_bindings='KEY = VALUE' for --gin.KEY=VALUE."""
+  if not arg.startswith('--gin.'):
+    return arg
+  key, equals, value = arg.removeprefix('--gin.').partition('=')
+  if not equals:
+    raise UserError(f'{arg}: expected {arg}=VALUE, in one word')
+  return f'--gin_bindings={key} = {value}'
+
+
+def search_paths() -> list[str]:
+  """Returns the folders to look for gin files in, after the current one.
+
+  Raises:
+    UserError: the engine that was asked for is not there.
+  """
+  try:
+    spec = importlib.util.find_spec('t5x')
+  except ImportError as error:
+    raise UserError(str(error)) from error
+  paths = [*FLAGS.gin_search_paths, str(config_files.search_path())]
+  if selective_t5x.engine_name() == 't5x':
+    paths += [os.path.dirname(p) for p in spec.submodule_search_locations]
+  return paths
+
+
+def main(argv: list[str]) -> None:
+  """Checks the configuration, then runs what --run_mode says."""
+  del argv
+  paths = search_paths()
+  config = config_check.load(FLAGS.gin_file, FLAGS.gin_bindings, paths)
+  config_check.check(config)
+
+  # Everything below needs TensorFlow and JAX, which take seconds to import.
+  from selective_t5x import startup
+
+  startup.import_tensorflow()
+  import gin
+
+  module, name = ENTRY_POINTS[FLAGS.run_mode]
+  entry = getattr(importlib.import_module(module), name)
+  # gin files reach it as `import __main__ as train_script`.
+  setattr(sys.modules['__main__'], name, entry)
+  gin.register(entry, '__main__')
+  startup.set_data_folders(
+    FLAGS.tfds_data_dir, FLAGS.seqio_additional_cache_dirs
+  )
+
+  from selective_t5x import config_parse
+
+  config_parse.parse(
+    config,
+    FLAGS.gin_file,
+    [*FLAGS.gin_bindings, *config.path_bindings()],
+    paths,
+  )
+  run = gin.get_configurable(entry)
+  if FLAGS.dry_run:
+    print(gin.config_str())
+    return
+  folder = config_parse.bound(entry, 'model_dir', 'output_dir')
+  seed = config_parse.bound(entry, 'random_seed')
+  startup.begin_run(folder, FLAGS.run_mode, seed)
+  run()
+  startup.end_run(folder)
+
+
+if __name__ == '__main__':
+  define_flags()
+  try:
+    app.run(main, flags_parser=parse_flags)
+  except UserError as error:
+    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+    sys.exit(2)
