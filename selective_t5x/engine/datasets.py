@@ -1,0 +1,290 @@
+"""From a seqio task to sharded batches, for training and for evaluation."""
+
+import dataclasses
+import importlib
+import time
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+import seqio
+import tensorflow as tf
+from absl import logging
+from clu.data import dataset_iterator
+from jax.experimental import multihost_utils
+
+from selective_t5x.errors import UserError, did_you_mean
+
+
+@dataclasses.dataclass
+class DatasetConfig:
+  """Which examples are read, and how they become batches.
+
+  Attributes:
+    mixture_or_task_name: a registered seqio task or mixture, or the object.
+    task_feature_lengths: tokens of each feature; longer ones are trimmed.
+    split: for instance 'train'.
+    batch_size: examples (rows, when packed) in the global batch.
+    shuffle: whether examples are shuffled.
+    seed: of the shuffle and of random preprocessors; None is a new one a run.
+    use_cached: whether to read seqio's offline cache of the task.
+    pack: whether several examples share a row.
+    use_custom_packing_ops: whether packing uses the t5 package's compiled ops.
+    module: imported first, to register the task.
+    use_memory_cache: whether evaluation batches are kept in memory.
+    trim_output_features: whether features are trimmed to their length.
+  """
+
+  mixture_or_task_name: str | seqio.Task | seqio.Mixture
+  task_feature_lengths: Mapping[str, int]
+  split: str
+  batch_size: int
+  shuffle: bool
+  seed: int | None
+  use_cached: bool = False
+  pack: bool = False
+  use_custom_packing_ops: bool = False
+  module: str | None = None
+  use_memory_cache: bool = True
+  trim_output_features: bool = True
+
+
+FeatureConverter = Callable[..., seqio.FeatureConverter]
+
+
+def import_module(module: str) -> None:
+  """Imports a module that registers tasks.
+
+  Raises:
+    RuntimeError: it has gin configurables, which a locked configuration can no
+      longer take.
+  """
+  try:
+    importlib.import_module(module)
+  except RuntimeError as e:
+    if 'after the config was locked' in str(e):
+      raise RuntimeError(
+        f'{module} has gin configurables, so it must be imported before the '
+        f"flags are parsed: write 'import {module}' in a gin file."
+      ) from e
+    raise
+
+
+def get_mixture_or_task(cfg: DatasetConfig) -> seqio.Task | seqio.Mixture:
+  """Returns the task or mixture of a config.
+
+  Raises:
+    UserError: no task has that name, or it has no such split.
+  """
+  if cfg.module:
+    import_module(cfg.module)
+  provider = cfg.mixture_or_task_name
+  if isinstance(provider, str):
+    known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
+    if provider not in known:
+      raise UserError(
+        f'No task or mixture is named {provider!r}'
+        f'{did_you_mean(provider, known)} (a task is known once its module is '
+        'imported: MIXTURE_OR_TASK_MODULE, or an import in a gin file)'
+      )
+    provider = seqio.get_mixture_or_task(provider)
+  return provider
+
+
+def get_vocabulary(
+  cfg: DatasetConfig,
+) -> tuple[seqio.Vocabulary, seqio.Vocabulary]:
+  """Returns the vocabularies of a task's inputs and targets.
+
+  Raises:
+    ValueError: not both features are there, and the vocabularies differ.
+  """
+  features = get_mixture_or_task(cfg).output_features
+  if 'inputs' in features and 'targets' in features:
+    return features['inputs'].vocabulary, features['targets'].vocabulary
+  vocabularies = [f.vocabulary for f in features.values()]
+  tokenized = [
+    v for v in vocabularies if not isinstance(v, seqio.PassThroughVocabulary)
+  ]
+  first, *others = tokenized or vocabularies
+  if any(v != first for v in others):
+    raise ValueError(
+      '"inputs" and "targets" are not both present, and vocabularies are '
+      'different.'
+    )
+  return first, first
+
+
+def verify_matching_vocabs(cfg: DatasetConfig, model) -> None:
+  """Checks that the model was given the vocabularies of the task.
+
+  Raises:
+    ValueError: it was given others.
+  """
+  task = get_vocabulary(cfg)
+  given = (model.input_vocabulary, model.output_vocabulary)
+  if task != given:
+    raise ValueError(
+      'Model and Task vocabularies do not match: task '
+      f'{cfg.mixture_or_task_name} has {task[0]}, {task[1]}; the model has '
+      f'{given[0]}, {given[1]}'
+    )
+
+
+def _check_split(provider: seqio.Task | seqio.Mixture, split: str) -> None:
+  if split not in provider.splits:
+    raise UserError(
+      f'Task {provider.name} has no split {split!r}; it has '
+      f'{", ".join(sorted(provider.splits))}'
+    )
+
+
+def get_dataset(
+  cfg: DatasetConfig,
+  shard_id: int,
+  num_shards: int,
+  feature_converter_cls: FeatureConverter,
+  num_epochs: int | None = None,
+) -> tf.data.Dataset:
+  """Returns a dataset of batches of this shard.
+
+  Args:
+    cfg: what to read.
+    shard_id: the shard, in [0, num_shards).
+    num_shards: number of shards that the batch is divided into.
+    feature_converter_cls: turns task features into model features.
+    num_epochs: times the data is repeated; None is without end.
+
+  Raises:
+    ValueError: the batch cannot be divided.
+    UserError: no such task or split.
+  """
+  provider = get_mixture_or_task(cfg)
+  _check_split(provider, cfg.split)
+  if cfg.batch_size % num_shards:
+    raise ValueError(
+      f'Batch size ({cfg.batch_size}) must be divisible by number of shards '
+      f'({num_shards}).'
+    )
+  seed = cfg.seed
+  if seed is None:
+    # One seed for all processes: they must read parts of the same order.
+    seed = int(multihost_utils.broadcast_one_to_all(np.int32(time.time())))
+  return seqio.get_dataset(
+    mixture_or_task_name=provider,
+    task_feature_lengths=cfg.task_feature_lengths,
+    dataset_split=cfg.split,
+    shuffle=cfg.shuffle,
+    num_epochs=num_epochs,
+    feature_converter=feature_converter_cls(
+      pack=cfg.pack, use_custom_packing_ops=cfg.use_custom_packing_ops
+    ),
+    shard_info=seqio.ShardInfo(index=shard_id, num_shards=num_shards),
+    use_cached=cfg.use_cached,
+    seed=seed,
+    trim_output_features=cfg.trim_output_features,
+    batch_size=cfg.batch_size // num_shards,
+  )
+
+
+def get_training_eval_datasets(
+  cfg: DatasetConfig,
+  shard_id: int,
+  num_shards: int,
+  eval_steps: int,
+  feature_converter_cls: FeatureConverter,
+) -> Mapping[str, tf.data.Dataset]:
+  """Returns `eval_steps` batches of every task that has the split.
+
+  A task with fewer rows is repeated, so every evaluation sees the same number
+  of rows; a mixture is evaluated as a whole too, under its own name.
+
+  Args:
+    cfg: what to read.
+    shard_id: the shard, in [0, num_shards).
+    num_shards: number of shards that the batch is divided into.
+    eval_steps: number of batches.
+    feature_converter_cls: turns task features into model features.
+  """
+  provider = get_mixture_or_task(cfg)
+  if cfg.batch_size % num_shards:
+    raise ValueError(
+      f'Batch size ({cfg.batch_size}) must be divisible by number of shards '
+      f'({num_shards}).'
+    )
+
+  def batches(name_or_provider) -> tf.data.Dataset:
+    rows = get_dataset(
+      dataclasses.replace(
+        cfg, mixture_or_task_name=name_or_provider, batch_size=1
+      ),
+      shard_id=0,
+      num_shards=1,
+      feature_converter_cls=feature_converter_cls,
+      # Finite: a split whose examples are all filtered out must end too.
+      num_epochs=eval_steps * cfg.batch_size,
+    ).unbatch()
+    dataset = (
+      rows.repeat()
+      .shard(num_shards, shard_id)
+      .batch(cfg.batch_size // num_shards, drop_remainder=True)
+      .take(eval_steps)
+    )
+    return dataset.cache() if cfg.use_memory_cache else dataset
+
+  datasets = {}
+  for task in seqio.get_subtasks(provider):
+    if cfg.split in task.splits:
+      datasets[task.name] = batches(task)
+    else:
+      logging.info(
+        'Task %s has no %r split; it is not evaluated.', task.name, cfg.split
+      )
+  if isinstance(provider, seqio.Mixture):
+    datasets[provider.name] = batches(provider)
+  return datasets
+
+
+class TrainIterator(dataset_iterator.DatasetIterator):
+  """Batches on the devices, and a position that can be saved and restored."""
+
+  def __init__(self, dataset: tf.data.Dataset, partitioner):
+    self._iterator = dataset_iterator.TfDatasetIterator(
+      dataset, checkpoint=True
+    )
+    self._partitioner = partitioner
+
+  def __next__(self):
+    return self._partitioner.put_batch(next(self._iterator))
+
+  def reset(self) -> None:
+    """Starts from the beginning."""
+    self._iterator.reset()
+
+  @property
+  def element_spec(self):
+    """Shapes and dtypes of this process's part of a batch."""
+    return self._iterator.element_spec
+
+  def save(self, filename) -> None:
+    """Writes the position to a file."""
+    self._iterator.save(filename)
+
+  def restore(self, filename) -> None:
+    """Goes to the position that a file holds."""
+    self._iterator.restore(filename)
+
+
+def round_vocab_size_to_multiple(
+  vocabulary: seqio.Vocabulary, divisor: int = 128
+) -> int:
+  """Returns the vocabulary's size rounded up: TPUs tile by 128."""
+  return -(-vocabulary.vocab_size // divisor) * divisor
+
+
+def global_batch_spec(iterator, batch_size: int):
+  """Returns {feature: ShapeDtypeStruct} of the global batch."""
+  return {
+    name: jax.ShapeDtypeStruct((batch_size, *spec.shape[1:]), spec.dtype)
+    for name, spec in iterator.element_spec.items()
+  }

@@ -1,0 +1,179 @@
+"""Cross entropy with z-loss and label smoothing, and what it is divided by."""
+
+import enum
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+
+def cross_entropy_with_logits(
+  logits: jax.Array, targets: jax.Array, z_loss: float = 0.0
+) -> tuple[jax.Array, jax.Array]:
+  """Cross entropy against a distribution, plus z_loss * log(Z)^2.
+
+  The z-loss keeps log(Z), the log of the softmax normaliser, near zero.
+
+  Args:
+    logits: f32[..., V].
+    targets: f32[..., V], a distribution over classes, usually one-hot.
+    z_loss: coefficient of the auxiliary term.
+
+  Returns:
+    (loss with the z-loss in it, the z-loss alone), both f32[...].
+  """
+  log_z = jax.nn.logsumexp(logits, axis=-1)
+  loss = jnp.sum(targets * (log_z[..., None] - logits), axis=-1)
+  z_term = z_loss * jnp.square(log_z)
+  return loss + z_term, z_term
+
+
+def compute_weighted_cross_entropy(
+  logits: jax.Array,
+  targets: jax.Array,
+  weights: jax.Array | None = None,
+  label_smoothing: float = 0.0,
+  z_loss: float = 0.0,
+  loss_normalizing_factor: float | jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Sum over tokens of the weighted cross entropy.
+
+  With label smoothing the entropy of the smoothed target is subtracted, so
+  that a perfect prediction costs zero.
+
+  Args:
+    logits: f32[B, N, V].
+    targets: i32[B, N].
+    weights: f32[B, N], or None for all ones.
+    label_smoothing: probability spread evenly over the other classes.
+    z_loss: coefficient of the auxiliary z-loss.
+    loss_normalizing_factor: what both sums are divided by; None is 1.
+
+  Returns:
+    (loss, z-loss, sum of the weights), scalars.
+
+  Raises:
+    ValueError: the ranks of logits and targets do not fit.
+  """
+  if logits.ndim != targets.ndim + 1:
+    raise ValueError(
+      f'Incorrect shapes: logits {logits.shape}, targets {targets.shape}; '
+      'expected one more axis in logits'
+    )
+  vocab_size = logits.shape[-1]
+  on_value = 1.0 - label_smoothing
+  off_value = label_smoothing / max(vocab_size - 1, 1)
+  # sum_v target_v * (log_z - logit_v), without building the one-hot targets.
+  log_z = jax.nn.logsumexp(logits, axis=-1)
+  target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)
+  loss = log_z - (on_value - off_value) * target_logits[..., 0]
+  if label_smoothing:
+    loss -= off_value * jnp.sum(logits, axis=-1)
+    loss += on_value * math.log(on_value) + (
+      vocab_size - 1
+    ) * off_value * math.log(off_value + 1e-20)
+  z_term = z_loss * jnp.square(log_z)
+  loss += z_term
+  weight_sum = targets.size
+  if weights is not None:
+    loss, z_term = loss * weights, z_term * weights
+    weight_sum = jnp.sum(weights)
+  total, z_total = jnp.sum(loss), jnp.sum(z_term)
+  if loss_normalizing_factor is not None:
+    total /= loss_normalizing_factor
+    z_total /= loss_normalizing_factor
+  return total, z_total, weight_sum
+
+
+@enum.unique
+class SpecialLossNormalizingFactor(enum.Enum):
+  """Normalising factors that depend on the batch.
+
+  NUM_REAL_TARGET_TOKENS divides by the sum of the loss weights,
+  NUM_TOTAL_TARGET_TOKENS by batch times length (padding included), and
+  AVERAGE_PER_SEQUENCE averages first within each sequence, then over them.
+  """
+
+  NUM_REAL_TARGET_TOKENS = 1
+  NUM_TOTAL_TARGET_TOKENS = 2
+  AVERAGE_PER_SEQUENCE = 3
+
+
+def convert_special_loss_normalizing_factor_to_enum(
+  x: str,
+) -> SpecialLossNormalizingFactor:
+  """Returns the factor of that name (gin files write it as a string)."""
+  try:
+    return SpecialLossNormalizingFactor[x.upper()]
+  except KeyError:
+    names = ', '.join(f.name for f in SpecialLossNormalizingFactor)
+    raise ValueError(
+      f'Could not convert string {x!r} to SpecialLossNormalizingFactor; '
+      f'expected one of {names}'
+    ) from None
+
+
+def _sum_weights_per_segment(positions, segment_ids, weights):
+  """Gives each token the sum of the weights of its segment.
+
+  Args:
+    positions: i32[B, N], 0 at the first token of a segment.
+    segment_ids: i32[B, N], 0 for padding.
+    weights: f32[B, N].
+
+  Returns:
+    f32[B, N], 0 at padding.
+  """
+  live = segment_ids != 0
+  starts = (positions == 0) & live
+  # Segments are contiguous, so counting starts numbers them 0..N-1 in a row.
+  index = jnp.cumsum(starts, axis=1) - 1
+  sums = jax.vmap(
+    lambda i, w: jax.ops.segment_sum(w, i, num_segments=i.shape[0])
+  )(index, jnp.where(live, weights, 0.0))
+  return jnp.where(live, jnp.take_along_axis(sums, index, axis=1), 0.0)
+
+
+def get_loss_normalizing_factor_and_weights(
+  loss_normalizing_factor: float
+  | int
+  | str
+  | SpecialLossNormalizingFactor
+  | None,
+  batch: Mapping[str, jax.Array],
+) -> tuple[float | jax.Array | None, jax.Array | None]:
+  """Turns a normalising factor, possibly special, into a number and weights.
+
+  Args:
+    loss_normalizing_factor: a number, None, or a special factor or its name.
+    batch: has decoder_target_tokens i32[B, N]; may have decoder_loss_weights
+      f32[B, N] (else every token but padding counts 1) and, when packed,
+      decoder_segment_ids and decoder_positions, i32[B, N].
+
+  Returns:
+    (what the loss is divided by, weights f32[B, N] or None).
+  """
+  weights = batch.get('decoder_loss_weights')
+  factor = loss_normalizing_factor
+  if not isinstance(factor, str | SpecialLossNormalizingFactor):
+    return factor, weights
+  if isinstance(factor, str):
+    factor = convert_special_loss_normalizing_factor_to_enum(factor)
+  targets = batch['decoder_target_tokens']
+  if weights is None:
+    weights = jnp.asarray(targets > 0, jnp.float32)
+  if factor == SpecialLossNormalizingFactor.NUM_REAL_TARGET_TOKENS:
+    return jnp.sum(weights), weights
+  if factor == SpecialLossNormalizingFactor.NUM_TOTAL_TARGET_TOKENS:
+    return targets.size, weights
+  if 'decoder_segment_ids' in batch:
+    per_sequence = _sum_weights_per_segment(
+      batch['decoder_positions'], batch['decoder_segment_ids'], weights
+    )
+  else:
+    per_sequence = jnp.sum(weights, axis=-1, keepdims=True)
+  weights = jnp.where(
+    per_sequence > 0, weights / jnp.where(per_sequence > 0, per_sequence, 1), 0
+  )
+  return jnp.sum(weights), weights

@@ -1,0 +1,48 @@
+"""Shows how far training is: a bar on a terminal, log lines elsewhere."""
+
+import sys
+import time
+
+import tqdm
+from absl import logging
+
+
+class Progress:
+  """Step rate, loss and time left of a training run."""
+
+  def __init__(self, first_step: int, total_steps: int):
+    self._first, self._total = first_step, total_steps
+    self._start = time.time()
+    self._bar = None
+    if sys.stderr.isatty():
+      self._bar = tqdm.tqdm(
+        total=total_steps,
+        initial=first_step,
+        unit='step',
+        dynamic_ncols=True,
+        desc='train',
+      )
+
+  def update(self, step: int, loss: float | None) -> None:
+    """Shows the step and, once it is known, the loss of the last window."""
+    if self._bar is not None:
+      if loss is not None:
+        self._bar.set_postfix(loss=f'{loss:.4f}', refresh=False)
+      self._bar.update(step - self._bar.n)
+      return
+    done = step - self._first
+    rate = done / max(time.time() - self._start, 1e-9)
+    left = (self._total - step) / max(rate, 1e-9)
+    logging.info(
+      'step %d/%d  loss %s  %.2f steps/s  %s left',
+      step,
+      self._total,
+      '-' if loss is None else f'{loss:.4f}',
+      rate,
+      tqdm.tqdm.format_interval(left),
+    )
+
+  def close(self) -> None:
+    """Leaves the bar as it is."""
+    if self._bar is not None:
+      self._bar.close()

@@ -1,0 +1,364 @@
+"""The training run: data, state, steps, evaluations, checkpoints.
+
+What a step computes, and what is saved, depend on the configuration and on the
+step alone, never on when the run was interrupted: a run that was killed and
+started again gives the same numbers, bit for bit (with RANDOM_SEED and the
+seeds of the datasets set, and the train iterator saved).
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from clu import metric_writers
+from jax.experimental import multihost_utils
+
+from selective_t5x.errors import UserError
+from t5x import checkpoints, datasets, models, partitioning, progress, utils
+from t5x import trainer as trainer_lib
+
+TRAIN_METRIC_KEY = 'train'
+
+
+class NonFiniteLossError(FloatingPointError):
+  """The loss became NaN or infinite; nothing was saved after that."""
+
+
+def train(
+  *,
+  model: models.BaseModel,
+  train_dataset_cfg: utils.DatasetConfig,
+  train_eval_dataset_cfg: utils.DatasetConfig | None,
+  infer_eval_dataset_cfg: utils.DatasetConfig | None = None,
+  checkpoint_cfg: utils.CheckpointConfig,
+  partitioner: partitioning.BasePartitioner,
+  trainer_cls: trainer_lib.BaseTrainerConstructor,
+  model_dir: str,
+  total_steps: int,
+  eval_steps: int,
+  eval_period: int,
+  relative_steps: int | None = None,
+  stats_period: int | None = None,
+  random_seed: int | None,
+  use_hardware_rng: bool = False,
+  summarize_config_fn: Callable[[str, metric_writers.MetricWriter, int], None],
+  get_dataset_fn: Callable = utils.get_dataset,
+  actions: Mapping[str, Sequence[trainer_lib.BaseAction]] | None = None,
+  train_eval_get_dataset_fn: Callable = utils.get_training_eval_datasets,
+  run_eval_before_training: bool = False,
+  train_state_initializer_cls: type = utils.TrainStateInitializer,
+  verify_matching_vocabs_fn: Callable | None = utils.verify_matching_vocabs,
+):
+  """Trains a model; goes on from the latest checkpoint in model_dir.
+
+  Each evaluation and each window of train metrics is on disk before the
+  checkpoint of its step, so that nothing is missing after a resumption.
+
+  Args:
+    model: what is trained.
+    train_dataset_cfg: what it is trained on.
+    train_eval_dataset_cfg: what it is evaluated on, with teacher forcing, or
+      None.
+    infer_eval_dataset_cfg: must be None; evaluation with decoding is for the
+      real T5X so far.
+    checkpoint_cfg: what is saved, and what is restored before step 0.
+    partitioner: shards data and state over the devices.
+    trainer_cls: takes what BaseTrainer takes.
+    model_dir: folder of checkpoints, metrics and configuration.
+    total_steps: the step to stop after.
+    eval_steps: batches of an evaluation.
+    eval_period: steps between evaluations; 0 is never.
+    relative_steps: steps to take from the restored one on; replaces
+      total_steps.
+    stats_period: steps between train metrics; None is the shorter of the
+      evaluation and checkpoint periods.
+    random_seed: of the initial values and of dropout; None is a new one a run.
+    use_hardware_rng: whether random numbers come from the accelerator's own
+      generator: faster, and the same for the same sharding only.
+    summarize_config_fn: writes the configuration; called with (model_dir,
+      TensorBoard writer, step).
+    get_dataset_fn: makes the train dataset, see `datasets.get_dataset`.
+    actions: for 'TRAIN' and 'TRAIN_EVAL' what looks at the metrics and may stop
+      training; T5X names a train step's task 'train'.
+    train_eval_get_dataset_fn: makes the evaluation datasets, see
+      `datasets.get_training_eval_datasets`.
+    run_eval_before_training: whether to evaluate before the first step.
+    train_state_initializer_cls: makes the train state.
+    verify_matching_vocabs_fn: checks task against model, or None.
+
+  Returns:
+    (the last step, the last train state).
+
+  Raises:
+    UserError: a setting that cannot be.
+    NonFiniteLossError: the loss became NaN or infinite.
+  """
+  if infer_eval_dataset_cfg is not None:
+    raise UserError(
+      'train.infer_eval_dataset_cfg: evaluation with decoding during training '
+      'needs the real T5X; set it to None here'
+    )
+  save_cfg = checkpoint_cfg.save
+  eval_period = eval_period if train_eval_dataset_cfg else 0
+  save_period = (save_cfg.period if save_cfg else 0) or 0
+  os.makedirs(model_dir, exist_ok=True)
+  init_rng, trainer_rng = jax.random.split(
+    _make_rng(random_seed, use_hardware_rng)
+  )
+
+  layout = partitioner.get_data_layout(train_dataset_cfg.batch_size)
+  if verify_matching_vocabs_fn and isinstance(
+    model, models.BaseTransformerModel
+  ):
+    for cfg in filter(None, (train_dataset_cfg, train_eval_dataset_cfg)):
+      verify_matching_vocabs_fn(cfg, model)
+  train_iter = datasets.TrainIterator(
+    get_dataset_fn(
+      train_dataset_cfg,
+      layout.shard_id,
+      layout.num_shards,
+      model.FEATURE_CONVERTER_CLS,
+    ),
+    partitioner,
+  )
+  eval_datasets = {}
+  if eval_period:
+    eval_datasets = train_eval_get_dataset_fn(
+      train_eval_dataset_cfg,
+      layout.shard_id,
+      layout.num_shards,
+      eval_steps,
+      model.FEATURE_CONVERTER_CLS,
+    )
+
+  batch_spec = datasets.global_batch_spec(train_iter, layout.batch_size)
+  initializer = train_state_initializer_cls(
+    optimizer_def=model.optimizer_def,
+    init_fn=model.get_initial_variables,
+    input_shapes={k: v.shape for k, v in batch_spec.items()},
+    input_types={k: v.dtype for k, v in batch_spec.items()},
+    partitioner=partitioner,
+  )
+  train_state = _first_train_state(
+    initializer, checkpoint_cfg, model_dir, train_iter, init_rng
+  )
+  utils.log_model_info(
+    os.path.join(model_dir, 'model-info.txt'),
+    initializer.global_train_state_shape,
+    partitioner,
+  )
+  first_step = int(train_state.step)
+  if relative_steps:
+    total_steps = first_step + relative_steps
+  if total_steps < first_step:
+    raise UserError(
+      f'TRAIN_STEPS = {total_steps} (train.total_steps), but {model_dir} is '
+      f'at step {first_step} already'
+    )
+  stats_period = stats_period or min(
+    (p for p in (eval_period, save_period) if p), default=total_steps
+  )
+
+  manager = None
+  if save_period:
+    manager = checkpoints.CheckpointManager(
+      model_dir,
+      partitioner,
+      iterator=train_iter if save_cfg.save_dataset else None,
+      save_dtype=save_cfg.dtype,
+      keep=save_cfg.keep,
+    )
+  trainer = trainer_cls(
+    model=model,
+    train_state=train_state,
+    partitioner=partitioner,
+    eval_names=eval_datasets.keys(),
+    summary_dir=model_dir,
+    train_state_axes=initializer.train_state_axes,
+    rng=trainer_rng,
+  )
+  del train_state  # its buffers are donated to the first step
+  summarize_config_fn(
+    model_dir, trainer.train_metrics_manager.summary_writer, first_step
+  )
+  loop = _Loop(
+    trainer,
+    manager,
+    eval_datasets,
+    {trainer_lib.ActionMode[k]: v for k, v in (actions or {}).items()},
+    model_dir,
+  )
+  with trainer:
+    if manager and first_step not in manager.all_steps():
+      loop.save()
+    if run_eval_before_training and eval_datasets:
+      loop.evaluate()
+    if first_step < total_steps:
+      trainer.compile_train(_ones_like(batch_spec, partitioner))
+    bar = progress.Progress(first_step, total_steps)
+    step = first_step
+    while step < total_steps and not trainer.stop_training:
+      # Windows end at multiples of the periods, whatever step this run began
+      # at: a resumed run has the windows of an uninterrupted one.
+      end = min(
+        (
+          (step // period + 1) * period
+          for period in (stats_period, eval_period, save_period)
+          if period
+        ),
+        default=total_steps,
+      )
+      end = min(end, total_steps)
+      loop.train(train_iter, step, end)
+      step = end
+      last = step == total_steps
+      if eval_datasets and (last or step % eval_period == 0):
+        loop.evaluate()
+      if manager and (last or step % save_period == 0):
+        loop.save()
+      bar.update(step, loop.last_loss())
+    bar.close()
+    loop.check_finite()
+    if manager:
+      manager.close()
+  multihost_utils.sync_global_devices('train finished')
+  return step, trainer.train_state
+
+
+class _Loop:
+  """The pieces of the loop that look at metrics and save."""
+
+  def __init__(self, trainer, manager, eval_datasets, actions, model_dir):
+    self._trainer = trainer
+    self._manager = manager
+    self._eval_datasets = eval_datasets
+    self._actions = actions
+    self._model_dir = model_dir
+    self._window = None  # the metrics of the last window, a future
+    self._previous_loss = None
+
+  def train(self, train_iter, start: int, end: int) -> None:
+    """Takes the steps of one window; looks at the window before meanwhile."""
+    window = self._trainer.train(train_iter, end - start, start_step=start)
+    self.check_finite()
+    self._window = (end, window)
+    if trainer_lib.ActionMode.TRAIN in self._actions:
+      self.check_finite()
+      self._act(
+        trainer_lib.ActionMode.TRAIN, {TRAIN_METRIC_KEY: window.result()}
+      )
+
+  def evaluate(self) -> None:
+    """Evaluates all datasets with teacher forcing."""
+    start = time.time()
+    summaries = self._trainer.eval(
+      {k: ds.as_numpy_iterator() for k, ds in self._eval_datasets.items()}
+    )
+    for task, summary in summaries.items():
+      logging.info(
+        'evaluation of %s at step %d: %s',
+        task,
+        int(self._trainer.train_state.step),
+        ', '.join(
+          f'{name} {float(summary[name].value):.4f}'
+          for name in ('loss', 'accuracy')
+          if name in summary
+        ),
+      )
+    self._trainer.train_metrics_manager.write_scalar(
+      'timing/evaluate_seconds',
+      time.time() - start,
+      int(self._trainer.train_state.step),
+    )
+    self._act(trainer_lib.ActionMode.TRAIN_EVAL, summaries)
+
+  def save(self) -> None:
+    """Saves a checkpoint, once all metrics up to its step are on disk."""
+    self.check_finite()
+    self._trainer.flush()
+    self._manager.save(self._trainer.train_state)
+
+  def last_loss(self) -> float | None:
+    """The loss of the last window that is computed."""
+    if self._window is not None and self._window[1].done():
+      self.check_finite()
+    return self._previous_loss
+
+  def check_finite(self) -> None:
+    """Raises NonFiniteLossError where the last window's loss is not finite."""
+    if self._window is None:
+      return
+    step, window = self._window
+    self._window = None
+    loss = float(window.result()['loss'].value)
+    if not math.isfinite(loss):
+      saved = checkpoints.all_steps(self._model_dir)
+      raise NonFiniteLossError(
+        f'The loss became {loss} at or before step {step}. '
+        + (
+          f'The last checkpoint is checkpoint_{saved[-1]}. '
+          if saved
+          else 'There is no checkpoint. '
+        )
+        + 'A lower LEARNING_RATE or more WARMUP_STEPS may help.'
+      )
+    self._previous_loss = loss
+
+  def _act(self, mode, metrics_by_task) -> None:
+    stop = False
+    if jax.process_index() == 0:
+      for action in self._actions.get(mode, ()):
+        stop |= action.run(self._trainer.train_state, metrics_by_task)
+    if mode in self._actions:
+      stop = bool(multihost_utils.broadcast_one_to_all(jnp.array(stop)))
+      self._trainer.stop_training |= stop
+
+
+def _make_rng(random_seed: int | None, use_hardware_rng: bool) -> jax.Array:
+  if use_hardware_rng or random_seed is None:
+    utils.set_hardware_rng_ops()
+  if random_seed is None:
+    random_seed = int(
+      multihost_utils.broadcast_one_to_all(np.int32(time.time()))
+    )
+    logging.info('RANDOM_SEED is not set; using %d', random_seed)
+  return jax.random.PRNGKey(random_seed)
+
+
+def _first_train_state(
+  initializer, checkpoint_cfg, model_dir, train_iter, init_rng
+):
+  """Returns the state to go on from: model_dir's, the given one, or new."""
+  save_cfg, restore_cfg = checkpoint_cfg.save, checkpoint_cfg.restore
+  steps = checkpoints.all_steps(model_dir)
+  if steps:
+    return initializer.from_checkpoint(
+      checkpoints.checkpoint_path(model_dir, steps[-1]),
+      iterator=train_iter if save_cfg and save_cfg.save_dataset else None,
+    )
+  path = restore_cfg and utils.checkpoint_to_restore(restore_cfg)
+  if path:
+    return initializer.from_checkpoint(
+      path,
+      dtype=restore_cfg.dtype,
+      iterator=train_iter if restore_cfg.restore_dataset else None,
+    )
+  return initializer.from_scratch(init_rng)
+
+
+def _ones_like(batch_spec, partitioner):
+  """Returns a batch of ones: something to compile the train step for."""
+  sharding = partitioner.shardings(partitioner.data_partition_spec)
+  return {
+    name: jax.make_array_from_callback(
+      spec.shape,
+      sharding,
+      lambda index, spec=spec: np.ones(spec.shape, spec.dtype)[index],
+    )
+    for name, spec in batch_spec.items()
+  }

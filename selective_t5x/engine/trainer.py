@@ -1,0 +1,416 @@
+"""Trainers: the train and evaluation steps, and the loops over them."""
+
+import abc
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
+from typing import Any
+
+import clu.metrics
+import clu.values
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from t5x import metrics as metrics_lib
+from t5x import models, partitioning, schedules, train_state
+
+# T5X has the actions under this module's name.
+from t5x.actions import (  # noqa: F401
+  ActionMapType,
+  ActionMode,
+  BaseAction,
+  EarlyStoppingAction,
+  TerminateOnNanAction,
+)
+from t5x.metric_managers import MetricsManager
+
+Batch = Mapping[str, jax.Array]
+TrainState = train_state.TrainState
+
+
+@jax.jit
+def merge_metrics(a, b):
+  """Adds up two metric dicts of the same names."""
+  return {name: a[name].merge(b[name]) for name in a}
+
+
+class BaseTrainer(abc.ABC):
+  """Runs train and evaluation steps and writes their metrics.
+
+  Metrics are written by threads: use the trainer as a context manager, or call
+  close().
+  """
+
+  def __init__(
+    self,
+    model: models.BaseModel,
+    train_state: TrainState,
+    partitioner: partitioning.BasePartitioner,
+    eval_names: Sequence[str],
+    summary_dir: str | None,
+    train_state_axes: Any,
+    rng: jax.Array,
+  ):
+    """Sets up the metric writers.
+
+    Args:
+      model: what is trained.
+      train_state: where training goes on from.
+      partitioner: shards the steps.
+      eval_names: names of the evaluation datasets.
+      summary_dir: the model folder; None writes no metrics.
+      train_state_axes: the train state with PartitionSpec or None as leaves.
+      rng: base of the dropout keys; the step is folded in.
+    """
+    self._model = model
+    self.train_state = train_state
+    self._partitioner = partitioner
+    self._train_state_axes = train_state_axes
+    self._base_rng = rng
+    self._compiled_train_step = None
+    self._compiled_eval_steps = {}
+    self._start_time = time.time()
+    self.stop_training = False
+    step = int(train_state.step)
+    self.train_metrics_manager = MetricsManager('train', summary_dir, step)
+    self.eval_metrics_managers = {
+      name: MetricsManager(f'training_eval/{name}', summary_dir, step)
+      for name in eval_names
+    }
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self.close()
+
+  def close(self) -> None:
+    """Writes what is left and stops the writers' threads."""
+    self.train_metrics_manager.close()
+    for manager in self.eval_metrics_managers.values():
+      manager.close()
+
+  def flush(self) -> None:
+    """Waits until all metrics so far are on disk."""
+    self.train_metrics_manager.flush()
+    for manager in self.eval_metrics_managers.values():
+      manager.flush()
+
+  def _get_step_rng(self, step) -> jax.Array:
+    return jax.random.fold_in(self._base_rng, step)
+
+  def train(
+    self,
+    batch_iter: Iterator[Batch],
+    num_steps: int,
+    start_step: int | None = None,
+  ) -> futures.Future:
+    """Takes `num_steps` steps.
+
+    Args:
+      batch_iter: gives global batches.
+      num_steps: one or more.
+      start_step: the step of the train state, where the host knows it.
+
+    Returns:
+      a future of the metrics over these steps, {name: clu value}.
+    """
+    if start_step is None:
+      start_step = int(self.train_state.step)
+    train_step = self._compiled_train_step or self._partitioned_train_step
+    metrics = None
+    self.train_metrics_manager.start_duration_timer(self.train_state.step)
+    for step in range(start_step, start_step + num_steps):
+      with jax.profiler.StepTraceAnnotation('train', step_num=step):
+        self.train_state, update = train_step(
+          self.train_state, next(batch_iter)
+        )
+        metrics = merge_metrics(metrics, update) if metrics else update
+    metrics['timing/uptime'] = clu.metrics.LastValue.from_model_output(
+      np.asarray([time.time() - self._start_time])
+    )
+    return self.train_metrics_manager.write_metrics_summary(
+      metrics, start_step + num_steps, num_steps
+    )
+
+  def compile_train(self, batch: Batch) -> None:
+    """Compiles the train step for batches like `batch`, ahead of the loop."""
+    start = time.time()
+    self._compiled_train_step = self._partitioner.compile(
+      self._partitioned_train_step, self.train_state, batch
+    )
+    self.train_metrics_manager.write_scalar(
+      'timing/compilation_seconds', time.time() - start, self.train_state.step
+    )
+
+  def eval(
+    self, batch_iters: Mapping[str, Iterator[Batch]]
+  ) -> Mapping[str, Mapping[str, clu.values.Value]]:
+    """Evaluates each dataset and writes its metrics.
+
+    Args:
+      batch_iters: for each of eval_names, this process's batches (numpy).
+
+    Returns:
+      {dataset name: {metric name: clu value}}.
+
+    Raises:
+      ValueError: a dataset gave no batch.
+    """
+    summaries = {}
+    step = int(self.train_state.step)
+    for name, batches in batch_iters.items():
+      manager = self.eval_metrics_managers[name]
+      metrics, num_steps = None, 0
+      manager.start_duration_timer(self.train_state.step)
+      for batch in batches:
+        update = self._eval_step_for(batch)(
+          self.train_state, self._partitioner.put_batch(batch)
+        )
+        metrics = merge_metrics(metrics, update) if metrics else update
+        num_steps += 1
+      if not num_steps:
+        raise ValueError(
+          f'The evaluation dataset {name} gave no batch: is its split smaller '
+          'than one batch after packing and filtering?'
+        )
+      summaries[name] = manager.write_metrics_summary(metrics, step, num_steps)
+    return {name: future.result() for name, future in summaries.items()}
+
+  def _eval_step_for(self, batch):
+    """Returns the evaluation step compiled for the shapes of a batch."""
+    key = tuple(sorted((k, v.shape, str(v.dtype)) for k, v in batch.items()))
+    if key not in self._compiled_eval_steps:
+      self._compiled_eval_steps[key] = self._partitioner.compile(
+        self._partitioned_eval_step,
+        self.train_state,
+        self._partitioner.put_batch(batch),
+      )
+    return self._compiled_eval_steps[key]
+
+  @property
+  @abc.abstractmethod
+  def _partitioned_train_step(self):
+    """(train state, batch) -> (train state, metrics)."""
+
+  @property
+  @abc.abstractmethod
+  def _partitioned_eval_step(self):
+    """(train state, batch) -> metrics."""
+
+
+def accumulate_grads_microbatched(
+  model: models.BaseModel,
+  train_state: TrainState,
+  batch: Batch,
+  dropout_rng: jax.Array,
+  num_microbatches: int | None,
+):
+  """Returns (gradients, metrics) of a batch, taken in parts to save memory.
+
+  The parts' losses and gradients are added, as in T5X: a loss normalised by the
+  tokens of its part becomes num_microbatches times larger.
+
+  Args:
+    model: gives the loss.
+    train_state: gives the parameters.
+    batch: arrays [B, …].
+    dropout_rng: the step's key; each part folds in its number.
+    num_microbatches: parts that B is divided into; None or 1 takes it whole.
+
+  Raises:
+    ValueError: B cannot be divided so.
+  """
+  grad_fn = jax.value_and_grad(model.loss_fn, has_aux=True)
+  if num_microbatches is None or num_microbatches <= 1:
+    (_, metrics), grads = grad_fn(train_state.params, batch, dropout_rng)
+    return grads, metrics
+  batch_size = next(iter(batch.values())).shape[0]
+  if batch_size % num_microbatches:
+    raise ValueError(
+      f'Trainer.num_microbatches = {num_microbatches} does not divide the '
+      f'batch size {batch_size}'
+    )
+  # Rows are dealt out in turn, so that each part has rows of every data shard
+  # and no row changes its device.
+  parts = jax.tree.map(
+    lambda x: jnp.moveaxis(x.reshape(-1, num_microbatches, *x.shape[1:]), 1, 0),
+    dict(batch),
+  )
+
+  def grads_of(index, part):
+    (_, metrics), grads = grad_fn(
+      train_state.params, part, jax.random.fold_in(dropout_rng, index)
+    )
+    return jax.tree.map(lambda g: g.astype(jnp.float32), grads), metrics
+
+  def add(total, index_and_part):
+    grads, metrics = grads_of(*index_and_part)
+    merged = merge_metrics(total[1], metrics)
+    metrics = jax.tree.map(
+      lambda new, sum_: jnp.where(index_and_part[0] == 0, new, sum_),
+      metrics,
+      merged,
+    )
+    return (jax.tree.map(jnp.add, total[0], grads), metrics), None
+
+  zeros = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype),
+    jax.eval_shape(grads_of, 0, jax.tree.map(lambda x: x[0], parts)),
+  )
+  (grads, metrics), _ = jax.lax.scan(
+    add, zeros, (jnp.arange(num_microbatches), parts)
+  )
+  return grads, metrics
+
+
+class WeightMetricsComputer:
+  """Computes norms of the weights, gradients and updates of every parameter."""
+
+  def compute_metrics(self, gradients, old_train_state, new_train_state):
+    """Returns {name/parameter: metric} of one step."""
+    new, old = new_train_state.params, old_train_state.params
+    update = jax.tree.map(jnp.subtract, new, old)
+
+    def rms(x):
+      return jnp.sqrt(jnp.mean(jnp.square(x)))
+
+    def per_parameter(name, fn, *trees):
+      flat = flax.traverse_util.flatten_dict(
+        flax.core.unfreeze(jax.tree.map(fn, *trees)), sep='/'
+      )
+      return {f'{name}/{k}': v for k, v in flat.items()}
+
+    values = {
+      **per_parameter('weight_rms', rms, new),
+      **per_parameter('weight_max', lambda x: jnp.max(jnp.abs(x)), new),
+      **per_parameter('weight_gradient_rms', rms, gradients),
+      **per_parameter('weight_update_rms', rms, update),
+      **per_parameter(
+        'weight_update_divided_by_weight_rms',
+        lambda u, w: rms(u / w),
+        update,
+        old,
+      ),
+      'weight_gradient_norm': jnp.sqrt(
+        sum(jnp.vdot(g, g) for g in jax.tree.leaves(gradients))
+      ),
+    }
+    return {
+      k: metrics_lib.AveragePerStep.from_model_output(v)
+      for k, v in values.items()
+    }
+
+
+def train_with_lr(
+  train_state: TrainState,
+  batch: Batch,
+  learning_rate: jax.Array,
+  dropout_rng: jax.Array,
+  model: models.BaseModel,
+  num_microbatches: int | None,
+  weight_metrics_computer: WeightMetricsComputer | None = None,
+):
+  """Takes one step; returns (train state, metrics)."""
+  grads, metrics = accumulate_grads_microbatched(
+    model, train_state, batch, dropout_rng, num_microbatches
+  )
+  new_state = train_state.apply_gradient(grads, learning_rate=learning_rate)
+  rate = jnp.asarray([learning_rate])
+  metrics['learning_rate'] = clu.metrics.Average.from_model_output(rate)
+  metrics['learning_rate/current'] = clu.metrics.LastValue.from_model_output(
+    rate
+  )
+  if weight_metrics_computer is not None:
+    metrics |= weight_metrics_computer.compute_metrics(
+      grads, train_state, new_state
+    )
+  return new_state, metrics
+
+
+class Trainer(BaseTrainer):
+  """The trainer of T5X: one optimiser step a batch, optional microbatches."""
+
+  def __init__(
+    self,
+    model: models.BaseModel,
+    train_state: TrainState,
+    partitioner: partitioning.BasePartitioner,
+    eval_names: Sequence[str],
+    summary_dir: str | None,
+    train_state_axes: Any,
+    rng: jax.Array,
+    learning_rate_fn: schedules.LearningRateCallable,
+    num_microbatches: int | None,
+    weight_metrics_computer: WeightMetricsComputer | None = None,
+  ):
+    """As BaseTrainer, and:
+
+    Args:
+      model: see BaseTrainer.
+      train_state: see BaseTrainer.
+      partitioner: see BaseTrainer.
+      eval_names: see BaseTrainer.
+      summary_dir: see BaseTrainer.
+      train_state_axes: see BaseTrainer.
+      rng: see BaseTrainer.
+      learning_rate_fn: from step to learning rate. With optax optimisers it is
+        only reported; they have their own.
+      num_microbatches: parts that each batch is divided into, or None.
+      weight_metrics_computer: adds norms of the weights, or None.
+    """
+    self._learning_rate_fn = learning_rate_fn
+    self._num_microbatches = num_microbatches
+    self._weight_metrics_computer = weight_metrics_computer
+    super().__init__(
+      model=model,
+      train_state=train_state,
+      partitioner=partitioner,
+      eval_names=eval_names,
+      summary_dir=summary_dir,
+      train_state_axes=train_state_axes,
+      rng=rng,
+    )
+
+  @functools.cached_property
+  def _partitioned_train_step(self):
+    def train_step(train_state, batch):
+      return train_with_lr(
+        train_state,
+        batch,
+        learning_rate=self._learning_rate_fn(train_state.step),
+        dropout_rng=self._get_step_rng(train_state.step),
+        model=self._model,
+        num_microbatches=self._num_microbatches,
+        weight_metrics_computer=self._weight_metrics_computer,
+      )
+
+    return self._partitioner.partition(
+      train_step,
+      in_axis_resources=(
+        self._train_state_axes,
+        self._partitioner.data_partition_spec,
+      ),
+      out_axis_resources=(self._train_state_axes, None),
+      donate_argnums=(0,),
+    )
+
+  @functools.cached_property
+  def _partitioned_eval_step(self):
+    def eval_step(train_state, batch):
+      return self._model.eval_fn(train_state.params, batch)[1]
+
+    return self._partitioner.partition(
+      eval_step,
+      in_axis_resources=(
+        self._train_state_axes,
+        self._partitioner.data_partition_spec,
+      ),
+      out_axis_resources=None,
+    )
+
+
+BaseTrainerConstructor = Callable[..., BaseTrainer]
