@@ -4,4 +4,9 @@ Registration reads no file, touches no network and trains nothing: that waits
 until a data set is built or a vocabulary is used.
 """
 
-from selective_t5x.tasks import variable_assignment as variable_assignment
+from selective_t5x.tasks import (
+  variable_assignment as variable_assignment,
+)
+from selective_t5x.tasks import (
+  wikipedia_sample as wikipedia_sample,
+)

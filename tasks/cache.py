@@ -1,0 +1,97 @@
+"""The cache folder: what is made once from the user's files and kept.
+
+$SELECTIVE_T5X_CACHE, else ~/.cache/selective_t5x. Each entry is named by a
+hash of all it was made from, appears whole or not at all, and is made by one
+process while others wait. Deleting the folder costs nothing but time.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+from absl import logging
+
+from selective_t5x.errors import UserError
+
+
+def root() -> pathlib.Path:
+  """Returns the cache folder; it may not exist yet."""
+  folder = os.environ.get('SELECTIVE_T5X_CACHE') or '~/.cache/selective_t5x'
+  return pathlib.Path(folder).expanduser().absolute()
+
+
+def fingerprint(paths: Iterable[pathlib.Path], **settings) -> str:
+  """Returns a hash of the files' names, sizes and times, and of settings.
+
+  Args:
+    paths: files that exist. Their bytes are not read: a C4 shard is large.
+    **settings: what else decides the result, as JSON takes it.
+  """
+  files = [
+    (str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns)
+    for path in paths
+  ]
+  return digest(json.dumps([files, settings], sort_keys=True))
+
+
+def digest(text: str) -> str:
+  """Returns 16 hexadecimal digits that tell one text from another."""
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def build(entry: str, write: Callable[[pathlib.Path], None]) -> pathlib.Path:
+  """Returns the path of an entry, made now if it is not there.
+
+  Args:
+    entry: path within the cache folder; it holds a hash of the inputs.
+    write: makes the entry, a file or a folder, at the path that it is given.
+
+  Raises:
+    UserError: if the cache folder cannot be written.
+  """
+  path = root() / entry
+  if path.exists():
+    return path
+  with _locked(path):
+    if not path.exists():  # another process may have made it meanwhile
+      partial = path.with_name(f'{path.name}.partial')
+      _remove(partial)  # left by a process that was killed
+      logging.info('Making %s, once.', path)
+      start = time.monotonic()
+      write(partial)
+      partial.rename(path)
+      logging.info('Made it in %.1f s.', time.monotonic() - start)
+  return path
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path) -> Iterator[None]:
+  """Holds the entry's lock, which the system frees if the process dies."""
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = open(path.with_name(f'{path.name}.lock'), 'w')
+  except OSError as error:
+    raise UserError(
+      f'cannot write the cache folder {root()}: {error.strerror}; set '
+      'SELECTIVE_T5X_CACHE to another'
+    ) from error
+  with lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      logging.info('Waiting for another process to make %s', path)
+      fcntl.flock(lock, fcntl.LOCK_EX)
+    yield
+
+
+def _remove(path: pathlib.Path):
+  if path.is_dir():
+    shutil.rmtree(path)
+  else:
+    path.unlink(missing_ok=True)

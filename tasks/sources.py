@@ -1,0 +1,180 @@
+"""Documents from files: converted once to TFRecords, then read by TensorFlow.
+
+The state of a tf.data pipeline can only be saved, and a killed run resumed
+exactly, if no Python runs in it. What Python must parse (a Wikipedia dump,
+JSON lines) is therefore converted once, to files in the cache: a TFRecord holds
+one document as plain UTF-8, may hold any character, and has a checksum.
+"""
+
+import dataclasses
+import glob
+import gzip
+import hashlib
+import pathlib
+import zlib
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+
+import seqio
+import tensorflow as tf
+
+from selective_t5x.errors import UserError
+from selective_t5x.tasks import cache
+
+SPLITS = ('train', 'validation')
+
+
+class DocumentSource(seqio.DataSource):
+  """A seqio source of {'text': document} from converted files.
+
+  Attributes:
+    settings: called with no argument when the source is used, never before;
+      returns the bindings that decide what is read.
+  """
+
+  def __init__(
+    self,
+    settings: Callable[[], Hashable],
+    convert: Callable[[Hashable, str], Sequence[pathlib.Path]],
+  ):
+    """Stores how to convert; converts nothing.
+
+    Args:
+      settings: see the class.
+      convert: (settings, split) -> TFRecord files, in a fixed order.
+    """
+    self.settings = settings
+    self._convert = convert
+    super().__init__(splits=SPLITS, caching_permitted=False)
+
+  @property
+  def supports_arbitrary_sharding(self) -> bool:
+    """With fewer files than hosts, seqio shares out the documents itself."""
+    return False
+
+  def list_shards(self, split: str) -> list[str]:
+    """Returns the split's TFRecord files that hold a document.
+
+    Raises:
+      UserError: if there is no document.
+    """
+    settings = self.settings()
+    files = self._convert(settings, split)
+    files = [str(file) for file in files if file.stat().st_size]
+    if not files:
+      raise UserError(f'no document in split {split!r} of {settings}')
+    return files
+
+  def get_dataset(
+    self, split='train', shuffle=True, seed=None, shard_info=None
+  ):
+    """Returns the documents; `shuffle` is of files, the task's of chunks."""
+    files = seqio.FileDataSource(
+      lambda file: tf.data.TFRecordDataset(file).map(lambda x: {'text': x}),
+      {split: self.list_shards(split)},
+    )
+    return files.get_dataset(split, shuffle, seed, shard_info)
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+  """A document and what decides its split: the same key, the same split."""
+
+  text: str
+  key: str
+
+
+def write_splits(
+  folder: pathlib.Path, documents: Iterable[Document], held_out: float
+):
+  """Writes <folder>/train.tfrecord and <folder>/validation.tfrecord.
+
+  Args:
+    folder: made here.
+    documents: those without text are left out.
+    held_out: the share of keys, 0 to 1, that goes to validation.
+  """
+  folder.mkdir()
+  train, validation = (folder / f'{split}.tfrecord' for split in SPLITS)
+  with (
+    tf.io.TFRecordWriter(str(train)) as train_writer,
+    tf.io.TFRecordWriter(str(validation)) as validation_writer,
+  ):
+    for document in documents:
+      if document.text:
+        key = hashlib.sha256(document.key.encode()).digest()
+        kept_out = int.from_bytes(key[:8], 'big') < held_out * 2**64
+        writer = validation_writer if kept_out else train_writer
+        writer.write(document.text.encode())
+
+
+def convert_files(
+  kind: str,
+  paths: Sequence[pathlib.Path],
+  documents: Callable[[pathlib.Path], Iterable[str]],
+  held_out: float,
+  **settings,
+) -> list[pathlib.Path]:
+  """Converts each file to a cached folder that holds both splits.
+
+  Args:
+    kind: the folder of the cache.
+    paths: the files.
+    documents: yields the documents of a file. A document is its own key, so
+      that copies of it never lie on both sides.
+    held_out: the share of documents that goes to validation.
+    **settings: what else decides the documents.
+
+  Returns:
+    The folders, in the order of paths.
+  """
+
+  def convert(path):
+    name = cache.fingerprint([path], held_out=held_out, **settings)
+    return cache.build(
+      f'{kind}/{path.name}-{name}',
+      lambda folder: write_splits(
+        folder, (Document(text, text) for text in documents(path)), held_out
+      ),
+    )
+
+  return [convert(path) for path in paths]
+
+
+def matching_files(patterns: str | Sequence[str], what: str):
+  """Returns the files that match one or more glob patterns, sorted.
+
+  Args:
+    patterns: as of the shell, with ** for any number of folders, and ~.
+    what: the binding that holds them, for the error.
+
+  Raises:
+    UserError: if a pattern matches no file.
+  """
+  found = set()
+  for pattern in [patterns] if isinstance(patterns, str) else patterns:
+    expanded = str(pathlib.Path(pattern).expanduser())
+    files = [
+      path
+      for path in map(pathlib.Path, glob.glob(expanded, recursive=True))
+      if path.is_file()
+    ]
+    if not files:
+      raise UserError(f'{what}: no file matches {pattern!r}')
+    found.update(path.absolute() for path in files)
+  return sorted(found)
+
+
+def numbered_lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
+  """Yields (number, line with its end) of a UTF-8 file; .gz is unpacked.
+
+  Raises:
+    UserError: naming file and line, if it cannot be read or is cut off.
+  """
+  number = 0
+  try:
+    with (gzip.open if path.suffix == '.gz' else open)(path, 'rb') as file:
+      for line in file:
+        yield number + 1, line.decode()
+        number += 1
+  except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+    raise UserError(f'{path}, line {number + 1}: {error}') from error

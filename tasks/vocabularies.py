@@ -1,0 +1,265 @@
+"""Vocabularies: SentencePiece trained on a task's own text, or bytes.
+
+Every language-modelling task holds a `TaskVocabulary`, which gin bindings
+decide when it is first used:
+
+    from selective_t5x.tasks import vocabularies
+    VOCABULARY = @vocabularies.task_vocabulary()
+    vocabularies.task_vocabulary.task = %MIXTURE_OR_TASK_NAME
+    vocabularies.Choice.size = 8192
+
+Ids: 0 padding, 1 end of sequence, 2 unknown; there is no start of sequence.
+"""
+
+import dataclasses
+import functools
+import io
+import pathlib
+from collections.abc import Hashable, Iterator
+from importlib import metadata
+
+import sentencepiece
+import seqio
+import tensorflow as tf
+from absl import logging
+from google.protobuf import message
+
+import gin
+from selective_t5x.errors import UserError, did_you_mean
+from selective_t5x.tasks import cache
+
+KINDS = ('sentencepiece', 'bytes')
+
+# SentencePiece learns its pieces from this much text and no more: enough for
+# 32,000 pieces, and minutes rather than hours.
+_TRAINING_CHARACTERS = 20_000_000
+
+# Text comes back from its ids as it was: spaces, line ends and case are kept,
+# and a character without a piece is spelt in bytes. The one exception is
+# U+2581, SentencePiece's own mark of a space, which comes back as a space.
+_TRAINER_OPTIONS = {
+  'pad_id': 0,
+  'eos_id': 1,
+  'unk_id': 2,
+  'bos_id': -1,
+  'byte_fallback': True,
+  'normalization_rule_name': 'identity',
+  'remove_extra_whitespaces': False,
+  'add_dummy_prefix': False,
+  'max_sentence_length': 2**30,  # the default leaves out lines over 4 KiB
+  # The sums of training depend on the number of threads: it is fixed, so the
+  # same text gives the same pieces whatever the number of cores.
+  'num_threads': 4,
+}
+
+
+@gin.configurable(module='selective_t5x.tasks.vocabularies')
+@dataclasses.dataclass(frozen=True)
+class Choice:
+  """Which vocabulary the language-modelling tasks use; bound in gin.
+
+  Attributes:
+    kind: 'sentencepiece' or 'bytes' (ids 3 to 258, one a byte of UTF-8).
+    size: pieces of a trained SentencePiece model, special ones and the 256
+      bytes included.
+    path: a ready SentencePiece model; None trains one on the task's training
+      split, once (see the cache folder).
+  """
+
+  kind: str = 'sentencepiece'
+  size: int = 2048
+  path: str | None = None
+
+  def __post_init__(self):
+    """Refuses what is no choice."""
+    if self.kind not in KINDS:
+      raise UserError(
+        f'vocabularies.Choice.kind = {self.kind!r}: expected one of '
+        f'{", ".join(KINDS)}{did_you_mean(str(self.kind), KINDS)}'
+      )
+    if self.kind == 'bytes' and self.path:
+      raise UserError(
+        "vocabularies.Choice.path is a SentencePiece model: kind 'bytes' has "
+        'no use for it'
+      )
+    if not isinstance(self.size, int) or self.size < 1:
+      raise UserError(
+        f'vocabularies.Choice.size = {self.size!r}: expected a whole number'
+      )
+
+
+class TaskVocabulary(seqio.Vocabulary):
+  """The vocabulary of a task, found or trained when it is first used.
+
+  Two of them are equal if they come to the same vocabulary.
+  """
+
+  def __init__(self, task: str):
+    """Stores the name of the task; reads nothing."""
+    self.task = task
+    super().__init__()
+
+  def resolve(self) -> seqio.Vocabulary:
+    """Returns the vocabulary itself, trained now if it must be.
+
+    Raises:
+      UserError: if the bindings lead to none.
+    """
+    choice = Choice()
+    source = seqio.TaskRegistry.get(self.task).source
+    settings = getattr(source, 'settings', lambda: None)()
+    # A tf.data function may be under construction: text is read outside it.
+    with tf.init_scope():
+      return _resolve(choice, self.task, settings)
+
+  @property
+  def vocab_size(self) -> int:
+    """Number of ids, special ones included."""
+    return self.resolve().vocab_size
+
+  @property
+  def _base_vocab_size(self) -> int:
+    return self.vocab_size
+
+  @property
+  def bos_id(self):
+    """Id of the start of a sequence; our own vocabularies have none."""
+    return self.resolve().bos_id
+
+  @property
+  def eos_id(self) -> int:
+    """Id of the end of a sequence."""
+    return self.resolve().eos_id
+
+  @property
+  def unk_id(self) -> int:
+    """Id of what has no other; a trained vocabulary never gives it."""
+    return self.resolve().unk_id
+
+  def _encode(self, s: str):
+    return self.resolve().encode(s)
+
+  def _decode(self, ids) -> str:
+    return self.resolve().decode(ids)
+
+  def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
+    return self.resolve().encode_tf(s)
+
+  def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
+    return self.resolve().decode_tf(ids)
+
+  def __eq__(self, other) -> bool:
+    """Compares the vocabularies that both come to."""
+    if isinstance(other, TaskVocabulary):
+      return self.task == other.task or self.resolve() == other.resolve()
+    return self.resolve() == other
+
+  def __str__(self) -> str:
+    """Names the task and the vocabulary."""
+    return f'TaskVocabulary({self.task}: {self.resolve()})'
+
+
+def task_vocabulary(task: str) -> seqio.Vocabulary:
+  """Returns the vocabulary of a task's or mixture's targets, for a model.
+
+  VOCABULARY = @vocabularies.task_vocabulary()
+  vocabularies.task_vocabulary.task = %MIXTURE_OR_TASK_NAME
+  """
+  provider = seqio.get_mixture_or_task(task)
+  return provider.output_features['targets'].vocabulary
+
+
+@functools.cache
+def _resolve(choice: Choice, task: str, settings: Hashable) -> seqio.Vocabulary:
+  """Settings are the source's: with others the text is another."""
+  del settings
+  if choice.kind == 'bytes':
+    return seqio.ByteVocabulary()
+  if choice.path:
+    path = pathlib.Path(choice.path).expanduser()
+    return _load(path.absolute())
+  return _load(train(task, choice.size))
+
+
+def train(task: str, size: int) -> pathlib.Path:
+  """Trains a SentencePiece model of `size` pieces on a task's text, once.
+
+  Unigram pieces, learnt from the lines of the training split. The same text
+  and size give the same file.
+
+  Args:
+    task: a task whose source gives {'text': ...}.
+    size: number of pieces, the special ones and the 256 bytes included.
+
+  Returns:
+    The model's path: <cache>/vocabularies/<hash of text and options>.model.
+
+  Raises:
+    UserError: if the text is too small for that many pieces.
+  """
+  documents = list(_training_documents(task))
+  options = {**_TRAINER_OPTIONS, 'vocab_size': size}
+  version = metadata.version('sentencepiece')
+  key = cache.digest(repr((documents, sorted(options.items()), version)))
+  lines = (
+    line for document in documents for line in document.split('\n') if line
+  )
+
+  def write(path):
+    characters = sum(map(len, documents))
+    logging.info(
+      'Training a vocabulary of %d pieces on %d documents of %s (%.1f million '
+      'characters).',
+      size,
+      len(documents),
+      task,
+      characters / 1e6,
+    )
+    model = io.BytesIO()
+    try:
+      sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=lines, model_writer=model, minloglevel=1, **options
+      )
+    except RuntimeError as error:
+      # SentencePiece puts its source line and condition before the sentence.
+      reason = str(error).split('] ')[-1].strip()
+      raise UserError(
+        f'vocabularies.Choice.size = {size} does not suit the text of {task}: '
+        f'{reason}'
+      ) from error
+    path.write_bytes(model.getvalue())
+
+  return cache.build(f'vocabularies/{key}.model', write)
+
+
+def _training_documents(task: str) -> Iterator[str]:
+  """Yields documents of the training split, up to _TRAINING_CHARACTERS.
+
+  Files are shuffled, so that the first few do not speak for a whole corpus.
+  """
+  source = seqio.TaskRegistry.get(task).source
+  dataset = source.get_dataset('train', shuffle=True, seed=0)
+  left = _TRAINING_CHARACTERS
+  for example in dataset.as_numpy_iterator():
+    text = example['text'].decode()[:left]
+    yield text
+    left -= len(text)
+    if not left:
+      return
+
+
+def _load(path: pathlib.Path) -> seqio.Vocabulary:
+  """Returns the vocabulary of a model file, checked to suit seqio."""
+  if not path.is_file():
+    raise UserError(f'vocabularies.Choice.path: there is no file {path}')
+  vocabulary = seqio.SentencePieceVocabulary(str(path))
+  try:
+    tokenizer = vocabulary.tokenizer
+  except (RuntimeError, message.DecodeError) as error:
+    raise UserError(f'{path} is not a SentencePiece model') from error
+  if tokenizer.pad_id() != 0 or tokenizer.eos_id() < 1:
+    raise UserError(
+      f'{path} has padding id {tokenizer.pad_id()} and end-of-sequence id '
+      f'{tokenizer.eos_id()}: seqio needs padding 0 and an end of sequence'
+    )
+  return vocabulary
