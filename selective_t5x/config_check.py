@@ -62,7 +62,7 @@ class Binding:
     selector: the configurable as it is spelled there; '' for a macro.
     name: the parameter, or the macro's name with its scope.
     value: a literal that may hold `Macro` and `Reference` objects.
-    file: the gin file's path, or '' for the command line.
+    file: the gin file as it was asked for, '' for the command line.
     line: the line in that file, from 1.
     imports: the names that the file's imports gave before this line, each with
       the module it stands for.
@@ -174,8 +174,7 @@ def load(
   """
   found = []
   for name in files:
-    path = _find(name, search_paths, f'--gin_file={name}')
-    found.extend(_read_file(path, search_paths, ()))
+    found.extend(_read_file(name, search_paths, (), f'--gin_file={name}'))
   for text in bindings:
     found.extend(_read_flag(text, search_paths))
   return Config(
@@ -234,24 +233,27 @@ def _macros_in(value) -> Iterator[str]:
       yield from _macros_in(item)
 
 
-def _read_file(path, search_paths, including) -> Iterator[Import | Binding]:
+def _read_file(
+  name, search_paths, including, asked
+) -> Iterator[Import | Binding]:
   """Yields the statements of one file, its includes in their place."""
-  if path in including:
-    raise UserError(f'{including[-1]}: {path} includes itself')
+  path = _find(name, search_paths, asked)
+  if name in including:
+    raise UserError(f'{asked}: a file cannot include itself')
   try:
     with open(path, encoding='utf-8') as file:
       parser = config_parser.ConfigParser(file, _Delegate())
-      yield from _read(parser, path, search_paths, (*including, path))
+      yield from _read(parser, name, search_paths, (*including, name))
   except SyntaxError as error:
     text = (error.text or '').strip()
     raise UserError(
-      f'{path}:{error.lineno}: cannot read "{text}": {_reason(error)}'
+      f'{name}:{error.lineno}: cannot read "{text}": {_reason(error)}'
     ) from error
   except tokenize.TokenError as error:
     message, (line, _) = error.args
-    raise UserError(f'{path}:{line}: {message}') from error
+    raise UserError(f'{name}:{line}: {message}') from error
   except UnicodeDecodeError as error:
-    raise UserError(f'{path}: not a text file ({error})') from error
+    raise UserError(f'{name}: not a text file ({error})') from error
 
 
 def _read_flag(text, search_paths) -> Iterator[Import | Binding]:
@@ -274,8 +276,7 @@ def _read(parser, file, search_paths, including) -> Iterator[Import | Binding]:
     if isinstance(statement, config_parser.IncludeStatement):
       name = statement.filename
       asked = f'{where}: include {name!r}'
-      included = _find(name, search_paths, asked)
-      yield from _read_file(included, search_paths, including)
+      yield from _read_file(name, search_paths, including, asked)
     elif isinstance(statement, config_parser.ImportStatement):
       whole = statement.alias or statement.is_from
       bound = statement.bound_name()

@@ -92,15 +92,26 @@ def _binding_problems(binding: Binding, config: Config) -> Iterator[str]:
   if problem:
     yield f'{binding.where}: {problem}'
     return
-  parameters = inspect.signature(configurable).parameters
-  kinds = {p.kind for p in parameters.values()}
-  if binding.name not in parameters and inspect.Parameter.VAR_KEYWORD not in (
-    kinds
-  ):
+  parameters = signature(configurable)
+  if parameters is not None and binding.name not in parameters:
     yield (
       f'{binding.where}: {binding.selector} has no parameter '
       f'{binding.name!r}{did_you_mean(binding.name, parameters)}'
     )
+
+
+def signature(configurable) -> dict[str, inspect.Parameter] | None:
+  """Returns the parameters that gin can bind, None where any name will do."""
+  if inspect.isclass(configurable):
+    # gin's own wrapper of a class hides the parameters; __init__ is inherited.
+    configurable = configurable.__init__
+    first = 1
+  else:
+    first = 0
+  parameters = list(inspect.signature(configurable).parameters.values())[first:]
+  if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+    return None
+  return {p.name: p for p in parameters}
 
 
 def _resolve(selector: str, binding: Binding, config: Config):

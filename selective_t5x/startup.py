@@ -1,17 +1,22 @@
 """What the command line does around a run: imports, logs and records."""
 
+import importlib.util
 import os
 import sys
 import tempfile
 
 from absl import logging
 
+# TensorFlow says these whatever its log level, and none matters here: it gets
+# no GPU, and JAX reports its own.
+_BANNERS = ('oneDNN', 'cuda', 'CUDA', 'All log messages before absl')
+
 
 def import_tensorflow() -> None:
   """Imports TensorFlow without its banners and keeps it off the GPUs.
 
-  TensorFlow writes advice to file descriptor 2 whatever its log level. What
-  else it says there while it is imported is passed on.
+  It writes them to file descriptor 2 past all Python; what else it says there
+  meanwhile is passed on.
   """
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   sys.stderr.flush()
@@ -20,14 +25,15 @@ def import_tensorflow() -> None:
     os.dup2(said.fileno(), 2)
     try:
       import tensorflow as tf
+
+      tf.config.set_visible_devices([], 'GPU')
     finally:
       os.dup2(stderr, 2)
       os.close(stderr)
       said.seek(0)
       for line in said:
-        if not line.startswith(('I0000 ', 'WARNING: All log messages before')):
+        if not any(banner in line for banner in _BANNERS):
           sys.stderr.write(line)
-  tf.config.set_visible_devices([], 'GPU')
 
 
 def set_data_folders(tfds_data_dir: str | None, cache_dirs: list[str]) -> None:
@@ -57,7 +63,11 @@ def begin_run(folder: str, run_mode: str, seed: int | None) -> None:
     len(devices),
     devices[0].device_kind,
   )
-  if jax.process_index() == 0:
+  if jax.process_index() == 0 and importlib.util.find_spec(
+    'selective_t5x.results'
+  ):
+    from selective_t5x import results
+
     results.write_run_record(folder, run_mode=run_mode, seed=seed)
 
 
