@@ -5,6 +5,12 @@ until a data set is built or a vocabulary is used.
 """
 
 from selective_t5x.tasks import (
+  c4_json as c4_json,
+)
+from selective_t5x.tasks import (
+  text_files as text_files,
+)
+from selective_t5x.tasks import (
   variable_assignment as variable_assignment,
 )
 from selective_t5x.tasks import (

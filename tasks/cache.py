@@ -19,6 +19,9 @@ from absl import logging
 
 from selective_t5x.errors import UserError
 
+# Goes up when what is written changes, so that older entries are not read.
+_LAYOUT = 1
+
 
 def root() -> pathlib.Path:
   """Returns the cache folder; it may not exist yet."""
@@ -37,7 +40,7 @@ def fingerprint(paths: Iterable[pathlib.Path], **settings) -> str:
     (str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns)
     for path in paths
   ]
-  return digest(json.dumps([files, settings], sort_keys=True))
+  return digest(json.dumps([_LAYOUT, files, settings], sort_keys=True))
 
 
 def digest(text: str) -> str:
@@ -64,7 +67,11 @@ def build(entry: str, write: Callable[[pathlib.Path], None]) -> pathlib.Path:
       _remove(partial)  # left by a process that was killed
       logging.info('Making %s, once.', path)
       start = time.monotonic()
-      write(partial)
+      try:
+        write(partial)
+      except BaseException:
+        _remove(partial)
+        raise
       partial.rename(path)
       logging.info('Made it in %.1f s.', time.monotonic() - start)
   return path

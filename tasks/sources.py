@@ -21,6 +21,8 @@ from selective_t5x.errors import UserError
 from selective_t5x.tasks import cache
 
 SPLITS = ('train', 'validation')
+KEPT = 'kept.tfrecord'
+HELD_OUT = 'held_out.tfrecord'
 
 
 class DocumentSource(seqio.DataSource):
@@ -83,64 +85,77 @@ class Document:
   key: str
 
 
-def write_splits(
+def write_documents(
   folder: pathlib.Path, documents: Iterable[Document], held_out: float
 ):
-  """Writes <folder>/train.tfrecord and <folder>/validation.tfrecord.
+  """Writes <folder>/kept.tfrecord and <folder>/held_out.tfrecord.
 
   Args:
     folder: made here.
-    documents: those without text are left out.
-    held_out: the share of keys, 0 to 1, that goes to validation.
+    documents: those that are blank are left out.
+    held_out: the share of keys, 0 to 1, that goes to held_out.tfrecord.
   """
   folder.mkdir()
-  train, validation = (folder / f'{split}.tfrecord' for split in SPLITS)
   with (
-    tf.io.TFRecordWriter(str(train)) as train_writer,
-    tf.io.TFRecordWriter(str(validation)) as validation_writer,
+    tf.io.TFRecordWriter(str(folder / KEPT)) as kept,
+    tf.io.TFRecordWriter(str(folder / HELD_OUT)) as apart,
   ):
     for document in documents:
-      if document.text:
+      if document.text.strip():
         key = hashlib.sha256(document.key.encode()).digest()
-        kept_out = int.from_bytes(key[:8], 'big') < held_out * 2**64
-        writer = validation_writer if kept_out else train_writer
+        number = int.from_bytes(key[:8], 'big')  # uniform below 2**64
+        writer = apart if number < held_out * 2**64 else kept
         writer.write(document.text.encode())
 
 
 def convert_files(
-  kind: str,
-  paths: Sequence[pathlib.Path],
-  documents: Callable[[pathlib.Path], Iterable[str]],
+  split: str,
+  train: Sequence[pathlib.Path],
+  validation: Sequence[pathlib.Path],
   held_out: float,
-  **settings,
+  documents: Callable[[pathlib.Path], Iterable[str]],
+  entry: str,
 ) -> list[pathlib.Path]:
-  """Converts each file to a cached folder that holds both splits.
+  """Returns the TFRecord files of a split, one for each of the user's files.
 
   Args:
-    kind: the folder of the cache.
-    paths: the files.
-    documents: yields the documents of a file. A document is its own key, so
-      that copies of it never lie on both sides.
-    held_out: the share of documents that goes to validation.
-    **settings: what else decides the documents.
-
-  Returns:
-    The folders, in the order of paths.
+    split: 'train' or 'validation'.
+    train: the files for training.
+    validation: those for validation; if there are none, a share of the
+      training documents is held out. A document's hash decides, so the
+      share stays the same and copies of a document never lie on both sides.
+    held_out: that share.
+    documents: yields the documents of a file.
+    entry: folder of the cache; it tells apart what else decides documents.
   """
+  paths, share, part = train, 0.0, KEPT
+  if validation and split == 'validation':
+    paths = validation
+  elif not validation:
+    share = held_out
+    part = KEPT if split == 'train' else HELD_OUT
 
   def convert(path):
-    name = cache.fingerprint([path], held_out=held_out, **settings)
+    name = cache.fingerprint([path], held_out=share)
     return cache.build(
-      f'{kind}/{path.name}-{name}',
-      lambda folder: write_splits(
-        folder, (Document(text, text) for text in documents(path)), held_out
+      f'{entry}/{path.name}-{name}',
+      lambda folder: write_documents(
+        folder, (Document(text, text) for text in documents(path)), share
       ),
     )
 
-  return [convert(path) for path in paths]
+  return [convert(path) / part for path in paths]
 
 
-def matching_files(patterns: str | Sequence[str], what: str):
+def check_share(value, binding: str):
+  """Raises UserError if a held-out share is not between 0 and 1."""
+  if not isinstance(value, float) or not 0 < value < 1:
+    raise UserError(f'{binding} = {value!r}: expected a number from 0 to 1')
+
+
+def matching_files(
+  patterns: str | Sequence[str], what: str
+) -> list[pathlib.Path]:
   """Returns the files that match one or more glob patterns, sorted.
 
   Args:

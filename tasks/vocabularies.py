@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import io
 import pathlib
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from importlib import metadata
 
 import sentencepiece
@@ -110,7 +110,7 @@ class TaskVocabulary(seqio.Vocabulary):
     settings = getattr(source, 'settings', lambda: None)()
     # A tf.data function may be under construction: text is read outside it.
     with tf.init_scope():
-      return _resolve(choice, self.task, settings)
+      return _resolve(choice, self.task, repr(settings))
 
   @property
   def vocab_size(self) -> int:
@@ -170,7 +170,7 @@ def task_vocabulary(task: str) -> seqio.Vocabulary:
 
 
 @functools.cache
-def _resolve(choice: Choice, task: str, settings: Hashable) -> seqio.Vocabulary:
+def _resolve(choice: Choice, task: str, settings: str) -> seqio.Vocabulary:
   """Settings are the source's: with others the text is another."""
   del settings
   if choice.kind == 'bytes':

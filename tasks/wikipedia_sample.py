@@ -40,9 +40,9 @@ def _convert(settings: None, split: str) -> list[pathlib.Path]:
   )
   folder = cache.build(
     f'wikipedia_sample/{name}',
-    lambda path: sources.write_splits(path, _articles(dump), _HELD_OUT),
+    lambda path: sources.write_documents(path, _articles(dump), _HELD_OUT),
   )
-  return [folder / f'{split}.tfrecord']
+  return [folder / (sources.KEPT if split == 'train' else sources.HELD_OUT)]
 
 
 def _articles(dump: pathlib.Path) -> Iterator[sources.Document]:

@@ -1,0 +1,84 @@
+"""c4_json_lm: C4 from local files in the format of its public JSON release.
+
+The files keep their names, c4-train.00000-of-01024.json.gz and
+c4-validation.00000-of-00008.json.gz; a few shards are enough to train on.
+Each line is an object with "text", "timestamp" and "url".
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator
+
+import gin
+from selective_t5x.errors import UserError
+from selective_t5x.tasks import language_modeling, sources
+
+
+@gin.configurable(module='selective_t5x.tasks.c4_json')
+@dataclasses.dataclass(frozen=True)
+class Files:
+  """Where the shards are; bound in gin.
+
+      from selective_t5x.tasks import c4_json
+      c4_json.Files.folder = '/data/c4'
+
+  Attributes:
+    folder: holds the shards. Required.
+    held_out: share of the training documents kept for validation where the
+      folder holds no validation shard.
+  """
+
+  folder: str | None = None
+  held_out: float = 0.01
+
+  def __post_init__(self):
+    """Refuses values of another kind."""
+    if self.folder is not None and not isinstance(self.folder, str):
+      raise UserError(f'c4_json.Files.folder = {self.folder!r}: expected text')
+    sources.check_share(self.held_out, 'c4_json.Files.held_out')
+
+
+def _convert(files: Files, split: str) -> list[pathlib.Path]:
+  if files.folder is None:
+    raise UserError(
+      'c4_json_lm: bind c4_json.Files.folder to the folder of your C4 shards'
+    )
+  folder = pathlib.Path(files.folder).expanduser()
+  if not folder.is_dir():
+    raise UserError(f'c4_json.Files.folder: there is no folder {folder}')
+  train, validation = (
+    sorted([*folder.glob(f'c4-{s}.*.json'), *folder.glob(f'c4-{s}.*.json.gz')])
+    for s in sources.SPLITS
+  )
+  if not train and not (split == 'validation' and validation):
+    raise UserError(
+      f'c4_json.Files.folder: no file in {folder} is named as C4 names them, '
+      f'c4-{split}.00000-of-01024.json.gz'
+    )
+  return sources.convert_files(
+    split, train, validation, files.held_out, _documents, 'c4_json'
+  )
+
+
+def _documents(path: pathlib.Path) -> Iterator[str]:
+  for number, line in sources.numbered_lines(path):
+    try:
+      text = json.loads(line)['text']
+      if not isinstance(text, str):
+        raise TypeError
+    except json.JSONDecodeError as error:
+      raise UserError(
+        f'{path}, line {number}: not JSON: {error.msg} at column {error.colno}'
+      ) from error
+    except (KeyError, TypeError) as error:
+      raise UserError(
+        f'{path}, line {number}: expected an object with "text", a string'
+      ) from error
+    # JSON can spell half of a surrogate pair, which is no character.
+    yield text.encode(errors='replace').decode()
+
+
+language_modeling.register(
+  'c4_json_lm', sources.DocumentSource(lambda: Files(), _convert)
+)

@@ -1,0 +1,87 @@
+"""text_files_lm: one's own text, UTF-8 files that a pattern names."""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import gin
+from selective_t5x.errors import UserError, did_you_mean
+from selective_t5x.tasks import language_modeling, sources
+
+
+@gin.configurable(module='selective_t5x.tasks.text_files')
+@dataclasses.dataclass(frozen=True)
+class Files:
+  """Which files, and what a document is; bound in gin.
+
+      from selective_t5x.tasks import text_files
+      text_files.Files.train = '~/novels/**/*.txt'
+
+  Attributes:
+    train: a glob pattern, or several; ** is any number of folders, and .gz is
+      unpacked. Required.
+    validation: the same; None holds out a share of the training documents.
+    document: 'paragraph' (blank lines lie between them), 'line' or 'file'.
+      A document is cut into chunks of the context length, and no attention
+      passes from one document to another: for long contexts take 'file'.
+    held_out: that share, where validation is None.
+  """
+
+  train: str | Sequence[str] | None = None
+  validation: str | Sequence[str] | None = None
+  document: str = 'paragraph'
+  held_out: float = 0.05
+
+  def __post_init__(self):
+    """Refuses what names no document."""
+    if self.document not in _DOCUMENTS:
+      raise UserError(
+        f'text_files.Files.document = {self.document!r}: expected one of '
+        f'{", ".join(_DOCUMENTS)}{did_you_mean(str(self.document), _DOCUMENTS)}'
+      )
+    sources.check_share(self.held_out, 'text_files.Files.held_out')
+
+
+def _lines(path: pathlib.Path) -> Iterator[str]:
+  for _, line in sources.numbered_lines(path):
+    yield line.rstrip('\r\n')
+
+
+def _paragraphs(path: pathlib.Path) -> Iterator[str]:
+  paragraph = []
+  for line in _lines(path):
+    if line.strip():
+      paragraph.append(line)
+    elif paragraph:
+      yield '\n'.join(paragraph)
+      paragraph = []
+  yield '\n'.join(paragraph)
+
+
+def _file(path: pathlib.Path) -> Iterator[str]:
+  yield ''.join(line for _, line in sources.numbered_lines(path))
+
+
+_DOCUMENTS = {'paragraph': _paragraphs, 'line': _lines, 'file': _file}
+
+
+def _convert(files: Files, split: str) -> list[pathlib.Path]:
+  if files.train is None:
+    raise UserError(
+      'text_files_lm: bind text_files.Files.train to a pattern of your files'
+    )
+  return sources.convert_files(
+    split,
+    sources.matching_files(files.train, 'text_files.Files.train'),
+    sources.matching_files(
+      files.validation or [], 'text_files.Files.validation'
+    ),
+    files.held_out,
+    _DOCUMENTS[files.document],
+    f'text_files/{files.document}',
+  )
+
+
+language_modeling.register(
+  'text_files_lm', sources.DocumentSource(lambda: Files(), _convert)
+)
