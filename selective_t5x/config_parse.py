@@ -51,6 +51,22 @@ def parse(
     handler.removeFilter(quiet)
 
 
+def run(entry: Callable) -> None:
+  """Calls the entry function with the arguments that gin makes for it.
+
+  Raises:
+    UserError: an object that gin makes for an argument refuses its values.
+  """
+  try:
+    gin.get_configurable(entry)()
+  except ValueError as error:
+    frames = traceback.walk_tb(error.__traceback__)
+    if any(frame.f_code is entry.__code__ for frame, _ in frames):
+      raise
+    logging.debug('Traceback of the error', exc_info=True)
+    raise UserError(f'{error}') from error
+
+
 def bound(configurable: Callable, *names: str):
   """Returns the value of the first parameter in names that gin binds."""
   bindings = gin.get_bindings(configurable, resolve_references=False)
@@ -120,7 +136,11 @@ def _resolve(selector: str, binding: Binding, config: Config):
   if first == 'gin' or 'dynamic_registration' not in binding.imports:
     with contextlib.suppress(ValueError, KeyError):
       return gin.get_configurable(selector), None
-    known = {'.'.join(b.full_selector.split('.')[-2:]) for b in config.bindings}
+    known = {
+      '.'.join(b.full_selector.split('.')[-2:])
+      for b in config.bindings
+      if not b.on_command_line
+    }
     return None, f'no configurable {selector!r}{did_you_mean(selector, known)}'
   if first not in binding.imports:
     known = set(binding.imports) - {'dynamic_registration'}

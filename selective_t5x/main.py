@@ -134,32 +134,32 @@ def main(argv: list[str]) -> None:
   startup.import_tensorflow()
   import gin
 
-  module, name = ENTRY_POINTS[FLAGS.run_mode]
-  entry = getattr(importlib.import_module(module), name)
-  # gin files reach it as `import __main__ as train_script`.
-  setattr(sys.modules['__main__'], name, entry)
-  gin.register(entry, '__main__')
+  # A gin file says `import __main__ as train_script`. Every mode's function is
+  # there, so that a run can be evaluated with the files it was trained with.
+  entries = {}
+  for run_mode, (module, name) in ENTRY_POINTS.items():
+    entries[run_mode] = getattr(importlib.import_module(module), name)
+    setattr(sys.modules['__main__'], name, entries[run_mode])
+    gin.register(entries[run_mode], '__main__')
+  entry = entries[FLAGS.run_mode]
   startup.set_data_folders(
     FLAGS.tfds_data_dir, FLAGS.seqio_additional_cache_dirs
   )
 
-  from selective_t5x import config_parse
+  from selective_t5x import config_parse, config_values
 
-  config_parse.parse(
-    config,
-    FLAGS.gin_file,
-    [*FLAGS.gin_bindings, *config.path_bindings()],
-    paths,
-  )
-  run = gin.get_configurable(entry)
+  bindings = [*FLAGS.gin_bindings, *config.path_bindings()]
+  config_parse.parse(config, FLAGS.gin_file, bindings, paths)
+  config_values.check(config, entry)
   if FLAGS.dry_run:
     print(gin.config_str())
     return
-  folder = config_parse.bound(entry, 'model_dir', 'output_dir')
-  seed = config_parse.bound(entry, 'random_seed')
-  startup.begin_run(folder, FLAGS.run_mode, seed)
-  run()
-  startup.end_run(folder)
+  with startup.recorded_run(
+    config_parse.bound(entry, 'model_dir', 'output_dir'),
+    run_mode=FLAGS.run_mode,
+    seed=config_parse.bound(entry, 'random_seed'),
+  ):
+    config_parse.run(entry)
 
 
 if __name__ == '__main__':
@@ -167,5 +167,7 @@ if __name__ == '__main__':
   try:
     app.run(main, flags_parser=parse_flags)
   except UserError as error:
-    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+    # gin appends its stack of calls.
+    message = str(error).split('\n  In call to configurable')[0]
+    print(f'error: {" ".join(message.split())}', file=sys.stderr)
     sys.exit(2)

@@ -1,11 +1,15 @@
 """What the command line does around a run: imports, logs and records."""
 
+import contextlib
 import importlib.util
+import logging as std_logging
 import os
 import sys
 import tempfile
 
 from absl import logging
+
+from selective_t5x.errors import UserError
 
 # TensorFlow says these whatever its log level, and none matters here: it gets
 # no GPU, and JAX reports its own.
@@ -45,14 +49,28 @@ def set_data_folders(tfds_data_dir: str | None, cache_dirs: list[str]) -> None:
   seqio.add_global_cache_dirs(cache_dirs)
 
 
-def begin_run(folder: str, run_mode: str, seed: int | None) -> None:
-  """Logs what runs where, and writes it to run.json in the result folder."""
+@contextlib.contextmanager
+def recorded_run(folder: str, *, run_mode: str, seed: int | None):
+  """Says in the log and in the result folder what runs in this context.
+
+  run.json is written before the run and taken back if the run turns down what
+  the user gave; operative_config.gin, every value that the run has used, is
+  written after it.
+
+  Args:
+    folder: the result folder.
+    run_mode: the command line's --run_mode.
+    seed: RANDOM_SEED, or None where there is none.
+  """
   import flax
   import jax
+  from etils import epath
 
+  import gin
   import selective_t5x
-  from selective_t5x import results
 
+  # It would report each kind of accelerator that is not there.
+  std_logging.getLogger('jax._src.xla_bridge').setLevel(std_logging.WARNING)
   devices = jax.devices()
   logging.info(
     'engine %s, selective_t5x %s, jax %s, flax %s, %d x %s',
@@ -63,21 +81,24 @@ def begin_run(folder: str, run_mode: str, seed: int | None) -> None:
     len(devices),
     devices[0].device_kind,
   )
-  if jax.process_index() == 0 and importlib.util.find_spec(
+
+  if jax.process_index() != 0 or not importlib.util.find_spec(
     'selective_t5x.results'
   ):
-    from selective_t5x import results
+    yield
+    return
+  record = epath.Path(folder) / 'run.json'
+  before = record.read_text() if record.exists() else None
+  from selective_t5x import results
 
-    results.write_run_record(folder, run_mode=run_mode, seed=seed)
-
-
-def end_run(folder: str) -> None:
-  """Writes operative_config.gin: every value that the run has used."""
-  import jax
-  from etils import epath
-
-  import gin
-
-  if jax.process_index() == 0:
-    path = epath.Path(folder) / 'operative_config.gin'
-    path.write_text(gin.operative_config_str())
+  results.write_run_record(folder, run_mode=run_mode, seed=seed)
+  try:
+    yield
+  except UserError:
+    if before is None:
+      record.unlink()
+    else:
+      record.write_text(before)
+    raise
+  operative = epath.Path(folder) / 'operative_config.gin'
+  operative.write_text(gin.operative_config_str())

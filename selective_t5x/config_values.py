@@ -1,0 +1,185 @@
+"""Checks the values that gin will give, before anything runs."""
+
+import collections.abc
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterator
+
+from gin.config import ConfigurableReference
+
+import gin
+from selective_t5x.config_check import Config
+from selective_t5x.config_parse import signature
+from selective_t5x.errors import UserError, did_you_mean
+
+# The least value of numbers that annotations alone cannot check.
+_LEAST = {
+  'train.total_steps': 0,
+  'train.eval_steps': 1,
+  'train.eval_period': 0,
+  'train.stats_period': 1,
+  'DatasetConfig.batch_size': 1,
+  'DatasetConfig.task_feature_lengths': 1,
+  'SaveCheckpointConfig.period': 1,
+  'SaveCheckpointConfig.keep': 1,
+  'Trainer.num_microbatches': 1,
+  'PjitPartitioner.num_partitions': 1,
+  'create_learning_rate_scheduler.base_learning_rate': 0,
+  'create_learning_rate_scheduler.warmup_steps': 0,
+}
+_LITERALS = (bool, int, float, str, type(None))
+
+
+def check(config: Config, entry: Callable) -> None:
+  """Checks every value that a call of the entry function will be given.
+
+  Follows gin's references from the entry function on: what gin calls has all
+  its arguments, a literal is of the annotated type and not below its least
+  value, and a task name is that of a registered task.
+
+  Args:
+    config: what was given to gin, to say where a value comes from.
+    entry: the registered entry function; gin's configuration is parsed.
+
+  Raises:
+    UserError: the first value that is missing or cannot be.
+  """
+  for problem in _check_call(entry, [], True, config, set()):
+    raise UserError(problem)
+
+
+def _check_call(function, scopes, called, config, seen) -> Iterator[str]:
+  """Yields what is wrong with gin's arguments of function in these scopes."""
+  if (function, *scopes, called) in seen:
+    return
+  seen.add((function, *scopes, called))
+  with gin.config_scope(scopes):
+    values = gin.get_bindings(function, resolve_references=False)
+  parameters = signature(function) or {}
+  scope = '/'.join([*scopes, ''])
+  if called:
+    for parameter in parameters.values():
+      key = f'{scope}{function.__name__}.{parameter.name}'
+      if parameter.name not in values and parameter.default in (
+        inspect.Parameter.empty,
+        gin.REQUIRED,
+      ):
+        yield f'{key} has no value: give --gin.{key}=VALUE'
+  hints = _type_hints(function)
+  for name, value in values.items():
+    value, macro = _follow(value)
+    where = _where(config, scope, function, name, macro)
+    key = f'{function.__name__}.{name}'
+    problem = _value_problem(value, hints.get(name), _LEAST.get(key))
+    if problem:
+      yield f'{where}: {problem} ({scope}{key})'
+    for reference in _references_in(value):
+      target = reference.configurable.wrapped
+      inner = reference.scopes or scopes
+      yield from _check_call(target, inner, reference.evaluate, config, seen)
+  if function.__name__ == 'DatasetConfig':
+    name, macro = _follow(values.get('mixture_or_task_name'))
+    where = _where(config, scope, function, 'mixture_or_task_name', macro)
+    module, _ = _follow(values.get('module'))
+    yield from _task_problems(name, where, module)
+
+
+def _follow(value):
+  """Returns the value behind gin macros, and the last macro's name or ''."""
+  name = ''
+  while isinstance(value, ConfigurableReference) and (
+    value.configurable.selector == 'gin.macro'
+  ):
+    name = '/'.join(value.scopes)
+    value = gin.query_parameter(f'{name}/gin.macro.value')
+  return value, name
+
+
+def _where(config, scope, function, name, macro) -> str:
+  """Returns where a parameter's value, or its macro's, is written."""
+  if macro in config.macros():
+    return config.macros()[macro].where
+  for binding in reversed(config.bindings):
+    same = binding.selector.split('.')[-1] == function.__name__
+    if same and binding.name == name and scope.startswith(binding.scope):
+      return binding.where
+  return f'{scope}{function.__name__}.{name}'
+
+
+def _type_hints(function) -> dict[str, object]:
+  """Returns the annotations of the parameters; none where they do not load."""
+  if inspect.isclass(function):
+    function = function.__init__
+  try:
+    return typing.get_type_hints(inspect.unwrap(function))
+  except (NameError, TypeError, AttributeError):
+    return {}
+
+
+def _value_problem(value, annotation, least) -> str:
+  """Returns what is wrong with a literal, or ''; references pass."""
+  expected = _expected(annotation)
+  if isinstance(value, dict) and expected is dict:
+    of_values = (*typing.get_args(annotation), None, None)[1]
+    problems = (_value_problem(v, of_values, least) for v in value.values())
+    return next(filter(None, problems), '')
+  if expected is dict and isinstance(value, (*_LITERALS[:4], list, tuple)):
+    return f'{value!r} is not a dict'
+  if type(value) not in _LITERALS or value is None:
+    return ''
+  if isinstance(expected, tuple) and type(value) not in expected:
+    if not (type(value) is int and float in expected):
+      names = ' or '.join(t.__name__ for t in expected if t is not type(None))
+      return f'{value!r} is not of type {names}'
+  if least is not None and not isinstance(value, str) and value < least:
+    return f'{value!r} is below {least}'
+  return ''
+
+
+def _expected(annotation):
+  """Returns dict, a tuple of literal types, or None for anything else."""
+  if typing.get_origin(annotation) in (dict, collections.abc.Mapping):
+    return dict
+  union = (types.UnionType, typing.Union)
+  options = (annotation,)
+  if typing.get_origin(annotation) in union:
+    options = typing.get_args(annotation)
+  return options if all(o in _LITERALS for o in options) else None
+
+
+def _task_problems(name, where, module) -> Iterator[str]:
+  """Yields what is wrong with the name of a task or mixture."""
+  if not isinstance(name, str):
+    return
+  import seqio
+
+  from t5x import utils
+
+  if module:
+    try:
+      utils.import_module(module)
+    except ModuleNotFoundError as error:
+      if not f'{module}.'.startswith(f'{error.name}.'):
+        raise
+      yield f'MIXTURE_OR_TASK_MODULE = {module!r}: no such module'
+  known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
+  if name not in known:
+    yield (
+      f'{where}: no task or mixture is named {name!r}'
+      f'{did_you_mean(name, known)} (a gin file or MIXTURE_OR_TASK_MODULE '
+      'imports the module that registers it)'
+    )
+
+
+def _references_in(value) -> Iterator[ConfigurableReference]:
+  """Yields gin's references inside a value, macros followed."""
+  value, _ = _follow(value)
+  if isinstance(value, ConfigurableReference):
+    if value.configurable.selector != 'gin.constant':
+      yield value
+  elif isinstance(value, dict):
+    yield from _references_in([*value.keys(), *value.values()])
+  elif isinstance(value, list | tuple):
+    for item in value:
+      yield from _references_in(item)
