@@ -1,0 +1,214 @@
+"""The paper's decoder-only language model.
+
+Source: arXiv 2410.02703, section 4: pre-norm RMSNorm, learned positions,
+SwiGLU, query/key normalisation, no biases, output embedding untied. T5X's
+names for parameters and settings.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.linen import partitioning
+
+from selective_t5x import attention, layers
+from selective_t5x.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+  """Settings of the decoder; gin/architectures/decoder.gin binds them all.
+
+  Attributes:
+    vocab_size: rows of the token embedding and of the output.
+    max_length: rows of the position embedding: the longest row it can read.
+    emb_dim: M, the model's width.
+    num_heads: H.
+    head_dim: D, size of a head.
+    num_layers: L.
+    mlp_dim: hidden size of the feed-forward block.
+    dropout_rate: of embeddings, attention weights, block outputs and hidden
+      activations, as in T5X.
+    dtype: of activations; parameters, logits and F stay float32.
+    attention_fn: `attention.causal_attention`, `attention.selective_attention`
+      or a function with their leading signature.
+  """
+
+  vocab_size: int
+  max_length: int
+  emb_dim: int = 512
+  num_heads: int = 8
+  head_dim: int = 64
+  num_layers: int = 8
+  mlp_dim: int = 1408
+  dropout_rate: float = 0.0
+  dtype: Any = jnp.float32
+  attention_fn: Callable[..., Any] = attention.causal_attention
+
+  def __post_init__(self):
+    """Refuses what would fail later and less clearly."""
+
+    def refuse(name, expected):
+      raise UserError(
+        f'network.DecoderConfig.{name} = {getattr(self, name)!r}: '
+        f'expected {expected}'
+      )
+
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if field.type is int and not (isinstance(value, int) and value > 0):
+        refuse(field.name, 'an integer of 1 or more')
+    rate = self.dropout_rate
+    if not isinstance(rate, int | float) or not 0 <= rate < 1:
+      refuse('dropout_rate', 'a number from 0 to less than 1')
+    try:
+      is_float = jnp.issubdtype(jnp.dtype(self.dtype), jnp.floating)
+    except TypeError:
+      is_float = False
+    if not is_float:
+      refuse('dtype', "a float type, e.g. 'float32' or 'bfloat16'")
+    if not callable(self.attention_fn):
+      refuse('attention_fn', 'a function, e.g. @attention.selective_attention')
+
+
+class DecoderLayer(nn.Module):
+  """One block: attention and feed-forward, each normalised first and added."""
+
+  config: DecoderConfig
+
+  @nn.compact
+  def __call__(
+    self,
+    x: jax.Array,
+    segment_ids: jax.Array,
+    *,
+    deterministic: bool,
+    memory_tau: float | None = None,
+  ) -> jax.Array:
+    """Maps [B, N, M] to [B, N, M]."""
+    cfg = self.config
+    drop = nn.Dropout(
+      cfg.dropout_rate, broadcast_dims=(-2,), deterministic=deterministic
+    )
+    y = layers.RMSNorm(dtype=cfg.dtype, name='pre_self_attention_layer_norm')(x)
+    y = layers.SelfAttention(
+      cfg.num_heads,
+      cfg.head_dim,
+      cfg.attention_fn,
+      cfg.dropout_rate,
+      cfg.dtype,
+      name='self_attention',
+    )(y, segment_ids, deterministic=deterministic, memory_tau=memory_tau)
+    x = x + drop(y)
+    y = layers.RMSNorm(dtype=cfg.dtype, name='pre_mlp_layer_norm')(x)
+    y = layers.SwiGLU(cfg.mlp_dim, cfg.dropout_rate, cfg.dtype, name='mlp')(
+      y, deterministic=deterministic
+    )
+    x = x + drop(y)
+    return partitioning.with_sharding_constraint(
+      x, ('batch', 'length', 'embed')
+    )
+
+
+class Decoder(nn.Module):
+  """The stack of layers between token embedding and logits."""
+
+  config: DecoderConfig
+
+  @nn.compact
+  def __call__(
+    self,
+    decoder_input_tokens: jax.Array,
+    decoder_target_tokens: jax.Array,
+    decoder_segment_ids: jax.Array | None = None,
+    decoder_positions: jax.Array | None = None,
+    decoder_causal_attention: jax.Array | None = None,
+    *,
+    enable_dropout: bool = True,
+    decode: bool = False,
+    max_decode_length: int | None = None,
+    prefill: bool | None = None,
+    prefill_lengths: jax.Array | None = None,
+    memory_tau: float | None = None,
+  ) -> jax.Array:
+    """Predicts each target token; called as T5X's DecoderOnlyModel does.
+
+    Args:
+      decoder_input_tokens: i32[B, N], the targets shifted right. An input id 0
+        is <BOS> or padding, so padding is never told from it.
+      decoder_target_tokens: i32[B, N], 0 for padding; read only to find the
+        padding of rows without segment ids.
+      decoder_segment_ids: i32[B, N] of packed rows, 0 for padding.
+      decoder_positions: i32[B, N], positions in the segment; None counts along
+        the row.
+      decoder_causal_attention: must be None: selection is causal.
+      enable_dropout: whether dropout is on.
+      decode: must be False, as every argument of decoding must be off.
+      max_decode_length: must be None.
+      prefill: must be None or False.
+      prefill_lengths: must be None.
+      memory_tau: with a number, every layer sows M ('intermediates', 'memory').
+
+    Returns:
+      f32[B, N, vocab_size], the logits.
+
+    Raises:
+      UserError: if a row is longer than max_length, a bidirectional prefix or
+        decoding is asked for.
+    """
+    cfg = self.config
+    length = decoder_input_tokens.shape[-1]
+    if length > cfg.max_length:
+      raise UserError(
+        f'network.Decoder: rows of {length} tokens, but '
+        f'network.DecoderConfig.max_length = {cfg.max_length}; raise '
+        'MAX_LENGTH or lower TASK_FEATURE_LENGTHS'
+      )
+    if decoder_causal_attention is not None:
+      raise UserError(
+        'network.Decoder: a bidirectional prefix was asked for, but selection '
+        'is causal; set models.LanguageModel.inputs_bidirectional_attention = '
+        'False (a prefix is then read causally)'
+      )
+    if decode or prefill or prefill_lengths is not None or max_decode_length:
+      raise UserError(
+        'network.Decoder: decoding was asked for (decode, prefill, '
+        'prefill_lengths or max_decode_length), but it only trains and scores; '
+        'use run_mode=train or eval'
+      )
+    if decoder_segment_ids is None:
+      decoder_segment_ids = (decoder_target_tokens > 0).astype(jnp.int32)
+    if decoder_positions is None:
+      decoder_positions = jnp.arange(length)[None]
+    deterministic = not enable_dropout
+    drop = nn.Dropout(
+      cfg.dropout_rate, broadcast_dims=(-2,), deterministic=deterministic
+    )
+
+    x = layers.Embed(
+      cfg.vocab_size, cfg.emb_dim, dtype=cfg.dtype, name='token_embedder'
+    )(decoder_input_tokens.astype(jnp.int32))
+    x += layers.Embed(
+      cfg.max_length,
+      cfg.emb_dim,
+      axis='abspos_buckets',
+      dtype=cfg.dtype,
+      name='position_embedder',
+    )(decoder_positions)
+    x = partitioning.with_sharding_constraint(
+      drop(x), ('batch', 'length', 'embed')
+    )
+    for i in range(cfg.num_layers):
+      x = DecoderLayer(cfg, name=f'layers_{i}')(
+        x,
+        decoder_segment_ids,
+        deterministic=deterministic,
+        memory_tau=memory_tau,
+      )
+    x = layers.RMSNorm(dtype=cfg.dtype, name='decoder_norm')(x)
+    return layers.Dense(
+      cfg.vocab_size, ('embed', 'vocab'), jnp.float32, name='logits_dense'
+    )(drop(x))
