@@ -1,7 +1,6 @@
 """What the command line does around a run: imports, logs and records."""
 
 import contextlib
-import importlib.util
 import logging as std_logging
 import os
 import sys
@@ -68,6 +67,7 @@ def recorded_run(folder: str, *, run_mode: str, seed: int | None):
 
   import gin
   import selective_t5x
+  from selective_t5x import results
 
   # It would report each kind of accelerator that is not there.
   std_logging.getLogger('jax._src.xla_bridge').setLevel(std_logging.WARNING)
@@ -81,24 +81,21 @@ def recorded_run(folder: str, *, run_mode: str, seed: int | None):
     len(devices),
     devices[0].device_kind,
   )
-
-  if jax.process_index() != 0 or not importlib.util.find_spec(
-    'selective_t5x.results'
-  ):
+  if jax.process_index() != 0:
     yield
     return
-  record = epath.Path(folder) / 'run.json'
+  folder = epath.Path(folder)
+  record = folder / results.RUN_FILE
   before = record.read_text() if record.exists() else None
-  from selective_t5x import results
-
   results.write_run_record(folder, run_mode=run_mode, seed=seed)
   try:
     yield
   except UserError:
-    if before is None:
-      record.unlink()
-    else:
+    if before is not None:
       record.write_text(before)
+    else:
+      record.unlink()
+      if not any(folder.iterdir()):
+        folder.rmdir()
     raise
-  operative = epath.Path(folder) / 'operative_config.gin'
-  operative.write_text(gin.operative_config_str())
+  (folder / 'operative_config.gin').write_text(gin.operative_config_str())
