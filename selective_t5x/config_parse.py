@@ -36,10 +36,6 @@ def parse(
   """
   for path in search_paths:
     gin.add_config_file_search_path(path)
-  # gin reports every folder that has no such package as an error.
-  handler = logging.get_absl_handler()
-  quiet = lambda record: record.module != 'resource_reader'  # noqa: E731
-  handler.addFilter(quiet)
   try:
     gin.parse_config_files_and_bindings(files, bindings)
   except Exception as error:
@@ -47,8 +43,6 @@ def parse(
       raise  # A module that a gin file imports is broken.
     problem = next(_problems(config), None)
     raise UserError(problem or f'{error}') from error
-  finally:
-    handler.removeFilter(quiet)
 
 
 def run(entry: Callable) -> None:

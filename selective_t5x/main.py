@@ -131,6 +131,7 @@ def main(argv: list[str]) -> None:
   # Everything below needs TensorFlow and JAX, which take seconds to import.
   from selective_t5x import startup
 
+  startup.quiet_libraries()
   startup.import_tensorflow()
   import gin
 

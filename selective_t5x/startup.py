@@ -3,6 +3,7 @@
 import contextlib
 import logging as std_logging
 import os
+import re
 import sys
 import tempfile
 
@@ -39,6 +40,26 @@ def import_tensorflow() -> None:
           sys.stderr.write(line)
 
 
+# Libraries whose progress reports would bury the run's own.
+_LIBRARIES = re.compile(
+  r'/(clu|etils|flax|gin|jax|orbax|tensorflow|tensorflow_datasets)/'
+)
+
+
+def quiet_libraries() -> None:
+  """Keeps libraries' INFO lines out of the log, unless --verbosity=1 asks."""
+
+  def matters(record):
+    # gin reports every folder without a gin file as an error.
+    if record.module == 'resource_reader':
+      return False
+    library = _LIBRARIES.search(record.pathname)
+    return record.levelno > std_logging.INFO or not library
+
+  if logging.get_verbosity() < logging.DEBUG:
+    logging.get_absl_handler().addFilter(matters)
+
+
 def set_data_folders(tfds_data_dir: str | None, cache_dirs: list[str]) -> None:
   """Tells seqio where datasets and cached tasks are."""
   import seqio
@@ -69,8 +90,6 @@ def recorded_run(folder: str, *, run_mode: str, seed: int | None):
   import selective_t5x
   from selective_t5x import results
 
-  # It would report each kind of accelerator that is not there.
-  std_logging.getLogger('jax._src.xla_bridge').setLevel(std_logging.WARNING)
   devices = jax.devices()
   logging.info(
     'engine %s, selective_t5x %s, jax %s, flax %s, %d x %s',
