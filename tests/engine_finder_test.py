@@ -1,0 +1,141 @@
+import importlib.machinery
+import os
+import subprocess
+import sys
+
+import pytest
+
+from selective_t5x import engine_finder
+
+ENGINE_DIR = str(engine_finder._ENGINE_DIR)
+
+
+@pytest.fixture
+def fake_t5x(tmp_path):
+  """A folder with another package of the name t5x in it."""
+  package = tmp_path / 't5x'
+  package.mkdir()
+  (package / '__init__.py').write_text("name = 'another'\n")
+  return tmp_path
+
+
+def run(code, *, engine='', path=''):
+  """Runs Python code in a fresh process and returns it finished."""
+  here = os.pathsep.join(filter(None, [str(path), *sys.path]))
+  environment = os.environ | {
+    engine_finder.ENGINE_VARIABLE: engine,
+    'PYTHONPATH': here,
+  }
+  return subprocess.run(
+    [sys.executable, '-c', code],
+    env=environment,
+    capture_output=True,
+    text=True,
+  )
+
+
+def output(code, **kwargs):
+  done = run(code, **kwargs)
+  assert done.returncode == 0, done.stderr
+  return done.stdout.strip()
+
+
+WHICH = (
+  'import selective_t5x, t5x, os\n'
+  'print(selective_t5x.engine_name(), os.path.dirname(t5x.__file__))'
+)
+
+
+def test_embedded_engine_where_it_is_forced():
+  assert output(WHICH, engine='embedded') == f'embedded {ENGINE_DIR}'
+
+
+def test_forced_embedded_engine_beats_another_t5x(fake_t5x):
+  found = output(WHICH, engine='embedded', path=fake_t5x)
+  assert found == f'embedded {ENGINE_DIR}'
+
+
+@pytest.mark.parametrize('engine', ['', 't5x'])
+def test_another_t5x_is_used_where_there_is_one(fake_t5x, engine):
+  found = output(WHICH, engine=engine, path=fake_t5x)
+  assert found == f't5x {fake_t5x / "t5x"}'
+
+
+def test_another_t5x_that_is_imported_already_stays(fake_t5x):
+  code = 'import t5x\n' + WHICH
+  assert output(code, path=fake_t5x).startswith('t5x ')
+
+
+def test_forcing_embedded_after_another_t5x_is_an_error(fake_t5x):
+  code = 'import t5x\nimport selective_t5x\nimport t5x.losses'
+  done = run(code, engine='embedded', path=fake_t5x)
+  assert done.returncode != 0
+  assert 'import selective_t5x first' in done.stderr
+
+
+without_t5x = pytest.mark.skipif(
+  importlib.machinery.PathFinder.find_spec('t5x') is not None,
+  reason='the real T5X is here',
+)
+
+
+@without_t5x
+def test_embedded_engine_where_there_is_no_other():
+  assert output(WHICH) == f'embedded {ENGINE_DIR}'
+
+
+@without_t5x
+def test_forced_t5x_that_is_missing_says_how_to_get_it():
+  done = run(WHICH, engine='t5x')
+  assert done.returncode != 0
+  assert 'pip install "selective_t5x[t5x]"' in done.stderr
+
+
+def test_unknown_engine():
+  done = run(WHICH, engine='jax')
+  assert done.returncode != 0
+  assert 'expected "embedded" or "t5x"' in done.stderr
+
+
+def test_engine_has_no_second_name():
+  done = run('import selective_t5x.engine', engine='embedded')
+  assert done.returncode != 0
+  assert 'import t5x' in done.stderr
+
+
+def test_only_the_name_t5x_is_taken():
+  code = (
+    'import importlib.util, selective_t5x\n'
+    "print(importlib.util.find_spec('t5xx'), importlib.util.find_spec('t5'))"
+  )
+  assert output(code, engine='embedded').startswith('None ')
+  assert 'engine' not in output(code, engine='embedded')
+
+
+def test_importing_the_package_imports_neither_jax_nor_tensorflow():
+  code = (
+    'import selective_t5x, sys\n'
+    "print({'jax', 'tensorflow', 't5x', 'numpy'} & set(sys.modules))"
+  )
+  assert output(code, engine='embedded') == 'set()'
+
+
+def test_objects_of_the_engine_pickle_under_the_name_t5x():
+  code = (
+    'import selective_t5x, pickle, sys\n'
+    'from t5x import losses\n'
+    'factor = losses.SpecialLossNormalizingFactor.NUM_REAL_TARGET_TOKENS\n'
+    'saved = pickle.dumps(factor)\n'
+    'assert pickle.loads(saved) is factor\n'
+    "assert b't5x.losses' in saved and b'engine' not in saved\n"
+    "print([m for m in sys.modules if m.startswith('selective_t5x.engine.')])"
+  )
+  assert output(code, engine='embedded') == '[]'
+
+
+def test_files_of_the_engine_are_found_by_importlib_resources():
+  code = (
+    'import selective_t5x, importlib.resources\n'
+    "print((importlib.resources.files('t5x') / 'train.py').is_file())"
+  )
+  assert output(code, engine='embedded') == 'True'
