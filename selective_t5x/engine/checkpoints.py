@@ -242,7 +242,8 @@ def _check_same_model(
   """Raises UserError where the checkpoint's arrays are not the wanted ones."""
   wanted = traverse_util.flatten_dict(dict(wanted), sep='/')
   saved = traverse_util.flatten_dict(dict(saved), sep='/')
-  missing = sorted(set(wanted) - set(saved))
+  # Parameters first: the optimiser's copies of them say the same again.
+  missing = sorted(set(wanted) - set(saved), key=lambda n: (n[0] != 't', n))
   extra = sorted(
     name for name in set(saved) - set(wanted) if name.startswith('target/')
   )

@@ -11,9 +11,9 @@ from etils import epath
 import gin
 
 
-def get_gin_config_str(show_provenance: bool = False) -> str:
+def get_gin_config_str() -> str:
   """Returns the configuration as a gin file, for `gin.parse_config`."""
-  return gin.config_str(show_provenance=show_provenance)
+  return gin.config_str()
 
 
 def parse_gin_flags(

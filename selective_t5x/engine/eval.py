@@ -1,0 +1,218 @@
+"""The evaluation run: a checkpoint, scored on a task or mixture."""
+
+import os
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import seqio
+from absl import logging
+
+from selective_t5x.errors import UserError
+from t5x import datasets, gin_utils, inference, models, partitioning, utils
+
+
+class InferenceEvaluator:
+  """Evaluates a model with a seqio Evaluator: the tasks' own metrics."""
+
+  def __init__(
+    self,
+    infer_eval_dataset_cfg: utils.DatasetConfig,
+    inference_evaluator_cls: Callable[..., seqio.Evaluator],
+    model: models.BaseModel,
+    partitioner: partitioning.BasePartitioner,
+    log_dir: str | None = None,
+    verify_matching_vocabs_fn: Callable | None = utils.verify_matching_vocabs,
+  ):
+    """Loads the examples.
+
+    Args:
+      infer_eval_dataset_cfg: what is evaluated.
+      inference_evaluator_cls: makes the seqio Evaluator.
+      model: scores the examples.
+      partitioner: shards the work.
+      log_dir: folder for seqio's loggers; None logs nothing.
+      verify_matching_vocabs_fn: checks task against model, or None.
+    """
+    cfg = infer_eval_dataset_cfg
+    if verify_matching_vocabs_fn and isinstance(
+      model, models.BaseTransformerModel
+    ):
+      verify_matching_vocabs_fn(cfg, model)
+    self._model = model
+    self._partitioner = partitioner
+    self._batch_size = cfg.batch_size
+    log_args = (
+      {'log_dir': os.path.join(log_dir, 'inference_eval')}
+      if log_dir
+      else {'logger_cls': ()}
+    )
+    self._evaluator = inference_evaluator_cls(
+      mixture_or_task_name=cfg.mixture_or_task_name,
+      feature_converter=model.FEATURE_CONVERTER_CLS(pack=False),
+      eval_split=cfg.split,
+      use_cached=cfg.use_cached,
+      seed=cfg.seed,
+      sequence_length=cfg.task_feature_lengths,
+      use_memory_cache=cfg.use_memory_cache,
+      **log_args,
+    )
+    self._infer_fns = {}
+
+  @property
+  def model_feature_shapes(self):
+    """{model feature: shape of one example}."""
+    return self._evaluator.model_feature_shapes
+
+  @property
+  def eval_tasks(self):
+    """The tasks that have the split and metrics."""
+    return self._evaluator.eval_tasks
+
+  def close(self) -> None:
+    """Waits until all metrics are written."""
+    self._evaluator.close()
+
+  def evaluate(self, train_state, train_state_axes):
+    """Returns a future of {task: {metric: value}}."""
+
+    def infer_fn(name, **kwargs):
+      if not hasattr(self._model, name):
+        return None
+      if name not in self._infer_fns:
+        self._infer_fns[name] = inference.get_infer_fn(
+          getattr(self._model, name),
+          self._batch_size,
+          train_state_axes,
+          self._partitioner,
+        )
+      return lambda ds: self._infer_fns[name](ds, train_state, **kwargs)
+
+    rng = jax.random.PRNGKey(0)
+    metrics, _ = self._evaluator.evaluate(
+      compute_metrics=jax.process_index() == 0,
+      step=int(train_state.step),
+      score_fn=infer_fn('score_batch'),
+      predict_fn=infer_fn('predict_batch', rng=rng),
+      predict_with_aux_fn=infer_fn('predict_batch_with_aux', rng=rng),
+    )
+    return metrics
+
+
+def evaluate(
+  *,
+  model: models.BaseTransformerModel,
+  dataset_cfg: utils.DatasetConfig,
+  restore_checkpoint_cfg: utils.RestoreCheckpointConfig,
+  partitioner: partitioning.BasePartitioner,
+  output_dir: str,
+  inference_evaluator_cls: Callable[..., seqio.Evaluator] | None = (
+    seqio.Evaluator
+  ),
+  training_evaluator_cls: Callable | None = None,
+  summarize_config_fn: Callable = gin_utils.summarize_gin_config,
+  train_state_initializer_cls: type = utils.TrainStateInitializer,
+  train_eval_get_dataset_fn: Callable = utils.get_training_eval_datasets,
+):
+  """Evaluates a checkpoint with the tasks' metrics and with teacher forcing.
+
+  Args:
+    model: what is evaluated.
+    dataset_cfg: what it is evaluated on.
+    restore_checkpoint_cfg: the checkpoint; only parameters are read.
+    partitioner: shards the work.
+    output_dir: folder of the results.
+    inference_evaluator_cls: a seqio Evaluator for the metrics that the tasks
+      name, or None.
+    training_evaluator_cls: a Trainer for loss and accuracy with teacher
+      forcing, or None.
+    summarize_config_fn: writes the configuration.
+    train_state_initializer_cls: makes the train state.
+    train_eval_get_dataset_fn: makes the batches for teacher forcing; bind its
+      eval_steps.
+
+  Returns:
+    {task: {metric: value}}; those of teacher forcing under
+    'training_eval/<task>'.
+
+  Raises:
+    UserError: no checkpoint, or the tasks have no metric for what is asked.
+  """
+  path = utils.checkpoint_to_restore(restore_checkpoint_cfg)
+  if path is None:
+    raise UserError('RestoreCheckpointConfig.path is empty: name a checkpoint')
+  datasets.get_mixture_or_task(dataset_cfg)
+  os.makedirs(output_dir, exist_ok=True)
+  summarize_config_fn(model_dir=output_dir, summary_writer=None, step=0)
+  layout = partitioner.get_data_layout(dataset_cfg.batch_size)
+
+  eval_datasets, evaluator, shapes = {}, None, None
+  if training_evaluator_cls:
+    eval_datasets = train_eval_get_dataset_fn(
+      dataset_cfg,
+      layout.shard_id,
+      layout.num_shards,
+      feature_converter_cls=model.FEATURE_CONVERTER_CLS,
+    )
+    for dataset in eval_datasets.values():
+      shapes = {k: v.shape[1:] for k, v in dataset.element_spec.items()}
+  if inference_evaluator_cls:
+    evaluator = InferenceEvaluator(
+      dataset_cfg, inference_evaluator_cls, model, partitioner, output_dir
+    )
+    if evaluator.eval_tasks:
+      shapes = evaluator.model_feature_shapes
+    else:
+      evaluator = None
+  if shapes is None:
+    raise UserError(
+      f"'{dataset_cfg.mixture_or_task_name}' has no metrics for evaluation, or "
+      f'no split {dataset_cfg.split!r}'
+    )
+
+  initializer = train_state_initializer_cls(
+    optimizer_def=None,
+    init_fn=model.get_initial_variables,
+    input_shapes={k: (layout.batch_size, *s) for k, s in shapes.items()},
+    input_types={k: np.int32 for k in shapes},
+    partitioner=partitioner,
+  )
+  train_state = initializer.from_checkpoint(
+    path, dtype=restore_checkpoint_cfg.dtype
+  )
+  utils.log_model_info(
+    os.path.join(output_dir, 'model-info.txt'),
+    initializer.global_train_state_shape,
+    partitioner,
+  )
+  results = {}
+  if eval_datasets:
+    with training_evaluator_cls(
+      model=model,
+      train_state=train_state,
+      partitioner=partitioner,
+      eval_names=eval_datasets.keys(),
+      summary_dir=output_dir,
+      train_state_axes=initializer.train_state_axes,
+      rng=jax.random.PRNGKey(0),
+      learning_rate_fn=None,
+      num_microbatches=None,
+    ) as trainer:
+      summaries = trainer.eval(
+        {k: ds.as_numpy_iterator() for k, ds in eval_datasets.items()}
+      )
+    results = {
+      f'training_eval/{task}': {
+        name: value.value
+        for name, value in summary.items()
+        if not name.startswith('timing/')
+      }
+      for task, summary in summaries.items()
+    }
+  if evaluator is not None:
+    future = evaluator.evaluate(train_state, initializer.train_state_axes)
+    results |= future.result() or {}
+    evaluator.close()
+  for task, metrics in results.items():
+    logging.info('%s: %s', task, metrics)
+  return results

@@ -1,0 +1,30 @@
+"""Shared test set-up: the embedded engine, a private cache, quiet logs."""
+
+import os
+import tempfile
+
+import pytest
+
+# Set before anything imports t5x: the suite tests the embedded engine even
+# where the real T5X is on the path. Tests of the real one say so themselves.
+os.environ['SELECTIVE_T5X_ENGINE'] = 'embedded'
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+# Most tests compile the same few small programs; also in their subprocesses.
+os.environ.setdefault(
+  'JAX_COMPILATION_CACHE_DIR', tempfile.mkdtemp(prefix='jax_cache_')
+)
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+
+import selective_t5x  # noqa: F401
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _vocabulary_cache(tmp_path_factory):
+  """Keeps what tests convert and train out of the user's cache.
+
+  CI and `make test` may name a folder that lasts, to train vocabularies once.
+  """
+  if 'SELECTIVE_T5X_CACHE' not in os.environ:
+    os.environ['SELECTIVE_T5X_CACHE'] = str(tmp_path_factory.mktemp('cache'))

@@ -1,0 +1,133 @@
+import json
+import os
+
+import numpy as np
+import pytest
+
+from selective_t5x.errors import UserError
+from t5x import checkpoints, train, utils
+from tests.engine import tiny
+
+
+def _lines(folder):
+  with open(os.path.join(folder, 'metrics.jsonl')) as f:
+    return [json.loads(line) for line in f]
+
+
+def _losses(model_dir, name='train'):
+  return [(r['step'], r['loss']) for r in _lines(os.path.join(model_dir, name))]
+
+
+@pytest.fixture(scope='module')
+def whole_run(tmp_path_factory):
+  model_dir = tmp_path_factory.mktemp('whole')
+  step, state = train.train(**tiny.train_args(model_dir))
+  assert step == 4
+  return model_dir, state
+
+
+def test_a_run_writes_what_t5x_writes(whole_run):
+  model_dir, _ = whole_run
+  assert checkpoints.all_steps(model_dir) == [0, 2, 4]
+  for part in ('state', 'dataset'):
+    assert (model_dir / 'checkpoint_4' / part).is_dir()
+  info = (model_dir / 'model-info.txt').read_text()
+  assert 'Total number of parameters: ' in info
+  assert 'target/token_embedder/embedding' in info
+  assert [step for step, _ in _losses(model_dir)] == [1, 2, 3, 4]
+  evals = _losses(model_dir, f'training_eval/{tiny.TASK}')
+  assert [step for step, _ in evals] == [2, 4]
+
+
+@pytest.mark.parametrize('stop', [2, 3])
+def test_an_interrupted_run_goes_on_bit_for_bit(stop, whole_run, tmp_path):
+  train.train(**tiny.train_args(tmp_path, total_steps=stop))
+  step, state = train.train(**tiny.train_args(tmp_path))
+  assert step == 4
+  assert _losses(tmp_path) == _losses(whole_run[0])
+  name = f'training_eval/{tiny.TASK}'
+  evals = [r for r in _losses(tmp_path, name) if r[0] in (2, 4)]
+  assert evals == _losses(whole_run[0], name)
+  for a, b in zip(
+    utils.flatten_dict_string_keys(state.params).values(),
+    utils.flatten_dict_string_keys(whole_run[1].params).values(),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_metrics_of_steps_after_the_checkpoint_are_written_once(
+  whole_run, tmp_path
+):
+  train.train(**tiny.train_args(tmp_path, total_steps=2))
+  folder = tmp_path / 'train'
+  with open(folder / 'metrics.jsonl', 'a') as f:
+    f.write('{"step": 3, "loss": 7.0}\n{"step": 4, "lo')
+  train.train(**tiny.train_args(tmp_path))
+  assert _losses(tmp_path) == _losses(whole_run[0])
+
+
+def test_a_finished_run_is_left_alone_and_fewer_steps_are_refused(
+  whole_run, tmp_path
+):
+  before = _losses(whole_run[0])
+  step, _ = train.train(**tiny.train_args(whole_run[0]))
+  assert step == 4 and _losses(whole_run[0]) == before
+  with pytest.raises(UserError, match='TRAIN_STEPS = 2 .* at step 4 already'):
+    train.train(**tiny.train_args(whole_run[0], total_steps=2))
+
+
+def test_relative_steps_and_a_restored_start(whole_run, tmp_path):
+  cfg = utils.CheckpointConfig(
+    save=utils.SaveCheckpointConfig(period=2),
+    restore=utils.RestoreCheckpointConfig(path=str(whole_run[0])),
+  )
+  step, _ = train.train(
+    **tiny.train_args(tmp_path, checkpoint_cfg=cfg, relative_steps=1)
+  )
+  assert step == 5
+  assert checkpoints.all_steps(tmp_path) == [4, 5]
+
+
+def test_nan_stops_the_run_before_it_is_saved(tmp_path):
+  args = tiny.train_args(tmp_path, model=tiny.model(learning_rate=1e30))
+  with pytest.raises(train.NonFiniteLossError, match='checkpoint_0'):
+    train.train(**args)
+  assert checkpoints.all_steps(tmp_path) == [0]
+  # JSON has no NaN: a reader gets null rather than a parse error.
+  assert _lines(tmp_path / 'train')[-1]['loss'] is None
+
+
+def test_actions_stop_training(tmp_path):
+  class Stop:
+    def run(self, train_state, metrics_by_task):
+      return 'loss' in metrics_by_task[train.TRAIN_METRIC_KEY]
+
+  step, _ = train.train(
+    **tiny.train_args(tmp_path, actions={'TRAIN': [Stop()]})
+  )
+  assert step == 1
+
+
+@pytest.mark.parametrize(
+  'overrides, message',
+  [
+    ({'task': 'tiny_tex'}, "No task .* 'tiny_tex'; nearest: tiny_text"),
+    ({'split': 'test'}, "no split 'test'; it has train, validation"),
+  ],
+)
+def test_unknown_tasks_and_splits(overrides, message, tmp_path):
+  cfg = tiny.dataset_cfg()
+  cfg.mixture_or_task_name = overrides.get('task', cfg.mixture_or_task_name)
+  cfg.split = overrides.get('split', cfg.split)
+  with pytest.raises(UserError, match=message):
+    train.train(**tiny.train_args(tmp_path, train_dataset_cfg=cfg))
+
+
+def test_a_vocabulary_that_is_not_the_tasks(tmp_path):
+  import seqio
+
+  model = tiny.model()
+  model._output_vocabulary = seqio.ByteVocabulary(extra_ids=5)
+  with pytest.raises(ValueError, match='vocabularies do not match'):
+    train.train(**tiny.train_args(tmp_path, model=model))
