@@ -102,6 +102,16 @@ class Binding:
     first, *rest = self.selector.split('.')
     return '.'.join([self.imports.get(first, first), *rest])
 
+  def overrides(self, other: 'Binding') -> bool:
+    """Whether this binding of the command line overrides one of a file.
+
+    gin takes the end of a configurable's name there.
+    """
+    names = (f'.{other.selector}', f'.{other.full_selector}')
+    return (self.scope, self.name) == (other.scope, other.name) and any(
+      name.endswith(f'.{self.selector}') for name in names
+    )
+
 
 @dataclasses.dataclass(frozen=True)
 class Import:
@@ -124,15 +134,7 @@ class Config:
     for binding in self.bindings:
       key = (binding.scope, binding.full_selector, binding.name)
       if binding.on_command_line and binding.selector:
-        # gin accepts the end of a configurable's name there.
-        suffix = f'.{binding.selector}'
-        same = [
-          k
-          for k in final
-          if (k[0], k[2]) == (binding.scope, binding.name)
-          and f'.{k[1]}'.endswith(suffix)
-        ]
-        key = same[0] if same else key
+        key = next((k for k, b in final.items() if binding.overrides(b)), key)
       final[key] = binding
     return list(final.values())
 

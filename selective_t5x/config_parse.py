@@ -128,13 +128,12 @@ def _resolve(selector: str, binding: Binding, config: Config):
   """Returns the configurable of a selector and None, or None and a problem."""
   first, *names = selector.split('.')
   if first == 'gin' or 'dynamic_registration' not in binding.imports:
-    with contextlib.suppress(ValueError, KeyError):
-      return gin.get_configurable(selector), None
-    known = {
-      '.'.join(b.full_selector.split('.')[-2:])
-      for b in config.bindings
-      if not b.on_command_line
-    }
+    found = _registered(selector)
+    if found is not None:
+      return found, None
+    spellings = {b.selector for b in config.bindings if not b.on_command_line}
+    spellings |= {s.split('.')[-1] for s in spellings}
+    known = [s for s in spellings if s and _registered(s) is not None]
     return None, f'no configurable {selector!r}{did_you_mean(selector, known)}'
   if first not in binding.imports:
     known = set(binding.imports) - {'dynamic_registration'}
@@ -146,6 +145,14 @@ def _resolve(selector: str, binding: Binding, config: Config):
       return None, f'{label} has no {name!r}{did_you_mean(name, dir(found))}'
     found = getattr(found, name)
   return found, None
+
+
+def _registered(selector: str) -> Callable | None:
+  """Returns what gin has registered under a name or the end of one."""
+  try:
+    return gin.get_configurable(selector)
+  except (ValueError, KeyError):
+    return None
 
 
 def _missing_module(module: str) -> str | None:

@@ -28,7 +28,8 @@ _LEAST = {
   'create_learning_rate_scheduler.base_learning_rate': 0,
   'create_learning_rate_scheduler.warmup_steps': 0,
 }
-_LITERALS = (bool, int, float, str, type(None))
+_LITERALS = (bool, int, float, str)
+_MAPPINGS = (dict, collections.abc.Mapping)
 
 
 def check(config: Config, entry: Callable) -> None:
@@ -118,34 +119,26 @@ def _type_hints(function) -> dict[str, object]:
 
 
 def _value_problem(value, annotation, least) -> str:
-  """Returns what is wrong with a literal, or ''; references pass."""
-  expected = _expected(annotation)
-  if isinstance(value, dict) and expected is dict:
-    of_values = (*typing.get_args(annotation), None, None)[1]
+  """Returns what is wrong with a literal, or ''; what is no literal passes."""
+  is_union = typing.get_origin(annotation) in (types.UnionType, typing.Union)
+  options = typing.get_args(annotation) if is_union else (annotation,)
+  options = [o for o in options if o is not type(None)]
+  if value is None or isinstance(value, ConfigurableReference):
+    return ''
+  if len(options) == 1 and typing.get_origin(options[0]) in _MAPPINGS:
+    if not isinstance(value, dict):
+      return f'{value!r} is not a dict'
+    of_values = typing.get_args(options[0])[1]
     problems = (_value_problem(v, of_values, least) for v in value.values())
     return next(filter(None, problems), '')
-  if expected is dict and isinstance(value, (*_LITERALS[:4], list, tuple)):
-    return f'{value!r} is not a dict'
-  if type(value) not in _LITERALS or value is None:
-    return ''
-  if isinstance(expected, tuple) and type(value) not in expected:
-    if not (type(value) is int and float in expected):
-      names = ' or '.join(t.__name__ for t in expected if t is not type(None))
+  if options and all(o in _LITERALS for o in options):
+    # Python takes an int for a float.
+    if type(value) not in (*options, int if float in options else None):
+      names = ' or '.join(o.__name__ for o in options)
       return f'{value!r} is not of type {names}'
-  if least is not None and not isinstance(value, str) and value < least:
+  if least is not None and isinstance(value, int | float) and value < least:
     return f'{value!r} is below {least}'
   return ''
-
-
-def _expected(annotation):
-  """Returns dict, a tuple of literal types, or None for anything else."""
-  if typing.get_origin(annotation) in (dict, collections.abc.Mapping):
-    return dict
-  union = (types.UnionType, typing.Union)
-  options = (annotation,)
-  if typing.get_origin(annotation) in union:
-    options = typing.get_args(annotation)
-  return options if all(o in _LITERALS for o in options) else None
 
 
 def _task_problems(name, where, module) -> Iterator[str]:
