@@ -64,12 +64,12 @@ def _convert(files: Files, split: str) -> list[pathlib.Path]:
 def _documents(path: pathlib.Path) -> Iterator[str]:
   for number, line in sources.numbered_lines(path):
     try:
-      text = json.loads(line)['text']
+      text = json.loads(line.rstrip())['text']
       if not isinstance(text, str):
         raise TypeError
     except json.JSONDecodeError as error:
       raise UserError(
-        f'{path}, line {number}: not JSON: {error.msg} at column {error.colno}'
+        f'{path}, line {number}: not JSON ({error.msg}, column {error.colno})'
       ) from error
     except (KeyError, TypeError) as error:
       raise UserError(

@@ -8,6 +8,7 @@ into one row. The tasks themselves add no start of sequence.
 import seqio
 import tensorflow as tf
 
+from selective_t5x.errors import UserError
 from selective_t5x.tasks import vocabularies
 
 # Chunks in the shuffle buffer, which is a part of every saved iterator: 4 MB
@@ -59,7 +60,12 @@ def chunk(dataset, sequence_length):
   """
   if not sequence_length:
     return dataset
-  length = sequence_length['targets']
+  length = sequence_length.get('targets')
+  if not isinstance(length, int) or length < 1:
+    raise UserError(
+      f'TASK_FEATURE_LENGTHS is {sequence_length}: language modelling needs '
+      "{'targets': the context length}"
+    )
 
   def chunks(example):
     tokens = example['targets']

@@ -195,7 +195,7 @@ def train(task: str, size: int) -> pathlib.Path:
     The model's path: <cache>/vocabularies/<hash of text and options>.model.
 
   Raises:
-    UserError: if the text is too small for that many pieces.
+    UserError: if there is no text, or too little for that many pieces.
   """
   documents = list(_training_documents(task))
   options = {**_TRAINER_OPTIONS, 'vocab_size': size}
@@ -239,6 +239,8 @@ def _training_documents(task: str) -> Iterator[str]:
   """
   source = seqio.TaskRegistry.get(task).source
   dataset = source.get_dataset('train', shuffle=True, seed=0)
+  if 'text' not in dataset.element_spec:
+    raise UserError(f'{task} has no text to learn pieces from')
   left = _TRAINING_CHARACTERS
   for example in dataset.as_numpy_iterator():
     text = example['text'].decode()[:left]

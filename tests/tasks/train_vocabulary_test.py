@@ -1,0 +1,58 @@
+import pathlib
+
+import pytest
+
+from selective_t5x.tasks import train_vocabulary, vocabularies
+
+
+@pytest.fixture
+def gin_file(tmp_path):
+  text = '\n'.join(f'one line of text and number {i}' for i in range(300))
+  (tmp_path / 'text.txt').write_text(text)
+  path = tmp_path / 'corpus.gin'
+  path.write_text(f"""
+from __gin__ import dynamic_registration
+from selective_t5x.tasks import text_files
+text_files.Files.train = '{tmp_path}/*.txt'
+text_files.Files.document = 'line'
+""")
+  return str(path)
+
+
+def test_a_run_finds_what_the_command_trained(gin_file, capsys):
+  arguments = ['--task=text_files_lm', f'--gin_file={gin_file}']
+  assert train_vocabulary.main([*arguments, '--size=300']) == 0
+  path = capsys.readouterr().out.split()[-1]
+  v = vocabularies.task_vocabulary('text_files_lm')  # still bound
+  assert v.vocab_size == 300
+  assert v.resolve().sentencepiece_model_file == path
+  assert pathlib.Path(path).is_file()
+
+
+@pytest.mark.parametrize(
+  'arguments, reason',
+  [
+    (['--task=text_file_lm'], 'no such task; nearest: text_files_lm'),
+    (['--task=text_files_lm'], 'bind text_files.Files.train'),
+    (['--task=variable_assignment'], 'no text to learn pieces from'),
+    (['--task=text_files_lm', '--size=0'], 'size = 0'),
+    (
+      ['--task=text_files_lm', "--gin.text_files.Files.trian='x'"],
+      'nearest: train',
+    ),
+    (['--task=text_files_lm', '--gin_file=no.gin'], 'no.gin'),
+  ],
+)
+def test_errors_are_one_line(arguments, reason, capsys):
+  assert train_vocabulary.main(arguments) == 2
+  error = capsys.readouterr().err
+  assert error.startswith('error: ') and error.count('\n') == 1
+  assert reason in error
+
+
+@pytest.mark.parametrize('argument', ['--gin.TASK', 'text', '--sise=3'])
+def test_an_argument_that_is_none(argument, capsys):
+  with pytest.raises(SystemExit) as exit_error:
+    train_vocabulary.main(['--task=text_files_lm', argument])
+  assert exit_error.value.code == 2
+  assert f'unexpected argument {argument}' in capsys.readouterr().err
