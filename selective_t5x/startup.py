@@ -42,7 +42,7 @@ def import_tensorflow() -> None:
 
 # Libraries whose progress reports would bury the run's own.
 _LIBRARIES = re.compile(
-  r'/(clu|etils|flax|gin|jax|orbax|tensorflow|tensorflow_datasets)/'
+  r'/(clu|etils|flax|gin|jax|orbax|seqio|tensorflow|tensorflow_datasets)/'
 )
 
 
