@@ -27,3 +27,31 @@ def visible_tokens(
   """
   counted = masks.visible(masking.shape[-1], segment_ids) & (masking < tau)
   return jnp.sum(jnp.where(counted, 1 - masking / tau, 0), axis=-1)
+
+
+def fraction_visible(memory: jax.Array, segment_ids: jax.Array) -> jax.Array:
+  """Measures the memory that a batch needs, as a fraction of its tokens: R.
+
+  A segment needs, in each layer, room for the tokens of its most demanding
+  query. R = mean over rows with n_b > 0 of (sum over layers l and segments of
+  max over i in the segment of M_l[b, i]) / (L * n_b), n_b the row's tokens that
+  are not padding. Source: arXiv 2410.02703, section 5. Differs from the paper:
+  packed rows; there a row is one segment.
+
+  Args:
+    memory: f32[L, B, N], M of every layer (`visible_tokens`).
+    segment_ids: int[B, N], 0 for padding, each segment contiguous.
+
+  Returns:
+    f32[], 1 where nothing is masked; 0 where all is padding.
+  """
+  layers, batch, length = memory.shape
+  rows = jnp.arange(batch)[:, None]
+  # Runs of equal ids count from 0, so that any ids fit in N places. A run of
+  # padding stays at 0, below which nothing has a gradient.
+  run = jnp.cumsum(masks.first_in_segment(length, segment_ids), axis=1) - 1
+  memory = jnp.where(segment_ids != 0, memory, -1)
+  peaks = jnp.zeros_like(memory).at[:, rows, run].max(memory)
+  tokens = jnp.sum(segment_ids != 0, axis=1)
+  fractions = jnp.sum(peaks, axis=(0, 2)) / (layers * jnp.maximum(tokens, 1))
+  return jnp.sum(fractions) / jnp.maximum(jnp.sum(tokens > 0), 1)
