@@ -1,0 +1,229 @@
+"""Tests of the command line, as a process of its own."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+EXPERIMENT = (
+  '--run_mode=train',
+  '--gin_file=gin/experiments/variable_assignment.gin',
+  '--gin_file=gin/test/tiny.gin',
+)
+FOLDER = '--gin.MODEL_DIR="results"'
+HEAVY = {'jax', 'numpy', 't5x', 'tensorflow', 'seqio'}
+
+
+@pytest.fixture
+def command(tmp_path):
+  """Runs the command line in an empty folder."""
+
+  def command(*args, python_args=()):
+    return subprocess.run(
+      [sys.executable, *python_args, '-m', 'selective_t5x.main', *args],
+      cwd=tmp_path,
+      capture_output=True,
+      text=True,
+    )
+
+  return command
+
+
+@pytest.fixture
+def refused(command, tmp_path):
+  """Runs a command that is wrong; returns its one line on stderr."""
+
+  def refused(*args):
+    before = sorted(tmp_path.rglob('*'))
+    done = command(*args)
+    assert done.returncode == 2, done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith('error: ')
+    assert 'Traceback' not in done.stderr
+    assert sorted(tmp_path.rglob('*')) == before
+    return line.removeprefix('error: ')
+
+  return refused
+
+
+@pytest.fixture
+def refused_fast(command, tmp_path):
+  """As `refused`, for what is seen before the heavy imports."""
+
+  def refused_fast(*args):
+    done = command(*args, python_args=['-X', 'importtime'])
+    lines = done.stderr.splitlines()
+    imports = [x for x in lines if x.startswith('import time:')]
+    assert not {x.split('|')[-1].strip() for x in imports} & HEAVY
+    (message,) = (x for x in lines if not x.startswith('import time:'))
+    assert message.startswith('error: ')
+    assert done.returncode == 2
+    assert not done.stdout
+    assert not list(tmp_path.iterdir())
+    return message.removeprefix('error: ')
+
+  return refused_fast
+
+
+# Seen before anything heavy is imported.
+
+
+@pytest.mark.parametrize(
+  'args, expected',
+  [
+    ((), 'no --run_mode: expected one of train, eval'),
+    (('--run_mode=trian',), '--run_mode=trian: no such mode'),
+    (('--run_mode=infer',), '--run_mode=infer: T5X has it, this version not'),
+    (('--run_mode=train',), 'no --gin_file'),
+    (('--run_mod=train',), '--run_mod: no such flag; nearest: run_mode'),
+    (('--gin_fil=a',), '--gin_fil: no such flag; nearest: gin_file'),
+    (('--dry_run=perhaps',), 'flag --dry_run=perhaps'),
+    (('run_mode=train',), "unexpected argument 'run_mode=train'"),
+    ((*EXPERIMENT, 'more'), "unexpected argument 'more'"),
+    ((*EXPERIMENT, '--gin.X'), '--gin.X: expected --gin.X=VALUE'),
+    (
+      ('--run_mode=train', '--gin_file=gin/experiments/variable_asignment.gin'),
+      'nearest: gin/experiments/variable_assignment.gin',
+    ),
+    (EXPERIMENT, 'no value for MODEL_DIR (required at gin/runs/pretrain.gin:'),
+    (
+      (*EXPERIMENT, '--gin.MODEL_DIR=/tmp/x'),
+      '''a string needs quotes inside quotes: --gin.MODEL_DIR="'/tmp/x'"''',
+    ),
+    (
+      (*EXPERIMENT, FOLDER, '--gin.BATCH_SZE=4'),
+      '--gin.BATCH_SZE: no loaded gin file reads a macro of this name; '
+      'nearest: BATCH_SIZE',
+    ),
+    (
+      (*EXPERIMENT, FOLDER, '--gin_bindings=BATCH_SZE=4'),
+      'nearest: BATCH_SIZE',
+    ),
+  ],
+)
+def test_refused_before_heavy_imports(refused_fast, args, expected):
+  assert expected in refused_fast(*args)
+
+
+def test_files_of_the_user_come_first(refused_fast, tmp_path):
+  folder = tmp_path.parent / f'{tmp_path.name}_own'
+  (folder / 'gin/runs').mkdir(parents=True)
+  (folder / 'gin/runs/pretrain.gin').write_text('OWN = %gin.REQUIRED\n')
+  message = refused_fast(
+    '--run_mode=train',
+    '--gin_file=gin/runs/pretrain.gin',
+    f'--gin_search_paths=/nonexistent,{folder}',
+  )
+  assert 'no value for OWN' in message
+
+
+def test_missing_include_names_the_file_and_line(refused_fast, tmp_path):
+  file = tmp_path.parent / f'{tmp_path.name}.gin'
+  file.write_text("\ninclude 'gin/runs/pretrian.gin'\n")
+  message = refused_fast('--run_mode=train', f'--gin_file={file}')
+  assert f"{file}:2: include 'gin/runs/pretrian.gin'" in message
+  assert 'nearest: gin/runs/pretrain.gin' in message
+
+
+@pytest.mark.parametrize('flag', ['--help', '-h', '--helpshort'])
+def test_help(command, flag):
+  done = command(flag, python_args=['-X', 'importtime'])
+  imports = {x.split('|')[-1].strip() for x in done.stderr.splitlines()}
+  assert done.returncode == 0
+  assert not imports & HEAVY
+  assert 'Exit codes:' in done.stdout
+  for flag in ('run_mode', 'gin_file', 'gin_bindings', 'dry_run'):
+    assert f'--{flag}' in done.stdout or f'--[no]{flag}' in done.stdout
+
+
+# With the engine.
+
+OWN_TASK = """
+import seqio
+
+
+def examples(split, shuffle_files, seed=None):
+  raise NotImplementedError('nothing reads data in a dry run')
+
+
+seqio.TaskRegistry.add(
+  'own_task',
+  source=seqio.FunctionDataSource(examples, splits=['train']),
+  preprocessors=[],
+  output_features={'targets': seqio.Feature(seqio.ByteVocabulary())},
+)
+"""
+
+
+def test_dry_run_prints_what_would_run(command, tmp_path):
+  (tmp_path / 'own_tasks.py').write_text(OWN_TASK)
+  done = command(
+    *EXPERIMENT,
+    '--gin_file=gin/attention/selective.gin',
+    '--dry_run',
+    FOLDER,
+    '--gin.BATCH_SIZE=6',
+    '--gin.train/utils.DatasetConfig.batch_size=2',
+    '--gin.MIXTURE_OR_TASK_NAME="own_task"',
+    '--gin.MIXTURE_OR_TASK_MODULE="own_tasks"',
+  )
+  assert done.returncode == 0, done.stderr
+  for line in (
+    f"MODEL_DIR = '{tmp_path}/results'",
+    'ATTENTION = @attention.selective_attention',
+    'BATCH_SIZE = 6',
+    'train/utils.DatasetConfig.batch_size = 2',
+    'train_eval/utils.DatasetConfig.batch_size = %BATCH_SIZE',
+    "MIXTURE_OR_TASK_NAME = 'own_task'",
+    'TRAIN_STEPS = 4',
+  ):
+    assert line in done.stdout.splitlines()
+  assert 'oneDNN' not in done.stderr and 'cuda' not in done.stderr.lower()
+  assert not (tmp_path / 'results').exists()
+
+
+@pytest.mark.parametrize(
+  'binding, expected',
+  [
+    (
+      'trainer.Trainer.num_microbatch=2',
+      '--gin.trainer.Trainer.num_microbatch: trainer.Trainer has no parameter '
+      "'num_microbatch'; nearest: num_microbatches",
+    ),
+    ('BATCH_SIZE="four"', "--gin.BATCH_SIZE: 'four' is not of type int"),
+    (
+      'utils.SaveCheckpointConfig.dtype="int8"',
+      "`SaveCheckpointConfig.dtype` must be one of None, 'float32'",
+    ),
+  ],
+)
+def test_refused_by_the_engine(refused, binding, expected):
+  assert expected in refused(*EXPERIMENT, FOLDER, f'--gin.{binding}')
+
+
+@pytest.mark.slow
+def test_runs_leave_their_records(command, tmp_path):
+  done = command(*EXPERIMENT, FOLDER)
+  assert done.returncode == 0, done.stderr
+  assert 'engine embedded, selective_t5x' in done.stderr
+  folder = tmp_path / 'results'
+  (run,) = json.loads((folder / 'run.json').read_text())['runs']
+  assert run['run_mode'] == 'train'
+  assert run['seed'] == 0
+  operative = (folder / 'operative_config.gin').read_text()
+  assert f"MODEL_DIR = '{folder}'" in operative
+
+  # What does not fit the folder is refused, and what is there stays.
+  saved = {f: f.read_bytes() for f in folder.rglob('*') if f.is_file()}
+  done = command(*EXPERIMENT, FOLDER, '--gin.NUM_LAYERS=2')
+  assert done.returncode == 2, done.stderr
+  assert 'checkpoint of another model' in done.stderr.splitlines()[-1]
+  assert saved == {f: f.read_bytes() for f in folder.rglob('*') if f.is_file()}
+
+  # The saved configuration is one to run again.
+  config = f'--gin_file={folder}/config.gin'
+  done = command('--run_mode=train', config, '--gin.TRAIN_STEPS=5')
+  assert done.returncode == 0, done.stderr
+  assert len(json.loads((folder / 'run.json').read_text())['runs']) == 2
+  assert (folder / 'checkpoint_5').is_dir()
