@@ -170,7 +170,6 @@ def test_dry_run_prints_what_would_run(command, tmp_path):
   )
   assert done.returncode == 0, done.stderr
   for line in (
-    f"MODEL_DIR = '{tmp_path}/results'",
     'ATTENTION = @attention.selective_attention',
     'BATCH_SIZE = 6',
     'train/utils.DatasetConfig.batch_size = 2',
@@ -179,6 +178,7 @@ def test_dry_run_prints_what_would_run(command, tmp_path):
     'TRAIN_STEPS = 4',
   ):
     assert line in done.stdout.splitlines()
+  assert f"'{tmp_path}/results'" in done.stdout
   assert 'oneDNN' not in done.stderr and 'cuda' not in done.stderr.lower()
   assert not (tmp_path / 'results').exists()
 
@@ -212,7 +212,7 @@ def test_runs_leave_their_records(command, tmp_path):
   assert run['run_mode'] == 'train'
   assert run['seed'] == 0
   operative = (folder / 'operative_config.gin').read_text()
-  assert f"MODEL_DIR = '{folder}'" in operative
+  assert f"'{folder}'" in operative
 
   # What does not fit the folder is refused, and what is there stays.
   saved = {f: f.read_bytes() for f in folder.rglob('*') if f.is_file()}
