@@ -334,7 +334,7 @@ def _quoting(key, value, error) -> str:
 
 def _find(name, search_paths, asked) -> str:
   """Returns the path of a gin file, or raises with the nearest names."""
-  # gin itself also looks inside installed packages.
+  # sys.path holds the gin files inside installed packages, T5X's for one.
   for folder in ('', *search_paths, *sys.path):
     path = os.path.join(folder, name)
     if os.path.isfile(path):

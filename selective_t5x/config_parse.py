@@ -13,8 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from absl import logging
 
 import gin
+from gin import resource_reader
 from selective_t5x.config_check import Binding, Config, Reference
 from selective_t5x.errors import UserError, did_you_mean
+
+_PACKAGE_READER = (
+  resource_reader.system_path_reader,
+  resource_reader.system_path_file_exists,
+)
 
 
 def parse(
@@ -34,7 +40,11 @@ def parse(
   Raises:
     UserError: gin knows no such module, configurable or parameter.
   """
-  for path in search_paths:
+  # gin's own way into packages breaks at a folder that is no package; their
+  # files are found from sys.path, as `config_check.load` does.
+  if _PACKAGE_READER in gin.config._FILE_READERS:
+    gin.config._FILE_READERS.remove(_PACKAGE_READER)
+  for path in [*search_paths, *sys.path]:
     gin.add_config_file_search_path(path)
   try:
     gin.parse_config_files_and_bindings(files, bindings)

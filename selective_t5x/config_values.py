@@ -151,7 +151,8 @@ def _task_problems(name, where, module) -> Iterator[str]:
 
   if module:
     try:
-      utils.import_module(module)
+      with gin.unlock_config():  # It may register configurables.
+        utils.import_module(module)
     except ModuleNotFoundError as error:
       if not f'{module}.'.startswith(f'{error.name}.'):
         raise

@@ -50,9 +50,6 @@ def quiet_libraries() -> None:
   """Keeps libraries' INFO lines out of the log, unless --verbosity=1 asks."""
 
   def matters(record):
-    # gin reports every folder without a gin file as an error.
-    if record.module == 'resource_reader':
-      return False
     library = _LIBRARIES.search(record.pathname)
     return record.levelno > std_logging.INFO or not library
 

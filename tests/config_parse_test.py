@@ -1,5 +1,6 @@
 """Tests of config_parse and config_values on a small module of fakes."""
 
+import pathlib
 import sys
 import textwrap
 
@@ -171,6 +172,14 @@ def test_mistyped_line_of_a_file(parse, line, expected):
   assert f'a.gin:{number}: ' in message
 
 
+def test_gin_files_inside_packages_and_plain_folders(parse, fakes):
+  folder = pathlib.Path(fakes.__file__).parent / 'plain_folder'
+  folder.mkdir(exist_ok=True)
+  (folder / 'steps.gin').write_text('STEPS = 3')
+  parse(f"{CONFIG}    include 'plain_folder/steps.gin'\n")
+  assert config_parse.bound(fakes.train, 'total_steps') == 3
+
+
 def test_class_parameters_behind_kwargs_are_not_refused(parse):
   parse(CONFIG + '    fakes.anything.some_name = 1\n')
 
@@ -289,6 +298,18 @@ TASK = """
       seed = 0
       module = %MODULE
 """
+
+
+def test_module_that_registers_a_task(parse, fakes):
+  folder = pathlib.Path(fakes.__file__).parent
+  (folder / 'own_tasks.py').write_text(
+    'import gin, seqio\n'
+    'gin.configurable(lambda x: x, "own_configurable")\n'
+    'seqio.MixtureRegistry.add("own_mixture", ["variable_assignment"], 1)\n'
+  )
+  config = parse(TASK, "MODULE = 'own_tasks'", "NAME = 'own_mixture'")
+  config_values.check(config, fakes.train)
+  assert gin.config_is_locked()
 
 
 def test_registered_task_passes(parse, fakes):
