@@ -203,7 +203,7 @@ def evaluate(
       )
     results = {
       f'training_eval/{task}': {
-        name: value.value
+        name: value
         for name, value in summary.items()
         if not name.startswith('timing/')
       }
@@ -214,5 +214,7 @@ def evaluate(
     results |= future.result() or {}
     evaluator.close()
   for task, metrics in results.items():
-    logging.info('%s: %s', task, metrics)
+    # clu's and seqio's metrics are objects that hold a value.
+    results[task] = {k: getattr(v, 'value', v) for k, v in metrics.items()}
+    logging.info('%s: %s', task, results[task])
   return results

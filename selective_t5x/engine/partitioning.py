@@ -294,7 +294,7 @@ class PjitPartitioner(BasePartitioner):
     """Returns the train state with a PartitionSpec, or None, as leaves.
 
     Raises:
-      ValueError: a parameter has a logical axis that no rule names.
+      ValueError: a parameter has the same logical axis twice.
     """
     logical = self.get_logical_axes(train_state)
 

@@ -1,0 +1,152 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import seqio
+import tensorflow as tf
+
+from selective_t5x.errors import UserError
+from t5x import checkpoints, inference, partitioning, trainer, utils
+from t5x import eval as eval_lib
+from tests.engine import tiny
+
+
+@pytest.fixture(scope='module')
+def partitioner():
+  return partitioning.PjitPartitioner(num_partitions=1)
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory, partitioner):
+  folder = tmp_path_factory.mktemp('model')
+  state = tiny.initializer(tiny.model(), partitioner).from_scratch(
+    jax.random.PRNGKey(3)
+  )
+  manager = checkpoints.CheckpointManager(str(folder), partitioner)
+  manager.save(state)
+  manager.close()
+  return folder, state
+
+
+def test_scores_are_the_sum_of_token_log_likelihoods(saved):
+  model, batch = tiny.model(), tiny.batch()
+  params = saved[1].params
+  scores, intermediates = model.score_batch(
+    params, batch, return_intermediates=True
+  )
+  log_probs = np.asarray(
+    jax.nn.log_softmax(model._compute_logits(params, batch))
+  )
+  targets = batch['decoder_target_tokens']
+  for b in range(len(targets)):
+    expected = sum(
+      log_probs[b, i, targets[b, i]] * batch['decoder_loss_weights'][b, i]
+      for i in range(tiny.LENGTH)
+    )
+    np.testing.assert_allclose(scores[b], expected, rtol=1e-5)
+  per_token = intermediates['decoder']['token_scores'][0]
+  np.testing.assert_allclose(per_token.sum(-1), scores, rtol=1e-6)
+
+
+@pytest.mark.parametrize('size', [1, 4, 7])
+def test_outputs_come_in_the_datasets_order(size, partitioner):
+  def infer_step(params, batch):
+    return {'doubled': batch['x'] * params['scale']}, {'x': batch['x']}
+
+  axes = type('Axes', (), {'params': None})
+  state = type('State', (), {'params': {'scale': jnp.array(2)}})
+  infer = inference.get_infer_fn(infer_step, 4, axes, partitioner)
+  data = tf.data.Dataset.from_tensor_slices({'x': np.arange(10, 10 + size)})
+  pairs, aux = infer(data.enumerate(), state)
+  assert pairs == [(i, {'doubled': 2 * (10 + i)}) for i in range(size)]
+  assert aux == {'x': list(range(10, 10 + size))}
+
+
+def test_every_batch_has_its_own_random_key(partitioner):
+  def infer_step(params, batch, rng):
+    del params
+    return jax.random.uniform(rng, batch['x'].shape)
+
+  axes = type('Axes', (), {'params': None})
+  state = type('State', (), {'params': {}})
+  infer = inference.get_infer_fn(infer_step, 2, axes, partitioner)
+  data = tf.data.Dataset.from_tensor_slices({'x': np.zeros(4)}).enumerate()
+  values = [v for _, v in infer(data, state, jax.random.PRNGKey(0))]
+  assert len(set(values)) == 4
+
+
+def _metric(targets, scores):
+  return {'mean_score': seqio.metrics.Scalar(float(np.mean(scores)))}
+
+
+@pytest.fixture(scope='module')
+def scored_task():
+  tiny.register()
+  name = f'{tiny.TASK}_scored'
+  if name not in seqio.TaskRegistry.names():
+    task = seqio.TaskRegistry.get(tiny.TASK)
+    seqio.TaskRegistry.add(
+      name,
+      source=task.source,
+      preprocessors=task.preprocessors,
+      output_features=task.output_features,
+      metric_fns=[_metric],
+    )
+  return name
+
+
+def _evaluate(saved, task, output_dir, partitioner, **kwargs):
+  cfg = tiny.dataset_cfg('validation')
+  cfg.mixture_or_task_name, cfg.pack, cfg.batch_size = task, False, 5
+  return eval_lib.evaluate(
+    model=tiny.model(),
+    dataset_cfg=cfg,
+    restore_checkpoint_cfg=utils.RestoreCheckpointConfig(
+      str(saved[0] / 'checkpoint_0'), mode='specific'
+    ),
+    partitioner=partitioner,
+    output_dir=str(output_dir),
+    summarize_config_fn=lambda **_: None,
+    **kwargs,
+  )
+
+
+def test_a_checkpoint_is_evaluated_in_both_ways(
+  saved, scored_task, tmp_path, partitioner
+):
+  results = _evaluate(
+    saved,
+    scored_task,
+    tmp_path,
+    partitioner,
+    training_evaluator_cls=trainer.Trainer,
+    train_eval_get_dataset_fn=lambda *args, **kwargs: (
+      utils.get_training_eval_datasets(*args, eval_steps=2, **kwargs)
+    ),
+  )
+  assert results[f'training_eval/{scored_task}']['loss'] > 0
+  score = results[scored_task]['mean_score']
+  model = tiny.model()
+  converter = model.FEATURE_CONVERTER_CLS(pack=False)
+  rows = converter(
+    seqio.get_mixture_or_task(scored_task).get_dataset(
+      {'targets': tiny.LENGTH}, 'validation', shuffle=False
+    ),
+    {'targets': tiny.LENGTH},
+  )
+  expected = [
+    float(
+      model.score_batch(saved[1].params, {k: v[None] for k, v in row.items()})[
+        0
+      ]
+    )
+    for row in rows.as_numpy_iterator()
+  ]
+  assert len(expected) == 64
+  np.testing.assert_allclose(score, np.mean(expected), rtol=1e-5)
+  assert (tmp_path / 'model-info.txt').exists()
+
+
+def test_a_task_without_metrics_is_refused(saved, tmp_path, partitioner):
+  with pytest.raises(UserError, match='no metrics for evaluation'):
+    _evaluate(saved, tiny.TASK, tmp_path, partitioner)
