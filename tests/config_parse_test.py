@@ -304,7 +304,7 @@ def test_module_that_registers_a_task(parse, fakes):
   folder = pathlib.Path(fakes.__file__).parent
   (folder / 'own_tasks.py').write_text(
     'import gin, seqio\n'
-    'gin.configurable(lambda x: x, "own_configurable")\n'
+    'own = gin.configurable("own_configurable")(lambda x: x)\n'
     'seqio.MixtureRegistry.add("own_mixture", ["variable_assignment"], 1)\n'
   )
   config = parse(TASK, "MODULE = 'own_tasks'", "NAME = 'own_mixture'")
