@@ -1,0 +1,45 @@
+# `make quickstart` and `make test` do all their own set-up, in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# tensorflow-datasets and tfds-nightly (which seqio-nightly asks for) own the
+# same files: the last one installed is the one that is there.
+TFDS := $(shell grep -i '^tensorflow-datasets==' constraints.txt)
+
+.PHONY: install quickstart test test-fast lint format bench-engine clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), sys.version'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --editable '.[dev,wikipedia]'
+	$(BIN)/pip install --quiet --disable-pip-version-check \
+	  --no-deps --force-reinstall '$(TFDS)'
+	touch $@
+
+# Trains, evaluates and compares; see README.md for what to expect.
+quickstart: install
+	$(BIN)/python -m selective_t5x.quickstart $(ARGS)
+
+test: install
+	$(BIN)/python -m pytest -n 2 --dist loadscope tests $(ARGS)
+
+test-fast: install
+	$(BIN)/python -m pytest -n 2 --dist loadscope -m 'not slow' tests $(ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: install
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+# Step time over the real T5X's; needs T5X on PYTHONPATH (README.md).
+bench-engine: install
+	$(BIN)/python benchmarks/engine.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
