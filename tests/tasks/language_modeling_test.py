@@ -120,11 +120,13 @@ def test_a_saved_iterator_goes_on_exactly(task, tmp_path):
 
 
 def test_a_saved_iterator_goes_on_exactly_in_a_later_epoch(tmp_path):
+  gin.bind_parameter('vocabularies.Choice.kind', 'sentencepiece')
+  gin.bind_parameter('vocabularies.Choice.size', 300)
   pipelines.assert_iterator_resumes(
     lambda: pipelines.dataset('text_files_lm', {'targets': LENGTH}),
     tmp_path,
-    before=600,
-    after=600,
+    before=200,
+    after=200,
   )
 
 
