@@ -111,8 +111,7 @@ def _binding_problems(binding: Binding, config: Config) -> Iterator[str]:
   configurable, problem = _resolve(binding.selector, binding, config)
   if problem:
     yield f'{binding.where}: {problem}'
-    return
-  parameters = signature(configurable)
+  parameters = configurable and signature(configurable)
   if parameters is not None and binding.name not in parameters:
     yield (
       f'{binding.where}: {binding.selector} has no parameter '
@@ -122,47 +121,59 @@ def _binding_problems(binding: Binding, config: Config) -> Iterator[str]:
 
 def signature(configurable) -> dict[str, inspect.Parameter] | None:
   """Returns the parameters that gin can bind, None where any name will do."""
-  if inspect.isclass(configurable):
-    # gin's own wrapper of a class hides the parameters; __init__ is inherited.
-    configurable = configurable.__init__
-    first = 1
-  else:
-    first = 0
-  parameters = list(inspect.signature(configurable).parameters.values())[first:]
+  is_class = inspect.isclass(configurable)
+  try:
+    # gin's wrapper of a class hides its parameters; __init__ is inherited.
+    found = inspect.signature(
+      configurable.__init__ if is_class else configurable
+    )
+  except ValueError:  # Some functions written in C.
+    return None
+  parameters = list(found.parameters.values())[is_class:]
   if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
     return None
-  return {p.name: p for p in parameters}
+  bindable = (
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    inspect.Parameter.KEYWORD_ONLY,
+  )
+  return {p.name: p for p in parameters if p.kind in bindable}
 
 
 def _resolve(selector: str, binding: Binding, config: Config):
-  """Returns the configurable of a selector and None, or None and a problem."""
+  """Returns a selector's configurable, or None, and what is wrong, or ''."""
   first, *names = selector.split('.')
   if first == 'gin' or 'dynamic_registration' not in binding.imports:
-    found = _registered(selector)
-    if found is not None:
-      return found, None
-    spellings = {b.selector for b in config.bindings if not b.on_command_line}
-    spellings |= {s.split('.')[-1] for s in spellings}
-    known = [s for s in spellings if s and _registered(s) is not None]
-    return None, f'no configurable {selector!r}{did_you_mean(selector, known)}'
+    try:
+      return gin.get_configurable(selector), ''
+    except KeyError as ambiguous:
+      return None, ambiguous.args[0]
+    except ValueError:
+      known = _registered(config)
+      return None, (
+        f'no configurable {selector!r}{did_you_mean(selector, known)}'
+      )
   if first not in binding.imports:
     known = set(binding.imports) - {'dynamic_registration'}
     return None, f'{first!r} is not imported there{did_you_mean(first, known)}'
   found = sys.modules.get(binding.imports[first])
+  if found is None:  # gin stopped before it came to this import.
+    return None, ''
   for name in names:
     if not hasattr(found, name):
       label = getattr(found, '__name__', first)
       return None, f'{label} has no {name!r}{did_you_mean(name, dir(found))}'
     found = getattr(found, name)
-  return found, None
+  return found, ''
 
 
-def _registered(selector: str) -> Callable | None:
-  """Returns what gin has registered under a name or the end of one."""
-  try:
-    return gin.get_configurable(selector)
-  except (ValueError, KeyError):
-    return None
+def _registered(config: Config) -> Iterator[str]:
+  """Yields names of configurables in the files that need no import."""
+  for binding in config.bindings:
+    if binding.selector and not binding.on_command_line:
+      for name in {binding.selector, binding.selector.split('.')[-1]}:
+        with contextlib.suppress(ValueError, KeyError):
+          gin.get_configurable(name)
+          yield name
 
 
 def _missing_module(module: str) -> str | None:

@@ -59,14 +59,12 @@ def _check_call(function, scopes, called, config, seen) -> Iterator[str]:
     values = gin.get_bindings(function, resolve_references=False)
   parameters = signature(function) or {}
   scope = '/'.join([*scopes, ''])
-  if called:
-    for parameter in parameters.values():
-      key = f'{scope}{function.__name__}.{parameter.name}'
-      if parameter.name not in values and parameter.default in (
-        inspect.Parameter.empty,
-        gin.REQUIRED,
-      ):
-        yield f'{key} has no value: give --gin.{key}=VALUE'
+  for name, parameter in parameters.items():
+    default = parameter.default
+    is_open = default is inspect.Parameter.empty or default is gin.REQUIRED
+    if called and is_open and name not in values:
+      key = f'{scope}{function.__name__}.{name}'
+      yield f'{key} has no value: give --gin.{key}=VALUE'
   hints = _type_hints(function)
   for name, value in values.items():
     value, macro = _follow(value)
@@ -114,7 +112,7 @@ def _type_hints(function) -> dict[str, object]:
     function = function.__init__
   try:
     return typing.get_type_hints(inspect.unwrap(function))
-  except (NameError, TypeError, AttributeError):
+  except Exception:  # Annotations are any code.
     return {}
 
 

@@ -10,7 +10,7 @@ is looked for in the current folder, in --gin_search_paths, and among the files
 that come with the suite. A string needs quotes inside the shell's quotes.
 
 Exit codes: 0 done; 1 the run failed, with its traceback; 2 something given is
-wrong, nothing was run, and one line on stderr says what.
+wrong, nothing was run, and one line on stderr says what; 130 interrupted.
 """
 
 import importlib
@@ -69,8 +69,9 @@ def parse_flags(argv: list[str]) -> list[str]:
   try:
     rest = FLAGS([_rewrite_gin_flag(arg) for arg in argv])
   except flags.UnrecognizedFlagError as error:
-    nearest = did_you_mean(error.flagname, FLAGS)
-    raise UserError(f'--{error.flagname}: no such flag{nearest}') from error
+    flag = f'--{error.flagname}'
+    nearest = did_you_mean(flag, (f'--{known}' for known in FLAGS))
+    raise UserError(f'{flag}: no such flag{nearest}') from error
   except flags.Error as error:
     raise UserError(str(error)) from error
   if len(rest) > 1:
@@ -172,3 +173,9 @@ if __name__ == '__main__':
     message = str(error).split('\n  In call to configurable')[0]
     print(f'error: {" ".join(message.split())}', file=sys.stderr)
     sys.exit(2)
+  except KeyboardInterrupt:
+    print(
+      'interrupted; the same command goes on from the last checkpoint',
+      file=sys.stderr,
+    )
+    sys.exit(130)

@@ -78,6 +78,9 @@ def recorded_run(folder: str, *, run_mode: str, seed: int | None):
     folder: the result folder.
     run_mode: the command line's --run_mode.
     seed: RANDOM_SEED, or None where there is none.
+
+  Raises:
+    UserError: the folder cannot be written.
   """
   import flax
   import jax
@@ -103,7 +106,10 @@ def recorded_run(folder: str, *, run_mode: str, seed: int | None):
   folder = epath.Path(folder)
   record = folder / results.RUN_FILE
   before = record.read_text() if record.exists() else None
-  results.write_run_record(folder, run_mode=run_mode, seed=seed)
+  try:
+    results.write_run_record(folder, run_mode=run_mode, seed=seed)
+  except OSError as error:
+    raise UserError(f'{folder}: cannot write there: {error}') from error
   try:
     yield
   except UserError:

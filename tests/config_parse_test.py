@@ -180,6 +180,20 @@ def test_gin_files_inside_packages_and_plain_folders(parse, fakes):
   assert config_parse.bound(fakes.train, 'total_steps') == 3
 
 
+def test_ambiguous_name_on_the_command_line(parse):
+  gin.external_configurable(lambda x: x, 'twice', module='one')
+  gin.external_configurable(lambda x: x, 'twice', module='two')
+  message = refused(parse, CONFIG, 'twice.x = 1')
+  assert message.startswith('--gin.twice.x: Ambiguous selector')
+  assert 'one.twice' in message and 'two.twice' in message
+
+
+def test_the_first_problem_is_named_though_gin_stopped_there(parse):
+  text = CONFIG.replace('fakes.Data.name', 'fakes.Data.nam')
+  message = refused(parse, f'{text}    import wave\n    wave.open.f = 1\n')
+  assert "'nam'" in message
+
+
 def test_class_parameters_behind_kwargs_are_not_refused(parse):
   parse(CONFIG + '    fakes.anything.some_name = 1\n')
 
