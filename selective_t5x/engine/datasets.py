@@ -275,6 +275,18 @@ class TrainIterator(dataset_iterator.DatasetIterator):
     self._iterator.restore(filename)
 
 
+def prepare_train_iter(
+  train_iter: tf.data.Dataset, *, partitioner, checkpoint_cfg, data_layout
+) -> TrainIterator:
+  """Returns an iterator over a dataset's batches, T5X's spelling.
+
+  checkpoint_cfg and data_layout are not needed here: the position can always
+  be saved, and the partitioner knows the layout.
+  """
+  del checkpoint_cfg, data_layout
+  return TrainIterator(train_iter, partitioner)
+
+
 def round_vocab_size_to_multiple(
   vocabulary: seqio.Vocabulary, divisor: int = 128
 ) -> int:

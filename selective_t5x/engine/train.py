@@ -117,14 +117,16 @@ def train(
   ):
     for cfg in filter(None, (train_dataset_cfg, train_eval_dataset_cfg)):
       verify_matching_vocabs_fn(cfg, model)
-  train_iter = datasets.TrainIterator(
+  train_iter = utils.prepare_train_iter(
     get_dataset_fn(
       train_dataset_cfg,
       layout.shard_id,
       layout.num_shards,
       model.FEATURE_CONVERTER_CLS,
     ),
-    partitioner,
+    partitioner=partitioner,
+    checkpoint_cfg=checkpoint_cfg,
+    data_layout=layout,
   )
   eval_datasets = {}
   if eval_period:

@@ -22,6 +22,7 @@ from t5x.datasets import (  # noqa: F401
   get_training_eval_datasets,
   get_vocabulary,
   import_module,
+  prepare_train_iter,
   round_vocab_size_to_multiple,
   verify_matching_vocabs,
 )

@@ -1,0 +1,98 @@
+"""A real process, killed with SIGKILL and started again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+STEPS = 12
+EXPERIMENTS = {
+  'variable_assignment': (),
+  # Shuffled, packed text; bytes need no training of a vocabulary.
+  'wikipedia_sample_lm': ("--gin.vocabularies.Choice.kind='bytes'",),
+}
+
+
+def _command(experiment, model_dir):
+  return [
+    sys.executable,
+    '-m',
+    'selective_t5x.main',
+    '--run_mode=train',
+    f'--gin_file=gin/experiments/{experiment}.gin',
+    '--gin_file=gin/attention/selective.gin',
+    '--gin_file=gin/test/tiny.gin',
+    f"--gin.MODEL_DIR='{model_dir}'",
+    f'--gin.TRAIN_STEPS={STEPS}',
+    '--gin.CHECKPOINT_PERIOD=3',
+    '--gin.EVAL_PERIOD=6',
+    '--gin.DROPOUT_RATE=0.1',
+    *EXPERIMENTS[experiment],
+  ]
+
+
+def _steps(path):
+  """Returns the records of a metrics file, without those that took time."""
+  if not path.exists():
+    return []
+  records = [json.loads(line) for line in path.read_text().splitlines()]
+  return [
+    {k: v for k, v in record.items() if not k.startswith('timing/')}
+    for record in records
+  ]
+
+
+def _run_until(command, metrics, step):
+  """Runs a command; kills it once that step is in the metrics file."""
+  process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+  deadline = time.time() + 300
+  try:
+    while process.poll() is None and time.time() < deadline:
+      # Read as text: the last line may be half written.
+      if metrics.exists() and f'{{"step": {step},' in metrics.read_text():
+        process.send_signal(signal.SIGKILL)
+        break
+      time.sleep(0.001)
+    _, stderr = process.communicate(timeout=60)
+  finally:
+    process.kill()
+  return process.returncode, stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('experiment', EXPERIMENTS)
+def test_a_killed_run_goes_on_bit_for_bit(experiment, tmp_path):
+  whole, broken = tmp_path / 'whole', tmp_path / 'broken'
+  run = subprocess.run(
+    _command(experiment, whole), capture_output=True, text=True, check=False
+  )
+  assert run.returncode == 0, run.stderr[-3000:]
+  expected = _steps(whole / 'train/metrics.jsonl')
+  assert [record['step'] for record in expected] == list(range(1, STEPS + 1))
+
+  killed = 0
+  for step in (2, 4, 8):
+    code, stderr = _run_until(
+      _command(experiment, broken), broken / 'train/metrics.jsonl', step
+    )
+    assert code in (0, -signal.SIGKILL), stderr[-3000:]
+    killed += code == -signal.SIGKILL
+  assert killed >= 2  # a run of milliseconds may end before the signal
+  code, stderr = _run_until(
+    _command(experiment, broken), broken / 'none', STEPS
+  )
+  assert code == 0, stderr[-3000:]
+
+  assert _steps(broken / 'train/metrics.jsonl') == expected
+  evaluations = sorted(
+    path.relative_to(whole)
+    for path in whole.glob('training_eval/*/metrics.jsonl')
+  )
+  assert evaluations
+  for path in evaluations:
+    assert _steps(broken / path) == _steps(whole / path)
+  assert os.listdir(broken / 'checkpoint_12')

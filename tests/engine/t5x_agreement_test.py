@@ -1,0 +1,117 @@
+"""The embedded engine against the real T5X, where that can be imported.
+
+Put T5X, airio and jestimator on PYTHONPATH and install T5X's requirements, see
+README.md; without them these tests skip.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+ENGINES = ('embedded', 't5x')
+STEPS = 10
+FILES = (
+  '--gin_file=gin/experiments/wikipedia_sample_lm.gin',
+  '--gin_file=gin/attention/selective.gin',
+)
+TINY = (
+  '--gin_file=gin/test/tiny.gin',
+  "--gin.vocabularies.Choice.kind='bytes'",
+)
+
+
+def _run(engine, *args, code=None):
+  command = ['-c', code] if code else ['-m', 'selective_t5x.main', *args]
+  return subprocess.run(
+    [sys.executable, *command],
+    env=os.environ | {'SELECTIVE_T5X_ENGINE': engine},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+  """Ten steps on each engine: {engine: model folder}."""
+  found = _run('t5x', code='import selective_t5x, t5x.train, t5x.eval')
+  if found.returncode:
+    pytest.skip(f'no real T5X here: {found.stderr.strip().splitlines()[-1]}')
+  folders = {}
+  for engine in ENGINES:
+    folders[engine] = tmp_path_factory.mktemp(engine)
+    run = _run(
+      engine,
+      '--run_mode=train',
+      *FILES,
+      *TINY,
+      f"--gin.MODEL_DIR='{folders[engine]}'",
+      f'--gin.TRAIN_STEPS={STEPS}',
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+  return folders
+
+
+def _losses(folder):
+  from selective_t5x import results
+
+  records = results.read_metrics(folder / 'train')
+  return [record['loss'] for record in records if 'loss' in record]
+
+
+@pytest.mark.slow
+def test_first_losses_agree(runs):
+  embedded, t5x = (_losses(runs[engine]) for engine in ENGINES)
+  assert len(embedded) == len(t5x) == STEPS
+  np.testing.assert_allclose(embedded, t5x, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_every_result_says_which_engine_ran(runs):
+  for engine, folder in runs.items():
+    record = json.loads((folder / 'run.json').read_text())['runs'][-1]
+    assert record['engine'] == engine
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('reader, writer', [ENGINES, ENGINES[::-1]])
+def test_a_saved_configuration_parses_on_the_other_engine(reader, writer, runs):
+  run = _run(
+    reader,
+    '--run_mode=train',
+    f'--gin_file={runs[writer] / "config.gin"}',
+    '--dry_run',
+  )
+  assert run.returncode == 0, run.stderr[-3000:]
+  assert 'attention.selective_attention.selection_head' in run.stdout
+
+
+def _two_steps_from(engine, checkpoint, folder):
+  """Losses of two more steps from a checkpoint, on the first batches."""
+  run = _run(
+    engine,
+    '--run_mode=train',
+    *FILES,
+    *TINY,
+    f"--gin.MODEL_DIR='{folder}'",
+    f'--gin.TRAIN_STEPS={STEPS + 2}',
+    f"--gin.utils.RestoreCheckpointConfig.path='{checkpoint}'",
+    "--gin.utils.RestoreCheckpointConfig.mode='specific'",
+  )
+  assert run.returncode == 0, run.stderr[-3000:]
+  return _losses(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('writer', ENGINES)
+def test_each_engine_restores_the_others_checkpoint(writer, runs, tmp_path):
+  checkpoint = runs[writer] / f'checkpoint_{STEPS}'
+  embedded, t5x = (
+    _two_steps_from(engine, checkpoint, tmp_path / engine) for engine in ENGINES
+  )
+  assert len(embedded) == 2
+  np.testing.assert_allclose(embedded, t5x, rtol=1e-4)
