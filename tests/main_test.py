@@ -1,11 +1,15 @@
 """Tests of the command line, as a process of its own."""
 
 import json
+import pathlib
+import re
+import shlex
 import subprocess
 import sys
 
 import pytest
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 EXPERIMENT = (
   '--run_mode=train',
   '--gin_file=gin/experiments/variable_assignment.gin',
@@ -186,11 +190,6 @@ def test_dry_run_prints_what_would_run(command, tmp_path):
 @pytest.mark.parametrize(
   'binding, expected',
   [
-    (
-      'trainer.Trainer.num_microbatch=2',
-      '--gin.trainer.Trainer.num_microbatch: trainer.Trainer has no parameter '
-      "'num_microbatch'; nearest: num_microbatches",
-    ),
     ('BATCH_SIZE="four"', "--gin.BATCH_SIZE: 'four' is not of type int"),
     (
       'utils.SaveCheckpointConfig.dtype="int8"',
@@ -202,12 +201,33 @@ def test_refused_by_the_engine(refused, binding, expected):
   assert expected in refused(*EXPERIMENT, FOLDER, f'--gin.{binding}')
 
 
+EXAMPLES = re.findall(
+  r'^\$ python -m selective_t5x.main (.*)\nerror: (.*)$',
+  (ROOT / 'docs/command_line.md').read_text(),
+  re.MULTILINE,
+)
+
+
+@pytest.mark.parametrize('args, expected', EXAMPLES)
+def test_refusals_shown_in_the_docs(refused, args, expected):
+  assert refused(*shlex.split(args)) == expected
+
+
+def test_docs_show_refusals():
+  assert len(EXAMPLES) >= 3
+
+
 @pytest.mark.slow
-def test_runs_leave_their_records(command, tmp_path):
-  done = command(*EXPERIMENT, FOLDER)
+def test_commands_of_the_docs_leave_their_records(command, tmp_path):
+  text = (ROOT / 'docs/command_line.md').read_text()
+  train, evaluate = (
+    shlex.split(block.replace('\\\n', ''))[3:]
+    for block in re.findall(r'```sh\n(.*?)```', text, re.DOTALL)
+  )
+  done = command(*train)
   assert done.returncode == 0, done.stderr
   assert 'engine embedded, selective_t5x' in done.stderr
-  folder = tmp_path / 'results'
+  folder = tmp_path / 'results/tiny'
   (run,) = json.loads((folder / 'run.json').read_text())['runs']
   assert run['run_mode'] == 'train'
   assert run['seed'] == 0
@@ -216,14 +236,13 @@ def test_runs_leave_their_records(command, tmp_path):
 
   # What does not fit the folder is refused, and what is there stays.
   saved = {f: f.read_bytes() for f in folder.rglob('*') if f.is_file()}
-  done = command(*EXPERIMENT, FOLDER, '--gin.NUM_LAYERS=2')
+  done = command(*train, '--gin.NUM_LAYERS=2')
   assert done.returncode == 2, done.stderr
   assert 'checkpoint of another model' in done.stderr.splitlines()[-1]
   assert saved == {f: f.read_bytes() for f in folder.rglob('*') if f.is_file()}
 
-  # The saved configuration is one to run again.
-  config = f'--gin_file={folder}/config.gin'
-  done = command('--run_mode=train', config, '--gin.TRAIN_STEPS=5')
+  # The saved configuration is one to run again, in another mode too.
+  done = command(*evaluate)
   assert done.returncode == 0, done.stderr
-  assert len(json.loads((folder / 'run.json').read_text())['runs']) == 2
-  assert (folder / 'checkpoint_5').is_dir()
+  record = (tmp_path / 'results/tiny_eval/run.json').read_text()
+  assert json.loads(record)['runs'][0]['run_mode'] == 'eval'
