@@ -106,6 +106,7 @@ def _segment(side: subprocess.Popen, steps: int) -> float:
 def serve(engine: str) -> None:
   """Reads numbers of steps, takes them, answers with the seconds they took."""
   import gin
+
   import selective_t5x
   from selective_t5x import config_files
 

@@ -14,6 +14,7 @@ import tokenize
 from collections.abc import Iterator, Sequence
 
 from gin import config_parser
+
 from selective_t5x import config_files
 from selective_t5x.errors import UserError, did_you_mean
 

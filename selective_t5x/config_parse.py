@@ -10,10 +10,10 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 
-from absl import logging
-
 import gin
+from absl import logging
 from gin import resource_reader
+
 from selective_t5x.config_check import Binding, Config, Reference
 from selective_t5x.errors import UserError, did_you_mean
 

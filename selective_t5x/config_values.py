@@ -6,9 +6,9 @@ import types
 import typing
 from collections.abc import Callable, Iterator
 
+import gin
 from gin.config import ConfigurableReference
 
-import gin
 from selective_t5x.config_check import Config
 from selective_t5x.config_parse import signature
 from selective_t5x.errors import UserError, did_you_mean

@@ -35,24 +35,41 @@ class _EmbeddedEngineFinder:
     )
 
 
+class _RefusingFinder:
+  """Turns `import t5x` down where the engine asked for is not there.
+
+  Not at `import selective_t5x` already: the command line imports the package
+  before it can say what is wrong in one line.
+  """
+
+  def __init__(self, reason: str):
+    self._reason = reason
+
+  def find_spec(self, name, path=None, target=None):
+    """Raises ImportError for the name `t5x`."""
+    del path, target
+    if name == 't5x':
+      raise ImportError(self._reason)
+
+
 def install() -> None:
   """Makes `import t5x` resolve to the chosen engine.
 
   SELECTIVE_T5X_ENGINE=embedded|t5x forces one; unset or empty, the real T5X
-  is used where it is importable.
+  is used where it is importable. Where the variable has another value or names
+  the real T5X and there is none, `import t5x` raises ImportError.
 
   Raises:
-    ImportError: the variable has another value, names the real T5X where there
-      is none, or asks for the embedded engine after the real T5X was imported.
+    ImportError: the variable asks for the embedded engine after the real T5X
+      was imported.
   """
   if _EmbeddedEngineFinder in sys.meta_path:
     return
   forced = os.environ.get(ENGINE_VARIABLE, '')
   if forced not in ('', 'embedded', 't5x'):
-    raise ImportError(
-      f'{ENGINE_VARIABLE}={forced!r}: expected "embedded" or "t5x"'
-    )
-  if forced == 'embedded':
+    reason = f'{ENGINE_VARIABLE}={forced!r}: expected "embedded" or "t5x"'
+    sys.meta_path.insert(0, _RefusingFinder(reason))
+  elif forced == 'embedded':
     if 't5x' in sys.modules:
       raise ImportError(
         f'{ENGINE_VARIABLE}=embedded, but another t5x is already imported; '
@@ -62,9 +79,8 @@ def install() -> None:
   elif 't5x' in sys.modules or importlib.util.find_spec('t5x') is not None:
     return
   elif forced == 't5x':
-    raise ImportError(
-      f'{ENGINE_VARIABLE}=t5x, but there is none here. {_HOW_TO_GET_T5X}'
-    )
+    reason = f'{ENGINE_VARIABLE}=t5x, but there is none here. {_HOW_TO_GET_T5X}'
+    sys.meta_path.insert(0, _RefusingFinder(reason))
   else:
     sys.meta_path.append(_EmbeddedEngineFinder)
 

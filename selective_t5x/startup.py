@@ -83,10 +83,10 @@ def recorded_run(folder: str, *, run_mode: str, seed: int | None):
     UserError: the folder cannot be written.
   """
   import flax
+  import gin
   import jax
   from etils import epath
 
-  import gin
   import selective_t5x
   from selective_t5x import results
 

@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Iterator
 
 import gin
+
 from selective_t5x.errors import UserError
 from selective_t5x.tasks import language_modeling, sources
 

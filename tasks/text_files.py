@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 import gin
+
 from selective_t5x.errors import UserError, did_you_mean
 from selective_t5x.tasks import language_modeling, sources
 

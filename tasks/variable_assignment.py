@@ -26,10 +26,10 @@ input pipeline can be saved; nothing is read from a file.
 
 import dataclasses
 
+import gin
 import seqio
 import tensorflow as tf
 
-import gin
 from selective_t5x.errors import UserError
 
 # One stream of random numbers for each source and split; see _Assignments.

@@ -18,13 +18,13 @@ import pathlib
 from collections.abc import Iterator
 from importlib import metadata
 
+import gin
 import sentencepiece
 import seqio
 import tensorflow as tf
 from absl import logging
 from google.protobuf import message
 
-import gin
 from selective_t5x.errors import UserError, did_you_mean
 from selective_t5x.tasks import cache
 

@@ -4,9 +4,9 @@ import pathlib
 import sys
 import textwrap
 
+import gin
 import pytest
 
-import gin
 from selective_t5x import config_check, config_parse, config_values
 from selective_t5x.errors import UserError
 

@@ -2,11 +2,11 @@
 
 import math
 
+import gin
 import jax
 import numpy as np
 import pytest
 
-import gin
 from selective_t5x import config_files
 from selective_t5x.errors import UserError
 

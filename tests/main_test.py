@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib.machinery import PathFinder
 
 import pytest
 
@@ -128,6 +129,20 @@ def test_missing_include_names_the_file_and_line(refused_fast, tmp_path):
   message = refused_fast('--run_mode=train', f'--gin_file={file}')
   assert f"{file}:2: include 'gin/runs/pretrian.gin'" in message
   assert 'nearest: gin/runs/pretrain.gin' in message
+
+
+@pytest.mark.parametrize(
+  'engine, expected',
+  [
+    ('t5x', 'there is none here. T5X is not on PyPI: pip install'),
+    ('jax', 'expected "embedded" or "t5x"'),
+  ],
+)
+def test_engine_that_is_not_there(refused_fast, monkeypatch, engine, expected):
+  if engine == 't5x' and PathFinder.find_spec('t5x'):
+    pytest.skip('the real T5X is here')
+  monkeypatch.setenv('SELECTIVE_T5X_ENGINE', engine)
+  assert expected in refused_fast(*EXPERIMENT, FOLDER)
 
 
 @pytest.mark.parametrize('flag', ['--help', '-h', '--helpshort'])

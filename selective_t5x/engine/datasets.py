@@ -156,13 +156,12 @@ def get_dataset(
     num_epochs: times the data is repeated; None is without end.
 
   Raises:
-    ValueError: the batch cannot be divided.
-    UserError: no such task or split.
+    UserError: the batch cannot be divided; no such task or split.
   """
   provider = get_mixture_or_task(cfg)
   _check_split(provider, cfg.split)
   if cfg.batch_size % num_shards:
-    raise ValueError(
+    raise UserError(
       f'Batch size ({cfg.batch_size}) must be divisible by number of shards '
       f'({num_shards}).'
     )
@@ -208,7 +207,7 @@ def get_training_eval_datasets(
   """
   provider = get_mixture_or_task(cfg)
   if cfg.batch_size % num_shards:
-    raise ValueError(
+    raise UserError(
       f'Batch size ({cfg.batch_size}) must be divisible by number of shards '
       f'({num_shards}).'
     )

@@ -1,5 +1,6 @@
 """The evaluation run: a checkpoint, scored on a task or mixture."""
 
+import json
 import os
 from collections.abc import Callable
 
@@ -215,6 +216,8 @@ def evaluate(
     evaluator.close()
   for task, metrics in results.items():
     # clu's and seqio's metrics are objects that hold a value.
-    results[task] = {k: getattr(v, 'value', v) for k, v in metrics.items()}
-    logging.info('%s: %s', task, results[task])
+    results[task] = {
+      k: float(getattr(v, 'value', v)) for k, v in metrics.items()
+    }
+    logging.info('%s: %s', task, json.dumps(results[task]))
   return results

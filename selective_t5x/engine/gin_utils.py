@@ -3,12 +3,11 @@
 import os
 from collections.abc import Sequence
 
+import gin
 import jax
 from absl import app, logging
 from clu import metric_writers
 from etils import epath
-
-import gin
 
 
 def get_gin_config_str() -> str:

@@ -21,6 +21,8 @@ from flax.linen import partitioning as flax_partitioning
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from selective_t5x.errors import UserError
+
 LogicalAxisRules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 HardwareMesh = Sequence[int]
 PyTree = Any
@@ -48,7 +50,7 @@ def default_mesh(
     dcn_mesh_shape: (replica, data, model) over slices.
 
   Raises:
-    ValueError: the devices cannot be divided so.
+    UserError: the devices cannot be divided so.
   """
   devices = jax.devices(backend)
   if ici_mesh_shape is not None and dcn_mesh_shape is not None:
@@ -59,7 +61,7 @@ def default_mesh(
   if model_parallel_submesh:
     num_partitions = math.prod(model_parallel_submesh)
   if len(devices) % num_partitions:
-    raise ValueError(
+    raise UserError(
       f'{len(devices)} devices cannot be divided into model replicas of '
       f'{num_partitions}: PjitPartitioner.num_partitions must divide the '
       'number of devices'
@@ -261,14 +263,14 @@ class PjitPartitioner(BasePartitioner):
       batch_size: examples in the global batch; None is one for each part.
 
     Raises:
-      ValueError: the batch cannot be divided over the mesh's data axis.
+      UserError: the batch cannot be divided over the mesh's data axis.
     """
     sharding = NamedSharding(self.mesh, self.data_partition_spec)
     data_axes = jax.tree.leaves(tuple(self.data_partition_spec))
     parts = math.prod(self.mesh.shape[axis] for axis in data_axes)
     batch_size = batch_size or parts
     if batch_size % parts:
-      raise ValueError(
+      raise UserError(
         f'Batch size ({batch_size}) must be divisible by corresponding data '
         f'mesh size ({parts}).'
       )

@@ -3,6 +3,7 @@
 import gzip
 import json
 
+import gin
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
@@ -11,7 +12,6 @@ import pytest
 import seqio
 import tensorflow as tf
 
-import gin
 from selective_t5x.errors import UserError
 from selective_t5x.tasks import language_modeling, vocabularies
 

@@ -3,10 +3,10 @@
 import gzip
 import json
 
+import gin
 import pytest
 import seqio
 
-import gin
 from selective_t5x.errors import UserError
 from selective_t5x.tasks import sources, wikipedia_sample
 

@@ -1,3 +1,4 @@
+import gin
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
@@ -6,7 +7,6 @@ import pytest
 import seqio
 import tensorflow as tf
 
-import gin
 from selective_t5x.errors import UserError
 from selective_t5x.tasks import variable_assignment
 

@@ -4,13 +4,13 @@ import pickle
 import subprocess
 import sys
 
+import gin
 import hypothesis
 import hypothesis.strategies as st
 import pytest
 import seqio
 import tensorflow as tf
 
-import gin
 from selective_t5x.errors import UserError
 from selective_t5x.tasks import vocabularies
 
