@@ -17,10 +17,13 @@ from flax.linen import partitioning
 KERNEL_INIT = nn.initializers.variance_scaling(
   1.0, 'fan_in', 'truncated_normal'
 )
-# An embedding is read through RMSNorm, which takes any size; but AdamW moves an
-# entry by about the learning rate (0.001 to 0.005) a step: entries of size 1
-# would hardly learn, and tiny ones drown in the first layer's output.
-EMBEDDING_INIT = nn.initializers.normal(stddev=0.1)
+# T5X's choice for tokens: the residual stream starts at unit size.
+TOKEN_INIT = nn.initializers.normal(stddev=1.0)
+# Positions start at nothing. Selection tells near from far by itself, from the
+# first step on (every later token adds to F), the same way everywhere in a row.
+# Random position vectors drown that: with entries of size 0.1 or 1, variable
+# assignment stayed below 35 % out of distribution after 1,000 steps.
+POSITION_INIT = nn.initializers.zeros
 
 
 class RMSNorm(nn.Module):
@@ -87,12 +90,14 @@ class Embed(nn.Module):
     num_embeddings: rows of the table.
     features: M, size of a vector.
     axis: the logical name of the table's rows.
+    embedding_init: gives the initial table.
     dtype: of the output.
   """
 
   num_embeddings: int
   features: int
   axis: str = 'vocab'
+  embedding_init: Callable[..., jax.Array] = TOKEN_INIT
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -100,7 +105,7 @@ class Embed(nn.Module):
     """Maps i32[B, N] to [B, N, M]; an id beyond the table gives NaN."""
     embedding = partitioning.param_with_axes(
       'embedding',
-      EMBEDDING_INIT,
+      self.embedding_init,
       (self.num_embeddings, self.features),
       jnp.float32,
       axes=(self.axis, 'embed'),

@@ -195,6 +195,7 @@ class Decoder(nn.Module):
       cfg.max_length,
       cfg.emb_dim,
       axis='abspos_buckets',
+      embedding_init=layers.POSITION_INIT,
       dtype=cfg.dtype,
       name='position_embedder',
     )(decoder_positions)
