@@ -1,0 +1,105 @@
+"""Every gin file parses, in a run that could start."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from selective_t5x import config_files
+
+GIN = config_files.gin_dir()
+FILES = sorted(str(p.relative_to(GIN)) for p in GIN.rglob('*.gin'))
+# What a file needs before it, and after it, to be a whole configuration.
+_EXPERIMENT = 'experiments/wikipedia_sample_lm.gin'
+_EVALUATE = (
+  "--gin.CHECKPOINT_PATH='runs/checkpoint_1'",
+  "--gin.EVAL_OUTPUT_DIR='out'",
+)
+
+
+def test_no_init_file_and_every_folder_is_known():
+  assert not list(GIN.rglob('__init__.py'))
+  assert {path.split('/')[0] for path in FILES} <= {
+    'architectures',
+    'attention',
+    'models',
+    'optimizers',
+    'runs',
+    'experiments',
+    'test',
+  }
+
+
+@pytest.mark.parametrize('path', FILES)
+def test_headers_say_what_how_and_with_what(path):
+  text = (GIN / path).read_text()
+  header = text.split('\n\n')[0] + text.split('from __gin__')[0]
+  assert header.startswith('# ')
+  assert any(
+    word in header for word in ('Required', 'Provides', 'Overrides', 'Use ')
+  )
+
+
+@pytest.mark.slow
+def test_every_file_parses_in_a_configuration(tmp_path):
+  # One process for all: starting TensorFlow takes longer than the parsing.
+  code = f"""
+import gin
+import selective_t5x
+from selective_t5x import config_files
+from t5x.eval import evaluate
+from t5x.train import train
+gin.register(train, '__main__')
+gin.register(evaluate, '__main__')
+gin.add_config_file_search_path(str(config_files.search_path()))
+for path in {FILES!r}:
+  files = ['gin/{_EXPERIMENT}', f'gin/{{path}}']
+  if path.startswith('experiments/'):
+    files = files[1:]
+  gin.clear_config()
+  gin.parse_config_files_and_bindings(files, ["MODEL_DIR = 'x'"])
+  text = gin.config_str()
+  assert 'train_script.train' in text, path
+  print('parsed', path)
+"""
+  run = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+    check=False,
+    env=os.environ,
+  )
+  assert run.returncode == 0, run.stderr[-3000:]
+  assert run.stdout.count('parsed') == len(FILES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'args',
+  [
+    (f'--gin_file=gin/{path}', "--gin.MODEL_DIR='x'", '--run_mode=train')
+    for path in FILES
+    if path.startswith('experiments/')
+  ]
+  + [
+    (
+      f'--gin_file=gin/{_EXPERIMENT}',
+      '--gin_file=gin/runs/eval.gin',
+      '--run_mode=eval',
+      *_EVALUATE,
+    )
+  ],
+)
+def test_whole_configurations_pass_the_command_lines_checks(args, tmp_path):
+  run = subprocess.run(
+    [sys.executable, '-m', 'selective_t5x.main', *args, '--dry_run'],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+    check=False,
+    env=os.environ,
+  )
+  assert run.returncode == 0, run.stderr[-3000:]
+  assert not os.listdir(tmp_path)
