@@ -189,9 +189,10 @@ def write_summary(model_dir: str | os.PathLike) -> dict[str, Any]:
 
   Of each evaluated task it has the last row of metrics and the best, the one
   with the lowest loss (a choice made on that very task: never report it as
-  held-out). train_seconds is the time of the train steps alone, evaluation_
-  seconds that of the evaluations; start-up, compilation and saving are in
-  neither. steps_per_second is the median over windows of steps.
+  held-out). train_seconds is the time of the train steps alone, without
+  start-up, compilation and saving; evaluation_seconds that of the evaluations,
+  the compilation for the first included. steps_per_second is the median over
+  windows of steps.
 
   Raises:
     UserError: the folder has no train metrics.

@@ -60,7 +60,7 @@ for path in {FILES!r}:
   gin.clear_config()
   gin.parse_config_files_and_bindings(files, ["MODEL_DIR = 'x'"])
   text = gin.config_str()
-  assert 'train_script.train' in text, path
+  assert 'total_steps = %TRAIN_STEPS' in text, path
   print('parsed', path)
 """
   run = subprocess.run(
