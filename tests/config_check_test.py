@@ -279,7 +279,7 @@ def test_required_parameter_left_open(gin_file):
 
 
 def test_a_later_file_may_require_again(gin_file):
-  early = gin_file('early.gin', f'{FOLDER}\nx.folder = %MODEL_DIR')
+  early = gin_file('early.gin', FOLDER)
   late = gin_file('late.gin', 'MODEL_DIR = %gin.REQUIRED')
   assert 'required at late.gin:1' in problem(early, late)
   check(late, early)
