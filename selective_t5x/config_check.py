@@ -186,34 +186,26 @@ def load(
   )
 
 
-def check(config: Config, entry: str = 'train') -> None:
+def check(config: Config) -> None:
   """Checks that macros fit together.
-
-  Args:
-    config: what was read.
-    entry: the function of __main__ that will run. Bindings of the others ask
-      for nothing: a run is evaluated with the files it was trained with.
 
   Raises:
     UserError: a macro is read but bound nowhere, is still REQUIRED, or is bound
       on the command line though nothing reads it.
   """
   final, macros = config.final(), config.macros()
-  read_somewhere = _reads(final)
+  reads: dict[str, Binding] = {}
+  for binding in final:
+    for name in _macros_in(binding.value):
+      reads.setdefault(name, binding)
+
   for binding in config.bindings:
     if not binding.selector and binding.on_command_line:
-      if binding.name not in read_somewhere:
+      if binding.name not in reads:
         raise UserError(
           f'{binding.where}: no loaded gin file reads a macro of this name'
-          f'{did_you_mean(binding.name, read_somewhere)}'
+          f'{did_you_mean(binding.name, reads)}'
         )
-  final = [
-    b
-    for b in final
-    if not b.full_selector.startswith('__main__.')
-    or b.full_selector == f'__main__.{entry}'
-  ]
-  reads = _reads(final)
   for name, reader in reads.items():
     # A name with a dot is a constant that some module registers.
     if name not in macros and name not in _REQUIRED and '.' not in name:
@@ -223,11 +215,7 @@ def check(config: Config, entry: str = 'train') -> None:
         f'{did_you_mean(name, macros)}'
       )
   missing = [
-    b
-    for b in final
-    if isinstance(b.value, Macro)
-    and b.value.name in _REQUIRED
-    and (b.selector or b.name in reads)
+    b for b in final if isinstance(b.value, Macro) and b.value.name in _REQUIRED
   ]
   if missing:
     names = ', '.join(f'{b.key} (required at {b.where})' for b in missing)
@@ -235,15 +223,6 @@ def check(config: Config, entry: str = 'train') -> None:
       f'no value for {names}: give --gin.{missing[0].key}=VALUE, a string as '
       f'--gin.{missing[0].key}="\'text\'"'
     )
-
-
-def _reads(bindings: Sequence[Binding]) -> dict[str, Binding]:
-  """Returns the macros that bindings read, each with the first that does."""
-  reads = {}
-  for binding in bindings:
-    for name in _macros_in(binding.value):
-      reads.setdefault(name, binding)
-  return reads
 
 
 def _macros_in(value) -> Iterator[str]:

@@ -127,7 +127,7 @@ def main(argv: list[str]) -> None:
   del argv
   paths = search_paths()
   config = config_check.load(FLAGS.gin_file, FLAGS.gin_bindings, paths)
-  config_check.check(config, ENTRY_POINTS[FLAGS.run_mode][1])
+  config_check.check(config)
 
   # Everything below needs TensorFlow and JAX, which take seconds to import.
   from selective_t5x import startup

@@ -318,17 +318,3 @@ def test_reading_imports_neither_tensorflow_nor_jax(tmp_path):
   subprocess.run(
     [sys.executable, '-c', code], cwd=tmp_path, env=os.environ, check=True
   )
-
-
-def test_only_the_function_that_runs_asks_for_its_values(gin_file):
-  file = gin_file(
-    'a.gin',
-    'import __main__ as script\n'
-    'MODEL_DIR = %gin.REQUIRED\n'
-    'OUTPUT_DIR = "x"\n'
-    'script.train.model_dir = %MODEL_DIR\n'
-    'script.evaluate.output_dir = %OUTPUT_DIR\n',
-  )
-  config_check.check(load(file), 'evaluate')
-  with pytest.raises(UserError, match='MODEL_DIR'):
-    config_check.check(load(file), 'train')
