@@ -57,8 +57,13 @@ for path in {FILES!r}:
   files = ['gin/{_EXPERIMENT}', f'gin/{{path}}']
   if path.startswith('experiments/'):
     files = files[1:]
+  if path == 'runs/pretrain.gin':  # asks for what an experiment then sets
+    files = files[::-1]
   gin.clear_config()
-  gin.parse_config_files_and_bindings(files, ["MODEL_DIR = 'x'"])
+  bindings = ["MODEL_DIR = 'x'"]
+  if path == 'runs/eval.gin':
+    bindings += ["CHECKPOINT_PATH = 'x'", "EVAL_OUTPUT_DIR = 'x'"]
+  gin.parse_config_files_and_bindings(files, bindings)
   text = gin.config_str()
   assert 'total_steps = %TRAIN_STEPS' in text, path
   print('parsed', path)
