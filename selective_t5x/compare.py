@@ -1,0 +1,238 @@
+r"""Trains variants with matched seeds and says how they differ.
+
+  python -m selective_t5x.compare \
+    --gin_file=gin/experiments/wikipedia_sample_lm.gin \
+    --variant=baseline=gin/attention/baseline.gin \
+    --variant=selective=gin/attention/selective.gin \
+    --seeds=3 --output_dir=results/selective_or_not --gin.TRAIN_STEPS=600
+
+The first variant is the reference. A variant is NAME=FILE or NAME=FILE,FILE;
+its gin files come after the common ones, the --gin.KEY=VALUE flags last.
+Started again, the same command keeps what is finished and goes on with the
+rest.
+
+Exit codes: 0 done; 1 a run failed; 2 something given is wrong, nothing was run.
+"""
+
+import argparse
+import os
+import pathlib
+import re
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+from selective_t5x import cells, results
+from selective_t5x.comparison import Comparison, compare_cells
+from selective_t5x.errors import UserError, did_you_mean
+from selective_t5x.report import page, plots, tables
+
+
+def compare(
+  gin_files: Sequence[str],
+  variants: Sequence[cells.Variant],
+  *,
+  output_dir: str | os.PathLike,
+  seeds: int = 1,
+  gin_bindings: Sequence[str] = (),
+  program: Sequence[str] = cells.MAIN,
+) -> Comparison:
+  """Trains what is missing of a comparison, and writes its figures.
+
+  In output_dir: a result folder for each variant and seed, comparison.json (all
+  figures), curves.csv, table.txt and learning_curves.png.
+
+  Args:
+    gin_files: what all variants share.
+    variants: the first is the reference.
+    output_dir: a local folder; what is finished there is kept.
+    seeds: how many; they are 0, 1, ... for every variant.
+    gin_bindings: 'KEY = VALUE' texts for all runs.
+    program: what runs a cell, see `cells.run_cell`.
+
+  Returns:
+    the figures, see `comparison.compare_cells`.
+
+  Raises:
+    UserError: something given is wrong.
+    cells.CellError: runs failed; all others were finished first.
+  """
+  runs = cells.make_cells(
+    gin_files, variants, range(seeds), gin_bindings, output_dir
+  )
+  failures = []
+  for run in runs:
+    try:
+      cells.run_cell(run, program)
+    except cells.CellError as error:
+      print(error, file=sys.stderr)
+      failures.append(run.name)
+  if failures:
+    raise cells.CellError(
+      f'{len(failures)} of {len(runs)} runs failed: {", ".join(failures)}; the '
+      'others are kept, and the same command goes on from there'
+    )
+  figures = compare_cells(runs)
+  folder = pathlib.Path(output_dir)
+  results.write_json(folder / 'comparison.json', figures)
+  (folder / 'curves.csv').write_text(tables.curves_csv(figures))
+  (folder / 'table.txt').write_text(tables.as_text(figures))
+  (folder / 'learning_curves.png').write_bytes(
+    plots.png(plots.learning_curves(figures))
+  )
+  return results.read_json(folder / 'comparison.json')
+
+
+def parser(module: str, description: str) -> argparse.ArgumentParser:
+  """Returns a parser with the flags of all commands that compare."""
+  made = _Parser(
+    prog=f'python -m {module}',
+    description=description,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  made.add_argument(
+    '--gin_file',
+    action='append',
+    default=[],
+    metavar='FILE',
+    help='a gin file for all runs; give it again for more, in order',
+  )
+  made.add_argument(
+    '--gin.KEY',  # For --help; `parse` reads them.
+    action='append',
+    metavar='VALUE',
+    help='bind a gin macro or parameter in all runs, for any KEY',
+  )
+  made.add_argument('--output_dir', metavar='DIR', help='where all results go')
+  made.add_argument(
+    '--dry_run',
+    action='store_true',
+    help='print the runs and the bindings they differ in; run nothing',
+  )
+  return made
+
+
+def parse(
+  made: argparse.ArgumentParser, argv: Sequence[str]
+) -> tuple[argparse.Namespace, list[str]]:
+  """Returns the flags, and --gin.KEY=VALUE as 'KEY = VALUE' texts.
+
+  Raises:
+    UserError: a flag is unknown or has a value it cannot have.
+  """
+  bindings = [arg for arg in argv if arg.startswith('--gin.')]
+  flags = [arg for arg in argv if not arg.startswith('--gin.')]
+  for binding in bindings:
+    if '=' not in binding:
+      raise UserError(f'{binding}: expected {binding}=VALUE, in one word')
+  args, unknown = made.parse_known_args(flags)
+  if unknown:
+    known = re.findall(r'--[\w.]+', made.format_usage())
+    name = unknown[0].partition('=')[0]
+    raise UserError(f'{name}: no such flag{did_you_mean(name, known)}')
+  texts = [b.removeprefix('--gin.').replace('=', ' = ', 1) for b in bindings]
+  return args, texts
+
+
+class _Parser(argparse.ArgumentParser):
+  """Reports mistakes as all commands of the suite do."""
+
+  def error(self, message):
+    raise UserError(message)
+
+
+def command_line() -> str:
+  """Returns the shell command that this process was started with."""
+  return shlex.join(['python', *sys.orig_argv[1:]])
+
+
+def describe(runs: Sequence[cells.Cell]) -> str:
+  """Returns the commands of runs and the bindings they differ in."""
+  lines = []
+  for run in runs:
+    state = 'finished' if run.finished else 'to run'
+    lines += [f'{run.name} ({state})', f'  {run.command}']
+  for binding, values in cells.differences(runs).items():
+    lines.append(binding)
+    lines += [
+      f'  {variant}: {"(not set)" if value is None else value}'
+      for variant, value in values.items()
+    ]
+  return '\n'.join(lines)
+
+
+def run_command(main: Callable[[Sequence[str]], None]) -> None:
+  """Runs a command's main function; turns errors into lines and exit codes."""
+  # As with Ctrl-C: the run in progress is ended too.
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+  try:
+    main(sys.argv[1:])
+  except UserError as error:
+    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+    sys.exit(2)
+  except cells.CellError as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(1)
+  except KeyboardInterrupt:
+    print('stopped; the same command goes on from here', file=sys.stderr)
+    sys.exit(128 + signal.SIGINT)
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs `python -m selective_t5x.compare`."""
+  made = parser('selective_t5x.compare', __doc__)
+  made.add_argument(
+    '--variant',
+    action='append',
+    default=[],
+    metavar='NAME=FILES',
+    help='a variant and its gin files, with commas; the first is the reference',
+  )
+  made.add_argument(
+    '--seeds', type=int, default=1, metavar='N', help='seeds a variant'
+  )
+  args, bindings = parse(made, argv)
+  for name in ('gin_file', 'variant', 'output_dir'):
+    if not getattr(args, name):
+      raise UserError(f'no --{name}: it is needed; --help has an example')
+  if args.seeds < 1:
+    raise UserError(f'--seeds={args.seeds}: expected 1 or more')
+  variants = [_variant(text) for text in args.variant]
+  if args.dry_run:
+    runs = cells.make_cells(
+      args.gin_file, variants, range(args.seeds), bindings, args.output_dir
+    )
+    print(describe(runs))
+    return
+  figures = compare(
+    args.gin_file,
+    variants,
+    output_dir=args.output_dir,
+    seeds=args.seeds,
+    gin_bindings=bindings,
+  )
+  report = pathlib.Path(args.output_dir) / 'report.html'
+  reference, *others = figures['variants']
+  report.write_text(
+    page.page(
+      title=f'{", ".join(others) or "nothing"} against {reference}',
+      intro=f'Trained from {", ".join(args.gin_file)}.',
+      command=command_line(),
+      sections=[page.Section('Results', '', figures)],
+    )
+  )
+  print(tables.as_text(figures))
+  print(f'{report} shows this with plots.')
+
+
+def _variant(text: str) -> cells.Variant:
+  name, equals, files = text.partition('=')
+  if not equals:
+    raise UserError(f'--variant={text}: expected NAME=FILE or NAME=FILE,FILE')
+  return cells.Variant(name, tuple(filter(None, files.split(','))))
+
+
+if __name__ == '__main__':
+  run_command(main)

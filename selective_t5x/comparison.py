@@ -1,0 +1,235 @@
+"""From finished cells to the figures of a comparison.
+
+The figures are one JSON value, comparison.json, that tables, plots and page
+are made from; nothing of them needs the runs again.
+"""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from selective_t5x import results
+from selective_t5x.cells import Cell, differences
+
+# Fewer pairs give a paired test nothing to estimate a spread from.
+_SEEDS_FOR_A_TEST = 3
+
+Comparison = dict[str, Any]
+
+
+def compare_cells(cells: Sequence[Cell]) -> Comparison:
+  """Returns the figures of finished cells; the first variant is the reference.
+
+  Returns:
+    variants, seeds: names and numbers, in the order of `cells`.
+    loss: the metric that stands for the loss: results.LOSS, or T5X's 'loss'
+      where a run divides it by what cannot be undone.
+    train_task: what is trained on, None where gin does not say it in words.
+    caveats: lines that belong beside every table of these figures.
+    results: one entry a task and variant, {'task', 'variant', 'step',
+      'metrics': {name: spread}}, of the last evaluation; a spread has 'values'
+      (one a seed), 'mean', 'min', 'max', and 'difference', the spread of the
+      paired differences to the reference with a 'p_value', or None.
+    costs: one entry a variant: parameters, steps, and the spreads
+      steps_per_second and train_seconds.
+    curves: one entry a cell and task: 'step', 'loss' and 'accuracy' as lists;
+      the task 'train' is what the train steps saw.
+    cells: what ran: folder, command and the last entry of run.json.
+    differences: {binding: {variant: value}}.
+
+  Raises:
+    UserError: a cell has no metrics.
+  """
+  variants = list(dict.fromkeys(cell.variant for cell in cells))
+  seeds = list(dict.fromkeys(cell.seed for cell in cells))
+  by_key = {(cell.variant, cell.seed): cell for cell in cells}
+  summaries = {
+    key: results.read_json(cell.folder / results.SUMMARY_FILE)
+    for key, cell in by_key.items()
+  }
+  runs = {key: _last_train_run(cell) for key, cell in by_key.items()}
+  loss = _loss_metric(summaries.values())
+  tasks = _tasks(cells[0], summaries[variants[0], seeds[0]])
+
+  def of_seeds(variant, *path):
+    """Returns what stands at a path of the summaries, one value a seed."""
+    found = [summaries[variant, seed] for seed in seeds]
+    for name in path:
+      found = [value.get(name) for value in found]
+    return found
+
+  def result(task, variant):
+    last = ('training_eval', task, 'last')
+    return {
+      'task': task,
+      'variant': variant,
+      'step': max(of_seeds(variant, *last, 'step')),
+      'metrics': {
+        name: spread(
+          of_seeds(variant, *last, name),
+          reference=of_seeds(variants[0], *last, name)
+          if variant != variants[0]
+          else None,
+        )
+        for name in (loss, 'accuracy')
+      },
+    }
+
+  def cost(variant):
+    return {
+      'variant': variant,
+      'parameters': of_seeds(variant, 'parameters')[0],
+      'steps': max(of_seeds(variant, 'steps')),
+      'steps_per_second': spread(of_seeds(variant, 'steps_per_second')),
+      'train_seconds': spread(of_seeds(variant, 'train_seconds')),
+    }
+
+  return {
+    'variants': variants,
+    'seeds': seeds,
+    'loss': loss,
+    'train_task': cells[0].macro('MIXTURE_OR_TASK_NAME'),
+    'caveats': _caveats(seeds, summaries, runs),
+    'results': [result(task, v) for task in tasks for v in variants],
+    'costs': [cost(variant) for variant in variants],
+    'curves': [
+      curve
+      for cell in by_key.values()
+      for curve in _curves(cell, loss, ['train', *tasks])
+    ],
+    'cells': [
+      {
+        'name': cell.name,
+        'variant': cell.variant,
+        'seed': cell.seed,
+        'command': cell.command,
+        'run': runs[key],
+      }
+      for key, cell in by_key.items()
+    ],
+    'differences': differences(cells),
+  }
+
+
+def spread(
+  values: Sequence[float | None],
+  reference: Sequence[float | None] | None = None,
+) -> dict[str, Any]:
+  """Returns mean and range of one value a seed, and of paired differences.
+
+  Args:
+    values: one a seed; None where a run has none (it was not finite).
+    reference: the values of the reference with the same seeds.
+
+  Returns:
+    values, mean, min, max, all None where a value is; with a reference also
+    'difference', the same of value - reference with a 'p_value': of a
+    two-sided paired t-test, None below three seeds.
+  """
+  values = list(values)
+  known = values and None not in values
+  out = {
+    'values': values,
+    'mean': statistics.fmean(values) if known else None,
+    'min': min(values) if known else None,
+    'max': max(values) if known else None,
+  }
+  if reference is not None:
+    pairs = list(zip(values, reference, strict=True))
+    missing = any(None in pair for pair in pairs)
+    out['difference'] = {
+      **spread([None if missing else a - b for a, b in pairs]),
+      'p_value': None if missing else _p_value(pairs),
+    }
+  return out
+
+
+def _p_value(pairs) -> float | None:
+  """Returns the p-value of a paired t-test, None where it has no answer."""
+  if len(pairs) < _SEEDS_FOR_A_TEST or len({a - b for a, b in pairs}) == 1:
+    return None
+  from scipy import stats  # Takes a second to import.
+
+  return float(stats.ttest_rel(*zip(*pairs, strict=True)).pvalue)
+
+
+def _tasks(cell: Cell, summary) -> list[str]:
+  """Returns the evaluated tasks.
+
+  T5X evaluates a mixture task by task and once more as a whole, which says
+  nothing new.
+  """
+  tasks = list(summary['training_eval'])
+  whole = cell.macro('EVAL_TASK_NAME')
+  return [task for task in tasks if len(tasks) == 1 or task != whole]
+
+
+def _loss_metric(summaries) -> str:
+  """Returns results.LOSS, or 'loss' where some evaluation has no such thing."""
+  rows = [
+    evaluation['last']
+    for summary in summaries
+    for evaluation in summary['training_eval'].values()
+  ]
+  missing = any(r[results.LOSS] is None and r['loss'] is not None for r in rows)
+  return 'loss' if missing else results.LOSS
+
+
+def _curves(cell: Cell, loss: str, tasks: Sequence[str]):
+  """Yields the curves of a cell's train steps and evaluations."""
+  metrics = results.read_run(cell.folder)
+  for task, rows in {'train': metrics.train, **metrics.training_eval}.items():
+    if task in tasks:
+      yield {
+        'variant': cell.variant,
+        'seed': cell.seed,
+        'task': task,
+        'step': [row['step'] for row in rows],
+        'loss': [row[loss] for row in rows],
+        'accuracy': [row.get('accuracy') for row in rows],
+      }
+
+
+def _last_train_run(cell: Cell) -> dict[str, Any]:
+  """Returns the newest entry of the cell's run.json, {} without one."""
+  path = cell.folder / results.RUN_FILE
+  return results.read_json(path)['runs'][-1] if path.exists() else {}
+
+
+def _caveats(seeds, summaries, runs) -> list[str]:
+  """Returns what a reader of the figures must know."""
+  lines = []
+  if len(seeds) == 1:
+    lines.append('One seed: no claim about significance.')
+  elif len(seeds) < _SEEDS_FOR_A_TEST:
+    lines.append(
+      f'{len(seeds)} seeds: mean [lowest, highest]; too few for a test.'
+    )
+  else:
+    lines.append(
+      f'{len(seeds)} seeds: mean [lowest, highest]; differences are paired by '
+      'seed, p from a two-sided paired t-test, not corrected for several '
+      'comparisons.'
+    )
+  for what, values in {
+    'engines': {run.get('engine') for run in runs.values()},
+    'commits of the suite': {
+      (run.get('git') or {}).get('commit') for run in runs.values()
+    },
+    'kinds of device': {
+      run.get('device', {}).get('kind') for run in runs.values()
+    },
+  }.items():
+    if len(values) > 1:
+      lines.append(
+        f'The runs used different {what}: '
+        f'{", ".join(sorted(map(str, values)))}.'
+      )
+  for (variant, seed), summary in summaries.items():
+    for task, rows in summary['training_eval'].items():
+      if rows['last']['step'] != summary['steps']:
+        lines.append(
+          f'{variant}, seed {seed}: {task} was last evaluated at step '
+          f'{rows["last"]["step"]} of {summary["steps"]}.'
+        )
+  return lines

@@ -1,0 +1,135 @@
+r"""Trains selective attention and its baseline on two tasks, and shows both.
+
+  python -m selective_t5x.quickstart --output_dir=results/quickstart
+
+variable_assignment is the paper's opening example; wikipedia_sample_lm is
+language modelling on real text. Both are plain comparisons, see
+selective_t5x.compare, of the gin files that gin/experiments/ has. One seed
+each. Started again, the same command keeps what is finished and goes on with
+the rest. The last line printed is JSON.
+"""
+
+import json
+import pathlib
+import time
+from collections.abc import Sequence
+
+from selective_t5x import cells, compare, results
+from selective_t5x.comparison import Comparison
+from selective_t5x.report import page, tables
+
+DEFAULT_OUTPUT_DIR = 'results/quickstart'
+VARIANTS = (
+  cells.Variant('baseline', ('gin/attention/baseline.gin',)),
+  cells.Variant('selective', ('gin/attention/selective.gin',)),
+)
+# Name, which is also the gin file's, and what it asks.
+EXPERIMENTS = {
+  'variable_assignment': (
+    'Variables get new values again and again; which value has this one now? '
+    'Out of distribution (ood), the variable that is asked for was assigned '
+    'only at the very beginning.'
+  ),
+  'wikipedia_sample_lm': (
+    'Language modelling on about a hundred Wikipedia articles; evaluated on '
+    'articles that were held out.'
+  ),
+}
+
+
+def summary(comparisons: dict[str, Comparison]) -> dict[str, object]:
+  """Returns the headline figures.
+
+  Args:
+    comparisons: by the name of the experiment.
+
+  Returns:
+    accuracies in 0..1 and losses in nats a token, of the last evaluation;
+    train_minutes is the time of all train steps, without start-up, compilation,
+    evaluation and saving.
+  """
+  assignment = comparisons['variable_assignment']
+  articles = comparisons['wikipedia_sample_lm']
+  every = comparisons.values()
+  return {
+    'variable_assignment': {
+      **_by_variant(assignment, 'variable_assignment', 'accuracy', 'accuracy'),
+      **_by_variant(
+        assignment, 'variable_assignment_ood', 'accuracy', 'ood_accuracy'
+      ),
+    },
+    'wikipedia_sample_lm': _by_variant(
+      articles, 'wikipedia_sample_lm', articles['loss'], 'loss'
+    ),
+    'train_minutes': sum(
+      sum(cost['train_seconds']['values']) for c in every for cost in c['costs']
+    )
+    / 60,
+    'engine': ' and '.join(
+      sorted({cell['run']['engine'] for c in every for cell in c['cells']})
+    ),
+  }
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs `python -m selective_t5x.quickstart`."""
+  made = compare.parser('selective_t5x.quickstart', __doc__)
+  made.set_defaults(output_dir=DEFAULT_OUTPUT_DIR)
+  args, bindings = compare.parse(made, argv)
+  output_dir = pathlib.Path(args.output_dir)
+  started = time.monotonic()
+  every = {
+    name: ([f'gin/experiments/{name}.gin', *args.gin_file], output_dir / name)
+    for name in EXPERIMENTS
+  }
+  # All are checked before the first is trained.
+  runs = [
+    run
+    for files, folder in every.values()
+    for run in cells.make_cells(files, VARIANTS, range(1), bindings, folder)
+  ]
+  if args.dry_run:
+    print(compare.describe(runs))
+    return
+  comparisons = {
+    name: compare.compare(
+      files, VARIANTS, output_dir=folder, gin_bindings=bindings
+    )
+    for name, (files, folder) in every.items()
+  }
+  text = '\n'.join(
+    f'{name}\n{"=" * len(name)}\n\n{tables.as_text(comparison)}'
+    for name, comparison in comparisons.items()
+  )
+  figures = summary(comparisons)
+  results.write_json(output_dir / 'quickstart.json', figures)
+  (output_dir / 'table.txt').write_text(text)
+  report = output_dir / 'report.html'
+  report.write_text(
+    page.page(
+      title='Selective attention and its baseline',
+      intro='Two comparisons, trained on one machine with one seed each.',
+      command=compare.command_line(),
+      sections=[
+        page.Section(name, EXPERIMENTS[name], comparison)
+        for name, comparison in comparisons.items()
+      ],
+    )
+  )
+  print(text)
+  minutes = (time.monotonic() - started) / 60
+  print(f'{report} shows this with plots. Took {minutes:.1f} minutes.')
+  print(json.dumps(figures))
+
+
+def _by_variant(comparison, task, metric, name) -> dict[str, float]:
+  """Returns {'baseline_<name>': ..., 'selective_<name>': ...}."""
+  return {
+    f'{result["variant"]}_{name}': result['metrics'][metric]['mean']
+    for result in comparison['results']
+    if result['task'] == task
+  }
+
+
+if __name__ == '__main__':
+  compare.run_command(main)

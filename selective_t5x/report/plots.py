@@ -1,0 +1,155 @@
+"""A comparison's figures."""
+
+import io
+import re
+from typing import Any
+
+import matplotlib
+from matplotlib import ticker
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from selective_t5x.report import tables
+
+# After Okabe and Ito's colours, which colour-blind readers can tell apart, made
+# to stand out on white and on black alike.
+_COLORS = ('#d55e00', '#2a86c8', '#009e73', '#b8618f', '#b8860b', '#7a7f85')
+_STYLE = {
+  'font.size': 10,
+  'axes.spines.top': False,
+  'axes.spines.right': False,
+  'axes.grid': True,
+  'axes.axisbelow': True,
+  'axes.titlelocation': 'left',
+  'axes.titlesize': 10,
+  'axes.titleweight': 'bold',
+  'legend.frameon': False,
+  'svg.fonttype': 'none',
+}
+# In an SVG these stand for the page's own colours, in light and dark mode.
+_INK, _GRID = '#1b1c1d', '#d8d9da'
+_INKED = ('text.color', 'axes.labelcolor', 'axes.edgecolor')
+_STYLE |= dict.fromkeys((*_INKED, 'xtick.color', 'ytick.color'), _INK)
+_STYLE['grid.color'] = _GRID
+
+
+def learning_curves(comparison: dict[str, Any]) -> Figure:
+  """Returns a row of panels for each task: its loss, its accuracy.
+
+  Lines with dots are evaluations; thin lines, on the task that is trained on,
+  the train steps. With several seeds a line is their mean and a band their
+  range.
+
+  Args:
+    comparison: see `comparison.compare_cells`.
+  """
+  tasks = list(dict.fromkeys(r['task'] for r in comparison['results']))
+  train_task = comparison['train_task']
+  if train_task not in tasks:
+    train_task = 'train'
+    tasks = ['train', *tasks]
+  with matplotlib.rc_context(_STYLE):
+    figure = Figure(figsize=(9, 0.6 + 2.7 * len(tasks)), layout='constrained')
+    axes = figure.subplots(len(tasks), 2, squeeze=False, sharex=True)
+    for row, task in zip(axes, tasks, strict=True):
+      for axis, metric in zip(row, ('loss', 'accuracy'), strict=True):
+        _panel(axis, comparison, task, metric, train_task)
+      row[0].set_title('train steps' if task == 'train' else task)
+      row[0].set_ylabel(tables.label(comparison['loss']))
+      row[1].set_ylabel('accuracy')
+    for axis in axes[-1]:
+      axis.set_xlabel('steps')
+    handles = _legend(comparison)
+    figure.legend(handles=handles, loc='outside upper left', ncols=len(handles))
+  return figure
+
+
+def png(figure: Figure) -> bytes:
+  """Returns the figure as a PNG file on white."""
+  file = io.BytesIO()
+  figure.savefig(file, format='png', dpi=150, facecolor='white')
+  return file.getvalue()
+
+
+def svg(figure: Figure, prefix: str) -> str:
+  """Returns the figure as an <svg> element for a page.
+
+  It takes its colours from the page: text is currentColor, lines of the grid
+  are var(--line).
+
+  Args:
+    figure: what to draw.
+    prefix: goes in front of all ids, which must be unique in a page.
+  """
+  file = io.StringIO()
+  nothing = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
+  with matplotlib.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': prefix}):
+    figure.savefig(file, format='svg', transparent=True, metadata=nothing)
+  text = file.getvalue()
+  text = text[text.index('<svg') :]
+  text = re.sub(r'(\bid="|href="#|url\(#)', rf'\g<1>{prefix}-', text)
+  text = re.sub(r'<defs>\s*<style.*?</style>\s*</defs>', '', text, flags=re.S)
+  # The page decides how wide it is; viewBox keeps the proportions.
+  text = re.sub(r' (width|height)="[\d.]+pt"', '', text, count=2)
+  return text.replace(_INK, 'currentColor').replace(_GRID, 'var(--line)')
+
+
+def _panel(axis, comparison, task, metric, train_task) -> None:
+  """Draws all variants on one task; `train_task` is the one trained on."""
+  highest = []
+  for number, variant in enumerate(comparison['variants']):
+    color = _COLORS[number % len(_COLORS)]
+    if task == train_task:
+      points = _points(comparison, variant, 'train', metric)
+      axis.plot(*points[:2], color=color, linewidth=0.8, alpha=0.6)
+    if task != 'train':
+      steps, means, lows, highs = _points(comparison, variant, task, metric)
+      axis.plot(steps, means, 'o-', color=color, linewidth=1.8, markersize=3)
+      if len(comparison['seeds']) > 1:
+        axis.fill_between(
+          steps, lows, highs, color=color, alpha=0.2, linewidth=0
+        )
+      highest += highs
+  if metric == 'accuracy':
+    highest = [0.1, *axis.get_ylim()]
+    axis.set_ylim(-0.03 * max(highest), min(1.03, max(highest)))
+  elif highest:
+    # The first train steps would press everything else flat.
+    bottom = axis.get_ylim()[0]
+    axis.set_ylim(bottom, max(highest) + 0.08 * (max(highest) - bottom))
+  axis.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
+
+
+def _points(comparison, variant, task, metric) -> tuple[list, ...]:
+  """Returns (steps, means, lowest, highest) over the seeds of a variant."""
+  by_step: dict[int, list] = {}
+  for curve in comparison['curves']:
+    if (curve['variant'], curve['task']) == (variant, task):
+      for step, value in zip(curve['step'], curve[metric], strict=True):
+        by_step.setdefault(step, []).append(value)
+  complete = {
+    step: values
+    for step, values in sorted(by_step.items())
+    if len(values) == len(comparison['seeds']) and None not in values
+  }
+  values = complete.values()
+  return (
+    list(complete),
+    [sum(v) / len(v) for v in values],
+    [min(v) for v in values],
+    [max(v) for v in values],
+  )
+
+
+def _legend(comparison) -> list[Line2D]:
+  variants = [
+    Line2D([], [], color=_COLORS[i % len(_COLORS)], linewidth=3, label=name)
+    for i, name in enumerate(comparison['variants'])
+  ]
+  thin = Line2D(
+    [], [], color=_INK, linewidth=0.8, alpha=0.6, label='train steps'
+  )
+  dots = Line2D(
+    [], [], color=_INK, marker='o', markersize=3, label='evaluation'
+  )
+  return [*variants, dots, thin]
