@@ -317,7 +317,9 @@ def _watch(process: subprocess.Popen, cell: Cell) -> None:
     dynamic_ncols=True,
     disable=not sys.stderr.isatty(),
   ) as bar:
-    bar.set_postfix_str('starting')
+    # T5X's metrics are TensorBoard events, which are read at the end alone.
+    embedded = selective_t5x.engine_name() == 'embedded'
+    bar.set_postfix_str('starting' if embedded else 'running, see its log')
     shown, line_at = None, time.monotonic()
     while True:
       with contextlib.suppress(subprocess.TimeoutExpired):
@@ -343,7 +345,7 @@ def _watch(process: subprocess.Popen, cell: Cell) -> None:
 
 
 def _last_row(folder: pathlib.Path) -> results.Row | None:
-  """Returns the newest metrics; T5X's events are not read while it runs."""
+  """Returns the newest metrics, None before there are any."""
   if not (folder / results.METRICS_FILE).exists():
     return None
   rows = results.read_metrics(folder)

@@ -14,7 +14,6 @@ import pathlib
 import platform
 import re
 import shlex
-import statistics
 import subprocess
 import sys
 from importlib import metadata
@@ -191,8 +190,7 @@ def write_summary(model_dir: str | os.PathLike) -> dict[str, Any]:
   with the lowest loss (a choice made on that very task: never report it as
   held-out). train_seconds is the time of the train steps alone, without
   start-up, compilation and saving; evaluation_seconds that of the evaluations,
-  the compilation for the first included. steps_per_second is the median over
-  windows of steps.
+  the compilation for the first included.
 
   Raises:
     UserError: the folder has no train metrics.
@@ -204,18 +202,20 @@ def write_summary(model_dir: str | os.PathLike) -> dict[str, Any]:
   path = model_dir / RUN_FILE
   runs = read_json(path)['runs'] if path.exists() else []
   trained = [run for run in runs if run['run_mode'] == 'train']
+  seconds = _values(metrics.train, 'timing/seconds')
   speeds = _values(metrics.train, 'timing/steps_per_second')
+  timed_steps = sum(a * b for a, b in zip(seconds, speeds, strict=True))
   summary = {
     'engine': trained[-1]['engine'] if trained else None,
     'seed': trained[-1]['seed'] if trained else None,
     'steps': metrics.train[-1]['step'],
     'parameters': _parameter_count(model_dir),
-    'train_seconds': sum(_values(metrics.train, 'timing/seconds')),
+    'train_seconds': sum(seconds),
     'evaluation_seconds': sum(
       sum(_values(rows, 'timing/seconds'))
       for rows in metrics.training_eval.values()
     ),
-    'steps_per_second': statistics.median(speeds) if speeds else None,
+    'steps_per_second': timed_steps / sum(seconds) if sum(seconds) else None,
     'train': metrics.train[-1],
     'training_eval': {
       task: {'last': rows[-1], 'best': min(rows, key=_loss_order)}
@@ -284,6 +284,9 @@ def _read_json_lines(path):
 
 def _read_events(path):
   """Yields one row a summary of a TensorBoard event file."""
+  from selective_t5x import startup
+
+  startup.import_tensorflow()  # TensorBoard would, with all its banners.
   from tensorboard.backend.event_processing import event_file_loader
   from tensorboard.util import tensor_util
 

@@ -75,7 +75,7 @@ def test_a_failed_run_leaves_the_others_and_goes_on_later(setting, capsys):
 
 @pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGTERM])
 def test_killed_and_started_again_it_gives_the_same_figures(setting, how):
-  slow = ['--gin.TRAIN_SECONDS=0.2', '--gin.LEARNING_RATE=0.2']
+  slow = ['--gin.TRAIN_SECONDS=0.5', '--gin.LEARNING_RATE=0.2']
   code = (
     'import functools, sys\n'
     'from selective_t5x import compare\n'
@@ -94,7 +94,11 @@ def test_killed_and_started_again_it_gives_the_same_figures(setting, how):
   process.communicate()
   assert process.returncode == (-how if how == signal.SIGKILL else 128 + how)
   assert not (setting['output_dir'] / 'comparison.json').exists()
+  if how == signal.SIGTERM:  # The run in progress was ended with it.
+    assert len(train.read_text().splitlines()) < 4
+  # After SIGKILL the run lives on; a second one must not write beside it.
   subprocess.run(command, check=True, capture_output=True)
+  assert len(train.read_text().splitlines()) == 4
   again = setting['output_dir'] / 'comparison.json'
 
   fresh = {**setting, 'output_dir': setting['output_dir'].with_name('fresh')}
