@@ -13,7 +13,7 @@ from selective_t5x.errors import UserError
 SIZES = sorted(
   path.stem for path in (config_files.gin_dir() / 'models/sizes').glob('*.gin')
 )
-TOKENS = np.ones((1, 6), np.int32)
+TOKENS = np.array([[5, 9, 3, 7, 2, 8]], np.int32)
 # What an experiment adds to a size.
 SURROUNDINGS = """
 from __gin__ import dynamic_registration

@@ -43,14 +43,28 @@ def logits(module, params, inputs=INPUTS, targets=TARGETS, *args, **kwargs):
 
 @pytest.fixture(scope='module')
 def params():
-  return init(decoder())['params']
+  params = init(decoder())['params']
+  # They start at zero, where no test would see them.
+  table = params['position_embedder']['embedding']
+  params['position_embedder']['embedding'] = jax.random.normal(
+    jax.random.key(1), table.shape
+  )
+  return params
 
 
-def test_selection_adds_no_parameter_and_changes_no_initial_value(params):
+def test_tokens_start_at_unit_size_and_positions_at_zero():
+  start = init(decoder())['params']
+  assert np.std(start['token_embedder']['embedding']) == pytest.approx(1, 0.1)
+  np.testing.assert_array_equal(start['position_embedder']['embedding'], 0)
+
+
+def test_selection_adds_no_parameter_and_changes_no_initial_value():
   selective = init(decoder(attention_fn=attention.selective_attention))
-  jax.tree.map(np.testing.assert_array_equal, selective['params'], params)
-  axes = init(decoder())['params_axes']
-  assert selective['params_axes'] == axes
+  baseline = init(decoder())
+  jax.tree.map(
+    np.testing.assert_array_equal, selective['params'], baseline['params']
+  )
+  assert selective['params_axes'] == baseline['params_axes']
 
 
 def test_selection_changes_the_output_and_without_a_choice_it_is_off(params):
@@ -145,6 +159,8 @@ def test_positions_count_along_the_row_where_none_are_given(params):
     logits(decoder(), params, INPUTS, TARGETS, segments, counted),
     logits(decoder(), params),
   )
+  shifted = logits(decoder(), params, INPUTS, TARGETS, segments, counted + 1)
+  assert not np.allclose(shifted, logits(decoder(), params), atol=1e-3)
 
 
 def test_logits_and_parameters_are_float32_with_bfloat16_activations():
