@@ -236,11 +236,6 @@ def flatten_dict_string_keys(x: Mapping) -> dict[str, Any]:
   return traverse_util.flatten_dict(flax.core.unfreeze(x), sep='/')
 
 
-def get_local_data(x):
-  """Returns the value of a replicated array on this process."""
-  return np.asarray(x) if isinstance(x, jax.Array) else x
-
-
 def set_hardware_rng_ops() -> None:
   """Makes JAX draw random numbers with the accelerator's own generator."""
   jax.config.update('jax_default_prng_impl', 'unsafe_rbg')
