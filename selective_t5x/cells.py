@@ -273,14 +273,15 @@ def _identity(cell: Cell) -> dict:
 
 def _check_folder(cell: Cell) -> None:
   """Raises UserError where the cell's folder holds something else."""
+  held = set(os.listdir(cell.folder) if cell.folder.exists() else ())
+  if held <= {_LOCK, CELL_FILE, LOG_FILE, results.RUN_FILE}:
+    return  # Nothing was trained yet: a mistake can be mended in place.
   path = cell.folder / CELL_FILE
   if not path.exists():
-    if set(os.listdir(cell.folder) if cell.folder.exists() else ()) - {_LOCK}:
-      raise UserError(
-        f'{cell.folder}: holds something that no comparison wrote; move it '
-        'away or give another --output_dir'
-      )
-    return
+    raise UserError(
+      f'{cell.folder}: holds something that no comparison wrote; move it away '
+      'or give another --output_dir'
+    )
   there, here = results.read_json(path), _identity(cell)
   was = {**there['bindings'], 'engine': there['engine']}
   now = {**here['bindings'], 'engine': here['engine']}

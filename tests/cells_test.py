@@ -128,6 +128,18 @@ def test_a_run_of_another_configuration_is_not_touched(setting):
   assert {p: p.stat().st_mtime_ns for p in cell.folder.rglob('*')} == before
 
 
+def test_a_mistake_that_trained_nothing_can_be_mended_in_place(setting):
+  cell = cells.make_cells(**setting)[0]
+  fails = (sys.executable, '-c', 'raise SystemExit("no such task")')
+  with pytest.raises(cells.CellError, match='no such task'):
+    cells.run_cell(cell, fails)
+  mended = {**setting, 'gin_bindings': ['LEARNING_RATE = 0.3']}
+  cell = cells.make_cells(**mended)[0]
+  cells.run_cell(cell, fake_training.PROGRAM)
+  there = results.read_json(cell.folder / cells.CELL_FILE)
+  assert there['bindings']['LEARNING_RATE'] == '0.3'
+
+
 def test_another_engine_is_another_configuration(setting, monkeypatch):
   cells.run_cell(cells.make_cells(**setting)[0], fake_training.PROGRAM)
   monkeypatch.setattr('selective_t5x.engine_name', lambda: 'other')
