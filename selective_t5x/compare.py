@@ -76,8 +76,10 @@ def compare(
   figures = compare_cells(runs)
   folder = pathlib.Path(output_dir)
   results.write_json(folder / 'comparison.json', figures)
-  (folder / 'curves.csv').write_text(tables.curves_csv(figures))
-  (folder / 'table.txt').write_text(tables.as_text(figures))
+  (folder / 'curves.csv').write_text(
+    tables.curves_csv(figures), encoding='utf-8'
+  )
+  (folder / 'table.txt').write_text(tables.as_text(figures), encoding='utf-8')
   (folder / 'learning_curves.png').write_bytes(
     plots.png(plots.learning_curves(figures))
   )
@@ -221,7 +223,8 @@ def main(argv: Sequence[str]) -> None:
       intro=f'Trained from {", ".join(args.gin_file)}.',
       command=command_line(),
       sections=[page.Section('Results', '', figures)],
-    )
+    ),
+    encoding='utf-8',
   )
   print(tables.as_text(figures))
   print(f'{report} shows this with plots.')

@@ -103,7 +103,7 @@ def main(argv: Sequence[str]) -> None:
   )
   figures = summary(comparisons)
   results.write_json(output_dir / 'quickstart.json', figures)
-  (output_dir / 'table.txt').write_text(text)
+  (output_dir / 'table.txt').write_text(text, encoding='utf-8')
   report = output_dir / 'report.html'
   report.write_text(
     page.page(
@@ -114,7 +114,8 @@ def main(argv: Sequence[str]) -> None:
         page.Section(name, EXPERIMENTS[name], comparison)
         for name, comparison in comparisons.items()
       ],
-    )
+    ),
+    encoding='utf-8',
   )
   print(text)
   minutes = (time.monotonic() - started) / 60
