@@ -69,20 +69,26 @@ def install() -> None:
   if forced not in ('', 'embedded', 't5x'):
     reason = f'{ENGINE_VARIABLE}={forced!r}: expected "embedded" or "t5x"'
     sys.meta_path.insert(0, _RefusingFinder(reason))
-  elif forced == 'embedded':
-    if 't5x' in sys.modules:
-      raise ImportError(
-        f'{ENGINE_VARIABLE}=embedded, but another t5x is already imported; '
-        'import selective_t5x first'
-      )
-    sys.meta_path.insert(0, _EmbeddedEngineFinder)
-  elif 't5x' in sys.modules or importlib.util.find_spec('t5x') is not None:
+  elif forced == 'embedded' and 't5x' in sys.modules:
+    raise ImportError(
+      f'{ENGINE_VARIABLE}=embedded, but another t5x is already imported; '
+      'import selective_t5x first'
+    )
+  elif forced != 'embedded' and _real_t5x_is_here():
     return
   elif forced == 't5x':
     reason = f'{ENGINE_VARIABLE}=t5x, but there is none here. {_HOW_TO_GET_T5X}'
     sys.meta_path.insert(0, _RefusingFinder(reason))
   else:
-    sys.meta_path.append(_EmbeddedEngineFinder)
+    sys.meta_path.insert(0, _EmbeddedEngineFinder)
+
+
+def _real_t5x_is_here() -> bool:
+  if 't5x' in sys.modules:
+    return True
+  # A folder that happens to be named t5x, a git clone say, has no origin.
+  spec = importlib.util.find_spec('t5x')
+  return spec is not None and spec.origin is not None
 
 
 def engine_name() -> str:

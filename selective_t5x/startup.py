@@ -71,8 +71,8 @@ def recorded_run(folder: str, *, run_mode: str, seed: int | None):
   """Says in the log and in the result folder what runs in this context.
 
   run.json is written before the run and taken back if the run turns down what
-  the user gave; operative_config.gin, every value that the run has used, is
-  written after it.
+  the user gave; operative_config.gin, every value that the run has used, and
+  for training summary.json are written after it.
 
   Args:
     folder: the result folder.
@@ -121,3 +121,5 @@ def recorded_run(folder: str, *, run_mode: str, seed: int | None):
         folder.rmdir()
     raise
   (folder / 'operative_config.gin').write_text(gin.operative_config_str())
+  if run_mode == 'train' and '://' not in str(folder):
+    results.write_summary(folder)

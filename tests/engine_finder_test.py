@@ -139,3 +139,9 @@ def test_files_of_the_engine_are_found_by_importlib_resources():
     "print((importlib.resources.files('t5x') / 'train.py').is_file())"
   )
   assert output(code, engine='embedded') == 'True'
+
+
+def test_a_plain_folder_of_that_name_is_not_t5x(tmp_path):
+  (tmp_path / 't5x').mkdir()
+  (tmp_path / 't5x' / 'README.md').write_text('a clone')
+  assert output(WHICH, path=tmp_path) == f'embedded {ENGINE_DIR}'

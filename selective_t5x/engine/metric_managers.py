@@ -76,6 +76,7 @@ class MetricsManager:
     self._lock = threading.Lock()
     self._pool = futures.ThreadPoolExecutor(1, thread_name_prefix=name)
     self._started = None
+    self._ended = 0.0
     self._json = None
     self._writer = metric_writers.MultiWriter([])
     self.summary_dir = os.path.join(summary_dir, name) if summary_dir else None
@@ -100,19 +101,9 @@ class MetricsManager:
         int(step), {k: float(v) for k, v in scalars.items()}
       )
 
-  def start_duration_timer(self, block_on: Any = ()) -> None:
-    """Starts the clock once `block_on` is computed."""
-    self._started = self._pool.submit(self._time_when_ready, block_on)
-
-  @staticmethod
-  def _time_when_ready(block_on) -> float:
-    try:
-      jax.block_until_ready(block_on)
-    except RuntimeError as e:
-      # The next step took the buffer over, so it was computed long ago.
-      if 'deleted or donated' not in str(e):
-        raise
-    return time.time()
+  def start_duration_timer(self) -> None:
+    """Starts the clock of the next window of steps."""
+    self._started = time.time()
 
   def write_metrics_summary(
     self, metrics: metrics_lib.MetricsMap, step: int, num_steps: int
@@ -135,9 +126,12 @@ class MetricsManager:
     )
 
   def _summarize(self, metrics, step, num_steps, started):
-    metrics = jax.tree.map(np.asarray, metrics)
+    metrics = jax.tree.map(np.asarray, metrics)  # waits for the last step
+    # Steps are dispatched ahead: the device may have begun later, when it was
+    # done with the window before.
+    started, self._ended = max(started, self._ended), time.time()
     metrics = metrics_lib.set_time_metrics_duration(
-      metrics, time.time() - started.result()
+      metrics, self._ended - started
     )
     metrics = metrics_lib.set_step_metrics_num_steps(metrics, num_steps)
     summary = {k: m.compute_value() for k, m in metrics.items()}

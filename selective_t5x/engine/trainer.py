@@ -122,7 +122,7 @@ class BaseTrainer(abc.ABC):
       start_step = int(self.train_state.step)
     train_step = self._compiled_train_step or self._partitioned_train_step
     metrics = None
-    self.train_metrics_manager.start_duration_timer(self.train_state.step)
+    self.train_metrics_manager.start_duration_timer()
     for step in range(start_step, start_step + num_steps):
       with jax.profiler.StepTraceAnnotation('train', step_num=step):
         self.train_state, update = train_step(
@@ -165,7 +165,7 @@ class BaseTrainer(abc.ABC):
     for name, batches in batch_iters.items():
       manager = self.eval_metrics_managers[name]
       metrics, num_steps = None, 0
-      manager.start_duration_timer(self.train_state.step)
+      manager.start_duration_timer()
       for batch in batches:
         update = self._eval_step_for(batch)(
           self.train_state, self._partitioner.put_batch(batch)
