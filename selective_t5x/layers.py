@@ -19,10 +19,12 @@ KERNEL_INIT = nn.initializers.variance_scaling(
 )
 # T5X's choice for tokens: the residual stream starts at unit size.
 TOKEN_INIT = nn.initializers.normal(stddev=1.0)
-# Positions start at nothing. Selection tells near from far by itself, from the
-# first step on (every later token adds to F), the same way everywhere in a row.
-# Random position vectors drown that: with entries of size 0.1 or 1, variable
-# assignment stayed below 35 % out of distribution after 1,000 steps.
+# Positions start at nothing, or they would drown what selection tells of near
+# and far from the first step on (every later token adds to F). Measured on
+# variable assignment (24 assignments, 2 layers, width 64, AdamW 0.001): entries
+# of size 1 stay at 34 % out of distribution after 1,000 steps; 0, 0.02 and 0.1
+# reach 99 % by step 700. The baseline is the same with 0 and with 0.1, there
+# and on the Wikipedia sample.
 POSITION_INIT = nn.initializers.zeros
 
 
