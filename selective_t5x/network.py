@@ -1,6 +1,6 @@
 """The paper's decoder-only language model.
 
-Source: arXiv 2410.02703, section 4: pre-norm RMSNorm, learned positions,
+Source: arXiv 2410.02703: pre-norm RMSNorm, learned positions,
 SwiGLU, query/key normalisation, no biases, output embedding untied. T5X's
 names for parameters and settings.
 """
