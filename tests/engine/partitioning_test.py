@@ -9,7 +9,6 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from t5x import partitioning
-from tests.engine import tiny
 
 
 def test_standard_rules_put_each_axis_where_t5x_does():
