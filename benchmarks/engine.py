@@ -108,6 +108,9 @@ def serve(engine: str) -> None:
   import gin
 
   import selective_t5x
+
+  # First, for the error that says what is missing.
+  import t5x  # noqa: F401
   from selective_t5x import config_files
 
   assert selective_t5x.engine_name() == engine

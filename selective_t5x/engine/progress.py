@@ -5,10 +5,11 @@ import time
 
 import tqdm
 from absl import logging
+from tqdm.contrib import DummyTqdmFile
 
 
 class Progress:
-  """Step rate, loss and time left of a training run."""
+  """Step rate, loss and time left of a training run; a context manager."""
 
   def __init__(self, first_step: int, total_steps: int):
     self._first, self._total = first_step, total_steps
@@ -22,6 +23,18 @@ class Progress:
         dynamic_ncols=True,
         desc='train',
       )
+      # Log lines go above the bar rather than into it.
+      self._log_handler = logging.get_absl_handler().python_handler
+      self._log_stream = self._log_handler.stream
+      self._log_handler.setStream(DummyTqdmFile(sys.stderr))
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    if self._bar is not None:
+      self._bar.close()
+      self._log_handler.setStream(self._log_stream)
 
   def update(self, step: int, loss: float | None) -> None:
     """Shows the step and, once it is known, the loss of the last window."""
@@ -41,8 +54,3 @@ class Progress:
       rate,
       tqdm.tqdm.format_interval(left),
     )
-
-  def close(self) -> None:
-    """Leaves the bar as it is."""
-    if self._bar is not None:
-      self._bar.close()

@@ -6,6 +6,7 @@ started again gives the same numbers, bit for bit (with RANDOM_SEED and the
 seeds of the datasets set, and the train iterator saved).
 """
 
+import contextlib
 import math
 import os
 import time
@@ -26,7 +27,7 @@ TRAIN_METRIC_KEY = 'train'
 
 
 class NonFiniteLossError(FloatingPointError):
-  """The loss became NaN or infinite; nothing was saved after that."""
+  """The loss or a parameter is NaN or infinite; nothing was saved since."""
 
 
 def train(
@@ -96,7 +97,7 @@ def train(
 
   Raises:
     UserError: a setting that cannot be.
-    NonFiniteLossError: the loss became NaN or infinite.
+    NonFiniteLossError: the loss or a parameter became NaN or infinite.
   """
   if infer_eval_dataset_cfg is not None:
     raise UserError(
@@ -195,39 +196,38 @@ def train(
     {trainer_lib.ActionMode[k]: v for k, v in (actions or {}).items()},
     model_dir,
   )
-  with trainer:
+  # However the run ends, what is being saved is saved.
+  saving = contextlib.closing(manager) if manager else contextlib.nullcontext()
+  with trainer, saving:
     if manager and first_step not in manager.all_steps():
       loop.save()
     if run_eval_before_training and eval_datasets:
       loop.evaluate()
     if first_step < total_steps:
       trainer.compile_train(_ones_like(batch_spec, partitioner))
-    bar = progress.Progress(first_step, total_steps)
-    step = first_step
-    while step < total_steps and not trainer.stop_training:
-      # Windows end at multiples of the periods, whatever step this run began
-      # at: a resumed run has the windows of an uninterrupted one.
-      end = min(
-        (
-          (step // period + 1) * period
-          for period in (stats_period, eval_period, save_period)
-          if period
-        ),
-        default=total_steps,
-      )
-      end = min(end, total_steps)
-      loop.train(train_iter, step, end)
-      step = end
-      last = step == total_steps
-      if eval_datasets and (last or step % eval_period == 0):
-        loop.evaluate()
-      if manager and (last or step % save_period == 0):
-        loop.save()
-      bar.update(step, loop.last_loss())
-    bar.close()
+    with progress.Progress(first_step, total_steps) as bar:
+      step = first_step
+      while step < total_steps and not trainer.stop_training:
+        # Windows end at multiples of the periods, whatever step this run began
+        # at: a resumed run has the windows of an uninterrupted one.
+        end = min(
+          (
+            (step // period + 1) * period
+            for period in (stats_period, eval_period, save_period)
+            if period
+          ),
+          default=total_steps,
+        )
+        end = min(end, total_steps)
+        loop.train(train_iter, step, end)
+        step = end
+        last = step == total_steps
+        if eval_datasets and (last or step % eval_period == 0):
+          loop.evaluate()
+        if manager and (last or step % save_period == 0):
+          loop.save()
+        bar.update(step, loop.last_loss())
     loop.check_finite()
-    if manager:
-      manager.close()
   multihost_utils.sync_global_devices('train finished')
   return step, trainer.train_state
 
@@ -280,8 +280,14 @@ class _Loop:
     self._act(trainer_lib.ActionMode.TRAIN_EVAL, summaries)
 
   def save(self) -> None:
-    """Saves a checkpoint, once all metrics up to its step are on disk."""
+    """Saves a checkpoint, once all metrics up to its step are on disk.
+
+    The loss of a step is that of the parameters before it, so these are looked
+    at themselves.
+    """
     self.check_finite()
+    if not _all_finite(self._trainer.train_state.params):
+      self._refuse('A parameter is not finite', self._trainer.train_state.step)
     self._trainer.flush()
     self._manager.save(self._trainer.train_state)
 
@@ -299,17 +305,19 @@ class _Loop:
     self._window = None
     loss = float(window.result()['loss'].value)
     if not math.isfinite(loss):
-      saved = checkpoints.all_steps(self._model_dir)
-      raise NonFiniteLossError(
-        f'The loss became {loss} at or before step {step}. '
-        + (
-          f'The last checkpoint is checkpoint_{saved[-1]}. '
-          if saved
-          else 'There is no checkpoint. '
-        )
-        + 'A lower LEARNING_RATE or more WARMUP_STEPS may help.'
-      )
+      self._refuse(f'The loss became {loss}', step)
     self._previous_loss = loss
+
+  def _refuse(self, what: str, step: int) -> None:
+    """Raises NonFiniteLossError with what is left to go on from."""
+    if self._manager:
+      self._manager.wait_until_finished()
+    saved = checkpoints.all_steps(self._model_dir)
+    last = f'checkpoint_{saved[-1]}' if saved else 'none'
+    raise NonFiniteLossError(
+      f'{what} at or before step {int(step)}; the last checkpoint is {last}. '
+      'A lower LEARNING_RATE or more WARMUP_STEPS may help.'
+    )
 
   def _act(self, mode, metrics_by_task) -> None:
     stop = False
@@ -319,6 +327,13 @@ class _Loop:
     if mode in self._actions:
       stop = bool(multihost_utils.broadcast_one_to_all(jnp.array(stop)))
       self._trainer.stop_training |= stop
+
+
+@jax.jit
+def _all_finite(params) -> jax.Array:
+  return jnp.all(
+    jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)])
+  )
 
 
 def _make_rng(random_seed: int | None, use_hardware_rng: bool) -> jax.Array:

@@ -1,6 +1,7 @@
 import json
 import os
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -89,13 +90,29 @@ def test_relative_steps_and_a_restored_start(whole_run, tmp_path):
   assert checkpoints.all_steps(tmp_path) == [4, 5]
 
 
-def test_nan_stops_the_run_before_it_is_saved(tmp_path):
-  args = tiny.train_args(tmp_path, model=tiny.model(learning_rate=1e30))
-  with pytest.raises(train.NonFiniteLossError, match='checkpoint_0'):
-    train.train(**args)
-  assert checkpoints.all_steps(tmp_path) == [0]
+@pytest.mark.parametrize(
+  'nan_from, message, lines',
+  [
+    # The loss of step 2 is that of the parameters before it.
+    (1, 'A parameter is not finite at or before step 2', 2),
+    (2, 'The loss became nan at or before step 4', 4),
+  ],
+)
+def test_nan_stops_the_run_before_it_is_saved(
+  nan_from, message, lines, tmp_path
+):
+  model = tiny.model(
+    learning_rate=lambda step: jnp.where(step < nan_from, 0.01, jnp.nan)
+  )
+  with pytest.raises(train.NonFiniteLossError, match=message) as error:
+    train.train(**tiny.train_args(tmp_path, model=model))
+  saved = checkpoints.all_steps(tmp_path)
+  assert saved == ([0] if nan_from == 1 else [0, 2])
+  assert f'checkpoint_{saved[-1]}' in str(error.value)
+  written = _lines(tmp_path / 'train')
+  assert len(written) == lines
   # JSON has no NaN: a reader gets null rather than a parse error.
-  assert _lines(tmp_path / 'train')[-1]['loss'] is None
+  assert (written[-1]['loss'] is None) == (nan_from == 2)
 
 
 def test_actions_stop_training(tmp_path):
