@@ -4,6 +4,7 @@ An OptimizerDef says how parameters are updated; an Optimizer is a pytree that
 carries the parameters (`target`) and the optimiser's state.
 """
 
+import abc
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,19 +26,19 @@ class OptimizerState:
   param_states: Any
 
 
-class OptimizerDef:
+class OptimizerDef(abc.ABC):
   """Base of optimiser definitions; hyper_params is a dataclass."""
 
   def __init__(self, hyper_params):
     self.hyper_params = hyper_params
 
+  @abc.abstractmethod
   def init_state(self, params: PyTree) -> OptimizerState:
     """Returns the state before the first step."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def apply_gradient(self, hyper_params, params, state, grads):
     """Returns (new params, new state)."""
-    raise NotImplementedError
 
   def update_hyper_params(self, **overrides):
     """Returns hyper_params with the overrides put in."""
