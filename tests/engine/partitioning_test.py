@@ -86,6 +86,7 @@ _ON_FOUR_DEVICES = """
 """
 
 
+@pytest.mark.slow
 def test_every_mesh_of_four_devices_gives_the_same_losses():
   run = subprocess.run(
     [sys.executable, '-c', textwrap.dedent(_ON_FOUR_DEVICES)],
