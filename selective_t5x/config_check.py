@@ -225,15 +225,20 @@ def check(config: Config) -> None:
     )
 
 
+def leaves(value) -> Iterator[object]:
+  """Yields what a value holds, out of its lists, tuples and dicts."""
+  if isinstance(value, dict):
+    value = [*value.keys(), *value.values()]
+  if isinstance(value, list | tuple):
+    for item in value:
+      yield from leaves(item)
+  else:
+    yield value
+
+
 def _macros_in(value) -> Iterator[str]:
   """Yields the names of the macros inside a value."""
-  if isinstance(value, Macro):
-    yield value.name
-  elif isinstance(value, dict):
-    yield from _macros_in([*value.keys(), *value.values()])
-  elif isinstance(value, list | tuple):
-    for item in value:
-      yield from _macros_in(item)
+  return (leaf.name for leaf in leaves(value) if isinstance(leaf, Macro))
 
 
 def _read_file(

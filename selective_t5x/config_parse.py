@@ -14,7 +14,7 @@ import gin
 from absl import logging
 from gin import resource_reader
 
-from selective_t5x.config_check import Binding, Config, Reference
+from selective_t5x.config_check import Binding, Config, Reference, leaves
 from selective_t5x.errors import UserError, did_you_mean
 
 _PACKAGE_READER = (
@@ -193,10 +193,4 @@ def _missing_module(module: str) -> str | None:
 
 def _references_in(value) -> Iterator[Reference]:
   """Yields the references to configurables inside a value."""
-  if isinstance(value, Reference):
-    yield value
-  elif isinstance(value, dict):
-    yield from _references_in([*value.keys(), *value.values()])
-  elif isinstance(value, list | tuple):
-    for item in value:
-      yield from _references_in(item)
+  return (leaf for leaf in leaves(value) if isinstance(leaf, Reference))
