@@ -48,8 +48,9 @@ class LanguageModel(models.DecoderOnlyModel):
     loss_normalizing_factor: float | int | str | None = None,
     memory_loss_weight: float = 0.0,
     memory_tau: float = 1.0,
+    score_argmax: bool = False,
   ):
-    """Takes T5X's arguments and those of the memory loss.
+    """Takes T5X's arguments, those of the memory loss and of scoring.
 
     Args:
       module: `network.Decoder`.
@@ -62,6 +63,7 @@ class LanguageModel(models.DecoderOnlyModel):
       loss_normalizing_factor: T5X's.
       memory_loss_weight: epsilon, zero or more; 0 for no memory loss.
       memory_tau: tau, positive: masked this much, a token counts as gone.
+      score_argmax: whether `score_batch` says more than T5X's: see there.
 
     Raises:
       UserError: if a value is out of range, or there is a memory loss but the
@@ -91,6 +93,7 @@ class LanguageModel(models.DecoderOnlyModel):
       _check_selects(module.config.attention_fn)
     self._memory_loss_weight = memory_loss_weight
     self._memory_tau = memory_tau
+    self._score_argmax = score_argmax
 
   def loss_fn(
     self,
@@ -127,6 +130,30 @@ class LanguageModel(models.DecoderOnlyModel):
       **measured,
       **{name: measured[name].replace(total=loss) for name in minimised},
       'memory/fraction_visible': clu_metrics.Average(total=visible, count=1),
+    }
+
+  def score_batch(
+    self,
+    params: Any,
+    batch: Mapping[str, jax.Array],
+    return_intermediates: bool = False,
+  ) -> Any:
+    """Returns the log-likelihood of each example's targets in nats, f32[B].
+
+    With score_argmax a pair of it and {'is_argmax': bool[B]}: whether every
+    target token is the likeliest one, which is what greedy decoding, given the
+    targets before it, would have chosen. With return_intermediates T5X's pair.
+    """
+    if return_intermediates or not self._score_argmax:
+      return super().score_batch(params, batch, return_intermediates)
+    logits = self._compute_logits(params, batch)
+    given_logits = copy.copy(self)
+    given_logits._score_argmax = False
+    given_logits._compute_logits = lambda *_, **__: logits
+    right = jnp.argmax(logits, axis=-1) == batch['decoder_target_tokens']
+    ignored = batch['decoder_loss_weights'] == 0
+    return given_logits.score_batch(params, batch), {
+      'is_argmax': jnp.all(right | ignored, axis=-1)
     }
 
   def _logits_and_memory(self, params, batch, dropout_rng):

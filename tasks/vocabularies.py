@@ -6,19 +6,24 @@ decide when it is first used:
     from selective_t5x.tasks import vocabularies
     VOCABULARY = @vocabularies.task_vocabulary()
     vocabularies.task_vocabulary.task = %MIXTURE_OR_TASK_NAME
+    vocabularies.Choice.task = %MIXTURE_OR_TASK_NAME
     vocabularies.Choice.size = 8192
 
-Ids: 0 padding, 1 end of sequence, 2 unknown; there is no start of sequence.
+Choice.task lets a model be evaluated on any task, with the vocabulary that it
+was trained with. Ids: 0 padding, 1 end of sequence, 2 unknown; there is no
+start of sequence.
 """
 
 import dataclasses
 import functools
+import hashlib
 import io
 import pathlib
 from collections.abc import Iterator
 from importlib import metadata
 
 import gin
+import numpy as np
 import sentencepiece
 import seqio
 import tensorflow as tf
@@ -64,11 +69,14 @@ class Choice:
       bytes included.
     path: a ready SentencePiece model; None trains one on the task's training
       split, once (see the cache folder).
+    task: the task or mixture whose vocabulary every task uses, sentinels
+      included: what the model is trained on. None: each task has its own.
   """
 
   kind: str = 'sentencepiece'
   size: int = 2048
   path: str | None = None
+  task: str | None = None
 
   def __post_init__(self):
     """Refuses what is no choice."""
@@ -94,10 +102,15 @@ class TaskVocabulary(seqio.Vocabulary):
   Two of them are equal if they come to the same vocabulary.
   """
 
-  def __init__(self, task: str):
-    """Stores the name of the task; reads nothing."""
+  def __init__(self, task: str, extra_ids: int = 0):
+    """Stores what it is of; reads nothing.
+
+    Args:
+      task: a task whose source has the text to learn pieces from.
+      extra_ids: sentinels for span corruption, the last ids.
+    """
     self.task = task
-    super().__init__()
+    super().__init__(extra_ids)
 
   def resolve(self) -> seqio.Vocabulary:
     """Returns the vocabulary itself, trained now if it must be.
@@ -106,11 +119,12 @@ class TaskVocabulary(seqio.Vocabulary):
       UserError: if the bindings lead to none.
     """
     choice = Choice()
-    source = seqio.TaskRegistry.get(self.task).source
+    chosen = self if choice.task is None else _text_vocabulary(choice.task)
+    source = _task(chosen.task).source
     settings = getattr(source, 'settings', lambda: None)()
     # A tf.data function may be under construction: text is read outside it.
     with tf.init_scope():
-      return _resolve(choice, self.task, repr(settings))
+      return _resolve(choice, chosen.task, chosen.extra_ids, repr(settings))
 
   @property
   def vocab_size(self) -> int:
@@ -164,21 +178,54 @@ def task_vocabulary(task: str) -> seqio.Vocabulary:
 
   VOCABULARY = @vocabularies.task_vocabulary()
   vocabularies.task_vocabulary.task = %MIXTURE_OR_TASK_NAME
+
+  Raises:
+    UserError: if there is no such task or mixture.
   """
+  known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
+  if task not in known:
+    raise UserError(
+      f'No task or mixture is named {task!r}{did_you_mean(task, known)} (a '
+      'task is known once its module is imported: MIXTURE_OR_TASK_MODULE, or '
+      'an import in a gin file)'
+    )
   provider = seqio.get_mixture_or_task(task)
   return provider.output_features['targets'].vocabulary
 
 
+def fingerprint(vocabulary: seqio.Vocabulary) -> str:
+  """Returns a text that tells vocabularies with other ids apart."""
+  if isinstance(vocabulary, TaskVocabulary):
+    vocabulary = vocabulary.resolve()
+  if isinstance(vocabulary, seqio.SentencePieceVocabulary):
+    pieces = hashlib.sha256(vocabulary.sp_model).hexdigest()[:16]
+    return f'{vocabulary.vocab_size} pieces, {pieces}'
+  return f'{type(vocabulary).__name__}, {vocabulary.vocab_size} ids'
+
+
+def _text_vocabulary(task: str) -> TaskVocabulary:
+  """Returns the vocabulary that vocabularies.Choice.task names."""
+  vocabulary = task_vocabulary(task)
+  if not isinstance(vocabulary, TaskVocabulary):
+    raise UserError(
+      f'vocabularies.Choice.task = {task!r}: its vocabulary, {vocabulary}, '
+      'cannot write text, so a model of it has no score on a task of text'
+    )
+  return vocabulary
+
+
 @functools.cache
-def _resolve(choice: Choice, task: str, settings: str) -> seqio.Vocabulary:
+def _resolve(
+  choice: Choice, task: str, extra_ids: int, settings: str
+) -> seqio.Vocabulary:
   """Settings are the source's: with others the text is another."""
   del settings
   if choice.kind == 'bytes':
-    return seqio.ByteVocabulary()
+    return seqio.ByteVocabulary(extra_ids)
   if choice.path:
     path = pathlib.Path(choice.path).expanduser()
-    return _load(path.absolute())
-  return _load(train(task, choice.size))
+    return _load(path.absolute(), extra_ids)
+  return _load(train(task, choice.size), extra_ids)
 
 
 def train(task: str, size: int) -> pathlib.Path:
@@ -188,7 +235,7 @@ def train(task: str, size: int) -> pathlib.Path:
   and size give the same file.
 
   Args:
-    task: a task whose source gives {'text': ...}.
+    task: a task whose source gives text, or inputs and targets of text.
     size: number of pieces, the special ones and the 256 bytes included.
 
   Returns:
@@ -237,24 +284,45 @@ def _training_documents(task: str) -> Iterator[str]:
 
   Files are shuffled, so that the first few do not speak for a whole corpus.
   """
-  source = seqio.TaskRegistry.get(task).source
+  source = _task(task).source
+  if 'train' not in source.splits:
+    raise UserError(
+      f'{task} has no training split to learn pieces from: bind '
+      'vocabularies.Choice.task to the task that the model is trained on, or '
+      'vocabularies.Choice.path to a SentencePiece model'
+    )
   dataset = source.get_dataset('train', shuffle=True, seed=0)
-  if 'text' not in dataset.element_spec:
+  texts = [
+    name
+    for name in ('text', 'inputs', 'targets')
+    if name in dataset.element_spec
+    and dataset.element_spec[name].dtype == tf.string
+  ]
+  if not texts:
     raise UserError(f'{task} has no text to learn pieces from')
   left = _TRAINING_CHARACTERS
   for example in dataset.as_numpy_iterator():
-    text = example['text'].decode()[:left]
-    yield text
-    left -= len(text)
-    if not left:
-      return
+    for name in texts:
+      for encoded in np.ravel(example[name]):
+        text = encoded.decode()[:left]
+        yield text
+        left -= len(text)
+        if not left:
+          return
 
 
-def _load(path: pathlib.Path) -> seqio.Vocabulary:
+def _task(name: str) -> seqio.Task:
+  known = seqio.TaskRegistry.names()
+  if name not in known:
+    raise UserError(f'no task is named {name!r}{did_you_mean(name, known)}')
+  return seqio.TaskRegistry.get(name)
+
+
+def _load(path: pathlib.Path, extra_ids: int) -> seqio.Vocabulary:
   """Returns the vocabulary of a model file, checked to suit seqio."""
   if not path.is_file():
     raise UserError(f'vocabularies.Choice.path: there is no file {path}')
-  vocabulary = seqio.SentencePieceVocabulary(str(path))
+  vocabulary = seqio.SentencePieceVocabulary(str(path), extra_ids)
   try:
     tokenizer = vocabulary.tokenizer
   except (RuntimeError, message.DecodeError) as error:
