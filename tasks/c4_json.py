@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import gin
 
 from selective_t5x.errors import UserError
-from selective_t5x.tasks import language_modeling, sources
+from selective_t5x.tasks import data_dir, language_modeling, sources
 
 
 @gin.configurable(module='selective_t5x.tasks.c4_json')
@@ -25,7 +25,7 @@ class Files:
       c4_json.Files.folder = '/data/c4'
 
   Attributes:
-    folder: holds the shards. Required.
+    folder: holds the shards; None is <DATA_DIR>/c4 (see `data_dir`).
     held_out: share of the training documents kept for validation where the
       folder holds no validation shard.
   """
@@ -40,10 +40,18 @@ class Files:
     sources.check_share(self.held_out, 'c4_json.Files.held_out')
 
 
+def _settings() -> Files:
+  """Returns the bindings, with the folder that they come to."""
+  files = Files()
+  folder = data_dir.folder('c4') if files.folder is None else None
+  return dataclasses.replace(files, folder=str(folder)) if folder else files
+
+
 def _convert(files: Files, split: str) -> list[pathlib.Path]:
   if files.folder is None:
     raise UserError(
-      'c4_json_lm: bind c4_json.Files.folder to the folder of your C4 shards'
+      'c4_json_lm: bind c4_json.Files.folder to the folder of your C4 shards, '
+      'or put them in <DATA_DIR>/c4'
     )
   folder = pathlib.Path(files.folder).expanduser()
   if not folder.is_dir():
@@ -80,6 +88,5 @@ def _documents(path: pathlib.Path) -> Iterator[str]:
     yield text.encode(errors='replace').decode()
 
 
-language_modeling.register(
-  'c4_json_lm', sources.DocumentSource(lambda: Files(), _convert)
-)
+SOURCE = sources.DocumentSource(_settings, _convert)
+language_modeling.register('c4_json_lm', SOURCE)

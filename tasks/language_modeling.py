@@ -1,19 +1,21 @@
 """Language modelling: documents to chunks of tokens, and how to add a task.
 
-The only feature is `targets`: seqio's converter makes the decoder's inputs of
-it by shifting in a 0 at the start of every segment, and packs short segments
-into one row. The tasks themselves add no start of sequence.
+The model's only feature is `targets`: seqio's converter makes the decoder's
+inputs of it by shifting in a 0 at the start of every segment, and packs short
+segments into one row. The tasks themselves add no start of sequence. The
+evaluation also reads how many bytes of text a chunk stands for (`perplexity`),
+which no model sees.
 """
 
 import seqio
 import tensorflow as tf
 
 from selective_t5x.errors import UserError
-from selective_t5x.tasks import vocabularies
+from selective_t5x.tasks import perplexity, vocabularies
 
 # Chunks in the shuffle buffer, which is a part of every saved iterator: 4 MB
 # at length 256. The default of 1,000 would hold some 30 Wikipedia articles.
-_SHUFFLE_BUFFER = 4096
+SHUFFLE_BUFFER = 4096
 
 
 def register(name: str, source: seqio.DataSource) -> seqio.Task:
@@ -26,19 +28,23 @@ def register(name: str, source: seqio.DataSource) -> seqio.Task:
     name: of the task.
     source: gives {'text': document}, with a training split at least.
   """
+  cached = [seqio.CacheDatasetPlaceholder()] if source.caching_permitted else []
   return seqio.TaskRegistry.add(
     name,
     source=source,
-    preprocessors=[tokenize, chunk],
+    preprocessors=[tokenize, *cached, chunk],
     output_features={
       'targets': seqio.Feature(vocabularies.TaskVocabulary(name))
     },
-    shuffle_buffer_size=_SHUFFLE_BUFFER,
+    metric_objs=[perplexity.Perplexity()],
+    shuffle_buffer_size=SHUFFLE_BUFFER,
   )
 
 
 def tokenize(dataset, output_features):
   """Turns {'text': document} into {'targets': i32[n]}, ending in EOS.
+
+  `source_bytes`, i32[], is the length of the text in UTF-8.
 
   One function with AUTOTUNE in place of seqio's, which tokenizes 256 documents
   at a time and has to save all of them with the iterator.
@@ -47,7 +53,10 @@ def tokenize(dataset, output_features):
 
   def tokens(example):
     ids = vocabulary.encode_tf(example['text'])
-    return {'targets': tf.concat([ids, [vocabulary.eos_id]], axis=0)}
+    return {
+      'targets': tf.concat([ids, [vocabulary.eos_id]], axis=0),
+      perplexity.BYTES_FEATURE: tf.strings.length(example['text'], 'BYTE'),
+    }
 
   return dataset.map(tokens, num_parallel_calls=tf.data.AUTOTUNE)
 
@@ -56,7 +65,8 @@ def chunk(dataset, sequence_length):
   """Cuts each document into chunks of the feature length; keeps every token.
 
   Each chunk becomes a segment of its own, and the last may be short. EOS ends
-  the document, so only the last chunk has it.
+  the document, so only the last chunk has it. The document's bytes are shared
+  out in proportion to tokens, in whole numbers that add up to them.
   """
   if not sequence_length:
     return dataset
@@ -69,7 +79,16 @@ def chunk(dataset, sequence_length):
 
   def chunks(example):
     tokens = example['targets']
-    starts = tf.data.Dataset.range(0, tf.size(tokens, tf.int64), length)
-    return starts.map(lambda i: {'targets': tokens[i : i + length]})
+    count = tf.size(tokens, tf.int64)
+    size = tf.cast(example[perplexity.BYTES_FEATURE], tf.int64)
+
+    def cut(start):
+      end = tf.minimum(start + length, count)
+      return {
+        'targets': tokens[start:end],
+        perplexity.BYTES_FEATURE: size * end // count - size * start // count,
+      }
+
+    return tf.data.Dataset.range(0, count, length).map(cut)
 
   return dataset.flat_map(chunks)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 import seqio
 import tensorflow as tf
 
-from selective_t5x.errors import UserError
+from selective_t5x.errors import UserError, did_you_mean
 from selective_t5x.tasks import cache
 
 SPLITS = ('train', 'validation')
@@ -37,16 +37,18 @@ class DocumentSource(seqio.DataSource):
     self,
     settings: Callable[[], Hashable],
     convert: Callable[[Hashable, str], Sequence[pathlib.Path]],
+    splits: Sequence[str] = SPLITS,
   ):
     """Stores how to convert; converts nothing.
 
     Args:
       settings: see the class.
       convert: (settings, split) -> TFRecord files, in a fixed order.
+      splits: those that there are.
     """
     self.settings = settings
     self._convert = convert
-    super().__init__(splits=SPLITS, caching_permitted=False)
+    super().__init__(splits=splits)
 
   @property
   def supports_arbitrary_sharding(self) -> bool:
@@ -57,8 +59,13 @@ class DocumentSource(seqio.DataSource):
     """Returns the split's TFRecord files that hold a document.
 
     Raises:
-      UserError: if there is no document.
+      UserError: if there is no such split, or no document in it.
     """
+    if split not in self.splits:
+      raise UserError(
+        f'no split {split!r}: there is {", ".join(self.splits)}'
+        f'{did_you_mean(split, self.splits)}'
+      )
     settings = self.settings()
     files = self._convert(settings, split)
     files = [str(file) for file in files if file.stat().st_size]
@@ -135,16 +142,34 @@ def convert_files(
     share = held_out
     part = KEPT if split == 'train' else HELD_OUT
 
-  def convert(path):
-    name = cache.fingerprint([path], held_out=share)
-    return cache.build(
-      f'{entry}/{path.name}-{name}',
-      lambda folder: write_documents(
-        folder, (Document(text, text) for text in documents(path)), share
-      ),
-    )
+  return [
+    convert_file(path, documents, entry, held_out=share) / part
+    for path in paths
+  ]
 
-  return [convert(path) / part for path in paths]
+
+def convert_file(
+  path: pathlib.Path,
+  documents: Callable[[pathlib.Path], Iterable[str]],
+  entry: str,
+  *,
+  held_out: float = 0.0,
+) -> pathlib.Path:
+  """Returns the folder with one file's documents, see `write_documents`.
+
+  Args:
+    path: the user's file.
+    documents: yields the documents of it.
+    entry: folder of the cache; it tells apart what else decides documents.
+    held_out: the share of documents that is held out.
+  """
+  name = cache.fingerprint([path], held_out=held_out)
+  return cache.build(
+    f'{entry}/{path.name}-{name}',
+    lambda folder: write_documents(
+      folder, (Document(text, text) for text in documents(path)), held_out
+    ),
+  )
 
 
 def check_share(value, binding: str):

@@ -22,6 +22,7 @@ class Files:
     train: a glob pattern, or several; ** is any number of folders, and .gz is
       unpacked. Required.
     validation: the same; None holds out a share of the training documents.
+    test: the same; None for no such split.
     document: 'paragraph' (blank lines lie between them), 'line' or 'file'.
       A document is cut into chunks of the context length, and no attention
       passes from one document to another: for long contexts take 'file'.
@@ -30,6 +31,7 @@ class Files:
 
   train: str | Sequence[str] | None = None
   validation: str | Sequence[str] | None = None
+  test: str | Sequence[str] | None = None
   document: str = 'paragraph'
   held_out: float = 0.05
 
@@ -71,6 +73,12 @@ def _convert(files: Files, split: str) -> list[pathlib.Path]:
     raise UserError(
       'text_files_lm: bind text_files.Files.train to a pattern of your files'
     )
+  documents, entry = _DOCUMENTS[files.document], f'text_files/{files.document}'
+  if split == 'test':
+    return [
+      sources.convert_file(path, documents, entry) / sources.KEPT
+      for path in sources.matching_files(files.test, 'text_files.Files.test')
+    ]
   return sources.convert_files(
     split,
     sources.matching_files(files.train, 'text_files.Files.train'),
@@ -78,11 +86,19 @@ def _convert(files: Files, split: str) -> list[pathlib.Path]:
       files.validation or [], 'text_files.Files.validation'
     ),
     files.held_out,
-    _DOCUMENTS[files.document],
-    f'text_files/{files.document}',
+    documents,
+    entry,
   )
 
 
-language_modeling.register(
-  'text_files_lm', sources.DocumentSource(lambda: Files(), _convert)
-)
+class _Source(sources.DocumentSource):
+  """The user's files; there is a test split if the bindings name one."""
+
+  @property
+  def splits(self) -> Sequence[str]:
+    """The names of the splits, as the bindings have them now."""
+    return (*sources.SPLITS, 'test') if Files().test else sources.SPLITS
+
+
+SOURCE = _Source(lambda: Files(), _convert)
+language_modeling.register('text_files_lm', SOURCE)

@@ -64,6 +64,5 @@ def _articles(dump: pathlib.Path) -> Iterator[sources.Document]:
       ) from error
 
 
-language_modeling.register(
-  'wikipedia_sample_lm', sources.DocumentSource(lambda: None, _convert)
-)
+SOURCE = sources.DocumentSource(lambda: None, _convert)
+language_modeling.register('wikipedia_sample_lm', SOURCE)

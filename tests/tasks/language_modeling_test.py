@@ -166,17 +166,20 @@ def test_hosts_share_the_documents():
 def test_chunks_lose_no_token(tokens, length):
   ragged = tf.ragged.constant(tokens, dtype=tf.int32, ragged_rank=1)
   dataset = tf.data.Dataset.from_tensor_slices({'targets': ragged})
-  dataset = dataset.map(lambda x: {'targets': x['targets'][:]})
-  chunks = [
-    x['targets'].tolist()
-    for x in language_modeling.chunk(
-      dataset, {'targets': length}
-    ).as_numpy_iterator()
-  ]
+  dataset = dataset.map(
+    lambda x: {'targets': x['targets'][:], 'source_bytes': 1_000_003}
+  )
+  examples = list(
+    language_modeling.chunk(dataset, {'targets': length}).as_numpy_iterator()
+  )
+  chunks = [x['targets'].tolist() for x in examples]
   assert sum(chunks, []) == sum(tokens, [])
   assert all(0 < len(chunk) <= length for chunk in chunks)
   short = sum(len(chunk) < length for chunk in chunks)
   assert short <= len(tokens)  # only the last chunk of each
+  # The documents' bytes are all there, however they are cut.
+  not_empty = sum(map(bool, tokens))
+  assert sum(int(x['source_bytes']) for x in examples) == 1_000_003 * not_empty
 
 
 @pytest.mark.parametrize('lengths', [{'inputs': 8}, {'targets': 0}])

@@ -1,0 +1,90 @@
+"""lm1b_lm: the One Billion Word benchmark; a document is a sentence.
+
+Read from the files of the official archive where <DATA_DIR>/lm1b is there, at
+any depth (see `data_dir`):
+
+    training-monolingual.tokenized.shuffled/news.en-*-of-00100
+    heldout-monolingual.tokenized.shuffled/news.en.heldout-*-of-00050
+
+and from TensorFlow Datasets otherwise. The splits are those of TensorFlow
+Datasets: train, and test for all that is held out.
+Source of the benchmark: arXiv 1312.3005.
+"""
+
+import pathlib
+from collections.abc import Iterator
+
+import seqio
+
+from selective_t5x.errors import UserError
+from selective_t5x.tasks import (
+  data_dir,
+  language_modeling,
+  sources,
+  tfds_source,
+)
+
+_PATTERNS = {
+  'train': 'training-monolingual.tokenized.shuffled/news.en-*-of-00100',
+  'test': 'heldout-monolingual.tokenized.shuffled/news.en.heldout-*-of-00050',
+}
+
+
+def _sentences(path: pathlib.Path) -> Iterator[str]:
+  for _, line in sources.numbered_lines(path):
+    yield line.rstrip('\r\n')
+
+
+def _convert(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
+  paths = sorted(folder.rglob(_PATTERNS[split]))
+  if not paths:
+    raise UserError(f'{folder}: no file {_PATTERNS[split]} in it')
+  return [
+    sources.convert_file(path, _sentences, 'lm1b') / sources.KEPT
+    for path in paths
+  ]
+
+
+_TFDS = tfds_source.TfdsSource(
+  'lm1b:1.1.0',
+  splits=tuple(_PATTERNS),
+  otherwise='unpack the official archive in <DATA_DIR>/lm1b',
+)
+_LOCAL = sources.DocumentSource(
+  lambda: data_dir.folder('lm1b'), _convert, splits=tuple(_PATTERNS)
+)
+
+
+class _Source(seqio.DataSource):
+  """The local files where there are some, TensorFlow Datasets otherwise."""
+
+  @property
+  def _chosen(self) -> seqio.DataSource:
+    return _TFDS if data_dir.folder('lm1b') is None else _LOCAL
+
+  def settings(self):
+    """Returns what decides the documents."""
+    return self._chosen.settings()
+
+  @property
+  def supports_arbitrary_sharding(self) -> bool:
+    """As of both sources."""
+    return False
+
+  def list_shards(self, split):
+    """Returns the files."""
+    return self._chosen.list_shards(split)
+
+  def num_input_examples(self, split):
+    """Returns the number of documents where it is known."""
+    return self._chosen.num_input_examples(split)
+
+  def get_dataset(
+    self, split='train', shuffle=True, seed=None, shard_info=None
+  ):
+    """Returns the documents, {'text': ...}."""
+    return self._chosen.get_dataset(split, shuffle, seed, shard_info)
+
+
+SOURCE = _Source(splits=tuple(_PATTERNS))
+language_modeling.register('lm1b_lm', SOURCE)

@@ -1,0 +1,76 @@
+"""wikitext_2_lm and wikitext_103_lm: WikiText from its official files.
+
+The files lie in <DATA_DIR>/wikitext-2 and <DATA_DIR>/wikitext-103, at any depth
+(see `data_dir`): wiki.train.tokens, or wiki.train.raw, or train.txt as
+PyTorch's examples name it, and so for valid and test. A document is an article
+with its title, word for word as it is in the file.
+"""
+
+import functools
+import pathlib
+from collections.abc import Iterator
+
+from selective_t5x.errors import UserError
+from selective_t5x.tasks import data_dir, language_modeling, sources
+
+_SPLITS = {'train': 'train', 'validation': 'valid', 'test': 'test'}
+
+
+def _is_title(line: str) -> bool:
+  """Whether an article starts here: ' = Title = ', one '=' on each side.
+
+  ' = = Section = = ' is a section. A title may hold a '=' further inside.
+  """
+  words = line.split()
+  return (
+    len(words) > 2
+    and words[0] == words[-1] == '='
+    and '=' not in (words[1], words[-2])
+  )
+
+
+def _articles(path: pathlib.Path) -> Iterator[str]:
+  article = []
+  for number, line in sources.numbered_lines(path):
+    if _is_title(line):
+      if article:
+        yield ''.join(article)
+      article = []
+    elif not article:
+      if line.strip():
+        raise UserError(
+          f"{path}, line {number}: expected the title of an article, ' = "
+          f"Title = ', got {line.strip()[:40]!r}"
+        )
+      continue
+    article.append(line)
+  yield ''.join(article)
+
+
+def _convert(
+  name: str, folder: pathlib.Path | None, split: str
+) -> list[pathlib.Path]:
+  if folder is None:
+    raise UserError(
+      f'there is no folder <DATA_DIR>/{name}: put the official files of '
+      f'{name} there and set DATA_DIR'
+    )
+  part = _SPLITS[split]
+  path = data_dir.find(
+    folder, f'wiki.{part}.tokens', f'wiki.{part}.raw', f'{part}.txt'
+  )
+  return [sources.convert_file(path, _articles, 'wikitext') / sources.KEPT]
+
+
+def _source(name: str) -> sources.DocumentSource:
+  return sources.DocumentSource(
+    functools.partial(data_dir.folder, name),
+    functools.partial(_convert, name),
+    splits=tuple(_SPLITS),
+  )
+
+
+SOURCE_2 = _source('wikitext-2')
+SOURCE_103 = _source('wikitext-103')
+language_modeling.register('wikitext_2_lm', SOURCE_2)
+language_modeling.register('wikitext_103_lm', SOURCE_103)
