@@ -50,11 +50,13 @@ def tokenize(dataset, output_features):
   at a time and has to save all of them with the iterator.
   """
   vocabulary = output_features['targets'].vocabulary
+  # Asked for here: what is wrong with a vocabulary gets no line inside a map.
+  eos_id = vocabulary.eos_id
 
   def tokens(example):
     ids = vocabulary.encode_tf(example['text'])
     return {
-      'targets': tf.concat([ids, [vocabulary.eos_id]], axis=0),
+      'targets': tf.concat([ids, [eos_id]], axis=0),
       perplexity.BYTES_FEATURE: tf.strings.length(example['text'], 'BYTE'),
     }
 

@@ -14,7 +14,7 @@ import seqio
 
 from selective_t5x.tasks import metrics
 
-# A task feature, a whole number: how many UTF-8 bytes of the text the targets stand for.
+# A task feature, a whole number: the bytes of UTF-8 that the targets stand for.
 BYTES_FEATURE = 'source_bytes'
 
 

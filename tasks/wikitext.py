@@ -51,9 +51,10 @@ def _convert(
   name: str, folder: pathlib.Path | None, split: str
 ) -> list[pathlib.Path]:
   if folder is None:
+    root = data_dir.root()
+    problem = f'{root} has no folder {name}' if root else 'DATA_DIR is not set'
     raise UserError(
-      f'there is no folder <DATA_DIR>/{name}: put the official files of '
-      f'{name} there and set DATA_DIR'
+      f'{problem}: expected the official files of {name} in <DATA_DIR>/{name}'
     )
   part = _SPLITS[split]
   path = data_dir.find(

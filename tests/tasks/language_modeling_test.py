@@ -11,6 +11,7 @@ import pipelines
 import pytest
 import seqio
 import tensorflow as tf
+from pipelines import documents
 
 from selective_t5x.errors import UserError
 from selective_t5x.tasks import language_modeling, vocabularies
@@ -48,12 +49,6 @@ def bindings(corpora):
     text_files.Files.train = '{corpora}/*.txt'
     text_files.Files.held_out = 0.1
   """)
-
-
-def documents(task, split):
-  source = seqio.get_mixture_or_task(task).source
-  dataset = source.get_dataset(split, shuffle=False)
-  return [x['text'].decode() for x in dataset.as_numpy_iterator()]
 
 
 @pytest.mark.parametrize('task', TASKS)

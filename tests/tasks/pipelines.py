@@ -5,6 +5,13 @@ import seqio
 import tensorflow as tf
 
 
+def documents(task, split='train'):
+  """Returns what a task's source gives, in the order of its files."""
+  source = seqio.TaskRegistry.get(task).source
+  dataset = source.get_dataset(split, shuffle=False)
+  return [x['text'].decode() for x in dataset.as_numpy_iterator()]
+
+
 def dataset(name, lengths, *, split='train', seed=0, pack=True, **kwargs):
   return seqio.get_dataset(
     name,

@@ -6,15 +6,10 @@ import json
 import gin
 import pytest
 import seqio
+from pipelines import documents
 
 from selective_t5x.errors import UserError
 from selective_t5x.tasks import sources, wikipedia_sample
-
-
-def documents(task, split='train'):
-  source = seqio.get_mixture_or_task(task).source
-  dataset = source.get_dataset(split, shuffle=False)
-  return [x['text'].decode() for x in dataset.as_numpy_iterator()]
 
 
 def write_c4(path, texts):
@@ -155,6 +150,27 @@ def test_a_changed_file_is_read_again(tmp_path):
   assert documents('text_files_lm') == ['before']
   path.write_text('afterwards')
   assert documents('text_files_lm') == ['afterwards']
+
+
+def test_c4_is_found_in_the_data_folder(tmp_path):
+  (tmp_path / 'c4').mkdir()
+  write_c4(tmp_path / 'c4' / 'c4-train.00000-of-00001.json', ['text'])
+  gin.parse_config(f"data_dir.root.path = '{tmp_path}'")
+  gin.bind_parameter('c4_json.Files.held_out', 1e-9)
+  assert documents('c4_json_lm') == ['text']
+
+
+def test_a_test_split_is_there_once_it_is_named(tmp_path):
+  (tmp_path / 'a.txt').write_text('one')
+  (tmp_path / 'b.txt').write_text('two')
+  bind_text(f'{tmp_path}/a.txt')
+  task = seqio.TaskRegistry.get('text_files_lm')
+  assert list(task.splits) == ['train', 'validation']
+  with pytest.raises(UserError, match="no split 'test': there is train, valid"):
+    documents('text_files_lm', 'test')
+  bind_text(f'{tmp_path}/a.txt', test=f'{tmp_path}/b.txt')
+  assert list(task.splits) == ['train', 'validation', 'test']
+  assert documents('text_files_lm', 'test') == ['two']
 
 
 def test_text_errors(tmp_path):
