@@ -26,7 +26,7 @@ def text(tmp_path):
 
 def use_pieces():
   gin.bind_parameter('vocabularies.Choice.kind', 'sentencepiece')
-  gin.bind_parameter('vocabularies.Choice.size', 285)
+  gin.bind_parameter('vocabularies.Choice.size', 280)
 
 
 def evaluate(score, length=16, aux=False):
