@@ -14,6 +14,9 @@ from selective_t5x.tasks import (
   copy_task as copy_task,
 )
 from selective_t5x.tasks import (
+  downstream as downstream,
+)
+from selective_t5x.tasks import (
   lm1b as lm1b,
 )
 from selective_t5x.tasks import (

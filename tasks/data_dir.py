@@ -47,7 +47,23 @@ def folder(name: str) -> pathlib.Path | None:
 
 
 def find(folder: pathlib.Path, *names: str) -> pathlib.Path:
-  """Returns the one file that has one of the names, at any depth.
+  """Returns the one file that has one of the names; see `find_any`.
+
+  Raises:
+    UserError: there is none, or more than one.
+  """
+  path = find_any(folder, *names)
+  if path is None:
+    there = [path.name for path in folder.rglob('*') if path.is_file()]
+    raise UserError(
+      f'{folder}: no file {" or ".join(names)} in it'
+      f'{did_you_mean(names[0], there)}'
+    )
+  return path
+
+
+def find_any(folder: pathlib.Path, *names: str) -> pathlib.Path | None:
+  """Returns the one file that has one of the names, at any depth, or None.
 
   The official archives unpack to folders of their own, so that depth varies.
 
@@ -56,7 +72,7 @@ def find(folder: pathlib.Path, *names: str) -> pathlib.Path:
     *names: file names, the preferred first.
 
   Raises:
-    UserError: there is none, or more than one.
+    UserError: there is more than one of a name.
   """
   for name in names:
     found = sorted(folder.rglob(name))
@@ -64,8 +80,4 @@ def find(folder: pathlib.Path, *names: str) -> pathlib.Path:
       raise UserError(f'{found[0]} and {found[1]}: expected one {name}')
     if found:
       return found[0]
-  there = [path.name for path in folder.rglob('*') if path.is_file()]
-  raise UserError(
-    f'{folder}: no file {" or ".join(names)} in it'
-    f'{did_you_mean(names[0], there)}'
-  )
+  return None

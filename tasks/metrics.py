@@ -6,12 +6,12 @@ split: f32[n], or with models.LanguageModel.score_argmax a pair of it and
 the tokens before it, that is what greedy decoding would have written.
 """
 
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import seqio
-from t5x import utils
 
 from selective_t5x.errors import UserError
 
@@ -61,7 +61,7 @@ def task_reads_argmax(task: str, module: str | None = None) -> bool:
     module: imported first, to register the task.
   """
   if module:
-    utils.import_module(module)
+    importlib.import_module(module)
   if task not in {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}:
     return False  # the run itself says so, with the nearest names
   return any(

@@ -86,6 +86,8 @@ class InferenceEvaluator:
           self._batch_size,
           train_state_axes,
           self._partitioner,
+          # Causal or masked, a score does not depend on the padding after it.
+          trim_rows=name == 'score_batch',
         )
       return lambda ds: self._infer_fns[name](ds, train_state, **kwargs)
 
@@ -212,7 +214,12 @@ def evaluate(
     }
   if evaluator is not None:
     future = evaluator.evaluate(train_state, initializer.train_state_axes)
-    results |= future.result() or {}
+    try:
+      results |= future.result() or {}
+    except ValueError as error:  # seqio says which task, and that it failed
+      if isinstance(error.__cause__, UserError):
+        raise error.__cause__ from error
+      raise
     evaluator.close()
   for task, metrics in results.items():
     # clu's and seqio's metrics are objects that hold a value.

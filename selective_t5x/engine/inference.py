@@ -1,12 +1,17 @@
 """Runs a model's predict or score step over a whole dataset, in order."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import tensorflow as tf
+
+# Rows are scored at the shortest of these lengths that they fit, so that the
+# number of compilations stays small: 32, 64, 128, ... tokens.
+_SHORTEST_ROW = 32
+Row = tuple[int, Mapping[str, np.ndarray]]
 
 
 def get_infer_fn(
@@ -14,11 +19,13 @@ def get_infer_fn(
   batch_size: int,
   train_state_axes,
   partitioner,
+  keep_aux_as_numpy: bool = False,
+  trim_rows: bool = False,
 ) -> Callable[..., Any]:
   """Returns a function from an enumerated dataset to (index, output) pairs.
 
-  Every batch has one shape, the last one filled up, so the step is compiled
-  once for a dataset.
+  Every batch of a length has one shape, the last one filled up, so the step is
+  compiled once, or with trim_rows once for each of a few lengths.
 
   Args:
     infer_step: (params, batch) or (params, batch, rng) -> a tree of arrays
@@ -26,6 +33,10 @@ def get_infer_fn(
     batch_size: examples in the global batch.
     train_state_axes: the train state with a PartitionSpec, or None, as leaves.
     partitioner: shards the step.
+    keep_aux_as_numpy: whether auxiliary arrays stay arrays; else lists.
+    trim_rows: whether examples of similar length are put together and the
+      padding after all of them is left out. It must not change the outputs,
+      nor may the outputs depend on the length. Not T5X's.
 
   Returns:
     infer(ds, train_state, rng=None), ds a dataset of (index, model features);
@@ -47,17 +58,17 @@ def get_infer_fn(
   layout = partitioner.get_data_layout(batch_size)
 
   def infer(ds: tf.data.Dataset, train_state, rng: jax.Array | None = None):
-    size = len(ds)
-    missing = -size % batch_size
-    # Index -1 marks the copies of the first example that fill up a batch.
-    filler = ds.take(1).map(lambda _, x: (np.int64(-1), x)).repeat(missing)
-    batches = (
-      ds.concatenate(filler)
-      .shard(layout.num_shards, layout.shard_id)
-      .batch(batch_size // layout.num_shards, drop_remainder=True)
-    )
+    trims = trim_rows and _can_trim(ds.element_spec[1])
+    batches = _trimmed_batches if trims else _batches
     results = []
-    for indices, batch in batches.as_numpy_iterator():
+    # Every process makes all batches and takes its own rows of each.
+    for rows in batches(ds.as_numpy_iterator(), batch_size):
+      rows = rows[layout.shard_id :: layout.num_shards]
+      indices = np.array([index for index, _ in rows], np.int64)
+      batch = {
+        name: np.stack([features[name] for _, features in rows])
+        for name in rows[0][1]
+      }
       step_rng = None
       if rng is not None:
         rng, step_rng = jax.random.split(rng)
@@ -72,17 +83,91 @@ def get_infer_fn(
     indices, outputs = jax.tree.map(
       lambda *x: np.concatenate([np.asarray(part) for part in x]), *results
     )
-    order = np.argsort(indices, kind='stable')[missing:]
+    order = np.argsort(indices, kind='stable')
+    order = order[indices[order] >= 0]
     outputs = jax.tree.map(lambda x: x[order], outputs)
     aux = None
     if isinstance(outputs, tuple) and isinstance(outputs[-1], Mapping):
       outputs, aux = outputs
-      aux = jax.tree.map(lambda x: x.tolist(), aux)
+      if not keep_aux_as_numpy:
+        aux = jax.tree.map(lambda x: x.tolist(), aux)
     leaves, structure = jax.tree.flatten(outputs)
     pairs = [
       (i, jax.tree.unflatten(structure, [leaf[i].tolist() for leaf in leaves]))
-      for i in range(size)
+      for i in range(len(order))
     ]
     return pairs if aux is None else (pairs, aux)
 
   return infer
+
+
+def _batches(rows: Iterator[Row], batch_size: int) -> Iterator[list[Row]]:
+  """Yields batches in order, the last filled up."""
+  batch = []
+  for row in rows:
+    batch.append(row)
+    if len(batch) == batch_size:
+      yield batch
+      batch = []
+  if batch:
+    yield _filled(batch, batch_size)
+
+
+def _filled(batch: list[Row], batch_size: int) -> list[Row]:
+  """Fills a batch with copies of its first example; their index is -1."""
+  _, features = batch[0]
+  return batch + [(-1, features)] * (batch_size - len(batch))
+
+
+def _can_trim(spec: Mapping[str, tf.TensorSpec]) -> bool:
+  """Whether every feature is a row of token ids or the like, 0 for padding."""
+  return all(s.dtype.is_integer and s.shape.rank == 1 for s in spec.values())
+
+
+def _trimmed_batches(
+  rows: Iterator[Row], batch_size: int
+) -> Iterator[list[Row]]:
+  """Yields batches of rows of similar length, cut to a length of few.
+
+  What is left over in the end is put together, longest first.
+  """
+  waiting: dict[tuple[int, ...], list[Row]] = {}
+  for index, features in rows:
+    lengths = _lengths(features)
+    batch = waiting.setdefault(lengths, [])
+    batch.append((index, features))
+    if len(batch) == batch_size:
+      yield _cut(batch, lengths)
+      del waiting[lengths]
+  left = [(n, row) for n in sorted(waiting, reverse=True) for row in waiting[n]]
+  for start in range(0, len(left), batch_size):
+    lengths, batch = zip(*left[start : start + batch_size], strict=True)
+    longest = tuple(max(side) for side in zip(*lengths, strict=True))
+    yield _cut(_filled(list(batch), batch_size), longest)
+
+
+def _side(feature: str) -> str:
+  """Returns 'encoder' or 'decoder', whose features have one length."""
+  return feature.split('_')[0]
+
+
+def _lengths(features: Mapping[str, np.ndarray]) -> tuple[int, ...]:
+  """Returns the length to cut to of each side, in the order of their names."""
+  sides: dict[str, int] = {}
+  for name, values in sorted(features.items()):
+    used = int(np.flatnonzero(values).max(initial=0)) + 1
+    length = _SHORTEST_ROW
+    while length < used:
+      length *= 2
+    side = _side(name)
+    sides[side] = max(sides.get(side, 0), min(length, len(values)))
+  return tuple(sides.values())
+
+
+def _cut(batch: list[Row], lengths: tuple[int, ...]) -> list[Row]:
+  sides = dict.fromkeys(_side(name) for name in sorted(batch[0][1]))
+  length = dict(zip(sides, lengths, strict=True))
+  return [
+    (index, {name: x[: length[_side(name)]] for name, x in features.items()})
+    for index, features in batch
+  ]

@@ -1,0 +1,81 @@
+"""LAMBADA: the last word of a passage, which its last sentence cannot tell.
+
+Source: Paperno et al., "The LAMBADA dataset: Word prediction requiring a broad
+discourse context", ACL 2016, arXiv 1606.06031. The files are the makers' plain
+text, a passage a line, or JSON lines with "text".
+
+The literature reports the test passages, and every copy has them. So that one
+split name evaluates all benchmarks, `validation` is those passages too; the
+makers' own development passages are the split `development`.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from selective_t5x.tasks import metrics, questions
+from selective_t5x.tasks.questions import Files, Question, Tfds
+
+
+def _question(record: Mapping[str, Any]) -> Question:
+  """The passage without its last word, and that word as the one choice."""
+  context, space, word = record['text'].rstrip().rpartition(' ')
+  if not space:
+    raise ValueError('expected a passage of more than one word')
+  return Question((context.rstrip(),), (f' {word}',), 0)
+
+
+def _parse(line: str) -> Mapping[str, Any]:
+  return json.loads(line) if line.startswith('{') else {'text': line}
+
+
+def last_word(
+  targets: Sequence[tuple], scores: metrics.Scores
+) -> dict[str, float]:
+  """Returns how well the last words are predicted.
+
+  Returns:
+    accuracy: share of passages, 0 to 1, where greedy decoding writes the last
+      word (whether a longer word would follow is not asked).
+    perplexity: per word, exp of the mean negative log-likelihood.
+    loss: that mean, in nats.
+    truncated: share of passages of which the beginning did not fit the row.
+    passages: their number.
+  """
+  loss = -np.mean(metrics.log_likelihoods(scores))
+  return {
+    'accuracy': float(np.mean(metrics.is_argmax(scores))),
+    'perplexity': float(np.exp(loss)),
+    'loss': float(loss),
+    'truncated': float(np.mean([target[5] for target in targets])),
+    'passages': len(targets),
+  }
+
+
+last_word.reads_argmax = True
+
+_TEST = Files(['lambada_test.jsonl', 'lambada_test_plain_text.txt'])
+questions.register(
+  'lambada',
+  questions.QuestionSource(
+    'lambada',
+    {
+      'validation': _TEST,
+      'test': _TEST,
+      'development': Files(
+        ['lambada_development.jsonl', 'lambada_development_plain_text.txt']
+      ),
+    },
+    _question,
+    parse=_parse,
+    tfds=Tfds(
+      'lambada:1.0.0',
+      # TFDS calls the development passages its training split.
+      {'validation': 'test', 'test': 'test', 'development': 'train'},
+      lambda example: {'text': example['passage'].decode()},
+    ),
+  ),
+  last_word,
+)

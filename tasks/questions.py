@@ -1,0 +1,371 @@
+"""Multiple-choice questions, each choice scored by its likelihood.
+
+Sources: the official files of a benchmark in a folder of DATA_DIR, read in
+Python once when a data set is built, else TensorFlow Datasets. Both give the
+same questions; `downstream` says how each benchmark becomes some.
+
+The t5 package's rank classification turns a question into one example a choice
+and, from the scores, back into an answer. A choice is scored without an end of
+sequence: the question is what follows, not where it stops.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import seqio
+import t5.data.postprocessors
+import t5.data.preprocessors
+import t5.evaluation.metrics
+import tensorflow as tf
+
+from selective_t5x.errors import UserError
+from selective_t5x.tasks import (
+  data_dir,
+  metrics,
+  sources,
+  tfds_source,
+  vocabularies,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+  """contexts[i] followed by choices[i] is a text; choices[label] is right.
+
+  The contexts are mostly equal. They differ where a choice stands before the
+  text that is scored, as in WinoGrande.
+  """
+
+  contexts: Sequence[str]
+  choices: Sequence[str]
+  label: int
+
+  def __post_init__(self):
+    """Refuses a label that is none of the choices."""
+    if not 0 <= self.label < len(self.choices):
+      raise ValueError(
+        f'label {self.label} is outside the {len(self.choices)} choices'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+  """Names of a split's official files, at any depth below the folder.
+
+  Attributes:
+    records: of the JSON lines, or the text; the first that is there is read.
+    labels: of a file with a label a line, which becomes the record's 'label'.
+    labelled: False if the makers keep the answers: an error says so.
+  """
+
+  records: Sequence[str]
+  labels: Sequence[str] = ()
+  labelled: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Tfds:
+  """A benchmark in TensorFlow Datasets.
+
+  Attributes:
+    name: with configuration and version.
+    splits: {our split: theirs}.
+    record: turns an example, as NumPy gives it, into an official record.
+  """
+
+  name: str
+  splits: Mapping[str, str]
+  record: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+
+class QuestionSource(seqio.DataSource):
+  """A seqio source of {'inputs': [c], 'targets': [c], 'label': []}.
+
+  c is the number of choices. The training split holds the right choice alone:
+  that is what one trains on.
+  """
+
+  def __init__(
+    self,
+    folder: str,
+    files: Mapping[str, Files],
+    question: Callable[[Mapping[str, Any]], Question],
+    *,
+    parse: Callable[[str], Mapping[str, Any]] = json.loads,
+    tfds: Tfds | None = None,
+  ):
+    """Stores what to read; reads nothing.
+
+    Args:
+      folder: in DATA_DIR.
+      files: {split: its files}.
+      question: turns a record into a question. The record has the key 'label'
+        with the line of the label file, where there is one. Raises KeyError,
+        TypeError or ValueError if the record is not as the makers' are.
+      parse: turns a line into a record.
+      tfds: where to read from without the folder.
+    """
+    self._folder = folder
+    self._files = files
+    self._question = question
+    self._parse = parse
+    self._tfds = tfds
+    # Questions are independent and the source is small: the task shuffles.
+    super().__init__(splits=tuple(files), caching_permitted=True)
+
+  @property
+  def supports_arbitrary_sharding(self) -> bool:
+    """The whole split is in memory, so any number of hosts can share it."""
+    return True
+
+  def list_shards(self, split: str) -> list[str]:
+    """Returns one shard."""
+    return [split]
+
+  def num_input_examples(self, split: str) -> int:
+    """Returns the number of questions."""
+    return len(self.questions(split))
+
+  def questions(self, split: str) -> list[Question]:
+    """Reads a split.
+
+    Raises:
+      UserError: naming file and line, if something there is not as expected.
+    """
+    if not self._files[split].labelled:
+      raise UserError(
+        f'{self._folder}: the official split {split!r} has no labels; use '
+        "'validation'"
+      )
+    folder = data_dir.folder(self._folder)
+    if folder is not None:
+      records = self._local(folder, self._files[split])
+    elif self._tfds is not None:
+      records = self._from_tfds(split)
+    else:
+      raise UserError(
+        f'{self._folder}: no folder of this name in DATA_DIR '
+        f'({data_dir.root() or "not set"}), and TensorFlow Datasets does not '
+        'have the set'
+      )
+    questions = []
+    for where, record in records:
+      try:
+        questions.append(self._question(record))
+      except (KeyError, TypeError, ValueError) as error:
+        labels = self._files[split].labels
+        raise UserError(f'{where}: {_reason(error, labels)}') from error
+    if not questions:
+      raise UserError(f'{self._folder}: the split {split!r} is empty')
+    return questions
+
+  def _local(
+    self, folder: pathlib.Path, files: Files
+  ) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    path = data_dir.find(folder, *files.records)
+    lines = _lines(path)
+    labels, labels_path = None, data_dir.find_any(folder, *files.labels)
+    if labels_path is not None:
+      labels = _lines(labels_path)
+      if len(labels) != len(lines):
+        raise UserError(
+          f'{labels_path} has {len(labels)} labels for the {len(lines)} '
+          f'lines of {path}'
+        )
+    for index, (number, line) in enumerate(lines):
+      where = f'{path}, line {number}'
+      try:
+        record = self._parse(line)
+      except json.JSONDecodeError as error:
+        raise UserError(
+          f'{where}: not JSON ({error.msg}, column {error.colno})'
+        ) from error
+      if not isinstance(record, dict):
+        raise UserError(f'{where}: expected an object')
+      if labels is not None:
+        label_number, label = labels[index]
+        record['label'] = label.strip()
+        where += f' and {labels_path.name}, line {label_number}'
+      yield where, record
+
+  def _from_tfds(self, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    source = tfds_source.TfdsSource(
+      self._tfds.name,
+      splits=tuple(self._tfds.splits.values()),
+      otherwise=f'put the official files in <DATA_DIR>/{self._folder}',
+    )
+    examples = source.get_dataset(self._tfds.splits[split], shuffle=False)
+    for index, example in enumerate(examples.as_numpy_iterator()):
+      yield f'{self._tfds.name}, example {index}', self._tfds.record(example)
+
+  def get_dataset(
+    self, split='train', shuffle=True, seed=None, shard_info=None
+  ):
+    """Returns the questions in the order of their file."""
+    del shuffle, seed
+    questions = self.questions(split)
+    if split == 'train':
+      questions = [
+        Question((q.contexts[q.label],), (q.choices[q.label],), 0)
+        for q in questions
+      ]
+    contexts = tf.constant([c for q in questions for c in q.contexts])
+    choices = tf.constant([c for q in questions for c in q.choices])
+    ends = np.cumsum([len(q.choices) for q in questions])
+    starts = np.concatenate([[0], ends[:-1]])
+    labels = np.array([q.label for q in questions], np.int32)
+    dataset = tf.data.Dataset.from_tensor_slices((starts, ends, labels))
+    if shard_info:
+      dataset = dataset.shard(shard_info.num_shards, shard_info.index)
+    return dataset.map(
+      lambda start, end, label: {
+        'inputs': contexts[start:end],
+        'targets': choices[start:end],
+        'label': label,
+      }
+    )
+
+
+def register(
+  name: str,
+  source: QuestionSource,
+  metric_fn: Callable[..., Mapping[str, float]],
+) -> seqio.Task:
+  """Adds a task whose metric is computed from the likelihood of the choices.
+
+  Args:
+    name: of the task.
+    source: of its questions.
+    metric_fn: `choice_accuracy`, or another of (targets, scores) with targets
+      as `_target` makes them.
+  """
+  feature = seqio.Feature(vocabularies.TaskVocabulary(name), add_eos=False)
+  return seqio.TaskRegistry.add(
+    name,
+    source=source,
+    preprocessors=[
+      _examples,
+      seqio.preprocessors.tokenize,
+      keep_the_end,
+    ],
+    output_features={'inputs': feature, 'targets': feature},
+    postprocess_fn=_target,
+    metric_fns=[metric_fn],
+  )
+
+
+def _examples(dataset):
+  """Turns a question into an example a choice, with its length in characters.
+
+  The space between context and choice is no part of the choice.
+  """
+
+  def characters(example):
+    choice = tf.strings.strip(example['targets'])
+    return {**example, 'characters': tf.strings.length(choice, 'UTF8_CHAR')}
+
+  dataset = t5.data.preprocessors.rank_classification(
+    dataset,
+    inputs_fn=lambda question: question['inputs'],
+    targets_fn=lambda question: question['targets'],
+    is_correct_fn=lambda question: tf.one_hot(
+      question['label'], tf.size(question['targets'])
+    ),
+  )
+  return dataset.map(characters, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def keep_the_end(dataset, sequence_length):
+  """Drops the beginning of what is too long for a row: the choice comes last.
+
+  The row is as long as the longer of the two features' lengths. 'truncated'
+  says that something was dropped. Without lengths nothing is.
+  """
+  row = max((sequence_length or {}).values(), default=2**30)
+
+  def keep(example):
+    targets = example['targets'][-row:]
+    room = row - tf.size(targets)
+    inputs = example['inputs']
+    inputs = inputs[tf.maximum(tf.size(inputs) - room, 0) :]
+    kept = tf.size(inputs) + tf.size(targets)
+    whole = tf.size(example['inputs']) + tf.size(example['targets'])
+    return {
+      **example,
+      'inputs': inputs,
+      'targets': targets,
+      'truncated': kept < whole,
+    }
+
+  return dataset.map(keep, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _target(score, example=None, is_target=False):
+  """Returns what the metrics need of an example: the t5 package's tuple.
+
+  (idx, is_correct, weight, tokens), and after it characters and truncated.
+  """
+  return t5.data.postprocessors.rank_classification(
+    score,
+    example=example,
+    is_target=is_target,
+    passthrough_feature_keys=('characters', 'truncated'),
+  )
+
+
+def choice_accuracy(
+  targets: Sequence[tuple], scores: metrics.Scores
+) -> dict[str, float]:
+  """Returns the share of questions whose likeliest choice is the right one.
+
+  `accuracy` is `accuracy_per_character`: the log-likelihood of a choice is
+  divided by its characters. Raw sums favour short choices, and tokens differ
+  between vocabularies, so that two models could not be compared by them.
+
+  Returns:
+    accuracy, accuracy_raw, accuracy_per_character, accuracy_per_token, chance
+    (of a uniform guess) and truncated (the share of choices of which a part
+    did not fit the row), each 0 to 1, and questions, their number.
+  """
+  log_likelihoods = metrics.log_likelihoods(scores)
+
+  def accuracy(lengths):
+    measured = t5.evaluation.metrics.rank_classification(
+      [(*target[:3], 1) for target in targets],
+      log_likelihoods / np.asarray(lengths, np.float64),
+    )
+    return float(measured['accuracy']) / 100
+
+  per_character = accuracy([max(int(target[4]), 1) for target in targets])
+  _, choices = np.unique([t[0][0] for t in targets], return_counts=True)
+  return {
+    'accuracy': per_character,
+    'accuracy_raw': accuracy(np.ones(len(targets))),
+    'accuracy_per_character': per_character,
+    'accuracy_per_token': accuracy([max(t[3], 1) for t in targets]),
+    'chance': float(np.mean(1 / choices)),
+    'truncated': float(np.mean([target[5] for target in targets])),
+    'questions': len(choices),
+  }
+
+
+def _lines(path: pathlib.Path) -> list[tuple[int, str]]:
+  """Returns (number, line) of the lines that are not blank."""
+  return [
+    (number, line)
+    for number, line in sources.numbered_lines(path)
+    if line.strip()
+  ]
+
+
+def _reason(error: Exception, labels: Sequence[str]) -> str:
+  if not isinstance(error, KeyError):
+    return str(error)
+  (key,) = error.args
+  if key == 'label' and labels:
+    return f'no label, and no file {" or ".join(labels)} beside it'
+  return f'expected {key!r}, which is not there'
