@@ -26,6 +26,12 @@ from selective_t5x.tasks import (
   parity as parity,
 )
 from selective_t5x.tasks import (
+  prefix_lm as prefix_lm,
+)
+from selective_t5x.tasks import (
+  span_corruption as span_corruption,
+)
+from selective_t5x.tasks import (
   text_files as text_files,
 )
 from selective_t5x.tasks import (

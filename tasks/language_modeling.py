@@ -41,8 +41,8 @@ def register(name: str, source: seqio.DataSource) -> seqio.Task:
   )
 
 
-def tokenize(dataset, output_features):
-  """Turns {'text': document} into {'targets': i32[n]}, ending in EOS.
+def tokenize(dataset, output_features, add_eos=True):
+  """Turns {'text': document} into {'targets': i32[n]}, with add_eos ending so.
 
   `source_bytes`, i32[], is the length of the text in UTF-8.
 
@@ -55,8 +55,10 @@ def tokenize(dataset, output_features):
 
   def tokens(example):
     ids = vocabulary.encode_tf(example['text'])
+    if add_eos:
+      ids = tf.concat([ids, [eos_id]], axis=0)
     return {
-      'targets': tf.concat([ids, [eos_id]], axis=0),
+      'targets': ids,
       perplexity.BYTES_FEATURE: tf.strings.length(example['text'], 'BYTE'),
     }
 

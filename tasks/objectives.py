@@ -1,0 +1,90 @@
+"""Tasks of inputs and targets that an objective makes of plain documents."""
+
+import functools
+from collections.abc import Callable, Mapping
+
+import seqio
+import tensorflow as tf
+
+from selective_t5x.errors import UserError
+from selective_t5x.tasks import (
+  c4_json,
+  c4_tfds,
+  language_modeling,
+  perplexity,
+  text_files,
+  vocabularies,
+  wikipedia_sample,
+)
+
+# The t5 package's objectives take one random piece of this many tokens of a
+# longer document. Here it is cut before, and all of its pieces are kept.
+_LONGEST_DOCUMENT = 65536
+
+
+def corpora() -> dict[str, seqio.DataSource]:
+  """Returns the sources that have a task of every objective, by their name."""
+  return {
+    'wikipedia_sample': wikipedia_sample.SOURCE,
+    'c4_json': c4_json.SOURCE,
+    'c4_en': c4_tfds.SOURCE,
+    'text_files': text_files.SOURCE,
+  }
+
+
+def register(
+  name: str,
+  source: seqio.DataSource,
+  objective: Callable[..., tf.data.Dataset],
+  *,
+  extra_ids: int = 0,
+) -> seqio.Task:
+  """Adds a task with its own vocabulary, its inputs and targets ending in EOS.
+
+  Args:
+    name: of the task.
+    source: gives {'text': document}, with a training split at least.
+    objective: a seqio preprocessor that makes inputs and targets, without
+      their ends, of {'targets': i32[n]}, documents without an end.
+    extra_ids: sentinels of the vocabulary, its last ids.
+  """
+  feature = seqio.Feature(vocabularies.TaskVocabulary(name, extra_ids))
+  cached = [seqio.CacheDatasetPlaceholder()] if source.caching_permitted else []
+  return seqio.TaskRegistry.add(
+    name,
+    source=source,
+    preprocessors=[
+      functools.partial(language_modeling.tokenize, add_eos=False),
+      *cached,
+      _cut_long_documents,
+      objective,
+      seqio.preprocessors.append_eos_after_trim,
+    ],
+    output_features={'inputs': feature, 'targets': feature},
+    metric_objs=[perplexity.Perplexity()],
+    shuffle_buffer_size=language_modeling.SHUFFLE_BUFFER,
+  )
+
+
+def _cut_long_documents(dataset: tf.data.Dataset) -> tf.data.Dataset:
+  return language_modeling.chunk(dataset, {'targets': _LONGEST_DOCUMENT})
+
+
+def lengths(
+  sequence_length: Mapping[str, int] | None, what: str
+) -> dict[str, int]:
+  """Returns the lengths of inputs and targets.
+
+  Raises:
+    UserError: if they are not there.
+  """
+  found = {
+    feature: (sequence_length or {}).get(feature)
+    for feature in ('inputs', 'targets')
+  }
+  if not all(isinstance(n, int) and n > 1 for n in found.values()):
+    raise UserError(
+      f'TASK_FEATURE_LENGTHS is {sequence_length}: {what} needs the lengths of '
+      "'inputs' and 'targets', whole numbers of 2 or more"
+    )
+  return found

@@ -1,0 +1,72 @@
+"""Prefix language modelling: the start of a text as inputs, the rest to learn.
+
+Source: Raffel et al., arXiv 1910.10683, section 3.2.1; the work is done by
+the t5 package's own preprocessors, as in its task c4_v220_prefix_lm. A piece of
+a document is cut at a random place:
+
+    text     Thank you for inviting me to your party last week .
+    inputs   Thank you for EOS
+    targets  inviting me to your party last week . EOS
+
+Tasks: wikipedia_sample_prefix_lm, c4_json_prefix_lm, c4_en_prefix_lm,
+text_files_prefix_lm. With models.LanguageModel.inputs_bidirectional_attention
+the inputs of a baseline see each other; a selective model reads them causally.
+"""
+
+from collections.abc import Mapping
+
+import seqio
+import tensorflow as tf
+from t5.data import preprocessors
+
+from selective_t5x.errors import UserError
+from selective_t5x.tasks import objectives
+
+
+def register(name: str, source: seqio.DataSource) -> seqio.Task:
+  """Adds a prefix language-modelling task with its own vocabulary.
+
+      source = seqio.TfdsDataSource('wiki40b/en:1.3.0')
+      prefix_lm.register('wiki40b_prefix_lm', source)
+
+  Args:
+    name: of the task.
+    source: gives {'text': document}, with a training split at least.
+  """
+  return objectives.register(name, source, split_at_random)
+
+
+def split_at_random(
+  dataset: tf.data.Dataset,
+  sequence_length: Mapping[str, int],
+  output_features: Mapping[str, seqio.Feature],
+) -> tf.data.Dataset:
+  """Cuts documents into pieces and each piece in two; all text is used.
+
+  A piece has one token less than the inputs' length, for the end of sequence,
+  and the place of the cut is uniform.
+
+  Args:
+    dataset: of {'targets': i32[n]}, documents.
+    sequence_length: tokens of 'inputs' and 'targets', their ends included.
+    output_features: the features.
+
+  Returns:
+    A dataset of {'inputs': i32[n], 'targets': i32[m]}, without ends.
+
+  Raises:
+    UserError: if the targets are too short for the longest rest.
+  """
+  lengths = objectives.lengths(sequence_length, 'prefix language modelling')
+  # All but the first token of a piece; or the one token of a last piece.
+  needed = max(lengths['inputs'] - 1, 2)
+  if lengths['targets'] < needed:
+    raise UserError(
+      f"TASK_FEATURE_LENGTHS['targets'] is {lengths['targets']}: inputs of "
+      f'{lengths["inputs"]} leave up to {needed} tokens to the targets'
+    )
+  return preprocessors.prefix_lm(dataset, sequence_length, output_features)
+
+
+for _name, _source in objectives.corpora().items():
+  register(f'{_name}_prefix_lm', _source)
