@@ -156,12 +156,30 @@ def main(argv: list[str]) -> None:
   if FLAGS.dry_run:
     print(gin.config_str())
     return
+  vocabulary = getattr(
+    config_parse.bound(entry, 'model'), 'output_vocabulary', None
+  )
+  _check_vocabulary(entry, vocabulary)
   with startup.recorded_run(
     config_parse.bound(entry, 'model_dir', 'output_dir'),
     run_mode=FLAGS.run_mode,
     seed=config_parse.bound(entry, 'random_seed'),
+    vocabulary=vocabulary,
   ):
     config_parse.run(entry)
+
+
+def _check_vocabulary(entry, vocabulary) -> None:
+  """Compares the model's vocabulary with that of the restored checkpoint."""
+  from selective_t5x import config_parse, run_vocabulary
+
+  restore = config_parse.bound(entry, 'restore_checkpoint_cfg')
+  checkpoint_cfg = config_parse.bound(entry, 'checkpoint_cfg')
+  if checkpoint_cfg is not None:
+    restore = checkpoint_cfg.restore
+  trained = run_vocabulary.run_folder(restore)
+  if trained is not None and vocabulary is not None:
+    run_vocabulary.check(trained, vocabulary)
 
 
 if __name__ == '__main__':

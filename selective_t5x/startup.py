@@ -67,7 +67,7 @@ def set_data_folders(tfds_data_dir: str | None, cache_dirs: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def recorded_run(folder: str, *, run_mode: str, seed: int | None):
+def recorded_run(folder: str, *, run_mode: str, seed: int | None, vocabulary):
   """Says in the log and in the result folder what runs in this context.
 
   run.json is written before the run and taken back if the run turns down what
@@ -78,9 +78,11 @@ def recorded_run(folder: str, *, run_mode: str, seed: int | None):
     folder: the result folder.
     run_mode: the command line's --run_mode.
     seed: RANDOM_SEED, or None where there is none.
+    vocabulary: the model's, kept in the folder of a training run; or None.
 
   Raises:
-    UserError: the folder cannot be written.
+    UserError: the folder cannot be written, or holds a run with another
+      vocabulary.
   """
   import flax
   import gin
@@ -88,7 +90,7 @@ def recorded_run(folder: str, *, run_mode: str, seed: int | None):
   from etils import epath
 
   import selective_t5x
-  from selective_t5x import results
+  from selective_t5x import results, run_vocabulary
 
   devices = jax.devices()
   logging.info(
@@ -106,7 +108,11 @@ def recorded_run(folder: str, *, run_mode: str, seed: int | None):
   folder = epath.Path(folder)
   record = folder / results.RUN_FILE
   before = record.read_text() if record.exists() else None
+  keeps_vocabulary = vocabulary is not None and run_mode == 'train'
+  new = []
   try:
+    if keeps_vocabulary and '://' not in str(folder):
+      new = run_vocabulary.save(str(folder), vocabulary)
     results.write_run_record(folder, run_mode=run_mode, seed=seed)
   except OSError as error:
     raise UserError(f'{folder}: cannot write there: {error}') from error
@@ -117,6 +123,8 @@ def recorded_run(folder: str, *, run_mode: str, seed: int | None):
       record.write_text(before)
     else:
       record.unlink()
+      for file in new:
+        file.unlink()
       if not any(folder.iterdir()):
         folder.rmdir()
     raise

@@ -145,8 +145,6 @@ def evaluate(
   if path is None:
     raise UserError('RestoreCheckpointConfig.path is empty: name a checkpoint')
   datasets.get_mixture_or_task(dataset_cfg)
-  os.makedirs(output_dir, exist_ok=True)
-  summarize_config_fn(model_dir=output_dir, summary_writer=None, step=0)
   layout = partitioner.get_data_layout(dataset_cfg.batch_size)
 
   eval_datasets, evaluator, shapes = {}, None, None
@@ -173,6 +171,9 @@ def evaluate(
       f'no split {dataset_cfg.split!r}'
     )
 
+  # Written now that the data is known to be there.
+  os.makedirs(output_dir, exist_ok=True)
+  summarize_config_fn(model_dir=output_dir, summary_writer=None, step=0)
   initializer = train_state_initializer_cls(
     optimizer_def=None,
     init_fn=model.get_initial_variables,
