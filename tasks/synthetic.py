@@ -16,6 +16,7 @@ of hosts can share it. Nothing is read from a file.
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import NoReturn
 
 import seqio
 import tensorflow as tf
@@ -55,7 +56,7 @@ class Difficulty:
       if type(value) is not int or value < minimum:  # True is no number
         self.refuse(field, f'a whole number of at least {minimum}')
 
-  def refuse(self, field: str, expected: str):
+  def refuse(self, field: str, expected: str) -> NoReturn:
     """Raises the UserError that says what was expected of a field."""
     module = type(self).__module__.split('.')[-1]
     raise UserError(
