@@ -1,15 +1,19 @@
 """Metrics that several tasks share, of a model's log-likelihood scores.
 
-A score metric of seqio gets what the model's score_batch returned for a whole
-split: f32[n], or with models.LanguageModel.score_argmax a pair of it and
-{'is_argmax': bool[n]}, whether every target token was the likeliest one. Given
-the tokens before it, that is what greedy decoding would have written.
+A score metric is a function of (targets, scores). Scores are what the model's
+score_batch returned for a whole split: f32[n], or with
+models.LanguageModel.score_argmax a pair of it and {'is_argmax': bool[n]},
+whether every target token was the likeliest one. Given the tokens before it,
+that is what greedy decoding would have written.
+
+    metric_objs=[metrics.of_scores(metrics.exact_match)]
 """
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import flax
 import numpy as np
 import seqio
 
@@ -47,14 +51,48 @@ def exact_match(targets: Sequence[Any], scores: Scores) -> dict[str, float]:
 exact_match.reads_argmax = True
 
 
+def of_scores(
+  metric_fn: Callable[..., Mapping[str, float]],
+  postprocess_fn: Callable[..., Any] | None = None,
+) -> type[seqio.metrics.CollectingMetric]:
+  """Returns a score metric as a seqio metric, for a task's metric_objs.
+
+  In metric_fns it would be computed just as well, but seqio's JSON logger
+  cannot write a pair of scores and what else the model says.
+
+  Args:
+    metric_fn: (targets, scores) -> {name: value}; with the attribute
+      reads_argmax = True if it needs `is_argmax`.
+    postprocess_fn: as of a seqio task; makes the targets.
+  """
+  base = seqio.metrics.PassthroughLegacyMetric.from_metric_fn(
+    metric_fn, postprocess_fn
+  )
+
+  @flax.struct.dataclass
+  class ScoreMetric(base):
+    """Logs the score of each example, and is_argmax beside it."""
+
+    reads_argmax = getattr(metric_fn, 'reads_argmax', False)
+
+    def actual_compute(self, *args, **kwargs):
+      values, logged = super().actual_compute(*args, **kwargs)
+      if isinstance(logged['score'], tuple):
+        logged['score'], others = logged['score']
+        logged.update(others)
+      return values, logged
+
+  return ScoreMetric
+
+
 def task_reads_argmax(task: str, module: str | None = None) -> bool:
   """Returns whether a metric of the task or mixture calls `is_argmax`.
 
       models.LanguageModel.score_argmax = @metrics.task_reads_argmax()
       metrics.task_reads_argmax.task = %EVAL_TASK_NAME
 
-  A metric function says so by an attribute, reads_argmax = True. Others, those
-  of the t5 package for one, then get the array that they expect.
+  A metric says so by an attribute, reads_argmax = True. Others, those of the t5
+  package for one, then get the array that they expect.
 
   Args:
     task: name of a task or mixture; one that is not registered reads nothing.
@@ -65,7 +103,7 @@ def task_reads_argmax(task: str, module: str | None = None) -> bool:
   if task not in {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}:
     return False  # the run itself says so, with the nearest names
   return any(
-    getattr(metric_fn, 'reads_argmax', False)
+    getattr(metric, 'reads_argmax', False)
     for subtask in seqio.get_subtasks(seqio.get_mixture_or_task(task))
-    for metric_fn in subtask.metric_fns
+    for metric in (*subtask.metric_fns, *subtask.metric_objs)
   )

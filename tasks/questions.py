@@ -253,8 +253,7 @@ def register(
       keep_the_end,
     ],
     output_features={'inputs': feature, 'targets': feature},
-    postprocess_fn=_target,
-    metric_fns=[metric_fn],
+    metric_objs=[metrics.of_scores(metric_fn, _target)],
   )
 
 

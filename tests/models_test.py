@@ -236,3 +236,29 @@ def test_a_bidirectional_prefix_is_refused(params):
   batch['decoder_causal_attention'] = jnp.ones((3, 8), int)
   with pytest.raises(UserError, match='inputs_bidirectional_attention = False'):
     model.loss_fn(params, batch, None)
+
+
+def test_scores_say_whether_greedy_decoding_gives_the_targets(params):
+  model = model_of(score_argmax=True)
+  batch = dict(batch_of(np.ones((4, 8), np.int32), packed=False))
+  # The first five tokens are the prompt. The last three become, in turn, what
+  # greedy decoding writes, that with one wrong token, and two random rows.
+  weights = jnp.asarray([0.0] * 5 + [1.0] * 3)
+  batch['decoder_loss_weights'] = jnp.tile(weights, (4, 1))
+  targets = np.array(batch['decoder_target_tokens'])
+  for position in range(5, 8):
+    batch['decoder_target_tokens'] = jnp.asarray(targets)
+    batch['decoder_input_tokens'] = jnp.asarray(
+      np.pad(targets[:, :-1], ((0, 0), (1, 0)))
+    )
+    logits = model._compute_logits(params, batch)
+    targets[:2, position] = np.argmax(logits[:2, position], axis=-1)
+  targets[1, 7] = (targets[1, 7] + 1) % 32
+  batch['decoder_target_tokens'] = jnp.asarray(targets)
+  scores, aux = jax.jit(model.score_batch)(params, batch)
+  np.testing.assert_array_equal(aux['is_argmax'][:2], [True, False])
+  np.testing.assert_allclose(
+    scores, model_of().score_batch(params, batch), rtol=1e-6
+  )
+  _, intermediates = model.score_batch(params, batch, return_intermediates=True)
+  assert 'token_scores' in intermediates['decoder']

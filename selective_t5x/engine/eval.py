@@ -43,11 +43,10 @@ class InferenceEvaluator:
     self._model = model
     self._partitioner = partitioner
     self._batch_size = cfg.batch_size
-    log_args = (
-      {'log_dir': os.path.join(log_dir, 'inference_eval')}
-      if log_dir
-      else {'logger_cls': ()}
-    )
+    log_args = {'logger_cls': ()}
+    if log_dir:
+      log_args = {'log_dir': os.path.join(log_dir, 'inference_eval')}
+      os.makedirs(log_args['log_dir'], exist_ok=True)  # JSONLogger does not
     self._evaluator = inference_evaluator_cls(
       mixture_or_task_name=cfg.mixture_or_task_name,
       feature_converter=model.FEATURE_CONVERTER_CLS(pack=False),
