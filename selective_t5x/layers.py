@@ -157,8 +157,8 @@ class SelfAttention(nn.Module):
     num_heads: H.
     head_dim: D.
     attention_fn: takes (query, key, value, *, segment_ids) as
-      `attention.selective_attention` does, and memory_tau where the memory loss
-      is on.
+      `attention.selective_attention` does, memory_tau where the memory loss is
+      on, and prefix where inputs see each other.
     dropout_rate: of the attention weights.
     dtype: of the computation.
   """
@@ -177,6 +177,7 @@ class SelfAttention(nn.Module):
     *,
     deterministic: bool,
     memory_tau: float | None = None,
+    prefix: jax.Array | None = None,
   ) -> jax.Array:
     """Attends; with memory_tau it sows `memory`, M, in 'intermediates'.
 
@@ -185,6 +186,7 @@ class SelfAttention(nn.Module):
       segment_ids: i32[B, N], 0 for padding.
       deterministic: whether dropout is off.
       memory_tau: asks the attention function for M, f32[B, N].
+      prefix: i32[B, N], 1 for tokens that see each other; None for no token.
 
     Returns:
       [B, N, M], zero in padding rows.
@@ -210,6 +212,8 @@ class SelfAttention(nn.Module):
       heads('value'), deterministic=deterministic
     )
     asked = {} if memory_tau is None else {'memory_tau': memory_tau}
+    if prefix is not None:
+      asked['prefix'] = prefix
     out = self.attention_fn(query, key, value, segment_ids=segment_ids, **asked)
     if memory_tau is not None:
       out, memory = out

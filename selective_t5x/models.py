@@ -56,7 +56,8 @@ class LanguageModel(models.DecoderOnlyModel):
       module: `network.Decoder`.
       vocabulary: of inputs and targets.
       optimizer_def: T5X's optimizer definition.
-      inputs_bidirectional_attention: False, selection is causal.
+      inputs_bidirectional_attention: T5X's: inputs see each other. For
+        attention that takes a prefix, the baseline's; selection is causal.
       feature_converter_cls: None for seqio.DecoderFeatureConverter.
       label_smoothing: T5X's.
       z_loss: T5X's.

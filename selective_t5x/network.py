@@ -6,6 +6,7 @@ names for parameters and settings.
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -87,8 +88,9 @@ class DecoderLayer(nn.Module):
     *,
     deterministic: bool,
     memory_tau: float | None = None,
+    prefix: jax.Array | None = None,
   ) -> jax.Array:
-    """Maps [B, N, M] to [B, N, M]."""
+    """Maps [B, N, M] to [B, N, M]; arguments as of SelfAttention."""
     cfg = self.config
     drop = nn.Dropout(
       cfg.dropout_rate, broadcast_dims=(-2,), deterministic=deterministic
@@ -101,7 +103,13 @@ class DecoderLayer(nn.Module):
       cfg.dropout_rate,
       cfg.dtype,
       name='self_attention',
-    )(y, segment_ids, deterministic=deterministic, memory_tau=memory_tau)
+    )(
+      y,
+      segment_ids,
+      deterministic=deterministic,
+      memory_tau=memory_tau,
+      prefix=prefix,
+    )
     x = x + drop(y)
     y = layers.RMSNorm(dtype=cfg.dtype, name='pre_mlp_layer_norm')(x)
     y = layers.SwiGLU(cfg.mlp_dim, cfg.dropout_rate, cfg.dtype, name='mlp')(
@@ -144,7 +152,9 @@ class Decoder(nn.Module):
       decoder_segment_ids: i32[B, N] of packed rows, 0 for padding.
       decoder_positions: i32[B, N], positions in the segment; None counts along
         the row.
-      decoder_causal_attention: must be None: selection is causal.
+      decoder_causal_attention: i32[B, N], 1 for the inputs of each segment,
+        which then see each other; None where all is causal. Only for attention
+        functions that take a prefix: selection is causal.
       enable_dropout: whether dropout is on.
       decode: must be False, as every argument of decoding must be off.
       max_decode_length: must be None.
@@ -156,8 +166,8 @@ class Decoder(nn.Module):
       f32[B, N, vocab_size], the logits.
 
     Raises:
-      UserError: if a row is longer than max_length, a bidirectional prefix or
-        decoding is asked for.
+      UserError: if a row is longer than max_length, decoding is asked for, or
+        a bidirectional prefix and the attention function takes none.
     """
     cfg = self.config
     length = decoder_input_tokens.shape[-1]
@@ -168,11 +178,7 @@ class Decoder(nn.Module):
         'MAX_LENGTH or lower TASK_FEATURE_LENGTHS'
       )
     if decoder_causal_attention is not None:
-      raise UserError(
-        'network.Decoder: a bidirectional prefix was asked for, but selection '
-        'is causal; set models.LanguageModel.inputs_bidirectional_attention = '
-        'False (a prefix is then read causally)'
-      )
+      _check_takes_prefix(cfg.attention_fn)
     if decode or prefill or prefill_lengths is not None or max_decode_length:
       raise UserError(
         'network.Decoder: decoding was asked for (decode, prefill, '
@@ -208,8 +214,22 @@ class Decoder(nn.Module):
         decoder_segment_ids,
         deterministic=deterministic,
         memory_tau=memory_tau,
+        prefix=decoder_causal_attention,
       )
     x = layers.RMSNorm(dtype=cfg.dtype, name='decoder_norm')(x)
     return layers.Dense(
       cfg.vocab_size, ('embed', 'vocab'), jnp.float32, name='logits_dense'
     )(drop(x))
+
+
+def _check_takes_prefix(attention_fn: Callable[..., Any]):
+  """Refuses an attention function that can only read causally."""
+  if 'prefix' not in inspect.signature(attention_fn).parameters:
+    raise UserError(
+      'network.Decoder: inputs that see each other were asked for, but the '
+      f'attention function ({attention_fn.__name__}) takes no prefix: selection '
+      'is causal. Use ATTENTION = @attention.causal_attention '
+      '(gin/attention/baseline.gin), or '
+      'models.LanguageModel.inputs_bidirectional_attention = False (the inputs '
+      'are then read causally)'
+    )

@@ -4,9 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import seqio
+import tensorflow as tf
 
 from selective_t5x import attention, network
 from selective_t5x.errors import UserError
+from tests.attention import loops
 
 CONFIG = network.DecoderConfig(
   vocab_size=32,
@@ -226,9 +229,50 @@ def test_decoding_is_refused(asked, params):
     logits(decoder(), params, **asked)
 
 
-def test_a_bidirectional_prefix_is_refused(params):
+def test_a_bidirectional_prefix_is_refused_where_selection_is_causal(params):
   with pytest.raises(UserError, match='inputs_bidirectional_attention = False'):
-    logits(decoder(), params, decoder_causal_attention=jnp.ones_like(TARGETS))
+    logits(
+      decoder(attention_fn=attention.selective_attention),
+      params,
+      decoder_causal_attention=jnp.ones_like(TARGETS),
+    )
+
+
+def test_a_bidirectional_prefix_sees_what_seqio_says(params):
+  """On the packed row of seqio.PrefixLMFeatureConverter's docstring."""
+  lengths = {'inputs': 7, 'targets': 8}
+  examples = [
+    {'inputs': [7, 8, 5, 1], 'targets': [3, 9, 1]},
+    {'inputs': [8, 4, 9, 3, 1], 'targets': [4, 1]},
+  ]
+  dataset = tf.data.Dataset.from_generator(
+    lambda: examples,
+    output_signature=dict.fromkeys(lengths, tf.TensorSpec([None], tf.int32)),
+  )
+  convert = seqio.PrefixLMFeatureConverter(pack=True)
+  (row,) = convert(dataset, lengths).as_numpy_iterator()
+  prefix = row['decoder_causal_attention']
+  assert prefix.tolist() == [1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1, 1, 1, 0, 0]
+
+  # Row j is the same with another input token j; row 15 is as it was.
+  tokens = np.tile(row['decoder_input_tokens'], (16, 1))
+  tokens[np.arange(15), np.arange(15)] = 20
+  module = decoder(num_layers=1)
+  out = logits(
+    module,
+    {k: v for k, v in params.items() if k != 'layers_1'},
+    jnp.asarray(tokens),
+    jnp.tile(row['decoder_target_tokens'], (16, 1)),
+    *(
+      jnp.tile(row[f'decoder_{name}'], (16, 1))
+      for name in ('segment_ids', 'positions', 'causal_attention')
+    ),
+  )
+  changes = np.any(out[:15] != out[15], axis=-1).T
+  for i, j in np.ndindex(15, 15):
+    expected = loops.sees(row['decoder_segment_ids'], prefix, i, j)
+    # A token's own output follows it past attention, in padding too.
+    assert changes[i, j] == (expected or i == j), (i, j)
 
 
 @pytest.mark.parametrize(

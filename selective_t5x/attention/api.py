@@ -19,8 +19,12 @@ def causal_attention(
   scale: float | None = None,
   bias: jax.Array | None = None,
   segment_ids: jax.Array | None = None,
+  prefix: jax.Array | None = None,
 ) -> jax.Array:
   """Plain causal softmax attention: the baseline.
+
+  With a prefix its tokens see each other, whatever their order, and all others
+  stay causal. Source: Raffel et al., arXiv 1910.10683, section 3.2.1.
 
   Gin: `ATTENTION = @attention.causal_attention`.
 
@@ -32,6 +36,8 @@ def causal_attention(
     bias: added to the logits; broadcasts to [B, H, N, N].
     segment_ids: i32[B, N], 0 for padding, each segment contiguous; None for
       one segment without padding.
+    prefix: i32[B, N], 1 for the tokens of each segment's prefix, as T5X's
+      decoder_causal_attention; None for no prefix.
 
   Returns:
     [B, N, H, D] in value's dtype; zero in padding rows. The logits are float32.
@@ -39,11 +45,15 @@ def causal_attention(
   Raises:
     ValueError: if the shapes do not fit together.
   """
-  _check_shapes(query, key, value, bias, segment_ids)
-  if scale is None:
-    scale = query.shape[-1] ** -0.5
+  _check_shapes(query, key, value, bias, segment_ids, prefix)
   return reference.causal_attention(
-    query, key, value, scale=scale, bias=bias, segment_ids=segment_ids
+    query,
+    key,
+    value,
+    scale=query.shape[-1] ** -0.5 if scale is None else scale,
+    bias=bias,
+    segment_ids=segment_ids,
+    prefix=prefix,
   )
 
 
@@ -130,18 +140,19 @@ def selective_attention(
   )
 
 
-def _check_shapes(query, key, value, bias, segment_ids):
+def _check_shapes(query, key, value, bias, segment_ids, prefix=None):
   if not query.ndim == 4 or not query.shape == key.shape == value.shape:
     raise ValueError(
       'attention: query, key and value must have one shape [B, N, H, D], got '
       f'{list(query.shape)}, {list(key.shape)}, {list(value.shape)}'
     )
   batch, length, heads, _ = query.shape
-  if segment_ids is not None and segment_ids.shape != (batch, length):
-    raise ValueError(
-      f'attention: segment_ids must be [B, N] = {[batch, length]}, got '
-      f'{list(segment_ids.shape)}'
-    )
+  for name, ids in (('segment_ids', segment_ids), ('prefix', prefix)):
+    if ids is not None and ids.shape != (batch, length):
+      raise ValueError(
+        f'attention: {name} must be [B, N] = {[batch, length]}, got '
+        f'{list(ids.shape)}'
+      )
   if bias is not None:
     full = (batch, heads, length, length)
     try:

@@ -4,22 +4,31 @@ import jax
 import jax.numpy as jnp
 
 
-def visible(length: int, segment_ids: jax.Array | None = None) -> jax.Array:
+def visible(
+  length: int,
+  segment_ids: jax.Array | None = None,
+  prefix: jax.Array | None = None,
+) -> jax.Array:
   """Tells which keys a query may see before anything is masked by selection.
 
   Args:
     length: N, the number of tokens in a row.
     segment_ids: i32[B, N], 0 for padding; None for one segment.
+    prefix: i32[B, N], 1 for tokens that see each other; None for no token.
 
   Returns:
-    bool[B, N, N] (bool[1, N, N] without segment_ids), axis 1 the query: true
-    where key j <= query i, both in one segment and neither is padding.
+    bool[B, N, N] (bool[1, N, N] without segment_ids and prefix), axis 1 the
+    query: true where key j <= query i or both are of the prefix, both in one
+    segment and neither is padding.
   """
-  causal = jnp.tril(jnp.ones((1, length, length), bool))
+  seen = jnp.tril(jnp.ones((1, length, length), bool))
+  if prefix is not None:
+    in_prefix = prefix != 0
+    seen |= in_prefix[:, :, None] & in_prefix[:, None, :]
   if segment_ids is None:
-    return causal
+    return seen
   query_ids, key_ids = segment_ids[:, :, None], segment_ids[:, None, :]
-  return causal & (query_ids == key_ids) & (query_ids != 0)
+  return seen & (query_ids == key_ids) & (query_ids != 0)
 
 
 def first_in_segment(

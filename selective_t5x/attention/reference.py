@@ -19,18 +19,19 @@ def attention_logits(query, key, scale, bias):
   return logits if bias is None else logits + bias
 
 
-def attend(logits, value, segment_ids):
+def attend(logits, value, segment_ids, prefix=None):
   """Averages the visible values under the softmax of the logits.
 
   Args:
     logits: f32[B, H, N, N], axis 2 the query, before the causal mask.
     value: [B, N, H, D].
     segment_ids: i32[B, N], 0 for padding; None for one segment.
+    prefix: i32[B, N], 1 for tokens that see each other; None for no token.
 
   Returns:
     [B, N, H, D] of value's dtype; zero in padding rows.
   """
-  visible = masks.visible(logits.shape[-1], segment_ids)[:, None]
+  visible = masks.visible(logits.shape[-1], segment_ids, prefix)[:, None]
   # Finite: a padding row sees no key, and a softmax of -inf alone is NaN.
   logits = jnp.where(visible, logits, jnp.finfo(logits.dtype).min)
   weights = jax.nn.softmax(logits)
@@ -38,12 +39,13 @@ def attend(logits, value, segment_ids):
   return masks.zero_padding(out, segment_ids).astype(value.dtype)
 
 
-def causal_attention(query, key, value, *, scale, bias, segment_ids):
+def causal_attention(query, key, value, *, scale, bias, segment_ids, prefix):
   """Plain causal softmax attention; arguments as in api.causal_attention."""
   query, key, value = (
     masks.zero_padding(x, segment_ids) for x in (query, key, value)
   )
-  return attend(attention_logits(query, key, scale, bias), value, segment_ids)
+  logits = attention_logits(query, key, scale, bias)
+  return attend(logits, value, segment_ids, prefix)
 
 
 def selective_attention(

@@ -51,6 +51,34 @@ def test_output_and_f_are_the_nested_loops(segment_ids, bias, scale, head):
   np.testing.assert_allclose(out, wanted_out, rtol=1e-5, atol=1e-6)
 
 
+PREFIX = np.array(
+  [[1, 1, 1, 0, 1, 1, 0, 0, 0], [0, 0, 0, 0, 1, 1, 1, 1, 0]], np.int32
+)
+
+
+@pytest.mark.parametrize('segment_ids', [None, PACKED])
+def test_a_prefix_is_the_nested_loops(segment_ids):
+  inputs = arrays()
+  wanted, _ = loops.attention_loop(
+    *map(np.asarray, inputs), 0.5, None, segment_ids, None, prefix=PREFIX
+  )
+  out = attention.causal_attention(
+    *inputs, segment_ids=segment_ids, prefix=PREFIX
+  )
+  np.testing.assert_allclose(out, wanted, rtol=1e-5, atol=1e-6)
+  causal = attention.causal_attention(*inputs, segment_ids=segment_ids)
+  assert not np.allclose(out, causal)
+  none = attention.causal_attention(
+    *inputs, segment_ids=segment_ids, prefix=np.zeros_like(PREFIX)
+  )
+  np.testing.assert_array_equal(none, causal)
+
+
+def test_a_prefix_of_another_shape_is_refused():
+  with pytest.raises(ValueError, match=r'prefix must be \[B, N\] = \[2, 9\]'):
+    attention.causal_attention(*arrays(), prefix=PREFIX[:1])
+
+
 def test_what_is_returned_and_in_which_order():
   inputs = arrays()
   kwargs = dict(segment_ids=PACKED)

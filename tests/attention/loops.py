@@ -43,7 +43,16 @@ def memory_loop(masking, tau, segment_ids=None):
   return memory
 
 
-def attention_loop(query, key, value, scale, bias, segment_ids, head):
+def sees(ids, prefix, i, j):
+  """Whether query i of a row sees key j before selection."""
+  if ids[i] == 0 or ids[i] != ids[j]:
+    return False
+  return j <= i or bool(prefix is not None and prefix[i] and prefix[j])
+
+
+def attention_loop(
+  query, key, value, scale, bias, segment_ids, head, prefix=None
+):
   """out and F; head None for the baseline."""
   batch, length, heads, size = query.shape
   ids = segments_of(batch, length, segment_ids)
@@ -62,9 +71,8 @@ def attention_loop(query, key, value, scale, bias, segment_ids, head):
     masking = masking_loop(logits[:, head], ids)
   out = np.zeros(query.shape)
   for b, h, i in np.ndindex(batch, heads, length):
-    seen = [
-      j for j in range(i + 1) if ids[b][i] != 0 and ids[b][i] == ids[b][j]
-    ]
+    row = None if prefix is None else prefix[b]
+    seen = [j for j in range(length) if sees(ids[b], row, i, j)]
     if not seen:
       continue
     exps = [math.exp(logits[b, h, i, j] - masking[b, i, j]) for j in seen]
