@@ -227,8 +227,8 @@ def _check_takes_prefix(attention_fn: Callable[..., Any]):
   if 'prefix' not in inspect.signature(attention_fn).parameters:
     raise UserError(
       'network.Decoder: inputs that see each other were asked for, but the '
-      f'attention function ({attention_fn.__name__}) takes no prefix: selection '
-      'is causal. Use ATTENTION = @attention.causal_attention '
+      f'attention function ({attention_fn.__name__}) takes no prefix, as '
+      'selection is causal: use ATTENTION = @attention.causal_attention '
       '(gin/attention/baseline.gin), or '
       'models.LanguageModel.inputs_bidirectional_attention = False (the inputs '
       'are then read causally)'
