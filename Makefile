@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # same files: the last one installed is the one that is there.
 TFDS := $(shell grep -i '^tensorflow-datasets==' constraints.txt)
 
-.PHONY: install quickstart test test-fast lint format bench-engine clean
+.PHONY: install quickstart test test-fast lint format bench-engine bench-tasks clean
 
 install: $(VENV)/.installed
 
@@ -40,6 +40,10 @@ format: install
 # Step time over the real T5X's; needs T5X on PYTHONPATH (README.md).
 bench-engine: install
 	$(BIN)/python benchmarks/engine.py $(ARGS)
+
+# Scoring the benchmarks, and reading text.
+bench-tasks: install
+	$(BIN)/python benchmarks/tasks.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

@@ -75,6 +75,25 @@ def of_scores(
 
     reads_argmax = getattr(metric_fn, 'reads_argmax', False)
 
+    @classmethod
+    def from_model_output(
+      cls, inputs, model_output, features, *args, mask=None, indices_2d=None
+    ):
+      # In NumPy: seqio's defaults compile JAX operations for every split.
+      count = len(log_likelihoods(model_output))
+      if mask is None:
+        mask = np.ones(count, np.int32)
+      if indices_2d is None:
+        indices_2d = np.stack([np.zeros(count, int), np.arange(count)], axis=1)
+      return super().from_model_output(
+        inputs,
+        model_output,
+        features,
+        *args,
+        mask=mask,
+        indices_2d=indices_2d,
+      )
+
     def actual_compute(self, *args, **kwargs):
       values, logged = super().actual_compute(*args, **kwargs)
       if isinstance(logged['score'], tuple):
