@@ -39,7 +39,7 @@ class Difficulty(synthetic.Difficulty):
       tokens, or the one of all bits, one token.
   """
 
-  length: int = 20
+  length: int = 16
   scratchpad: bool = True
 
   def __post_init__(self):
