@@ -12,6 +12,7 @@ from clu import metrics as clu_metrics
 from flax import linen as nn
 from flax import traverse_util
 
+from selective_t5x import network
 from selective_t5x.attention import memory
 from selective_t5x.errors import UserError
 from t5x import losses, models
@@ -67,8 +68,9 @@ class LanguageModel(models.DecoderOnlyModel):
       score_argmax: whether `score_batch` says more than T5X's: see there.
 
     Raises:
-      UserError: if a value is out of range, or there is a memory loss but the
-        module's attention does not select.
+      UserError: if a value is out of range, there is a memory loss but the
+        module's attention does not select, or inputs are to see each other but
+        it takes no prefix.
     """
     super().__init__(
       module,
@@ -92,6 +94,8 @@ class LanguageModel(models.DecoderOnlyModel):
       )
     if memory_loss_weight:
       _check_selects(module.config.attention_fn)
+    if inputs_bidirectional_attention:
+      network.check_takes_prefix(module.config.attention_fn)
     self._memory_loss_weight = memory_loss_weight
     self._memory_tau = memory_tau
     self._score_argmax = score_argmax

@@ -178,7 +178,7 @@ class Decoder(nn.Module):
         'MAX_LENGTH or lower TASK_FEATURE_LENGTHS'
       )
     if decoder_causal_attention is not None:
-      _check_takes_prefix(cfg.attention_fn)
+      check_takes_prefix(cfg.attention_fn)
     if decode or prefill or prefill_lengths is not None or max_decode_length:
       raise UserError(
         'network.Decoder: decoding was asked for (decode, prefill, '
@@ -222,11 +222,15 @@ class Decoder(nn.Module):
     )(drop(x))
 
 
-def _check_takes_prefix(attention_fn: Callable[..., Any]):
-  """Refuses an attention function that can only read causally."""
+def check_takes_prefix(attention_fn: Callable[..., Any]):
+  """Refuses an attention function that can only read causally.
+
+  Raises:
+    UserError: if it has no argument `prefix`.
+  """
   if 'prefix' not in inspect.signature(attention_fn).parameters:
     raise UserError(
-      'network.Decoder: inputs that see each other were asked for, but the '
+      'a bidirectional prefix was asked for, but the '
       f'attention function ({attention_fn.__name__}) takes no prefix, as '
       'selection is causal: use ATTENTION = @attention.causal_attention '
       '(gin/attention/baseline.gin), or '

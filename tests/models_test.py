@@ -230,12 +230,24 @@ def test_values_out_of_range_are_refused(name, value):
     model_of(**{name: value})
 
 
-def test_a_bidirectional_prefix_is_refused(params):
-  model = model_of(inputs_bidirectional_attention=True)
-  batch = batch_of(PACKED)
-  batch['decoder_causal_attention'] = jnp.ones((3, 8), int)
+def test_a_bidirectional_prefix_is_refused_where_selection_is_causal():
   with pytest.raises(UserError, match='inputs_bidirectional_attention = False'):
-    model.loss_fn(params, batch, None)
+    model_of(inputs_bidirectional_attention=True)
+
+
+def test_a_bidirectional_prefix_changes_what_the_baseline_learns(params):
+  baseline = dict(attention_fn=attention.causal_attention)
+  causal = model_of(**baseline)
+  model = model_of(**baseline, inputs_bidirectional_attention=True)
+  batch = dict(batch_of(PACKED))
+
+  def loss(model, prefix):
+    batch['decoder_causal_attention'] = jnp.asarray(prefix)
+    return model.loss_fn(params, batch, None)[0]
+
+  nothing, everything = np.zeros_like(PACKED), np.ones_like(PACKED)
+  assert loss(model, nothing) == loss(causal, everything)
+  assert loss(model, everything) != loss(causal, everything)
 
 
 def test_scores_say_whether_greedy_decoding_gives_the_targets(params):
