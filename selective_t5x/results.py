@@ -26,9 +26,11 @@ from selective_t5x.errors import UserError
 
 RUN_FILE = 'run.json'
 SUMMARY_FILE = 'summary.json'
+EVALUATION_FILE = 'evaluation.json'
 METRICS_FILE = 'metrics.jsonl'
 TRAIN_FOLDER = 'train'
 EVAL_FOLDER = 'training_eval'
+TASK_METRICS_FOLDER = 'inference_eval'
 
 # The metric that comparisons use; see `loss_per_token`.
 LOSS = 'loss_per_token'
@@ -225,6 +227,42 @@ def write_summary(model_dir: str | os.PathLike) -> dict[str, Any]:
   }
   write_json(model_dir / SUMMARY_FILE, summary)
   return read_json(model_dir / SUMMARY_FILE)
+
+
+def write_evaluation(
+  output_dir: str | os.PathLike,
+) -> dict[str, dict[str, Any]]:
+  """Writes evaluation.json, the metrics of an evaluation run; returns them.
+
+  Returns:
+    {task: {'step': …, metric: value}}: what seqio's JSON logger wrote of the
+    tasks' own metrics, and teacher forcing under 'training_eval/<task>'.
+  """
+  output_dir = epath.Path(output_dir)
+  tasks = {
+    path.name.removesuffix('-metrics.jsonl'): list(_read_json_lines(path))[-1]
+    for path in sorted(
+      output_dir.glob(f'{TASK_METRICS_FOLDER}/*-metrics.jsonl')
+    )
+  }
+  for folder in sorted(output_dir.glob(f'{EVAL_FOLDER}/*')):
+    row = read_metrics(folder)[-1]
+    tasks[f'{EVAL_FOLDER}/{folder.name}'] = {
+      k: v for k, v in row.items() if not k.startswith('timing/')
+    }
+  write_json(output_dir / EVALUATION_FILE, tasks)
+  return tasks
+
+
+def evaluation_text(tasks: dict[str, dict[str, Any]]) -> str:
+  """Returns a line for each task: its metrics, and those of teacher forcing."""
+  lines = []
+  for task, row in tasks.items():
+    forced = task.startswith(f'{EVAL_FOLDER}/')
+    names = ('loss', 'accuracy') if forced else [k for k in row if k != 'step']
+    values = [f'{k} {row[k]:.5g}' for k in names if row.get(k) is not None]
+    lines.append(f'{task}: {", ".join(values)}')
+  return '\n'.join(lines)
 
 
 def read_json(path: str | os.PathLike) -> Any:

@@ -292,11 +292,13 @@ def _training_documents(task: str) -> Iterator[str]:
       'vocabularies.Choice.path to a SentencePiece model'
     )
   dataset = source.get_dataset('train', shuffle=True, seed=0)
+  if not isinstance(dataset.element_spec, dict):  # of lines, for instance
+    dataset = dataset.map(lambda text: {'text': text})
+  spec = dataset.element_spec
   texts = [
     name
     for name in ('text', 'inputs', 'targets')
-    if name in dataset.element_spec
-    and dataset.element_spec[name].dtype == tf.string
+    if name in spec and spec[name].dtype == tf.string
   ]
   if not texts:
     raise UserError(f'{task} has no text to learn pieces from')

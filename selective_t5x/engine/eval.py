@@ -1,13 +1,11 @@
 """The evaluation run: a checkpoint, scored on a task or mixture."""
 
-import json
 import os
 from collections.abc import Callable
 
 import jax
 import numpy as np
 import seqio
-from absl import logging
 
 from selective_t5x.errors import UserError
 from t5x import datasets, gin_utils, inference, models, partitioning, utils
@@ -226,5 +224,4 @@ def evaluate(
     results[task] = {
       k: float(getattr(v, 'value', v)) for k, v in metrics.items()
     }
-    logging.info('%s: %s', task, json.dumps(results[task]))
   return results

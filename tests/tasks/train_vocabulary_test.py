@@ -1,5 +1,6 @@
 import pathlib
 
+import gin
 import pytest
 
 from selective_t5x.tasks import train_vocabulary, vocabularies
@@ -23,7 +24,9 @@ def test_a_run_finds_what_the_command_trained(gin_file, capsys):
   arguments = ['--task=text_files_lm', f'--gin_file={gin_file}']
   assert train_vocabulary.main([*arguments, '--size=300']) == 0
   path = capsys.readouterr().out.split()[-1]
-  v = vocabularies.task_vocabulary('text_files_lm')  # still bound
+  with gin.unlock_config():  # the files are still bound
+    gin.bind_parameter('vocabularies.Choice.size', 300)
+  v = vocabularies.task_vocabulary('text_files_lm')
   assert v.vocab_size == 300
   assert v.resolve().sentencepiece_model_file == path
   assert pathlib.Path(path).is_file()
