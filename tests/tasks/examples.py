@@ -3,6 +3,8 @@
 import gin
 import seqio
 
+from selective_t5x import tasks as _  # noqa: F401
+
 
 def words(task, split='train', count=4, seed=0, **difficulty):
   """Returns examples as (words of inputs, words of targets).
