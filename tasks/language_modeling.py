@@ -21,8 +21,8 @@ SHUFFLE_BUFFER = 4096
 def register(name: str, source: seqio.DataSource) -> seqio.Task:
   """Adds a language-modelling task with its own vocabulary.
 
-      source = seqio.TfdsDataSource('c4/en:3.1.0')
-      language_modeling.register('c4_en_lm', source)
+      source = seqio.TfdsDataSource('wiki40b/en:1.3.0')
+      language_modeling.register('wiki40b_lm', source)
 
   Args:
     name: of the task.

@@ -153,6 +153,56 @@ def test_hosts_share_the_documents():
     assert sorted(sum(parts, [])) == sorted(whole)
 
 
+@pytest.fixture
+def offline_cache(tmp_path):
+  """text_files_lm in seqio's offline cache, as seqio_cache_tasks writes it."""
+  task = seqio.TaskRegistry.get('text_files_lm')
+  folder = tmp_path / 'text_files_lm'
+  folder.mkdir()
+  documents = task.source.get_dataset('train', shuffle=False)
+  documents = list(task.preprocess_precache(documents).as_numpy_iterator())
+  with tf.io.TFRecordWriter(str(folder / 'train.tfrecord-00000-of-1')) as file:
+    for document in documents:
+      file.write(seqio.dict_to_tfexample(document).SerializeToString())
+  info = {
+    'num_shards': 1,
+    'seqio_version': seqio.__version__,
+    'features': {
+      name: {'shape': [None] * np.ndim(value), 'dtype': 'int32'}
+      for name, value in documents[0].items()
+    },
+  }
+  (folder / 'info.train.json').write_text(json.dumps(info))
+  (folder / 'stats.train.json').write_text(
+    json.dumps({'examples': len(documents)})
+  )
+  (folder / 'COMPLETED').touch()
+  before = seqio.get_global_cache_dirs()
+  seqio.set_global_cache_dirs([str(tmp_path)])
+  yield
+  seqio.set_global_cache_dirs(before)
+  task._cache_dir = None
+
+
+def test_seqios_offline_cache_gives_the_same_chunks(offline_cache, tmp_path):
+  task = seqio.TaskRegistry.get('text_files_lm')
+
+  def chunks(use_cached):
+    return list(
+      task.get_dataset(
+        {'targets': LENGTH}, use_cached=use_cached, shuffle=False
+      ).as_numpy_iterator()
+    )
+
+  pipelines.assert_equal(chunks(True), chunks(False))
+  pipelines.assert_iterator_resumes(
+    lambda: pipelines.dataset(
+      'text_files_lm', {'targets': LENGTH}, use_cached=True
+    ),
+    tmp_path,
+  )
+
+
 @hypothesis.settings(deadline=None, max_examples=30)
 @hypothesis.given(
   st.lists(st.lists(st.integers(1, 300), max_size=50), min_size=1),
