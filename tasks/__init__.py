@@ -4,45 +4,35 @@ Registration reads no file, touches no network and trains nothing: that waits
 until a data set is built or a vocabulary is used.
 """
 
-from selective_t5x.tasks import (
-  c4_json as c4_json,
+import importlib
+import sys
+
+_MODULES = (
+  'c4_json',
+  'c4_tfds',
+  'copy_task',
+  'downstream',
+  'lm1b',
+  'needle_retrieval',
+  'parity',
+  'prefix_lm',
+  'span_corruption',
+  'text_files',
+  'token_counting',
+  'variable_assignment',
+  'wikipedia_sample',
+  'wikitext',
 )
-from selective_t5x.tasks import (
-  c4_tfds as c4_tfds,
-)
-from selective_t5x.tasks import (
-  copy_task as copy_task,
-)
-from selective_t5x.tasks import (
-  downstream as downstream,
-)
-from selective_t5x.tasks import (
-  lm1b as lm1b,
-)
-from selective_t5x.tasks import (
-  needle_retrieval as needle_retrieval,
-)
-from selective_t5x.tasks import (
-  parity as parity,
-)
-from selective_t5x.tasks import (
-  prefix_lm as prefix_lm,
-)
-from selective_t5x.tasks import (
-  span_corruption as span_corruption,
-)
-from selective_t5x.tasks import (
-  text_files as text_files,
-)
-from selective_t5x.tasks import (
-  token_counting as token_counting,
-)
-from selective_t5x.tasks import (
-  variable_assignment as variable_assignment,
-)
-from selective_t5x.tasks import (
-  wikipedia_sample as wikipedia_sample,
-)
-from selective_t5x.tasks import (
-  wikitext as wikitext,
-)
+_COMMANDS = {f'{__name__}.show', f'{__name__}.train_vocabulary'}
+
+
+def register_all() -> None:
+  """Imports every module that registers tasks."""
+  for module in _MODULES:
+    importlib.import_module(f'{__name__}.{module}')
+
+
+# Python imports this package before it runs a command in it, which reads its
+# flags first: a misspelt one is not worth the seconds that TensorFlow takes.
+if sys.argv[0] != '-m' or not _COMMANDS & set(sys.orig_argv):
+  register_all()

@@ -4,7 +4,13 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from selective_t5x import config_check, config_files, config_parse, startup
+from selective_t5x import (
+  config_check,
+  config_files,
+  config_parse,
+  startup,
+  tasks,
+)
 from selective_t5x.errors import UserError
 
 
@@ -45,7 +51,7 @@ def run(
   try:
     startup.quiet_libraries()
     startup.import_tensorflow()
-    import selective_t5x.tasks  # noqa: F401, so that bindings find their names
+    tasks.register_all()  # so that bindings find their names
 
     paths = ['.', str(config_files.search_path())]
     config = config_check.load(args.gin_file, bindings, paths)

@@ -186,7 +186,7 @@ def register(
     source=_Source(difficulty, example, streams),
     preprocessors=[functools.partial(check_lengths, task=name)],
     output_features={'inputs': feature, 'targets': feature},
-    metric_fns=[metrics.exact_match],
+    metric_objs=[metrics.of_scores(metrics.exact_match)],
     shuffle_buffer_size=None,
   )
 

@@ -61,7 +61,7 @@ for path in {FILES!r}:
     files = files[::-1]
   gin.clear_config()
   bindings = ["MODEL_DIR = 'x'"]
-  if path == 'runs/eval.gin':
+  if path in ('runs/eval.gin', 'runs/downstream.gin'):
     bindings += ["CHECKPOINT_PATH = 'x'", "EVAL_OUTPUT_DIR = 'x'"]
   gin.parse_config_files_and_bindings(files, bindings)
   text = gin.config_str()
@@ -91,10 +91,11 @@ for path in {FILES!r}:
   + [
     (
       f'--gin_file=gin/{_EXPERIMENT}',
-      '--gin_file=gin/runs/eval.gin',
+      f'--gin_file=gin/runs/{name}.gin',
       '--run_mode=eval',
       *_EVALUATE,
     )
+    for name in ('eval', 'downstream')
   ],
 )
 def test_whole_configurations_pass_the_command_lines_checks(args, tmp_path):

@@ -202,9 +202,12 @@ def test_vocabularies_are_equal_within_a_task_only():
 
 @pytest.mark.parametrize('task', TASKS)
 def test_exact_match_is_the_metric(task):
-  (metric_fn,) = seqio.get_mixture_or_task(task).metric_fns
+  (metric,) = seqio.get_mixture_or_task(task).metric_objs
   scores = (np.zeros(4), {'is_argmax': np.array([True, True, False, True])})
-  assert metric_fn([], scores) == {'exact_match': 0.75}
+  examples = [{'targets_pretokenized': ''}] * 4
+  collected = metric.from_model_output(examples, scores, {})
+  values = collected.actual_compute(examples, {})[0]
+  assert values == {'exact_match': 0.75}
 
 
 def test_the_task_of_the_documentation(tmp_path, monkeypatch):

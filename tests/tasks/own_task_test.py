@@ -1,0 +1,81 @@
+"""The template of docs/tasks: copied, filled with data, shown and trained."""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import official
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+TEMPLATE = ROOT / 'docs/tasks/my_tasks.py'
+
+
+@pytest.fixture
+def folder(tmp_path):
+  shutil.copy(TEMPLATE, tmp_path)
+  lines = [f'{i} plus {i}?\t{2 * i}' for i in range(60)]
+  official.write_lines(tmp_path / 'train.tsv', lines)
+  official.write_lines(tmp_path / 'validation.tsv', lines[:7])
+  return tmp_path
+
+
+def command(folder, *arguments):
+  return subprocess.run(
+    [sys.executable, '-m', *arguments],
+    cwd=folder,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def test_the_template_is_short():
+  assert len(TEMPLATE.read_text().splitlines()) < 30
+
+
+def test_it_is_shown(folder):
+  done = command(
+    folder,
+    'selective_t5x.tasks.show',
+    '--module=my_tasks',
+    '--task=my_task',
+    '--examples=1',
+    "--gin.vocabularies.Choice.kind='bytes'",
+  )
+  assert done.returncode == 0, done.stderr
+  assert 'my_task: inputs, targets; splits train, validation' in done.stdout
+  assert 'plus' in done.stdout
+
+
+@pytest.mark.slow
+def test_it_is_trained_and_evaluated(folder):
+  done = command(
+    folder,
+    'selective_t5x.main',
+    '--run_mode=train',
+    '--gin_file=gin/experiments/wikipedia_sample_lm.gin',
+    '--gin_file=gin/attention/selective.gin',
+    '--gin_file=gin/test/tiny.gin',
+    "--gin.MIXTURE_OR_TASK_MODULE='my_tasks'",
+    "--gin.MIXTURE_OR_TASK_NAME='my_task'",
+    "--gin.TASK_FEATURE_LENGTHS={'inputs': 24, 'targets': 8}",
+    "--gin.vocabularies.Choice.kind='bytes'",
+    "--gin.MODEL_DIR='run'",
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  done = command(
+    folder,
+    'selective_t5x.main',
+    '--run_mode=eval',
+    '--gin_file=run/config.gin',
+    '--gin_file=gin/runs/eval.gin',
+    "--gin.CHECKPOINT_PATH='run/checkpoint_4'",
+    "--gin.EVAL_OUTPUT_DIR='out'",
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  assert 'my_task: exact_match' in done.stdout
+  measured = json.loads((folder / 'out/evaluation.json').read_text())
+  assert 0 <= measured['my_task']['exact_match'] <= 1
