@@ -9,7 +9,15 @@ import seqio
 
 from selective_t5x.tasks import perplexity
 
-TEXTS = ['Käse, bread and butter.', 'Short.', 'the better butter and the best bread ' * 6]
+TEXTS = [
+  'Käse, bread and butter.',
+  'Short.',
+  'the better butter and the best bread ' * 6,
+]
+  'Käse, bread and butter.',
+  'Short.',
+  'the better butter and the best bread ' * 6,
+]
 
 
 @pytest.fixture(autouse=True)
