@@ -14,10 +14,6 @@ TEXTS = [
   'Short.',
   'the better butter and the best bread ' * 6,
 ]
-  'Käse, bread and butter.',
-  'Short.',
-  'the better butter and the best bread ' * 6,
-]
 
 
 @pytest.fixture(autouse=True)
