@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from tests.tasks import official
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / 'README.md').read_text()
 COMMANDS = re.findall(r'```sh\n(python -m .*?)```', README, re.DOTALL)
@@ -36,6 +38,7 @@ def folder(tmp_path_factory):
   for name in 'ab':
     lines = (f'{name} paragraph {i} of some length.\n\n' for i in range(200))
     (folder / 'novels' / f'{name}.txt').write_text(''.join(lines))
+  official.write(folder / 'data', 3)
   return folder
 
 
@@ -55,7 +58,7 @@ def test_commands_run(command, folder):
 
 
 def test_readme_has_the_commands_of_its_tour():
-  assert len(COMMANDS) == 5
+  assert len(COMMANDS) == 6
 
 
 def test_make_targets_of_the_readme_exist():

@@ -119,12 +119,12 @@ def verify_matching_vocabs(cfg: DatasetConfig, model) -> None:
   """Checks that the model was given the vocabularies of the task.
 
   Raises:
-    ValueError: it was given others.
+    UserError: it was given others.
   """
   task = get_vocabulary(cfg)
   given = (model.input_vocabulary, model.output_vocabulary)
   if task != given:
-    raise ValueError(
+    raise UserError(
       'Model and Task vocabularies do not match: task '
       f'{cfg.mixture_or_task_name} has {task[0]}, {task[1]}; the model has '
       f'{given[0]}, {given[1]}'
@@ -137,6 +137,16 @@ def _check_split(provider: seqio.Task | seqio.Mixture, split: str) -> None:
       f'Task {provider.name} has no split {split!r}; it has '
       f'{", ".join(sorted(provider.splits))}'
     )
+
+
+def _check_cached(provider: seqio.Task | seqio.Mixture) -> None:
+  for task in seqio.get_subtasks(provider):
+    if not task.cache_dir:
+      raise UserError(
+        f'USE_CACHED_TASKS is on, but there is no cache of {task.name}: make '
+        'it with seqio_cache_tasks and name its folder with '
+        '--seqio_additional_cache_dirs'
+      )
 
 
 def get_dataset(
@@ -165,6 +175,8 @@ def get_dataset(
       f'Batch size ({cfg.batch_size}) must be divisible by number of shards '
       f'({num_shards}).'
     )
+  if cfg.use_cached:
+    _check_cached(provider)
   seed = cfg.seed
   if seed is None:
     # One seed for all processes: they must read parts of the same order.
@@ -204,6 +216,9 @@ def get_training_eval_datasets(
     num_shards: number of shards that the batch is divided into.
     eval_steps: number of batches.
     feature_converter_cls: turns task features into model features.
+
+  Raises:
+    UserError: the batch cannot be divided, or no task has the split.
   """
   provider = get_mixture_or_task(cfg)
   if cfg.batch_size % num_shards:
@@ -239,6 +254,8 @@ def get_training_eval_datasets(
       logging.info(
         'Task %s has no %r split; it is not evaluated.', task.name, cfg.split
       )
+  if not datasets:
+    _check_split(provider, cfg.split)
   if isinstance(provider, seqio.Mixture):
     datasets[provider.name] = batches(provider)
   return datasets

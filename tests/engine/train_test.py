@@ -131,14 +131,22 @@ def test_actions_stop_training(tmp_path):
   [
     ({'task': 'tiny_tex'}, "No task .* 'tiny_tex'; nearest: tiny_text"),
     ({'split': 'test'}, "no split 'test'; it has train, validation"),
+    ({'use_cached': True}, 'no cache of tiny_text: make it with seqio_cache'),
   ],
 )
 def test_unknown_tasks_and_splits(overrides, message, tmp_path):
   cfg = tiny.dataset_cfg()
   cfg.mixture_or_task_name = overrides.get('task', cfg.mixture_or_task_name)
   cfg.split = overrides.get('split', cfg.split)
+  cfg.use_cached = overrides.get('use_cached', False)
   with pytest.raises(UserError, match=message):
     train.train(**tiny.train_args(tmp_path, train_dataset_cfg=cfg))
+
+
+def test_a_split_that_no_task_can_be_evaluated_on(tmp_path):
+  cfg = tiny.dataset_cfg('test')
+  with pytest.raises(UserError, match="no split 'test'; it has train, valid"):
+    train.train(**tiny.train_args(tmp_path, train_eval_dataset_cfg=cfg))
 
 
 def test_a_vocabulary_that_is_not_the_tasks(tmp_path):
@@ -146,5 +154,5 @@ def test_a_vocabulary_that_is_not_the_tasks(tmp_path):
 
   model = tiny.model()
   model._output_vocabulary = seqio.ByteVocabulary(extra_ids=5)
-  with pytest.raises(ValueError, match='vocabularies do not match'):
+  with pytest.raises(UserError, match='vocabularies do not match'):
     train.train(**tiny.train_args(tmp_path, model=model))
