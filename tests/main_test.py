@@ -261,3 +261,12 @@ def test_commands_of_the_docs_leave_their_records(command, tmp_path):
   assert done.returncode == 0, done.stderr
   record = (tmp_path / 'results/tiny_eval/run.json').read_text()
   assert json.loads(record)['runs'][0]['run_mode'] == 'eval'
+  assert (tmp_path / 'results/tiny_eval/evaluation.json').exists()
+  assert 'variable_assignment: exact_match' in done.stdout
+
+  # A checkpoint means nothing with another vocabulary.
+  more_values = '--gin.variable_assignment.Difficulty.num_values=12'
+  for args in (train, evaluate):
+    done = command(*args, more_values)
+    assert done.returncode == 2, done.stderr
+    assert 'trained with another vocabulary' in done.stderr.splitlines()[-1]
