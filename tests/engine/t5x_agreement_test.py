@@ -12,6 +12,8 @@ import sys
 import numpy as np
 import pytest
 
+from tests.tasks import official
+
 ENGINES = ('embedded', 't5x')
 STEPS = 10
 FILES = (
@@ -117,3 +119,31 @@ def test_each_engine_restores_the_others_checkpoint(writer, runs, tmp_path):
   )
   assert len(embedded) == 2
   np.testing.assert_allclose(embedded, t5x, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_both_engines_score_the_benchmarks_alike(runs, tmp_path):
+  official.write(tmp_path / 'data', 8)
+  measured = {}
+  for engine in ENGINES:
+    folder = tmp_path / engine
+    run = _run(
+      engine,
+      '--run_mode=eval',
+      f'--gin_file={runs["embedded"] / "config.gin"}',
+      '--gin_file=gin/runs/downstream.gin',
+      f"--gin.CHECKPOINT_PATH='{runs['embedded'] / f'checkpoint_{STEPS}'}'",
+      f"--gin.EVAL_OUTPUT_DIR='{folder}'",
+      f"--gin.DATA_DIR='{tmp_path / 'data'}'",
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    for task in official.SETS:
+      log = folder / 'inference_eval' / f'{task}-{STEPS:06}.jsonl'
+      entries = [json.loads(line) for line in log.read_text().splitlines()]
+      measured[engine, task] = [
+        (entry['score'], entry['is_argmax']) for entry in entries
+      ]
+  for task in official.SETS:
+    np.testing.assert_allclose(
+      measured['embedded', task], measured['t5x', task], atol=1e-4
+    )
