@@ -72,11 +72,18 @@ def run(entry: Callable) -> None:
 
 
 def bound(configurable: Callable, *names: str):
-  """Returns the value of the first parameter in names that gin binds."""
+  """Returns the value of the first parameter in names that gin binds.
+
+  Raises:
+    UserError: the object that gin makes for it refuses its values.
+  """
   bindings = gin.get_bindings(configurable, resolve_references=False)
   for name in names:
     if name in bindings:
-      return copy.deepcopy(bindings[name])  # gin resolves references so.
+      try:
+        return copy.deepcopy(bindings[name])  # gin resolves references so.
+      except ValueError as error:
+        raise UserError(f'{error}') from error
   return None
 
 
