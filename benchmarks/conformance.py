@@ -141,6 +141,7 @@ def _run(package: pathlib.Path, name: str) -> dict:
       '--quiet',
       '--tb=line',
       '--disable-warnings',
+      '--show-capture=no',
       '-p',
       'no:cacheprovider',
     ],
