@@ -15,7 +15,7 @@ from flax import traverse_util
 from selective_t5x import network
 from selective_t5x.attention import memory
 from selective_t5x.errors import UserError
-from t5x import losses, models
+from t5x import decoding, losses, models
 
 
 class LanguageModel(models.DecoderOnlyModel):
@@ -42,27 +42,32 @@ class LanguageModel(models.DecoderOnlyModel):
     module: nn.Module,
     vocabulary: seqio.Vocabulary,
     optimizer_def: Any,
+    decode_fn: Callable[..., Any] = decoding.temperature_sample,
     inputs_bidirectional_attention: bool = False,
     feature_converter_cls: Callable[..., seqio.FeatureConverter] | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     loss_normalizing_factor: float | int | str | None = None,
+    default_decoder_params: models.DecoderParams | None = None,
     memory_loss_weight: float = 0.0,
     memory_tau: float = 1.0,
     score_argmax: bool = False,
   ):
-    """Takes T5X's arguments, those of the memory loss and of scoring.
+    """Takes T5X's arguments, and those of predictions, memory loss, scoring.
 
     Args:
       module: `network.Decoder`.
       vocabulary: of inputs and targets.
       optimizer_def: T5X's optimizer definition.
+      decode_fn: T5X's: decoding.temperature_sample, beam_search or one's own.
       inputs_bidirectional_attention: T5X's: inputs see each other. For
         attention that takes a prefix, the baseline's; selection is causal.
       feature_converter_cls: None for seqio.DecoderFeatureConverter.
       label_smoothing: T5X's.
       z_loss: T5X's.
       loss_normalizing_factor: T5X's.
+      default_decoder_params: as of T5X's EncoderDecoderModel: how many decodes
+        predict_batch makes and returns where the caller does not say.
       memory_loss_weight: epsilon, zero or more; 0 for no memory loss.
       memory_tau: tau, positive: masked this much, a token counts as gone.
       score_argmax: whether `score_batch` says more than T5X's: see there.
@@ -76,6 +81,7 @@ class LanguageModel(models.DecoderOnlyModel):
       module,
       vocabulary,
       optimizer_def,
+      decode_fn=decode_fn,
       inputs_bidirectional_attention=inputs_bidirectional_attention,
       feature_converter_cls=feature_converter_cls,
       label_smoothing=label_smoothing,
@@ -96,6 +102,9 @@ class LanguageModel(models.DecoderOnlyModel):
       _check_selects(module.config.attention_fn)
     if inputs_bidirectional_attention:
       network.check_takes_prefix(module.config.attention_fn)
+    self._default_decoder_params = (
+      default_decoder_params or models.DecoderParams()
+    )
     self._memory_loss_weight = memory_loss_weight
     self._memory_tau = memory_tau
     self._score_argmax = score_argmax
@@ -160,6 +169,36 @@ class LanguageModel(models.DecoderOnlyModel):
     return given_logits.score_batch(params, batch), {
       'is_argmax': jnp.all(right | ignored, axis=-1)
     }
+
+  def predict_batch_with_aux(
+    self,
+    params: Any,
+    batch: Mapping[str, jax.Array],
+    rng: jax.Array | None = None,
+    *,
+    return_all_decodes: bool | None = None,
+    num_decodes: int | None = None,
+    decoder_params: Mapping[str, Any] | None = None,
+  ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
+    """Writes what follows the inputs, as T5X does.
+
+    return_all_decodes and num_decodes are default_decoder_params' where they
+    are None.
+    """
+    default = self._default_decoder_params
+    if return_all_decodes is None:
+      return_all_decodes = default.return_all_decodes
+    if num_decodes is None:
+      num_decodes = default.num_decodes
+    return super().predict_batch_with_aux(
+      params,
+      batch,
+      rng,
+      return_all_decodes=return_all_decodes,
+      num_decodes=num_decodes,
+      # T5X writes into it.
+      decoder_params=dict(decoder_params or {}),
+    )
 
   def _logits_and_memory(self, params, batch, dropout_rng):
     """Returns f32[B, N, V] and the M of every layer, f32[L, B, N]."""

@@ -66,7 +66,9 @@ def compute_weighted_cross_entropy(
   off_value = label_smoothing / max(vocab_size - 1, 1)
   # sum_v target_v * (log_z - logit_v), without building the one-hot targets.
   log_z = jax.nn.logsumexp(logits, axis=-1)
-  target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)
+  target_logits = jnp.take_along_axis(
+    logits, targets[..., None].astype(jnp.int32), axis=-1
+  )
   loss = log_z - (on_value - off_value) * target_logits[..., 0]
   if label_smoothing:
     loss -= off_value * jnp.sum(logits, axis=-1)

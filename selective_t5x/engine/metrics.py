@@ -25,7 +25,7 @@ class Sum(clu_metrics.Metric):
   @classmethod
   def from_model_output(cls, values: Scalar, **_) -> 'Sum':
     """Sums an array of any shape."""
-    return cls(total=jnp.sum(values))
+    return cls(total=jnp.sum(jnp.asarray(values)))
 
   def merge(self, other: 'Sum') -> 'Sum':
     """Adds two sums."""
@@ -68,7 +68,7 @@ class AveragePerStep(Step):
     cls, values: Scalar, steps: int | None = 1, **_
   ) -> 'AveragePerStep':
     """Sums an array of any shape as the total of `steps` steps."""
-    return cls(total=jnp.sum(values), steps=steps)
+    return cls(total=jnp.sum(jnp.asarray(values)), steps=steps)
 
   def merge(self, other: 'AveragePerStep') -> 'AveragePerStep':
     """Adds totals and steps."""

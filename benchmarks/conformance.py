@@ -1,0 +1,171 @@
+"""Runs T5X's own tests against the embedded engine.
+
+  make conformance T5X=<checkout of github.com/google-research/t5x>
+
+Each of T5X's test files runs in a process of its own, in which `t5x` is the
+embedded engine and the checkout's t5x folder comes after it on t5x.__path__:
+for the test files, and for helpers that only tests import (test_utils,
+examples). The modules under test must be the engine's. docs/conformance.md
+says what does not pass, and why. The last line is JSON.
+
+Exits with 1 where a required file passes less than 95 % of its tests, or a
+module of the engine came from the checkout.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+REQUIRED = ('decoding', 'losses', 'models')
+INFORMATIONAL = (
+  'binary_search',
+  'metrics',
+  'adafactor',
+  'optimizers',
+  'partitioning',
+  'train_state',
+  'trainer',
+  'utils',
+)
+PASS_RATE = 0.95
+# What T5X's tests may not bring along.
+OWN_MODULES = (
+  'decoding',
+  'losses',
+  'models',
+  'metrics',
+  'adafactor',
+  'optimizers',
+  'partitioning',
+  'trainer',
+  'utils',
+  'train_state',
+)
+
+
+def main() -> None:
+  """Runs the test files, or one of them in this process."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('checkout', type=pathlib.Path)
+  parser.add_argument(
+    '--tests',
+    nargs='+',
+    choices=REQUIRED + INFORMATIONAL,
+    default=REQUIRED + INFORMATIONAL,
+    help='the test files to run (default: all)',
+  )
+  parser.add_argument('--one', nargs=2, help=argparse.SUPPRESS)
+  args = parser.parse_args()
+  package = args.checkout.resolve() / 't5x'
+  if not (package / 'decoding_test.py').is_file():
+    parser.error(
+      f'{args.checkout}: no t5x/decoding_test.py; expected a checkout of '
+      'github.com/google-research/t5x'
+    )
+  if args.one:
+    name, result = args.one
+    pathlib.Path(result).write_text(json.dumps(_run(package, name)))
+    return
+  results = {name: _start(args.checkout, name) for name in args.tests}
+  failures = []
+  for name, result in results.items():
+    share = result['passed'] / max(result['total'], 1)
+    if name in REQUIRED and share < PASS_RATE:
+      failures.append(f'{name}_test: less than {PASS_RATE:.0%} pass')
+    for module in result['foreign']:
+      failures.append(f'{name}_test: t5x.{module} came from the checkout')
+  print()
+  for name, result in results.items():
+    note = '' if name in REQUIRED else '  (informational)'
+    print(f'{name}_test: {result["passed"]}/{result["total"]} passed{note}')
+  for failure in failures:
+    print(failure)
+  counts = {n: [r['passed'], r['total']] for n, r in results.items()}
+  print(json.dumps({'conformance': counts, 'failures': failures}))
+  sys.exit(bool(failures))
+
+
+def _start(checkout: pathlib.Path, name: str) -> dict:
+  """Runs one test file in a new process; nothing passes if that dies."""
+  print(f'\n{name}_test', flush=True)
+  with tempfile.TemporaryDirectory() as folder:
+    result = pathlib.Path(folder, 'result.json')
+    subprocess.run(
+      [sys.executable, __file__, checkout, '--one', name, result],
+      env=os.environ
+      | {
+        'SELECTIVE_T5X_ENGINE': 'embedded',
+        'PYTHONDONTWRITEBYTECODE': '1',  # into the checkout
+        'TF_CPP_MIN_LOG_LEVEL': '2',
+      },
+      check=False,
+    )
+    if result.exists():
+      return json.loads(result.read_text())
+  return {'passed': 0, 'total': 0, 'foreign': []}
+
+
+class _Counter:
+  """A pytest plugin that counts tests by outcome."""
+
+  def __init__(self):
+    self.outcomes = {}
+
+  def pytest_runtest_logreport(self, report):
+    """Keeps the worst of set-up, call and tear-down; skipped is apart."""
+    if report.failed or report.nodeid not in self.outcomes:
+      self.outcomes[report.nodeid] = report.outcome
+    elif report.skipped and self.outcomes[report.nodeid] == 'passed':
+      self.outcomes[report.nodeid] = 'skipped'
+
+
+def _run(package: pathlib.Path, name: str) -> dict:
+  """Runs one test file here; returns its counts and the foreign modules."""
+  import pytest
+
+  import selective_t5x
+
+  assert selective_t5x.engine_name() == 'embedded'
+  import t5x
+
+  engine = pathlib.Path(t5x.__file__).parent
+  t5x.__path__.append(str(package))
+  counter = _Counter()
+  pytest.main(
+    [
+      str(package / f'{name}_test.py'),
+      '--quiet',
+      '--tb=line',
+      '--disable-warnings',
+      '--show-capture=no',
+      '-p',
+      'no:cacheprovider',
+    ],
+    plugins=[counter],
+  )
+  files = {
+    module: pathlib.Path(loaded.__file__)
+    for module, loaded in sorted(sys.modules.items())
+    if module.startswith('t5x.') and getattr(loaded, '__file__', None)
+  }
+  for module, file in files.items():
+    print(f'  {module}: {file}')
+  outcomes = list(counter.outcomes.values())
+  return {
+    'passed': outcomes.count('passed'),
+    'total': len(outcomes) - outcomes.count('skipped'),
+    'foreign': [
+      module
+      for module in OWN_MODULES
+      if f't5x.{module}' in files
+      and not files[f't5x.{module}'].is_relative_to(engine)
+    ],
+  }
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,288 @@
+"""What the models share: vocabularies, loss, metrics, scores, decoding.
+
+Shapes: B batch, N length, K decodes of each row, V vocabulary.
+"""
+
+import abc
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import flax
+import jax
+import jax.numpy as jnp
+import seqio
+from flax import linen as nn
+
+from t5x import decoding, losses, model_metrics, optimizers
+from t5x import metrics as metrics_lib
+
+PyTree = Any
+Batch = Mapping[str, jax.Array]
+Predictions = tuple[jax.Array, Mapping[str, Any]]
+LossNormalizingFactor = (
+  float | int | str | losses.SpecialLossNormalizingFactor | None
+)
+
+
+class TokensIdsToLogitsCallable(Protocol):
+  """What a model gives a decoding function: one step of decoding."""
+
+  def __call__(
+    self, decoding_state: decoding.DecodingState
+  ) -> tuple[jax.Array, decoding.Cache]:
+    """Returns (logits of the next token f32[B * K, V], the new cache)."""
+    ...
+
+
+class DecodeFnCallable(Protocol):
+  """A decoding function: beam_search, temperature_sample or one's own."""
+
+  def __call__(
+    self,
+    *,
+    inputs: jax.Array,
+    cache: decoding.Cache,
+    tokens_to_logits: TokensIdsToLogitsCallable,
+    eos_id: int,
+    num_decodes: int,
+    decode_rng: jax.Array | None,
+    cache_offset: int,
+    **kwargs,
+  ) -> tuple[jax.Array, jax.Array]:
+    """Continues prompts; arguments as of decoding.temperature_sample.
+
+    A function with an argument initial_index, i32[B], gets the cache filled
+    with the prompts, and decodes after them.
+
+    Returns:
+      (tokens i32[B, K, N], scores f32[B, K]), the best last.
+    """
+    ...
+
+
+class BaseModel(abc.ABC):
+  """What training, evaluation and inference need of a model."""
+
+  FEATURE_CONVERTER_CLS: Callable[..., seqio.FeatureConverter]
+
+  def __init__(self, optimizer_def: optimizers.OptimizerDef):
+    self.optimizer_def = optimizer_def
+
+  @abc.abstractmethod
+  def loss_fn(
+    self, params: PyTree, batch: Batch, dropout_rng: jax.Array | None
+  ) -> tuple[jax.Array, metrics_lib.MetricsMap]:
+    """Returns (scalar loss, metrics); no dropout where dropout_rng is None."""
+
+  def eval_fn(
+    self, params: PyTree, batch: Batch
+  ) -> tuple[jax.Array, metrics_lib.MetricsMap]:
+    """Returns (scalar loss, metrics) without dropout."""
+    return self.loss_fn(params=params, batch=batch, dropout_rng=None)
+
+  def predict_batch(
+    self, params: PyTree, batch: Batch, rng: jax.Array | None = None
+  ) -> jax.Array:
+    """Returns the predictions alone; rng is the key of sampling."""
+    return self.predict_batch_with_aux(params=params, batch=batch, rng=rng)[0]
+
+  @abc.abstractmethod
+  def predict_batch_with_aux(
+    self, params: PyTree, batch: Batch, rng: jax.Array | None = None
+  ) -> Predictions:
+    """Returns (predictions, what else there is to say of them)."""
+
+  @abc.abstractmethod
+  def score_batch(
+    self, params: PyTree, batch: Batch, return_intermediates: bool = False
+  ) -> jax.Array:
+    """Returns the log-likelihood of each example's targets, f32[B]."""
+
+  @abc.abstractmethod
+  def get_initial_variables(
+    self,
+    rng: jax.Array,
+    input_shapes: Mapping[str, tuple[int, ...]],
+    input_types: Mapping[str, jnp.dtype] | None = None,
+  ) -> flax.core.FrozenDict:
+    """Returns the module's variables for a batch of the given shapes."""
+
+
+class BaseTransformerModel(BaseModel):
+  """A model trained with cross entropy on `decoder_target_tokens`."""
+
+  def __init__(
+    self,
+    module: nn.Module,
+    input_vocabulary: seqio.Vocabulary,
+    output_vocabulary: seqio.Vocabulary,
+    optimizer_def: optimizers.OptimizerDef,
+    decode_fn: DecodeFnCallable | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    loss_normalizing_factor: LossNormalizingFactor = None,
+  ):
+    self.module = module
+    self._input_vocabulary = input_vocabulary
+    self._output_vocabulary = output_vocabulary
+    self._decode_fn = decode_fn
+    self._label_smoothing = label_smoothing
+    self._z_loss = z_loss
+    self._loss_normalizing_factor = loss_normalizing_factor
+    super().__init__(optimizer_def)
+
+  @property
+  def input_vocabulary(self) -> seqio.Vocabulary:
+    """The vocabulary of the inputs."""
+    return self._input_vocabulary
+
+  @property
+  def output_vocabulary(self) -> seqio.Vocabulary:
+    """The vocabulary of the targets."""
+    return self._output_vocabulary
+
+  @property
+  def decode_fn(self) -> DecodeFnCallable | None:
+    """The decoding function."""
+    return self._decode_fn
+
+  @abc.abstractmethod
+  def _compute_logits(
+    self, params: PyTree, batch: Batch, dropout_rng: jax.Array | None = None
+  ) -> jax.Array:
+    """Returns f32[B, N, V]; score_batch also passes `mutable`."""
+
+  def loss_fn(
+    self, params: PyTree, batch: Batch, dropout_rng: jax.Array | None
+  ) -> tuple[jax.Array, metrics_lib.MetricsMap]:
+    """Returns (cross entropy with z-loss, metrics)."""
+    logits = self._compute_logits(params, batch, dropout_rng)
+    factor, weights = losses.get_loss_normalizing_factor_and_weights(
+      self._loss_normalizing_factor, batch
+    )
+    loss, z_loss, _ = losses.compute_weighted_cross_entropy(
+      logits,
+      targets=batch['decoder_target_tokens'],
+      weights=weights,
+      label_smoothing=self._label_smoothing,
+      z_loss=self._z_loss,
+      loss_normalizing_factor=factor,
+    )
+    metrics = self._compute_metrics(
+      logits=logits,
+      targets=batch['decoder_target_tokens'],
+      mask=weights,
+      loss=loss,
+      z_loss=z_loss,
+      segment_ids=_segment_ids(batch),
+    )
+    return loss, metrics
+
+  def _compute_metrics(self, **kwargs) -> metrics_lib.MetricsMap:
+    """Returns the metrics of a step; subclasses may add theirs."""
+    return model_metrics.compute_base_metrics(**kwargs)
+
+  def score_batch(
+    self, params: PyTree, batch: Batch, return_intermediates: bool = False
+  ) -> jax.Array:
+    """Returns the log-likelihood of each example's targets, f32[B].
+
+    With return_intermediates also what the module sowed, as a nested dict with
+    'decoder' holding target_tokens, loss_weights and token_scores f32[B, N].
+    """
+    targets, weights = (
+      batch['decoder_target_tokens'],
+      batch['decoder_loss_weights'],
+    )
+    if return_intermediates:
+      logits, changed = self._compute_logits(
+        params, batch, mutable=['intermediates']
+      )
+    else:
+      logits = self._compute_logits(params, batch)
+    log_probs = jax.nn.log_softmax(logits)
+    token_scores = jnp.take_along_axis(log_probs, targets[..., None], axis=-1)
+    token_scores = token_scores[..., 0] * weights
+    scores = token_scores.sum(-1)
+    if not return_intermediates:
+      return scores
+    intermediates = flax.core.unfreeze(changed.get('intermediates', {}))
+    intermediates.setdefault('decoder', {}).update(
+      target_tokens=(targets,),
+      loss_weights=(weights,),
+      token_scores=(token_scores,),
+    )
+    return scores, intermediates
+
+  def _decode(
+    self,
+    *,
+    inputs: jax.Array,
+    cache: decoding.Cache,
+    tokens_to_logits: TokensIdsToLogitsCallable,
+    initial_index: jax.Array | None,
+    num_decodes: int,
+    return_all_decodes: bool,
+    rng: jax.Array | None,
+    decoder_params: Mapping[str, Any] | None,
+  ) -> Predictions:
+    """Calls the decoding function; arguments as of predict_batch_with_aux.
+
+    Args:
+      inputs: i32[B, N], the prompts: the start token, then tokens, then zeros.
+      cache: of B rows.
+      tokens_to_logits: one step of decoding.
+      initial_index: i32[B], lengths of the prompts in the cache, or None.
+      num_decodes: K.
+      return_all_decodes: whether to return all K decodes or the best.
+      rng: the key of sampling.
+      decoder_params: more arguments of the decoding function.
+
+    Returns:
+      (tokens i32[B, N] or i32[B, K, N], {'scores': f32[B] or f32[B, K]}).
+
+    Raises:
+      ValueError: rng and decoder_params both give a key.
+    """
+    decoder_params = dict(decoder_params or {})
+    if rng is not None:
+      if (given := decoder_params.get('decode_rng')) is not None:
+        raise ValueError(
+          f'Got RNG both from the `rng` argument ({rng}) and '
+          f"`decoder_params['decode_rng']` ({given}). Please specify one or "
+          'the other.'
+        )
+      decoder_params['decode_rng'] = rng
+    if initial_index is not None:
+      decoder_params['initial_index'] = initial_index
+    decoder_params.setdefault('eos_id', self.output_vocabulary.eos_id or 1)
+    tokens, scores = self.decode_fn(
+      inputs=inputs,
+      cache=cache,
+      tokens_to_logits=tokens_to_logits,
+      num_decodes=num_decodes,
+      cache_offset=1 if getattr(self.module, 'scan_layers', False) else 0,
+      **decoder_params,
+    )
+    if not return_all_decodes:
+      tokens, scores = tokens[:, -1], scores[:, -1]
+    return tokens, {'scores': scores}
+
+
+def takes_argument(fn: Callable[..., Any], name: str) -> bool:
+  """Tells whether a function has an argument of that very name."""
+  return name in inspect.signature(fn).parameters
+
+
+def _segment_ids(batch: Batch) -> Mapping[str, jax.Array]:
+  """Returns the segment ids of each side, from tokens where not packed."""
+  suffix = '_segment_ids'
+  packed = {
+    k.removesuffix(suffix): v for k, v in batch.items() if k.endswith(suffix)
+  }
+  return packed or {
+    k: batch[k] != 0
+    for k in ('encoder_input_tokens', 'decoder_target_tokens')
+    if k in batch
+  }
