@@ -1,17 +1,21 @@
-"""Flax layers of the paper's decoder.
+"""Flax layers of the paper's decoder and of T5.
 
 Shapes: B batch, N length, M model width, H heads, D head size. Parameters are
 float32 and carry T5X's logical axis names, so that a partitioner can shard
 them; activations are in `dtype`.
 """
 
-from collections.abc import Callable
+import functools
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import partitioning
+
+from selective_t5x import cache
 
 # Kernels: variance 1 / fan-in keeps activations at unit size at every width.
 KERNEL_INIT = nn.initializers.variance_scaling(
@@ -28,6 +32,16 @@ TOKEN_INIT = nn.initializers.normal(stddev=1.0)
 POSITION_INIT = nn.initializers.zeros
 
 
+# What a feed-forward block may multiply, by T5X's names.
+ACTIVATIONS = {
+  'gelu': nn.gelu,
+  'linear': lambda x: x,
+  'relu': nn.relu,
+  'silu': nn.silu,
+  'swish': nn.silu,
+}
+
+
 class RMSNorm(nn.Module):
   """Root mean square normalisation over the last axis, with a learned scale.
 
@@ -35,7 +49,7 @@ class RMSNorm(nn.Module):
 
   Attributes:
     axis: the logical name of the normalised axis.
-    dtype: of the output; statistics are float32.
+    dtype: of the output; statistics are float32 at least.
     epsilon: keeps a row of zeros finite.
   """
 
@@ -53,7 +67,7 @@ class RMSNorm(nn.Module):
       jnp.float32,
       axes=(self.axis,),
     )
-    x = x.astype(jnp.float32)
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
     x = x * jax.lax.rsqrt(mean_square + self.epsilon)
     return (x * scale).astype(self.dtype)
@@ -66,18 +80,20 @@ class Dense(nn.Module):
     features: size of the last axis of the output.
     axes: logical names of the kernel's axes, input first.
     dtype: of the product.
+    kernel_init: gives the initial kernel.
   """
 
   features: int
   axes: tuple[str, str]
   dtype: Any = jnp.float32
+  kernel_init: Callable[..., jax.Array] = KERNEL_INIT
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [..., in] to [..., features]."""
     kernel = partitioning.param_with_axes(
       'kernel',
-      KERNEL_INIT,
+      self.kernel_init,
       (x.shape[-1], self.features),
       jnp.float32,
       axes=self.axes,
@@ -102,42 +118,60 @@ class Embed(nn.Module):
   embedding_init: Callable[..., jax.Array] = TOKEN_INIT
   dtype: Any = jnp.float32
 
-  @nn.compact
-  def __call__(self, ids: jax.Array) -> jax.Array:
-    """Maps i32[B, N] to [B, N, M]; an id beyond the table gives NaN."""
-    embedding = partitioning.param_with_axes(
+  def setup(self):
+    """Makes the table, which both methods read."""
+    self.embedding = partitioning.param_with_axes(
       'embedding',
       self.embedding_init,
       (self.num_embeddings, self.features),
       jnp.float32,
       axes=(self.axis, 'embed'),
     )
-    return jnp.take(embedding.astype(self.dtype), ids, axis=0)
+
+  def __call__(self, ids: jax.Array) -> jax.Array:
+    """Maps i32[B, N] to [B, N, M]; an id beyond the table gives NaN."""
+    return jnp.take(self.embedding.astype(self.dtype), ids, axis=0)
+
+  def attend(self, x: jax.Array) -> jax.Array:
+    """Maps [B, N, M] to the products with every row, f32[B, N, rows]."""
+    dtype = jnp.promote_types(self.dtype, jnp.float32)
+    return x.astype(dtype) @ self.embedding.astype(dtype).T
 
 
-class SwiGLU(nn.Module):
-  """The feed-forward block: (silu(x W0) * (x W1)) W.
+class FeedForward(nn.Module):
+  """The feed-forward block: (f0(x W0) * f1(x W1)) W, or f(x W0) W.
 
-  Source: arXiv 2002.05202.
+  Source: arXiv 2002.05202. ('silu', 'linear') is SwiGLU, ('gelu', 'linear') is
+  T5 1.1's, ('relu',) that of T5 1.0.
 
   Attributes:
     mlp_dim: the hidden size.
+    activations: names in ACTIVATIONS, one a factor.
     dropout_rate: of the hidden activations, one mask for all positions.
     dtype: of the computation.
   """
 
   mlp_dim: int
+  activations: Sequence[str] = ('silu', 'linear')
   dropout_rate: float = 0.0
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, *, deterministic: bool) -> jax.Array:
     """Maps [B, N, M] to [B, N, M]."""
-
-    def hidden(name):
-      return Dense(self.mlp_dim, ('embed', 'mlp'), self.dtype, name=name)(x)
-
-    y = nn.silu(hidden('wi_0')) * hidden('wi_1')
+    alone = len(self.activations) == 1
+    factors = [
+      ACTIVATIONS[activation](
+        Dense(
+          self.mlp_dim,
+          ('embed', 'mlp'),
+          self.dtype,
+          name='wi' if alone else f'wi_{i}',
+        )(x)
+      )
+      for i, activation in enumerate(self.activations)
+    ]
+    y = functools.reduce(operator.mul, factors)
     y = partitioning.with_sharding_constraint(y, ('batch', 'length', 'mlp'))
     y = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))(
       y, deterministic=deterministic
@@ -145,22 +179,73 @@ class SwiGLU(nn.Module):
     return Dense(x.shape[-1], ('mlp', 'embed'), self.dtype, name='wo')(y)
 
 
+def project_heads(
+  x: jax.Array,
+  num_heads: int,
+  head_dim: int,
+  *,
+  name: str,
+  dtype: Any,
+  kernel_init: Callable[..., jax.Array] = KERNEL_INIT,
+) -> jax.Array:
+  """Maps [B, N, M] to [B, N, H, D] by a kernel of the calling module."""
+  joined = Dense(
+    num_heads * head_dim, ('embed', 'joined_kv'), dtype, kernel_init, name=name
+  )(x)
+  split = joined.reshape(*x.shape[:-1], num_heads, head_dim)
+  return partitioning.with_sharding_constraint(
+    split, ('batch', 'length', 'heads', 'kv')
+  )
+
+
+def join_heads(
+  x: jax.Array,
+  features: int,
+  *,
+  dtype: Any,
+  kernel_init: Callable[..., jax.Array] = KERNEL_INIT,
+) -> jax.Array:
+  """Maps [B, N, H, D] to [B, N, features] by the caller's kernel `out`."""
+  return Dense(
+    features, ('joined_kv', 'embed'), dtype, kernel_init, name='out'
+  )(x.reshape(*x.shape[:2], -1))
+
+
+def drop_keys(
+  value: jax.Array, rate: float, *, deterministic: bool
+) -> jax.Array:
+  """Drops attention weights as T5X does: one mask per key, for all queries.
+
+  T5X drops a key of a head for all queries at once: the weights of a column
+  share one mask, which is the same as dropping the value, [B, N, H, D].
+  """
+  return nn.Dropout(rate, broadcast_dims=(-1,))(
+    value, deterministic=deterministic
+  )
+
+
 class SelfAttention(nn.Module):
   """Multi-head causal self-attention through an injected function.
 
-  Queries and keys are normalised (RMSNorm over the head dimension), which
-  bounds the logits and so the selection scores. The paper says so without
-  details; here the learned scale is one vector of D for queries and one for
-  keys, shared by the heads, and the logits are then scaled by D ** -0.5.
+  The paper's decoder normalises queries and keys (RMSNorm over the head
+  dimension), which bounds the logits and so the selection scores. The paper
+  says so without details; here the learned scale is one vector of D for queries
+  and one for keys, shared by the heads, and the logits are then scaled by
+  D ** -0.5. T5 does neither: its initial query kernel has the scale.
 
   Attributes:
     num_heads: H.
     head_dim: D.
     attention_fn: takes (query, key, value, *, segment_ids) as
-      `attention.selective_attention` does, memory_tau where the memory loss is
-      on, and prefix where inputs see each other.
+      `attention.selective_attention` does, scale and bias where they are given,
+      memory_tau where the memory loss is on, prefix where inputs see each
+      other, and for cached decoding what `cache.KeyValueCache` asks for.
     dropout_rate: of the attention weights.
     dtype: of the computation.
+    normalise: whether queries and keys are normalised.
+    scale: multiplies the logits; None for D ** -0.5.
+    kernel_init: gives the initial kernels.
+    query_init: gives that of the queries.
   """
 
   num_heads: int
@@ -168,6 +253,10 @@ class SelfAttention(nn.Module):
   attention_fn: Callable[..., Any]
   dropout_rate: float = 0.0
   dtype: Any = jnp.float32
+  normalise: bool = True
+  scale: float | None = None
+  kernel_init: Callable[..., jax.Array] = KERNEL_INIT
+  query_init: Callable[..., jax.Array] = KERNEL_INIT
 
   @nn.compact
   def __call__(
@@ -178,47 +267,60 @@ class SelfAttention(nn.Module):
     deterministic: bool,
     memory_tau: float | None = None,
     prefix: jax.Array | None = None,
+    bias_fn: Callable[..., jax.Array] | None = None,
+    where: cache.Place | None = None,
   ) -> jax.Array:
     """Attends; with memory_tau it sows `memory`, M, in 'intermediates'.
 
     Args:
       x: [B, N, M].
-      segment_ids: i32[B, N], 0 for padding.
+      segment_ids: i32[B, N], 0 for padding; not read where `where` is given.
       deterministic: whether dropout is off.
       memory_tau: asks the attention function for M, f32[B, N].
       prefix: i32[B, N], 1 for tokens that see each other; None for no token.
+      bias_fn: gives the logits' bias for (N, position), position None for whole
+        rows; None for no bias.
+      where: the place in the cache while decoding, else None.
 
     Returns:
       [B, N, M], zero in padding rows.
     """
 
-    def heads(name):
-      joined = Dense(
-        self.num_heads * self.head_dim,
-        ('embed', 'joined_kv'),
-        self.dtype,
+    def heads(name, init):
+      return project_heads(
+        x,
+        self.num_heads,
+        self.head_dim,
         name=name,
-      )(x)
-      split = joined.reshape(*x.shape[:-1], self.num_heads, self.head_dim)
-      return partitioning.with_sharding_constraint(
-        split, ('batch', 'length', 'heads', 'kv')
+        dtype=self.dtype,
+        kernel_init=init,
       )
 
-    query = RMSNorm('kv', self.dtype, name='query_norm')(heads('query'))
-    key = RMSNorm('kv', self.dtype, name='key_norm')(heads('key'))
-    # T5X drops a key of a head for all queries at once: the weights of a column
-    # share one mask, which is the same as dropping the value.
-    value = nn.Dropout(self.dropout_rate, broadcast_dims=(-1,))(
-      heads('value'), deterministic=deterministic
+    query = heads('query', self.query_init)
+    key = heads('key', self.kernel_init)
+    if self.normalise:
+      query = RMSNorm('kv', self.dtype, name='query_norm')(query)
+      key = RMSNorm('kv', self.dtype, name='key_norm')(key)
+    value = drop_keys(
+      heads('value', self.kernel_init),
+      self.dropout_rate,
+      deterministic=deterministic,
     )
-    asked = {} if memory_tau is None else {'memory_tau': memory_tau}
-    if prefix is not None:
-      asked['prefix'] = prefix
-    out = self.attention_fn(query, key, value, segment_ids=segment_ids, **asked)
+    asked = {'scale': self.scale, 'memory_tau': memory_tau, 'prefix': prefix}
+    asked = {k: v for k, v in asked.items() if v is not None}
+    if where is not None:
+      out = cache.KeyValueCache(self.attention_fn, name='cache')(
+        query, key, value, where, bias_fn=bias_fn, **asked
+      )
+    else:
+      if bias_fn is not None:
+        asked['bias'] = bias_fn(x.shape[1], None)
+      out = self.attention_fn(
+        query, key, value, segment_ids=segment_ids, **asked
+      )
     if memory_tau is not None:
       out, memory = out
       self.sow('intermediates', 'memory', memory)
-    out = out.reshape(*x.shape[:-1], self.num_heads * self.head_dim)
-    return Dense(x.shape[-1], ('joined_kv', 'embed'), self.dtype, name='out')(
-      out
+    return join_heads(
+      out, x.shape[-1], dtype=self.dtype, kernel_init=self.kernel_init
     )

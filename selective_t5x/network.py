@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import partitioning
 
-from selective_t5x import attention, layers
+from selective_t5x import attention, cache, layers
 from selective_t5x.errors import UserError
 
 
@@ -52,27 +52,48 @@ class DecoderConfig:
   def __post_init__(self):
     """Refuses what would fail later and less clearly."""
 
-    def refuse(name, expected):
-      raise UserError(
-        f'network.DecoderConfig.{name} = {getattr(self, name)!r}: '
-        f'expected {expected}'
-      )
+    check_settings(self, 'network.DecoderConfig')
+    check_function(self, 'network.DecoderConfig', 'attention_fn')
 
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      if field.type is int and not (isinstance(value, int) and value > 0):
-        refuse(field.name, 'an integer of 1 or more')
-    rate = self.dropout_rate
-    if not isinstance(rate, int | float) or not 0 <= rate < 1:
-      refuse('dropout_rate', 'a number from 0 to less than 1')
-    try:
-      is_float = jnp.issubdtype(jnp.dtype(self.dtype), jnp.floating)
-    except TypeError:
-      is_float = False
-    if not is_float:
-      refuse('dtype', "a float type, e.g. 'float32' or 'bfloat16'")
-    if not callable(self.attention_fn):
-      refuse('attention_fn', 'a function, e.g. @attention.selective_attention')
+
+def check_settings(config: Any, name: str):
+  """Checks the fields that every network has: sizes, dropout and dtype.
+
+  Args:
+    config: a dataclass.
+    name: what it is called in gin.
+
+  Raises:
+    UserError: naming the field and what was expected.
+  """
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if field.type is int and not (isinstance(value, int) and value > 0):
+      refuse(config, name, field.name, 'an integer of 1 or more')
+  rate = config.dropout_rate
+  if not isinstance(rate, int | float) or not 0 <= rate < 1:
+    refuse(config, name, 'dropout_rate', 'a number from 0 to less than 1')
+  try:
+    is_float = jnp.issubdtype(jnp.dtype(config.dtype), jnp.floating)
+  except TypeError:
+    is_float = False
+  if not is_float:
+    refuse(config, name, 'dtype', "a float type, e.g. 'float32' or 'bfloat16'")
+
+
+def check_function(config: Any, name: str, field: str):
+  """Raises UserError if a field holds no function."""
+  if not callable(getattr(config, field)):
+    refuse(
+      config, name, field, 'a function, e.g. @attention.selective_attention'
+    )
+
+
+def refuse(config: Any, name: str, field: str, expected: str):
+  """Raises UserError: this field was expected to be something else."""
+  raise UserError(
+    f'{name}.{field} = {getattr(config, field)!r}: expected {expected}'
+  )
 
 
 class DecoderLayer(nn.Module):
@@ -89,6 +110,7 @@ class DecoderLayer(nn.Module):
     deterministic: bool,
     memory_tau: float | None = None,
     prefix: jax.Array | None = None,
+    where: cache.Place | None = None,
   ) -> jax.Array:
     """Maps [B, N, M] to [B, N, M]; arguments as of SelfAttention."""
     cfg = self.config
@@ -109,12 +131,13 @@ class DecoderLayer(nn.Module):
       deterministic=deterministic,
       memory_tau=memory_tau,
       prefix=prefix,
+      where=where,
     )
     x = x + drop(y)
     y = layers.RMSNorm(dtype=cfg.dtype, name='pre_mlp_layer_norm')(x)
-    y = layers.SwiGLU(cfg.mlp_dim, cfg.dropout_rate, cfg.dtype, name='mlp')(
-      y, deterministic=deterministic
-    )
+    y = layers.FeedForward(
+      cfg.mlp_dim, ('silu', 'linear'), cfg.dropout_rate, cfg.dtype, name='mlp'
+    )(y, deterministic=deterministic)
     x = x + drop(y)
     return partitioning.with_sharding_constraint(
       x, ('batch', 'length', 'embed')
@@ -156,19 +179,25 @@ class Decoder(nn.Module):
         which then see each other; None where all is causal. Only for attention
         functions that take a prefix: selection is causal.
       enable_dropout: whether dropout is on.
-      decode: must be False, as every argument of decoding must be off.
-      max_decode_length: must be None.
-      prefill: must be None or False.
-      prefill_lengths: must be None.
+      decode: makes the decoding cache for rows of N, or with one decodes the
+        next token of each row, i32[B, 1]; nothing is padding then. See
+        `cache`.
+      max_decode_length: T5X's, not needed: a cache has its own length.
+      prefill: fills the cache with prompts. Nothing is padding, and what
+        follows a prompt in its row is ignored.
+      prefill_lengths: i32[B], the tokens of each prompt, <BOS> included; None
+        counts the target tokens that are not 0.
       memory_tau: with a number, every layer sows M ('intermediates', 'memory').
 
     Returns:
       f32[B, N, vocab_size], the logits.
 
     Raises:
-      UserError: if a row is longer than max_length, decoding is asked for, or
-        a bidirectional prefix and the attention function takes none.
+      UserError: if a row is longer than max_length, or a bidirectional prefix
+        is asked for and the attention function takes none.
+      ValueError: if a decoding step does not fit the cache.
     """
+    del max_decode_length
     cfg = self.config
     length = decoder_input_tokens.shape[-1]
     if length > cfg.max_length:
@@ -179,15 +208,22 @@ class Decoder(nn.Module):
       )
     if decoder_causal_attention is not None:
       check_takes_prefix(cfg.attention_fn)
-    if decode or prefill or prefill_lengths is not None or max_decode_length:
-      raise UserError(
-        'network.Decoder: decoding was asked for (decode, prefill, '
-        'prefill_lengths or max_decode_length), but it only trains and scores; '
-        'use run_mode=train or eval'
-      )
+    if prefill and prefill_lengths is None:
+      prefill_lengths = jnp.sum(decoder_target_tokens > 0, axis=1)
+    where = cache.place(
+      self,
+      decoder_input_tokens,
+      decode=decode,
+      prefill=prefill,
+      prefill_lengths=prefill_lengths,
+    )
     if decoder_segment_ids is None:
       decoder_segment_ids = (decoder_target_tokens > 0).astype(jnp.int32)
-    if decoder_positions is None:
+    if where is not None and where.position is not None:
+      # Rows that are over may go on while others decode.
+      decoder_positions = jnp.minimum(where.position, cfg.max_length - 1)
+      decoder_positions = decoder_positions[:, None]
+    elif decoder_positions is None:
       decoder_positions = jnp.arange(length)[None]
     deterministic = not enable_dropout
     drop = nn.Dropout(
@@ -215,10 +251,12 @@ class Decoder(nn.Module):
         deterministic=deterministic,
         memory_tau=memory_tau,
         prefix=decoder_causal_attention,
+        where=where,
       )
     x = layers.RMSNorm(dtype=cfg.dtype, name='decoder_norm')(x)
+    dtype = jnp.promote_types(cfg.dtype, jnp.float32)
     return layers.Dense(
-      cfg.vocab_size, ('embed', 'vocab'), jnp.float32, name='logits_dense'
+      cfg.vocab_size, ('embed', 'vocab'), dtype, name='logits_dense'
     )(drop(x))
 
 

@@ -40,7 +40,7 @@ def test_rms_norm_takes_its_statistics_in_float32():
 
 def test_swiglu_is_its_formula():
   x = x_like(2, 3, 8)
-  block = layers.SwiGLU(mlp_dim=12)
+  block = layers.FeedForward(mlp_dim=12)
   params, axes = init(block, x, deterministic=True)
   gate = x @ params['wi_0']['kernel']
   hidden = gate / (1 + jnp.exp(-gate)) * (x @ params['wi_1']['kernel'])

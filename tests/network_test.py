@@ -215,20 +215,6 @@ def test_a_row_longer_than_max_length_says_what_to_change(params):
     logits(decoder(), params, tokens, tokens)
 
 
-@pytest.mark.parametrize(
-  'asked',
-  [
-    dict(decode=True),
-    dict(prefill=True),
-    dict(prefill_lengths=jnp.array([3, 3])),
-    dict(max_decode_length=8),
-  ],
-)
-def test_decoding_is_refused(asked, params):
-  with pytest.raises(UserError, match='decoding was asked for'):
-    logits(decoder(), params, **asked)
-
-
 def test_a_bidirectional_prefix_is_refused_where_selection_is_causal(params):
   with pytest.raises(UserError, match='inputs_bidirectional_attention = False'):
     logits(

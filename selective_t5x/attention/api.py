@@ -5,10 +5,59 @@ import numbers
 import jax
 import jax.numpy as jnp
 
-from selective_t5x.attention import reference
+from selective_t5x.attention import reference, steps
 from selective_t5x.errors import UserError, did_you_mean
 
 _SELECTIVE = {'reference': reference.selective_attention}
+
+
+def full_attention(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  *,
+  scale: float | None = None,
+  bias: jax.Array | None = None,
+  query_ids: jax.Array,
+  key_ids: jax.Array,
+) -> jax.Array:
+  """Softmax attention to every token of a segment: encoders, and to encoders.
+
+  Args:
+    query: [B, Q, H, D].
+    key: [B, N, H, D].
+    value: [B, N, H, D].
+    scale: multiplies the logits; None for D ** -0.5.
+    bias: added to the logits; broadcasts to [B, H, Q, N].
+    query_ids: i32[B, Q], the segment of each query, 0 for padding.
+    key_ids: i32[B, N], the segment of each key, 0 for padding.
+
+  Returns:
+    [B, Q, H, D] in value's dtype; zero in padding rows and where a query's
+    segment has no key. The logits are float32.
+
+  Raises:
+    ValueError: if the shapes do not fit together.
+  """
+  _check_key_shapes(query, key, value)
+  for name, ids, of in (
+    ('query_ids', query_ids, query),
+    ('key_ids', key_ids, key),
+  ):
+    if ids.shape != of.shape[:2]:
+      raise ValueError(
+        f'attention: {name} must be {list(of.shape[:2])}, got {list(ids.shape)}'
+      )
+  _check_bias(bias, query, key)
+  return reference.full_attention(
+    query,
+    key,
+    value,
+    scale=query.shape[-1] ** -0.5 if scale is None else scale,
+    bias=bias,
+    query_ids=query_ids,
+    key_ids=key_ids,
+  )
 
 
 def causal_attention(
@@ -20,6 +69,7 @@ def causal_attention(
   bias: jax.Array | None = None,
   segment_ids: jax.Array | None = None,
   prefix: jax.Array | None = None,
+  position: jax.Array | None = None,
 ) -> jax.Array:
   """Plain causal softmax attention: the baseline.
 
@@ -38,19 +88,29 @@ def causal_attention(
       one segment without padding.
     prefix: i32[B, N], 1 for the tokens of each segment's prefix, as T5X's
       decoder_causal_attention; None for no prefix.
+    position: i32[B], for a step of cached decoding (`steps.causal_step`): query
+      is then [B, 1, H, D], the token at this position, and bias broadcasts to
+      [B, H, 1, N].
 
   Returns:
-    [B, N, H, D] in value's dtype; zero in padding rows. The logits are float32.
+    [B, N, H, D] in value's dtype, [B, 1, H, D] of a step; zero in padding rows.
+    The logits are float32.
 
   Raises:
     ValueError: if the shapes do not fit together.
   """
+  scale = query.shape[-1] ** -0.5 if scale is None else scale
+  if position is not None:
+    _check_step(query, key, value, bias, position)
+    return steps.causal_step(
+      query, key, value, scale=scale, bias=bias, position=position
+    )
   _check_shapes(query, key, value, bias, segment_ids, prefix)
   return reference.causal_attention(
     query,
     key,
     value,
-    scale=query.shape[-1] ** -0.5 if scale is None else scale,
+    scale=scale,
     bias=bias,
     segment_ids=segment_ids,
     prefix=prefix,
@@ -66,9 +126,12 @@ def selective_attention(
   bias: jax.Array | None = None,
   segment_ids: jax.Array | None = None,
   selection_head: int = 0,
+  selection_bias: bool = True,
   memory_tau: float | None = None,
   implementation: str | None = None,
   return_masking: bool = False,
+  position: jax.Array | None = None,
+  masking: jax.Array | None = None,
 ):
   """Causal attention whose tokens can mask earlier tokens for later queries.
 
@@ -86,14 +149,19 @@ def selective_attention(
     key: [B, N, H, D].
     value: [B, N, H, D].
     scale: multiplies the logits; None for D ** -0.5.
-    bias: added to the logits, those of the selection head included; broadcasts
-      to [B, H, N, N].
+    bias: added to the logits; broadcasts to [B, H, N, N].
     segment_ids: i32[B, N], 0 for padding, each segment contiguous; None for
       one segment without padding.
     selection_head: the head whose logits select, 0 <= selection_head < H.
+    selection_bias: whether they do so with their bias.
     memory_tau: with a positive number, M is returned too.
     implementation: 'reference', or None for the best one here.
     return_masking: whether F is returned too.
+    position: i32[B], for a step of cached decoding (`steps.selective_step`):
+      query is then [B, 1, H, D], the token at this position, and bias
+      broadcasts to [B, H, 1, N]. Returns out, [B, 1, H, D], and the masking of
+      the next step.
+    masking: f32[B, N], with position: row `position` of F, zeros at first.
 
   Returns:
     out, or a tuple of those asked for, in this order:
@@ -106,7 +174,16 @@ def selective_attention(
     ValueError: if the shapes do not fit together.
     UserError: if selection_head, memory_tau or implementation is not valid.
   """
-  _check_shapes(query, key, value, bias, segment_ids)
+  if position is None:
+    _check_shapes(query, key, value, bias, segment_ids)
+  else:
+    _check_step(query, key, value, bias, position)
+    if masking is None or masking.shape != key.shape[:2]:
+      raise ValueError(
+        'attention: a selective step needs masking, [B, N] = '
+        f'{list(key.shape[:2])}, got '
+        f'{None if masking is None else list(masking.shape)}'
+      )
   heads = query.shape[2]
   if (
     not isinstance(selection_head, numbers.Integral)
@@ -127,14 +204,28 @@ def selective_attention(
       f'selective_attention.implementation = {name!r}: expected None or one of '
       f'{", ".join(map(repr, _SELECTIVE))}{did_you_mean(str(name), _SELECTIVE)}'
     )
+  scale = query.shape[-1] ** -0.5 if scale is None else scale
+  if position is not None:
+    return steps.selective_step(
+      query,
+      key,
+      value,
+      scale=scale,
+      bias=bias,
+      position=position,
+      masking=masking,
+      selection_head=selection_head,
+      selection_bias=selection_bias,
+    )
   return _SELECTIVE[name](
     query,
     key,
     value,
-    scale=query.shape[-1] ** -0.5 if scale is None else scale,
+    scale=scale,
     bias=bias,
     segment_ids=segment_ids,
     selection_head=selection_head,
+    selection_bias=selection_bias,
     memory_tau=memory_tau,
     return_masking=return_masking,
   )
@@ -146,21 +237,54 @@ def _check_shapes(query, key, value, bias, segment_ids, prefix=None):
       'attention: query, key and value must have one shape [B, N, H, D], got '
       f'{list(query.shape)}, {list(key.shape)}, {list(value.shape)}'
     )
-  batch, length, heads, _ = query.shape
+  batch, length = query.shape[:2]
   for name, ids in (('segment_ids', segment_ids), ('prefix', prefix)):
     if ids is not None and ids.shape != (batch, length):
       raise ValueError(
         f'attention: {name} must be [B, N] = {[batch, length]}, got '
         f'{list(ids.shape)}'
       )
+  _check_bias(bias, query, key)
+
+
+def _check_step(query, key, value, bias, position):
+  _check_key_shapes(query, key, value)
+  batch = key.shape[0]
+  if query.shape[1] != 1:
+    raise ValueError(
+      'attention: a step takes one query, [B, 1, H, D], got '
+      f'{list(query.shape)}'
+    )
+  if position.shape != (batch,):
+    raise ValueError(
+      f'attention: position must be [B] = {[batch]}, got {list(position.shape)}'
+    )
+  _check_bias(bias, query, key)
+
+
+def _check_key_shapes(query, key, value):
+  if (
+    not query.ndim == key.ndim == 4
+    or key.shape != value.shape
+    or query.shape[::2] != key.shape[::2]
+    or query.shape[3] != key.shape[3]
+  ):
+    raise ValueError(
+      'attention: query must be [B, Q, H, D] and key and value [B, N, H, D], '
+      f'got {list(query.shape)}, {list(key.shape)}, {list(value.shape)}'
+    )
+
+
+def _check_bias(bias, query, key):
+  batch, queries, heads, _ = query.shape
+  full = (batch, heads, queries, key.shape[1])
   if bias is not None:
-    full = (batch, heads, length, length)
     try:
       fits = jnp.broadcast_shapes(bias.shape, full) == full
     except ValueError:
       fits = False
     if not fits:
       raise ValueError(
-        f'attention: bias must broadcast to [B, H, N, N] = {list(full)}, got '
+        f'attention: bias must broadcast to [B, H, Q, N] = {list(full)}, got '
         f'{list(bias.shape)}'
       )

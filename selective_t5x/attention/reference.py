@@ -19,24 +19,35 @@ def attention_logits(query, key, scale, bias):
   return logits if bias is None else logits + bias
 
 
-def attend(logits, value, segment_ids, prefix=None):
+def attend(logits, value, visible):
   """Averages the visible values under the softmax of the logits.
 
   Args:
-    logits: f32[B, H, N, N], axis 2 the query, before the causal mask.
+    logits: f32[B, H, Q, N], axis 2 the query, before the mask.
     value: [B, N, H, D].
-    segment_ids: i32[B, N], 0 for padding; None for one segment.
-    prefix: i32[B, N], 1 for tokens that see each other; None for no token.
+    visible: bool[B, Q, N] (or with a first axis of 1), which keys a query sees.
 
   Returns:
-    [B, N, H, D] of value's dtype; zero in padding rows.
+    [B, Q, H, D] of value's dtype; finite also where a query sees no key.
   """
-  visible = masks.visible(logits.shape[-1], segment_ids, prefix)[:, None]
   # Finite: a padding row sees no key, and a softmax of -inf alone is NaN.
-  logits = jnp.where(visible, logits, jnp.finfo(logits.dtype).min)
+  logits = jnp.where(visible[:, None], logits, jnp.finfo(logits.dtype).min)
   weights = jax.nn.softmax(logits)
   out = jnp.einsum('bhij,bjhd->bihd', weights, value.astype(weights.dtype))
-  return masks.zero_padding(out, segment_ids).astype(value.dtype)
+  return out.astype(value.dtype)
+
+
+def full_attention(query, key, value, *, scale, bias, query_ids, key_ids):
+  """Attention to a whole segment; arguments as in api.full_attention."""
+  query = masks.zero_padding(query, query_ids)
+  key, value = (masks.zero_padding(x, key_ids) for x in (key, value))
+  logits = attention_logits(query, key, scale, bias)
+  visible = (query_ids[:, :, None] == key_ids[:, None]) & (
+    query_ids[:, :, None] != 0
+  )
+  # A query whose segment has no key sees nothing, and averages nothing.
+  sees_any = jnp.any(visible, axis=-1)
+  return masks.zero_padding(attend(logits, value, visible), sees_any)
 
 
 def causal_attention(query, key, value, *, scale, bias, segment_ids, prefix):
@@ -45,7 +56,8 @@ def causal_attention(query, key, value, *, scale, bias, segment_ids, prefix):
     masks.zero_padding(x, segment_ids) for x in (query, key, value)
   )
   logits = attention_logits(query, key, scale, bias)
-  return attend(logits, value, segment_ids, prefix)
+  visible = masks.visible(logits.shape[-1], segment_ids, prefix)
+  return masks.zero_padding(attend(logits, value, visible), segment_ids)
 
 
 def selective_attention(
@@ -57,6 +69,7 @@ def selective_attention(
   bias,
   segment_ids,
   selection_head,
+  selection_bias,
   memory_tau,
   return_masking,
 ):
@@ -64,11 +77,16 @@ def selective_attention(
   query, key, value = (
     masks.zero_padding(x, segment_ids) for x in (query, key, value)
   )
-  logits = attention_logits(query, key, scale, bias)
+  logits = attention_logits(query, key, scale, None)
+  unbiased = logits[:, selection_head]
+  logits = logits if bias is None else logits + bias
   masking = selection.masking_matrix(
-    logits[:, selection_head], segment_ids=segment_ids
+    logits[:, selection_head] if selection_bias else unbiased,
+    segment_ids=segment_ids,
   )
-  out = (attend(logits - masking[:, None], value, segment_ids),)
+  visible = masks.visible(logits.shape[-1], segment_ids)
+  out = attend(logits - masking[:, None], value, visible)
+  out = (masks.zero_padding(out, segment_ids),)
   if memory_tau is not None:
     out += (
       memory.visible_tokens(masking, memory_tau, segment_ids=segment_ids),

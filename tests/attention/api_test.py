@@ -289,3 +289,66 @@ def test_a_named_implementation_is_the_default_here():
     attention.selective_attention(*inputs, implementation='reference'),
     attention.selective_attention(*inputs),
   )
+
+
+def test_selection_can_read_its_logits_without_their_bias():
+  query, key, value = arrays()
+  bias = bias_like(1, 2, 9, 9)
+  out, masking = attention.selective_attention(
+    query,
+    key,
+    value,
+    bias=bias,
+    segment_ids=PACKED,
+    selection_bias=False,
+    return_masking=True,
+  )
+  logits = np.einsum('bid,bjd->bij', query[:, :, 0], key[:, :, 0]) * 0.5
+  np.testing.assert_allclose(
+    masking, loops.masking_loop(logits, PACKED), rtol=1e-5, atol=1e-6
+  )
+  # The softmax has the bias all the same.
+  wanted = attention.causal_attention(
+    query, key, value, bias=bias - masking[:, None], segment_ids=PACKED
+  )
+  np.testing.assert_allclose(out, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_full_attention_is_the_nested_loops():
+  _, key, value = arrays()
+  query = arrays(length=5, seed=1)[0]
+  bias = bias_like(1, 2, 5, 9)
+  query_ids = np.array([[1, 1, 2, 2, 0], [4, 4, 5, 3, 3]])
+  wanted = np.zeros(query.shape)
+  for b, h, i in np.ndindex(2, 2, 5):
+    seen = [
+      j for j in range(9) if query_ids[b, i] and query_ids[b, i] == PACKED[b, j]
+    ]
+    weights = [
+      np.exp(0.5 * np.dot(query[b, i, h], key[b, j, h]) + bias[0, h, i, j])
+      for j in seen
+    ]
+    for weight, j in zip(weights, seen, strict=True):
+      wanted[b, i, h] += weight / sum(weights) * value[b, j, h]
+  dead = (PACKED == 0)[:, :, None, None]
+  out = attention.full_attention(
+    query,
+    jnp.where(dead, np.nan, key),
+    jnp.where(dead, np.nan, value),
+    bias=bias,
+    query_ids=jnp.asarray(query_ids),
+    key_ids=jnp.asarray(PACKED),
+  )
+  np.testing.assert_allclose(out, wanted, rtol=1e-5, atol=1e-6)
+  # Padding, and segment 5, which has no key.
+  assert not np.any(out[0, 4]) and not np.any(out[1, 2])
+
+
+def test_full_attention_names_ids_of_another_shape():
+  query, key, value = arrays()
+  with pytest.raises(
+    ValueError, match=r'key_ids must be \[2, 9\], got \[2, 8\]'
+  ):
+    attention.full_attention(
+      query, key, value, query_ids=PACKED, key_ids=PACKED[:, :8]
+    )

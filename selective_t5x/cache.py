@@ -1,0 +1,172 @@
+"""The decoding cache of a causal decoder: all keys and values are kept.
+
+T5X's protocol, collection 'cache': one apply with decode=True on [B, N] tokens
+makes an empty cache of N slots; with prefill=True whole prompts enter it at
+once; every further apply with decode=True takes one token a row, [B, 1]. Rows
+are independent of each other: each has its own position.
+
+Shapes are static, every leaf is finite and has the batch as its first axis,
+since T5X's decoding copies and gathers rows of it for beams. That leaves out
+the leaves named cache_index, cached_bias and position_embedder_index, so none
+of those names occurs here.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+
+class Place(NamedTuple):
+  """What a decoder is given now, and where in the cache it belongs.
+
+  Attributes:
+    position: i32[B], the slot of each row's one token; None for whole rows,
+      which start at slot 0.
+    lengths: i32[B], how many tokens of each whole row enter the cache; None
+      for a step, and where an empty cache is made.
+  """
+
+  position: jax.Array | None = None
+  lengths: jax.Array | None = None
+
+
+def place(
+  module: nn.Module,
+  tokens: jax.Array,
+  *,
+  decode: bool,
+  prefill: bool | None = False,
+  prefill_lengths: jax.Array | None = None,
+) -> Place | None:
+  """Finds the place of tokens in the cache and moves the rows' counter on.
+
+  Args:
+    module: the decoder, inside its compact call; it keeps the counter,
+      `cached_position`, i32[B].
+    tokens: i32[B, N], or i32[B, 1] of a step.
+    decode: T5X's: makes the cache, or with one takes a step.
+    prefill: T5X's: fills the cache with prompts.
+    prefill_lengths: i32[B], the tokens of each prompt; not None with prefill.
+
+  Returns:
+    The place, or None where nothing is decoded.
+
+  Raises:
+    ValueError: if both are asked for, or the tokens do not fit the cache.
+  """
+  if not decode and not prefill:
+    return None
+  if decode and prefill:
+    raise ValueError('decode and prefill were asked for at once: prefill first')
+  exists = module.has_variable('cache', 'cached_position')
+  counter = module.variable(
+    'cache', 'cached_position', jnp.zeros, tokens.shape[:1], jnp.int32
+  )
+  if prefill:
+    counter.value = prefill_lengths.astype(jnp.int32)
+    return Place(lengths=counter.value)
+  if not exists:
+    return Place()
+  expected = (counter.value.shape[0], 1)
+  if tokens.shape != expected:
+    raise ValueError(
+      f'a step of decoding takes one token for each row of the cache, '
+      f'{list(expected)}, got {list(tokens.shape)}'
+    )
+  position = counter.value
+  counter.value = position + 1
+  return Place(position=position)
+
+
+class KeyValueCache(nn.Module):
+  """Attends with the keys and values of earlier tokens, and keeps the new ones.
+
+  Leaves: cached_key and cached_value [B, N, H, D]; where the attention function
+  selects, also cached_masking f32[B, N], what earlier tokens have masked.
+
+  Attributes:
+    attention_fn: `attention.causal_attention`, `attention.selective_attention`
+      or a function with their arguments for steps.
+  """
+
+  attention_fn: Callable[..., Any]
+
+  @nn.compact
+  def __call__(
+    self,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    where: Place,
+    *,
+    bias_fn: Callable[..., jax.Array] | None = None,
+    **settings,
+  ) -> jax.Array:
+    """Attends causally; nothing is padding while a model decodes.
+
+    Args:
+      query: [B, N, H, D], or [B, 1, H, D] of a step.
+      key: as query.
+      value: as query.
+      where: the place of these tokens.
+      bias_fn: gives the bias for (N, position), position None for whole rows.
+      **settings: of the attention function.
+
+    Returns:
+      As query.
+    """
+    selects = 'masking' in inspect.signature(self.attention_fn).parameters
+    keys = self.variable('cache', 'cached_key', jnp.zeros_like, key)
+    values = self.variable('cache', 'cached_value', jnp.zeros_like, value)
+    slots = keys.value.shape[1]
+    if selects:
+      dtype = jnp.promote_types(key.dtype, jnp.float32)
+      masking = self.variable(
+        'cache', 'cached_masking', jnp.zeros, key.shape[:2], dtype
+      )
+    if bias_fn is not None:
+      settings['bias'] = bias_fn(slots, where.position)
+
+    if where.position is not None:
+      own = jnp.arange(slots) == where.position[:, None]
+      # A select and no scatter: each row writes elsewhere, and attention reads
+      # the whole cache anyway.
+      keys.value = jnp.where(own[..., None, None], key, keys.value)
+      values.value = jnp.where(own[..., None, None], value, values.value)
+      if selects:
+        settings['masking'] = masking.value
+      out = self.attention_fn(
+        query,
+        keys.value,
+        values.value,
+        position=where.position,
+        **settings,
+      )
+      if selects:
+        out, masking.value = out
+      return out
+
+    if where.lengths is None:
+      return self.attention_fn(query, key, value, **settings)
+
+    if key.shape != keys.value.shape:
+      raise ValueError(
+        f'prompts of {key.shape[1]} tokens and a cache of {slots}: they must '
+        'have one length'
+      )
+    filled = jnp.arange(slots) < where.lengths[:, None]
+    keys.value = jnp.where(filled[..., None, None], key, 0)
+    values.value = jnp.where(filled[..., None, None], value, 0)
+    if not selects:
+      return self.attention_fn(query, key, value, **settings)
+    out, rows = self.attention_fn(
+      query, key, value, return_masking=True, **settings
+    )
+    # The row of F that the next token reads. A full row has no next token.
+    following = jnp.minimum(where.lengths, slots - 1)[:, None, None]
+    masking.value = jnp.take_along_axis(rows, following, axis=1)[:, 0]
+    return out

@@ -1,0 +1,176 @@
+"""T5X's models decode with our networks: the argmax chain, and beams.
+
+On the embedded engine here, and on the real T5X in a process of its own where
+that can be imported.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import seqio
+
+from selective_t5x import attention
+from tests import cached_models
+from tests.cached_models import BATCH, ENCODER_TOKENS, LENGTH, TOKENS, VOCAB
+
+FUNCTIONS = [attention.causal_attention, attention.selective_attention]
+KINDS = ['t5', 'decoder']
+EOS = 1
+# Tokens of each prompt of the decoder-only model, of different lengths.
+PROMPTS = np.array([2, 5, 1])
+
+
+def model_of(kind, attention_fn, decode_fn):
+  """Returns a cached_models.Model and T5X's model of its module."""
+  from t5x import models
+
+  built = cached_models.build(kind, attention_fn)
+  vocabulary = seqio.PassThroughVocabulary(VOCAB, eos_id=EOS)
+  if kind == 't5':
+    return built, models.EncoderDecoderModel(
+      built.module, vocabulary, vocabulary, None, decode_fn=decode_fn
+    )
+  return built, models.DecoderOnlyModel(
+    built.module, vocabulary, None, decode_fn=decode_fn
+  )
+
+
+def batch_of(kind):
+  if kind == 't5':
+    return {
+      'encoder_input_tokens': jnp.asarray(ENCODER_TOKENS),
+      'decoder_input_tokens': jnp.zeros((BATCH, LENGTH), int),
+    }
+  inputs = np.where(TOKENS == 0, 7, TOKENS)  # No zeros inside prompts.
+  inputs[:, 0] = 0
+  # As seqio's converter: <BOS>, the prompt, and what follows is ignored.
+  prefix = np.arange(LENGTH) <= PROMPTS[:, None]
+  return {
+    'decoder_input_tokens': jnp.asarray(inputs),
+    'decoder_causal_attention': jnp.asarray(prefix.astype(int)),
+  }
+
+
+def with_prompts(kind, decoded):
+  """Puts i64[B, N] after <BOS> and the prompts; i64[B, N + 1], and lengths."""
+  tokens = np.zeros((BATCH, LENGTH + 1), int)
+  lengths = np.zeros(BATCH, int)
+  if kind == 'decoder':
+    lengths = PROMPTS
+    tokens[:, :LENGTH] = batch_of(kind)['decoder_input_tokens']
+  for row, length in enumerate(lengths):
+    tokens[row, length + 1 :] = decoded[row, : LENGTH - length]
+  return tokens, lengths
+
+
+def until_eos(decoded):
+  """Replaces what follows the first EOS of each row by 0."""
+  is_eos = decoded == EOS
+  return np.where(np.cumsum(is_eos, axis=1) - is_eos, 0, decoded)
+
+
+def argmax_chain(kind, built):
+  """Greedy decoding by the parallel form; i64[B, N] after the prompts."""
+  parallel = jax.jit(lambda tokens: built.apply(tokens, mutable=False))
+  decoded = np.zeros((BATCH, LENGTH), int)
+  for i in range(LENGTH):
+    tokens, lengths = with_prompts(kind, decoded)
+    likeliest = np.argmax(parallel(jnp.asarray(tokens[:, :-1])), axis=-1)
+    for row in np.flatnonzero(lengths + i < LENGTH):
+      decoded[row, i] = likeliest[row, lengths[row] + i]
+  return until_eos(decoded)
+
+
+def check_greedy(kind, attention_fn):
+  """Sampling at temperature 0 is the argmax chain."""
+  from t5x import decoding
+
+  built, model = model_of(kind, attention_fn, decoding.temperature_sample)
+  got, _ = model.predict_batch_with_aux(
+    built.params, batch_of(kind), decoder_params={'temperature': 0.0}
+  )
+  np.testing.assert_array_equal(got, argmax_chain(kind, built))
+
+
+def check_beams(kind, attention_fn):
+  """A beam's score is its tokens' log-likelihood: its cache was its own."""
+  from t5x import decoding
+
+  built, model = model_of(kind, attention_fn, decoding.beam_search)
+  decodes, aux = model.predict_batch_with_aux(
+    built.params,
+    batch_of(kind),
+    # An EOS that cannot be: beams stay long.
+    decoder_params={'alpha': 0.0, 'eos_id': VOCAB},
+    num_decodes=4,
+    return_all_decodes=True,
+  )
+  parallel = jax.jit(lambda tokens: built.apply(tokens, mutable=False))
+  for beam in range(4):
+    decoded = np.asarray(decodes)[:, beam, :LENGTH]
+    tokens, lengths = with_prompts(kind, decoded)
+    logits = parallel(jnp.asarray(tokens[:, :-1]))
+    log_probs = np.asarray(jax.nn.log_softmax(logits))
+    for row, length in enumerate(lengths):
+      score = 0.0
+      for i in range(length, LENGTH):
+        score += log_probs[row, i, tokens[row, i + 1]]
+      assert aux['scores'][row, beam] == pytest.approx(score, abs=1e-3)
+
+
+def needs_predictions():
+  from t5x import models
+
+  if not hasattr(models, 'EncoderDecoderModel'):
+    pytest.skip('this engine has no EncoderDecoderModel')
+
+
+every_model = pytest.mark.parametrize(
+  ('kind', 'attention_fn'), [(k, f) for k in KINDS for f in FUNCTIONS]
+)
+
+
+@every_model
+def test_greedy_decoding_is_the_argmax_chain(kind, attention_fn):
+  needs_predictions()
+  check_greedy(kind, attention_fn)
+
+
+@every_model
+def test_scores_of_beams_are_those_of_their_tokens(kind, attention_fn):
+  needs_predictions()
+  check_beams(kind, attention_fn)
+
+
+@pytest.mark.slow
+def test_the_real_t5x_decodes_the_same_way():
+  def run(code):
+    return subprocess.run(
+      [sys.executable, '-c', code],
+      cwd=pathlib.Path(__file__).parents[1],
+      env=os.environ | {'SELECTIVE_T5X_ENGINE': 't5x'},
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+
+  found = run('import selective_t5x, t5x.models')
+  if found.returncode:
+    pytest.skip(f'no real T5X here: {found.stderr.strip().splitlines()[-1]}')
+  result = run("""
+import selective_t5x
+from tests import predictions_test as test
+for kind in test.KINDS:
+  for attention_fn in test.FUNCTIONS:
+    test.check_greedy(kind, attention_fn)
+    test.check_beams(kind, attention_fn)
+print('all the same')
+""")
+  assert result.returncode == 0, result.stderr[-3000:]
+  assert result.stdout.endswith('all the same\n')
