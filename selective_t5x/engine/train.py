@@ -352,20 +352,13 @@ def _first_train_state(
 ):
   """Returns the state to go on from: model_dir's, the given one, or new."""
   save_cfg, restore_cfg = checkpoint_cfg.save, checkpoint_cfg.restore
-  steps = checkpoints.all_steps(model_dir)
-  if steps:
-    return initializer.from_checkpoint(
-      checkpoints.checkpoint_path(model_dir, steps[-1]),
-      iterator=train_iter if save_cfg and save_cfg.save_dataset else None,
+  if checkpoints.all_steps(model_dir):
+    restore_cfg = utils.RestoreCheckpointConfig(
+      model_dir, restore_dataset=bool(save_cfg and save_cfg.save_dataset)
     )
-  path = restore_cfg and utils.checkpoint_to_restore(restore_cfg)
-  if path:
-    return initializer.from_checkpoint(
-      path,
-      dtype=restore_cfg.dtype,
-      iterator=train_iter if restore_cfg.restore_dataset else None,
-    )
-  return initializer.from_scratch(init_rng)
+  return initializer.from_checkpoint_or_scratch(
+    [restore_cfg] if restore_cfg else [], init_rng=init_rng, ds_iter=train_iter
+  )
 
 
 def _ones_like(batch_spec, partitioner):
