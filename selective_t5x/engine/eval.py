@@ -12,7 +12,15 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from selective_t5x.errors import UserError
-from t5x import datasets, gin_utils, inference, models, partitioning, utils
+from t5x import (
+  datasets,
+  gin_utils,
+  inference,
+  metric_managers,
+  models,
+  partitioning,
+  utils,
+)
 
 
 class InferenceEvaluator:
@@ -45,10 +53,11 @@ class InferenceEvaluator:
     self._model = model
     self._partitioner = partitioner
     self._batch_size = cfg.batch_size
+    self._log_dir = log_dir and os.path.join(log_dir, 'inference_eval')
     log_args = {'logger_cls': ()}
     if log_dir:
-      log_args = {'log_dir': os.path.join(log_dir, 'inference_eval')}
-      os.makedirs(log_args['log_dir'], exist_ok=True)  # JSONLogger does not
+      log_args = {'log_dir': self._log_dir}
+      os.makedirs(self._log_dir, exist_ok=True)  # JSONLogger does not
     self._evaluator = inference_evaluator_cls(
       mixture_or_task_name=cfg.mixture_or_task_name,
       feature_converter=model.FEATURE_CONVERTER_CLS(pack=False),
@@ -60,6 +69,12 @@ class InferenceEvaluator:
       **log_args,
     )
     self._infer_fns = {}
+
+  def keep_until(self, step: int) -> None:
+    """Drops what JSONLogger wrote of later steps, which are taken again."""
+    if self._log_dir and jax.process_index() == 0:
+      for file in epath.Path(self._log_dir).glob('*-metrics.jsonl'):
+        metric_managers.keep_lines_until(file, step)
 
   @property
   def model_feature_shapes(self):
@@ -274,8 +289,8 @@ def _training_eval(trainer, eval_datasets) -> dict[str, dict[str, float]]:
 
 
 def _floats(metrics) -> dict[str, float]:
-  """Returns the values of clu's and seqio's metrics, objects that hold them."""
-  return {k: float(getattr(v, 'value', v)) for k, v in metrics.items()}
+  """Returns the numbers among clu's and seqio's metrics, which hold a value."""
+  return {k: float(v.value) for k, v in metrics.items() if hasattr(v, 'value')}
 
 
 class _EvaluatedCheckpoints:
