@@ -1,4 +1,4 @@
-r"""Trains or evaluates what gin files describe, with T5X's flags.
+r"""Trains, evaluates or infers what gin files describe, with T5X's flags.
 
   python -m selective_t5x.main --run_mode=train \
     --gin_file=gin/experiments/wikipedia_sample_lm.gin \
@@ -28,6 +28,7 @@ from selective_t5x.errors import UserError, did_you_mean
 ENTRY_POINTS = {
   'train': ('t5x.train', 'train'),
   'eval': ('t5x.eval', 'evaluate'),
+  'infer': ('t5x.infer', 'infer'),
 }
 # Run modes of T5X's own command line.
 _T5X_RUN_MODES = ('train', 'eval', 'infer', 'precompile', 'export')

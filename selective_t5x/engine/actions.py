@@ -17,6 +17,7 @@ class ActionMode(enum.Enum):
 
   TRAIN = 1
   TRAIN_EVAL = 2
+  INFER_EVAL = 3
 
 
 class BaseAction(abc.ABC):

@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from clu.data import dataset_iterator
@@ -49,8 +48,15 @@ def find_checkpoint(path: str) -> str:
   Raises:
     UserError: there is none.
   """
-  if (epath.Path(path) / 'state').is_dir():
+  if any(
+    (epath.Path(path) / name).exists() for name in ('state', 'checkpoint')
+  ):
     return path
+  if epath.Path(path + '.index').exists():
+    raise UserError(
+      f'{path} is a TensorFlow checkpoint, which only the real T5X reads: '
+      'expected a folder checkpoint_N'
+    )
   steps = all_steps(path)
   if steps:
     return checkpoint_path(path, steps[-1])
@@ -162,108 +168,77 @@ class CheckpointManager:
     self._manager.close()
 
 
-def restore(
-  path: str,
-  train_state_shape,
-  train_state_axes,
-  partitioner,
-  dtype: str | None = None,
-  iterator: dataset_iterator.DatasetIterator | None = None,
-):
-  """Restores a train state, and the iterator with it, from a checkpoint.
+@dataclasses.dataclass(frozen=True)
+class SavedArray:
+  """An array of a checkpoint, not read yet.
 
-  Args:
-    path: a checkpoint folder.
-    train_state_shape: the train state with jax.ShapeDtypeStruct leaves: what is
-      read. An InferenceState reads the parameters and the step alone.
-    train_state_axes: the same with PartitionSpec or None: how it is split.
-    partitioner: gives the mesh.
-    dtype: dtype of the parameters; None keeps the checkpoint's.
-    iterator: a train iterator to put where it was when the checkpoint was made.
+  Attributes:
+    name: its path in the checkpoint joined by '/'.
+    shape: of the whole array.
+  """
 
-  Returns:
-    a train state of jax.Array.
+  name: str
+  shape: tuple[int, ...]
+
+
+# {name in the checkpoint: (how it is split, its dtype or None for as saved)}
+ReadRequests = Mapping[str, tuple[jax.sharding.Sharding, Any]]
+
+
+class OrbaxReader:
+  """Reads the arrays of a checkpoint in Orbax layout."""
+
+  def __init__(self, path: str):
+    self._path = os.path.join(path, 'state')
+    self._handler = ocp.PyTreeCheckpointHandler(use_ocdbt=True)
+
+  def arrays(self) -> dict[str, SavedArray]:
+    """Returns {name: array} of all that the checkpoint holds."""
+    with ocp.Checkpointer(self._handler) as checkpointer:
+      tree = checkpointer.metadata(self._path).item_metadata.tree
+    return {
+      name: SavedArray(name, tuple(array.shape))
+      for name, array in traverse_util.flatten_dict(dict(tree), sep='/').items()
+    }
+
+  def read(self, requests: ReadRequests) -> dict[str, jax.Array]:
+    """Returns {name: array} of those that are asked for."""
+    if not requests:
+      return {}
+    restore_args = {
+      name: ocp.ArrayRestoreArgs(
+        sharding=sharding, dtype=None if dtype is None else jnp.dtype(dtype)
+      )
+      for name, (sharding, dtype) in requests.items()
+    }
+    nested = traverse_util.unflatten_dict(restore_args, sep='/')
+    with ocp.Checkpointer(self._handler) as checkpointer:
+      tree = checkpointer.restore(
+        self._path,
+        args=ocp.args.PyTreeRestore(
+          item=jax.tree.map(lambda _: 0, nested),
+          restore_args=nested,
+          partial_restore=True,
+        ),
+      )
+    return traverse_util.flatten_dict(tree, sep='/')
+
+
+def restore_iterator(
+  path: str, partitioner, iterator: dataset_iterator.DatasetIterator
+) -> None:
+  """Puts a train iterator where it was when a checkpoint was made.
 
   Raises:
-    UserError: the checkpoint is of another model: names and shapes that differ.
+    UserError: the checkpoint holds no iterator.
   """
-  path = os.path.abspath(path)
-  state_path = os.path.join(path, 'state')
-  if not os.path.isdir(state_path):
-    raise UserError(f'No checkpoint at {path}: it has no folder "state"')
-  wanted = train_state_shape.state_dict()
-  handler = ocp.PyTreeCheckpointHandler(use_ocdbt=True)
-  with ocp.Checkpointer(handler) as checkpointer:
-    saved = checkpointer.metadata(state_path).item_metadata.tree
-    _check_same_model(path, wanted, saved)
-    shardings = partitioner.shardings(train_state_axes.state_dict())
-
-    def restore_args(key):
-      return jax.tree.map(
-        lambda x, sharding: ocp.ArrayRestoreArgs(
-          sharding=sharding,
-          global_shape=x.shape,
-          dtype=jnp.dtype(dtype) if dtype and key == 'target' else None,
-        ),
-        wanted[key],
-        _broadcast(shardings[key], wanted[key]),
-      )
-
-    state_dict = checkpointer.restore(
-      state_path,
-      args=ocp.args.PyTreeRestore(
-        item=wanted,
-        restore_args={key: restore_args(key) for key in wanted},
-        partial_restore=True,
-      ),
-    )
-  if iterator is not None:
-    layout = partitioner.get_data_layout()
-    files = _IteratorHandler(layout.shard_id, layout.num_shards, False)
-    folder = epath.Path(path) / 'dataset'
-    if not folder.is_dir():
-      raise UserError(
-        f'{path} holds no train iterator: it was saved with '
-        'SaveCheckpointConfig.save_dataset = False, so the order of the data '
-        'cannot go on where it was'
-      )
-    files.restore(folder, _IteratorArgs(iterator))
-  return train_state_shape.restore_state(state_dict)
-
-
-def _broadcast(prefix, tree):
-  """Repeats the leaves of a prefix tree over the whole tree."""
-  return jax.tree.map(lambda p, t: jax.tree.map(lambda _: p, t), prefix, tree)
-
-
-def _check_same_model(
-  path: str, wanted: Mapping[str, Any], saved: Mapping[str, Any]
-) -> None:
-  """Raises UserError where the checkpoint's arrays are not the wanted ones."""
-  wanted = traverse_util.flatten_dict(dict(wanted), sep='/')
-  saved = traverse_util.flatten_dict(dict(saved), sep='/')
-  # Parameters first: the optimiser's copies of them say the same again.
-  missing = sorted(set(wanted) - set(saved), key=lambda n: (n[0] != 't', n))
-  extra = sorted(
-    name for name in set(saved) - set(wanted) if name.startswith('target/')
-  )
-  shapes = [
-    f'{name} is {tuple(saved[name].shape)}, expected {tuple(x.shape)}'
-    for name, x in sorted(wanted.items())
-    if name in saved and tuple(saved[name].shape) != np.shape(x)
-  ]
-
-  def some(names):
-    return ', '.join(names[:3]) + (' …' if len(names) > 3 else '')
-
-  problems = []
-  if missing:
-    problems.append(f'without {some(missing)}')
-  if extra:
-    problems.append(f'with {some(extra)}, unknown to the model')
-  if shapes:
-    problems.append(some(shapes))
-  if problems:
+  folder = epath.Path(path) / 'dataset'
+  if not folder.is_dir():
     raise UserError(
-      f'{path} is a checkpoint of another model: {"; ".join(problems)}'
+      f'{path} holds no train iterator: it was saved with '
+      'SaveCheckpointConfig.save_dataset = False, so the order of the data '
+      'cannot go on where it was'
     )
+  layout = partitioner.get_data_layout()
+  files = _IteratorHandler(layout.shard_id, layout.num_shards, False)
+  files.restore(folder, _IteratorArgs(iterator))

@@ -131,7 +131,8 @@ def verify_matching_vocabs(cfg: DatasetConfig, model) -> None:
     )
 
 
-def _check_split(provider: seqio.Task | seqio.Mixture, split: str) -> None:
+def check_split(provider: seqio.Task | seqio.Mixture, split: str) -> None:
+  """Raises UserError where a task or mixture has no such split."""
   if split not in provider.splits:
     raise UserError(
       f'Task {provider.name} has no split {split!r}; it has '
@@ -169,7 +170,7 @@ def get_dataset(
     UserError: the batch cannot be divided; no such task or split.
   """
   provider = get_mixture_or_task(cfg)
-  _check_split(provider, cfg.split)
+  check_split(provider, cfg.split)
   if cfg.batch_size % num_shards:
     raise UserError(
       f'Batch size ({cfg.batch_size}) must be divisible by number of shards '
@@ -255,7 +256,7 @@ def get_training_eval_datasets(
         'Task %s has no %r split; it is not evaluated.', task.name, cfg.split
       )
   if not datasets:
-    _check_split(provider, cfg.split)
+    check_split(provider, cfg.split)
   if isinstance(provider, seqio.Mixture):
     datasets[provider.name] = batches(provider)
   return datasets

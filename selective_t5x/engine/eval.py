@@ -1,14 +1,26 @@
 """The evaluation run: a checkpoint, scored on a task or mixture."""
 
+import contextlib
+import dataclasses
 import os
 from collections.abc import Callable
 
 import jax
 import numpy as np
 import seqio
+from etils import epath
+from jax.experimental import multihost_utils
 
 from selective_t5x.errors import UserError
-from t5x import datasets, gin_utils, inference, models, partitioning, utils
+from t5x import (
+  datasets,
+  gin_utils,
+  inference,
+  metric_managers,
+  models,
+  partitioning,
+  utils,
+)
 
 
 class InferenceEvaluator:
@@ -41,10 +53,11 @@ class InferenceEvaluator:
     self._model = model
     self._partitioner = partitioner
     self._batch_size = cfg.batch_size
+    self._log_dir = log_dir and os.path.join(log_dir, 'inference_eval')
     log_args = {'logger_cls': ()}
     if log_dir:
-      log_args = {'log_dir': os.path.join(log_dir, 'inference_eval')}
-      os.makedirs(log_args['log_dir'], exist_ok=True)  # JSONLogger does not
+      log_args = {'log_dir': self._log_dir}
+      os.makedirs(self._log_dir, exist_ok=True)  # JSONLogger does not
     self._evaluator = inference_evaluator_cls(
       mixture_or_task_name=cfg.mixture_or_task_name,
       feature_converter=model.FEATURE_CONVERTER_CLS(pack=False),
@@ -56,6 +69,12 @@ class InferenceEvaluator:
       **log_args,
     )
     self._infer_fns = {}
+
+  def keep_until(self, step: int) -> None:
+    """Drops what JSONLogger wrote of later steps, which are taken again."""
+    if self._log_dir and jax.process_index() == 0:
+      for file in epath.Path(self._log_dir).glob('*-metrics.jsonl'):
+        metric_managers.keep_lines_until(file, step)
 
   @property
   def model_feature_shapes(self):
@@ -113,13 +132,17 @@ def evaluate(
   summarize_config_fn: Callable = gin_utils.summarize_gin_config,
   train_state_initializer_cls: type = utils.TrainStateInitializer,
   train_eval_get_dataset_fn: Callable = utils.get_training_eval_datasets,
+  fallback_init_rng: int | None = None,
 ):
-  """Evaluates a checkpoint with the tasks' metrics and with teacher forcing.
+  """Evaluates checkpoints with the tasks' metrics and with teacher forcing.
+
+  In mode 'all' one after the other; those of an earlier run that was
+  interrupted are passed over: eval.<task>.ckpt in output_dir lists them.
 
   Args:
     model: what is evaluated.
     dataset_cfg: what it is evaluated on.
-    restore_checkpoint_cfg: the checkpoint; only parameters are read.
+    restore_checkpoint_cfg: the checkpoints; only parameters are read.
     partitioner: shards the work.
     output_dir: folder of the results.
     inference_evaluator_cls: a seqio Evaluator for the metrics that the tasks
@@ -130,16 +153,19 @@ def evaluate(
     train_state_initializer_cls: makes the train state.
     train_eval_get_dataset_fn: makes the batches for teacher forcing; bind its
       eval_steps.
+    fallback_init_rng: seed for RestoreCheckpointConfig.fallback_to_scratch.
 
   Returns:
-    {task: {metric: value}}; those of teacher forcing under
-    'training_eval/<task>'.
+    {task: {metric: value}} of the last checkpoint; those of teacher forcing
+    under 'training_eval/<task>'.
 
   Raises:
     UserError: no checkpoint, or the tasks have no metric for what is asked.
   """
-  path = utils.checkpoint_to_restore(restore_checkpoint_cfg)
-  if path is None:
+  _, paths = utils.get_first_valid_restore_config_and_paths(
+    [restore_checkpoint_cfg]
+  )
+  if not paths:
     raise UserError('RestoreCheckpointConfig.path is empty: name a checkpoint')
   datasets.get_mixture_or_task(dataset_cfg)
   layout = partitioner.get_data_layout(dataset_cfg.batch_size)
@@ -178,50 +204,109 @@ def evaluate(
     input_types={k: np.int32 for k in shapes},
     partitioner=partitioner,
   )
-  train_state = initializer.from_checkpoint(
-    path, dtype=restore_checkpoint_cfg.dtype
-  )
   utils.log_model_info(
     os.path.join(output_dir, 'model-info.txt'),
     initializer.global_train_state_shape,
     partitioner,
   )
-  results = {}
-  if eval_datasets:
-    with training_evaluator_cls(
-      model=model,
-      train_state=train_state,
-      partitioner=partitioner,
-      eval_names=eval_datasets.keys(),
-      summary_dir=output_dir,
-      train_state_axes=initializer.train_state_axes,
-      rng=jax.random.PRNGKey(0),
-      learning_rate_fn=None,
-      num_microbatches=None,
-    ) as trainer:
-      summaries = trainer.eval(
-        {k: ds.as_numpy_iterator() for k, ds in eval_datasets.items()}
+  evaluated = _EvaluatedCheckpoints(output_dir, dataset_cfg)
+  if restore_checkpoint_cfg.mode == 'all':
+    paths = [path for path in paths if path not in evaluated.paths]
+  rng = None
+  if fallback_init_rng is not None:
+    rng = jax.random.PRNGKey(fallback_init_rng)
+  trainer, results = None, {}
+  with contextlib.ExitStack() as stack:
+    for path in paths:
+      train_state = initializer.from_checkpoint(
+        [
+          dataclasses.replace(
+            restore_checkpoint_cfg, path=path, mode='specific'
+          )
+        ],
+        init_rng=rng,
       )
-    results = {
-      f'training_eval/{task}': {
-        name: value
-        for name, value in summary.items()
-        if not name.startswith('timing/')
-      }
-      for task, summary in summaries.items()
-    }
+      if eval_datasets and trainer is None:
+        trainer = stack.enter_context(
+          training_evaluator_cls(
+            model=model,
+            train_state=train_state,
+            partitioner=partitioner,
+            eval_names=eval_datasets.keys(),
+            summary_dir=output_dir,
+            train_state_axes=initializer.train_state_axes,
+            rng=jax.random.PRNGKey(0),
+            learning_rate_fn=None,
+            num_microbatches=None,
+          )
+        )
+      results = {}
+      if trainer is not None:
+        trainer.train_state = train_state
+        results = _training_eval(trainer, eval_datasets)
+      if evaluator is not None:
+        results |= task_metrics(
+          evaluator, train_state, initializer.train_state_axes
+        )
+      multihost_utils.sync_global_devices(f'evaluated {path}')
+      evaluated.add(path)
   if evaluator is not None:
-    future = evaluator.evaluate(train_state, initializer.train_state_axes)
-    try:
-      results |= future.result() or {}
-    except ValueError as error:  # seqio says which task, and that it failed
-      if isinstance(error.__cause__, UserError):
-        raise error.__cause__ from error
-      raise
     evaluator.close()
-  for task, metrics in results.items():
-    # clu's and seqio's metrics are objects that hold a value.
-    results[task] = {
-      k: float(getattr(v, 'value', v)) for k, v in metrics.items()
-    }
   return results
+
+
+def task_metrics(
+  evaluator: InferenceEvaluator, train_state, train_state_axes
+) -> dict[str, dict[str, float]]:
+  """Evaluates a train state; returns {task: {metric: value}}.
+
+  Raises:
+    UserError: a metric turned down what the user gave.
+  """
+  future = evaluator.evaluate(train_state, train_state_axes)
+  try:
+    results = future.result() or {}
+  except ValueError as error:  # seqio says which task, and that it failed
+    if isinstance(error.__cause__, UserError):
+      raise error.__cause__ from error
+    raise
+  return {task: _floats(metrics) for task, metrics in results.items()}
+
+
+def _training_eval(trainer, eval_datasets) -> dict[str, dict[str, float]]:
+  """Evaluates with teacher forcing."""
+  summaries = trainer.eval(
+    {k: ds.as_numpy_iterator() for k, ds in eval_datasets.items()}
+  )
+  return {
+    f'training_eval/{task}': {
+      name: value
+      for name, value in _floats(summary).items()
+      if not name.startswith('timing/')
+    }
+    for task, summary in summaries.items()
+  }
+
+
+def _floats(metrics) -> dict[str, float]:
+  """Returns the numbers among clu's and seqio's metrics, which hold a value."""
+  return {k: float(v.value) for k, v in metrics.items() if hasattr(v, 'value')}
+
+
+class _EvaluatedCheckpoints:
+  """The checkpoints that are evaluated already, in a file like T5X's."""
+
+  def __init__(self, output_dir: str, cfg: utils.DatasetConfig):
+    name = getattr(cfg.mixture_or_task_name, 'name', cfg.mixture_or_task_name)
+    self._file = epath.Path(output_dir) / f'eval.{name}.ckpt'
+    self.paths = (
+      self._file.read_text().splitlines() if self._file.exists() else []
+    )
+
+  def add(self, path: str) -> None:
+    """Writes down one more."""
+    if jax.process_index() == 0 and path not in self.paths:
+      self.paths.append(path)
+      new = self._file.with_name(self._file.name + '.tmp')
+      new.write_text('\n'.join(self.paths))
+      new.replace(self._file)

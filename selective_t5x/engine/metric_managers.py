@@ -19,6 +19,28 @@ from t5x import metrics as metrics_lib
 METRICS_FILE = 'metrics.jsonl'
 
 
+def keep_lines_until(path: epath.Path, step: int) -> None:
+  """Drops the lines of later steps, and a broken one, from a JSON lines file.
+
+  Args:
+    path: the file; where there is none nothing is done.
+    step: the last step to keep.
+  """
+  if not path.exists():
+    return
+  kept = []
+  for line in path.read_text().splitlines():
+    try:
+      record = json.loads(line)
+    except json.JSONDecodeError:
+      continue
+    if record['step'] <= step:
+      kept.append(line + '\n')
+  temporary = path.with_suffix('.tmp')
+  temporary.write_text(''.join(kept))
+  os.replace(temporary, path)
+
+
 class JsonLinesWriter:
   """Appends {'step': …, name: number, …} lines; each step stands once.
 
@@ -31,19 +53,7 @@ class JsonLinesWriter:
 
   def keep_until(self, step: int) -> None:
     """Drops the lines of later steps: a resumed run writes them again."""
-    if not self._path.exists():
-      return
-    kept = []
-    for line in self._path.read_text().splitlines():
-      try:
-        record = json.loads(line)
-      except json.JSONDecodeError:
-        continue
-      if record['step'] <= step:
-        kept.append(line + '\n')
-    temporary = self._path.with_suffix('.tmp')
-    temporary.write_text(''.join(kept))
-    os.replace(temporary, self._path)
+    keep_lines_until(self._path, step)
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Appends a line; NaN and infinities, which JSON has not, become null."""

@@ -7,27 +7,22 @@ seeds of the datasets set, and the train iterator saved).
 """
 
 import contextlib
-import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import seqio
 from absl import logging
 from clu import metric_writers
 from jax.experimental import multihost_utils
 
 from selective_t5x.errors import UserError
 from t5x import checkpoints, datasets, models, partitioning, progress, utils
+from t5x import eval as eval_lib
 from t5x import trainer as trainer_lib
-
-TRAIN_METRIC_KEY = 'train'
-
-
-class NonFiniteLossError(FloatingPointError):
-  """The loss or a parameter is NaN or infinite; nothing was saved since."""
+from t5x.train_loop import TRAIN_METRIC_KEY, Loop, NonFiniteLossError  # noqa: F401
 
 
 def train(
@@ -53,6 +48,7 @@ def train(
   train_eval_get_dataset_fn: Callable = utils.get_training_eval_datasets,
   run_eval_before_training: bool = False,
   train_state_initializer_cls: type = utils.TrainStateInitializer,
+  inference_evaluator_cls: Callable[..., seqio.Evaluator] = seqio.Evaluator,
   verify_matching_vocabs_fn: Callable | None = utils.verify_matching_vocabs,
 ):
   """Trains a model; goes on from the latest checkpoint in model_dir.
@@ -65,8 +61,8 @@ def train(
     train_dataset_cfg: what it is trained on.
     train_eval_dataset_cfg: what it is evaluated on, with teacher forcing, or
       None.
-    infer_eval_dataset_cfg: must be None; evaluation with decoding is for the
-      real T5X so far.
+    infer_eval_dataset_cfg: what it is evaluated on with the tasks' own metrics,
+      from decoding or scores, or None; written under inference_eval.
     checkpoint_cfg: what is saved, and what is restored before step 0.
     partitioner: shards data and state over the devices.
     trainer_cls: takes what BaseTrainer takes.
@@ -84,12 +80,14 @@ def train(
     summarize_config_fn: writes the configuration; called with (model_dir,
       TensorBoard writer, step).
     get_dataset_fn: makes the train dataset, see `datasets.get_dataset`.
-    actions: for 'TRAIN' and 'TRAIN_EVAL' what looks at the metrics and may stop
-      training; T5X names a train step's task 'train'.
+    actions: for 'TRAIN', 'TRAIN_EVAL' and 'INFER_EVAL' what looks at the
+      metrics and may stop training; T5X names a train step's task 'train'.
     train_eval_get_dataset_fn: makes the evaluation datasets, see
       `datasets.get_training_eval_datasets`.
     run_eval_before_training: whether to evaluate before the first step.
     train_state_initializer_cls: makes the train state.
+    inference_evaluator_cls: makes the seqio Evaluator of
+      infer_eval_dataset_cfg.
     verify_matching_vocabs_fn: checks task against model, or None.
 
   Returns:
@@ -99,13 +97,9 @@ def train(
     UserError: a setting that cannot be.
     NonFiniteLossError: the loss or a parameter became NaN or infinite.
   """
-  if infer_eval_dataset_cfg is not None:
-    raise UserError(
-      'train.infer_eval_dataset_cfg: evaluation with decoding during training '
-      'needs the real T5X; set it to None here'
-    )
   save_cfg = checkpoint_cfg.save
-  eval_period = eval_period if train_eval_dataset_cfg else 0
+  if not (train_eval_dataset_cfg or infer_eval_dataset_cfg):
+    eval_period = 0
   save_period = (save_cfg.period if save_cfg else 0) or 0
   os.makedirs(model_dir, exist_ok=True)
   init_rng, trainer_rng = jax.random.split(
@@ -129,8 +123,8 @@ def train(
     checkpoint_cfg=checkpoint_cfg,
     data_layout=layout,
   )
-  eval_datasets = {}
-  if eval_period:
+  eval_datasets, evaluator = {}, None
+  if eval_period and train_eval_dataset_cfg:
     eval_datasets = train_eval_get_dataset_fn(
       train_eval_dataset_cfg,
       layout.shard_id,
@@ -138,6 +132,22 @@ def train(
       eval_steps,
       model.FEATURE_CONVERTER_CLS,
     )
+
+  if eval_period and infer_eval_dataset_cfg:
+    evaluator = eval_lib.InferenceEvaluator(
+      infer_eval_dataset_cfg,
+      inference_evaluator_cls,
+      model,
+      partitioner,
+      log_dir=model_dir,
+      verify_matching_vocabs_fn=verify_matching_vocabs_fn,
+    )
+    if not evaluator.eval_tasks:
+      raise UserError(
+        'train.infer_eval_dataset_cfg: '
+        f'{infer_eval_dataset_cfg.mixture_or_task_name!r} has no metrics, or '
+        f'no split {infer_eval_dataset_cfg.split!r}; None does without'
+      )
 
   batch_spec = datasets.global_batch_spec(train_iter, layout.batch_size)
   initializer = train_state_initializer_cls(
@@ -156,6 +166,8 @@ def train(
     partitioner,
   )
   first_step = int(train_state.step)
+  if evaluator:
+    evaluator.keep_until(first_step)
   if relative_steps:
     total_steps = first_step + relative_steps
   if total_steps < first_step:
@@ -189,19 +201,24 @@ def train(
   summarize_config_fn(
     model_dir, trainer.train_metrics_manager.summary_writer, first_step
   )
-  loop = _Loop(
+  loop = Loop(
     trainer,
     manager,
     eval_datasets,
+    evaluator,
+    initializer.train_state_axes,
     {trainer_lib.ActionMode[k]: v for k, v in (actions or {}).items()},
     model_dir,
   )
   # However the run ends, what is being saved is saved.
   saving = contextlib.closing(manager) if manager else contextlib.nullcontext()
-  with trainer, saving:
+  logs = (
+    contextlib.closing(evaluator) if evaluator else contextlib.nullcontext()
+  )
+  with trainer, saving, logs:
     if manager and first_step not in manager.all_steps():
       loop.save()
-    if run_eval_before_training and eval_datasets:
+    if run_eval_before_training and eval_period:
       loop.evaluate()
     if first_step < total_steps:
       trainer.compile_train(_ones_like(batch_spec, partitioner))
@@ -222,7 +239,7 @@ def train(
         loop.train(train_iter, step, end)
         step = end
         last = step == total_steps
-        if eval_datasets and (last or step % eval_period == 0):
+        if eval_period and (last or step % eval_period == 0):
           loop.evaluate()
         if manager and (last or step % save_period == 0):
           loop.save()
@@ -230,110 +247,6 @@ def train(
     loop.check_finite()
   multihost_utils.sync_global_devices('train finished')
   return step, trainer.train_state
-
-
-class _Loop:
-  """The pieces of the loop that look at metrics and save."""
-
-  def __init__(self, trainer, manager, eval_datasets, actions, model_dir):
-    self._trainer = trainer
-    self._manager = manager
-    self._eval_datasets = eval_datasets
-    self._actions = actions
-    self._model_dir = model_dir
-    self._window = None  # the metrics of the last window, a future
-    self._previous_loss = None
-
-  def train(self, train_iter, start: int, end: int) -> None:
-    """Takes the steps of one window; looks at the window before meanwhile."""
-    window = self._trainer.train(train_iter, end - start, start_step=start)
-    self.check_finite()
-    self._window = (end, window)
-    if trainer_lib.ActionMode.TRAIN in self._actions:
-      self.check_finite()
-      self._act(
-        trainer_lib.ActionMode.TRAIN, {TRAIN_METRIC_KEY: window.result()}
-      )
-
-  def evaluate(self) -> None:
-    """Evaluates all datasets with teacher forcing."""
-    start = time.time()
-    summaries = self._trainer.eval(
-      {k: ds.as_numpy_iterator() for k, ds in self._eval_datasets.items()}
-    )
-    for task, summary in summaries.items():
-      logging.info(
-        'evaluation of %s at step %d: %s',
-        task,
-        int(self._trainer.train_state.step),
-        ', '.join(
-          f'{name} {float(summary[name].value):.4f}'
-          for name in ('loss', 'accuracy')
-          if name in summary
-        ),
-      )
-    self._trainer.train_metrics_manager.write_scalar(
-      'timing/evaluate_seconds',
-      time.time() - start,
-      int(self._trainer.train_state.step),
-    )
-    self._act(trainer_lib.ActionMode.TRAIN_EVAL, summaries)
-
-  def save(self) -> None:
-    """Saves a checkpoint, once all metrics up to its step are on disk.
-
-    The loss of a step is that of the parameters before it, so these are looked
-    at themselves.
-    """
-    self.check_finite()
-    if not _all_finite(self._trainer.train_state.params):
-      self._refuse('A parameter is not finite', self._trainer.train_state.step)
-    self._trainer.flush()
-    self._manager.save(self._trainer.train_state)
-
-  def last_loss(self) -> float | None:
-    """The loss of the last window that is computed."""
-    if self._window is not None and self._window[1].done():
-      self.check_finite()
-    return self._previous_loss
-
-  def check_finite(self) -> None:
-    """Raises NonFiniteLossError where the last window's loss is not finite."""
-    if self._window is None:
-      return
-    step, window = self._window
-    self._window = None
-    loss = float(window.result()['loss'].value)
-    if not math.isfinite(loss):
-      self._refuse(f'The loss became {loss}', step)
-    self._previous_loss = loss
-
-  def _refuse(self, what: str, step: int) -> None:
-    """Raises NonFiniteLossError with what is left to go on from."""
-    if self._manager:
-      self._manager.wait_until_finished()
-    saved = checkpoints.all_steps(self._model_dir)
-    last = f'checkpoint_{saved[-1]}' if saved else 'none'
-    raise NonFiniteLossError(
-      f'{what} at or before step {int(step)}; the last checkpoint is {last}. '
-      'A lower LEARNING_RATE or more WARMUP_STEPS may help.'
-    )
-
-  def _act(self, mode, metrics_by_task) -> None:
-    stop = False
-    if jax.process_index() == 0:
-      for action in self._actions.get(mode, ()):
-        stop |= action.run(self._trainer.train_state, metrics_by_task)
-    if mode in self._actions:
-      stop = bool(multihost_utils.broadcast_one_to_all(jnp.array(stop)))
-      self._trainer.stop_training |= stop
-
-
-@jax.jit
-def _all_finite(params) -> jax.Array:
-  return jnp.all(
-    jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)])
-  )
 
 
 def _make_rng(random_seed: int | None, use_hardware_rng: bool) -> jax.Array:
@@ -352,20 +265,13 @@ def _first_train_state(
 ):
   """Returns the state to go on from: model_dir's, the given one, or new."""
   save_cfg, restore_cfg = checkpoint_cfg.save, checkpoint_cfg.restore
-  steps = checkpoints.all_steps(model_dir)
-  if steps:
-    return initializer.from_checkpoint(
-      checkpoints.checkpoint_path(model_dir, steps[-1]),
-      iterator=train_iter if save_cfg and save_cfg.save_dataset else None,
+  if checkpoints.all_steps(model_dir):
+    restore_cfg = utils.RestoreCheckpointConfig(
+      model_dir, restore_dataset=bool(save_cfg and save_cfg.save_dataset)
     )
-  path = restore_cfg and utils.checkpoint_to_restore(restore_cfg)
-  if path:
-    return initializer.from_checkpoint(
-      path,
-      dtype=restore_cfg.dtype,
-      iterator=train_iter if restore_cfg.restore_dataset else None,
-    )
-  return initializer.from_scratch(init_rng)
+  return initializer.from_checkpoint_or_scratch(
+    [restore_cfg] if restore_cfg else [], init_rng=init_rng, ds_iter=train_iter
+  )
 
 
 def _ones_like(batch_spec, partitioner):

@@ -1,7 +1,7 @@
 """Configurations of checkpoints, initialisation, and T5X's other utilities."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import flax
@@ -11,9 +11,7 @@ from absl import logging
 from etils import epath
 from flax import traverse_util
 
-from selective_t5x.errors import UserError
-from t5x import checkpoints, optimizers, partitioning
-from t5x import train_state as train_state_lib
+from t5x import partitioning
 
 # T5X has these under this module's name.
 from t5x.datasets import (  # noqa: F401
@@ -26,12 +24,15 @@ from t5x.datasets import (  # noqa: F401
   round_vocab_size_to_multiple,
   verify_matching_vocabs,
 )
+from t5x.restoring import (  # noqa: F401
+  RestoreCheckpointConfig,
+  TrainStateInitializer,
+  get_first_valid_restore_config_and_paths,
+)
 from t5x.schedules import (  # noqa: F401
   LearningRateCallable,
   create_learning_rate_scheduler,
 )
-
-_DTYPES = (None, 'float32', 'bfloat16', 'float16')
 
 
 @dataclasses.dataclass
@@ -60,130 +61,11 @@ class SaveCheckpointConfig:
 
 
 @dataclasses.dataclass
-class RestoreCheckpointConfig:
-  """Which checkpoint is restored.
-
-  Attributes:
-    path: a checkpoint (mode 'specific') or a folder of them (mode 'latest'); an
-      empty sequence restores nothing.
-    mode: 'specific' or 'latest'.
-    dtype: of the restored parameters; None is as saved.
-    restore_dataset: whether the position in the training data is restored.
-  """
-
-  path: str | Sequence[str]
-  mode: str = 'latest'
-  dtype: str | None = None
-  restore_dataset: bool = False
-
-  def __post_init__(self):
-    if self.mode not in ('specific', 'latest'):
-      raise ValueError(
-        "`RestoreCheckpointConfig.mode` must be 'specific' or 'latest'. Got "
-        f'{self.mode}.'
-      )
-    if self.dtype not in _DTYPES:
-      raise ValueError(
-        f'`RestoreCheckpointConfig.dtype` must be one of {_DTYPES}. Got '
-        f'{self.dtype}.'
-      )
-
-
-@dataclasses.dataclass
 class CheckpointConfig:
   """What is saved, and what is restored before the first step."""
 
   save: SaveCheckpointConfig | None = None
   restore: RestoreCheckpointConfig | None = None
-
-
-def checkpoint_to_restore(cfg: RestoreCheckpointConfig) -> str | None:
-  """Returns the path of the checkpoint that a config names, or None.
-
-  Raises:
-    UserError: it names one that is not there.
-  """
-  if not cfg.path:
-    return None
-  if not isinstance(cfg.path, str):
-    raise UserError(
-      f'RestoreCheckpointConfig.path = {cfg.path!r}: expected one path'
-    )
-  if cfg.mode == 'latest':
-    steps = checkpoints.all_steps(cfg.path)
-    if not steps:
-      raise UserError(
-        f'RestoreCheckpointConfig.path = {cfg.path!r}: no checkpoint_N folder '
-        'in it'
-      )
-    return checkpoints.checkpoint_path(cfg.path, steps[-1])
-  return checkpoints.find_checkpoint(cfg.path)
-
-
-class TrainStateInitializer:
-  """Makes the sharded train state, from scratch or from a checkpoint.
-
-  Attributes:
-    global_train_state_shape: the train state with jax.ShapeDtypeStruct leaves.
-    train_state_axes: the train state with a PartitionSpec, or None, as leaves.
-  """
-
-  def __init__(
-    self,
-    optimizer_def: optimizers.OptimizerDef | None,
-    init_fn: Callable[..., Mapping],
-    input_shapes: Mapping[str, tuple[int, ...]],
-    partitioner: partitioning.BasePartitioner,
-    input_types: Mapping[str, Any] | None = None,
-  ):
-    """Traces the initialisation.
-
-    Args:
-      optimizer_def: None gives an InferenceState, without an optimiser.
-      init_fn: model.get_initial_variables.
-      input_shapes: shape of each feature of the global batch.
-      partitioner: shards the train state.
-      input_types: dtype of each feature; float32 where absent.
-    """
-
-    def initialize(rng):
-      variables = flax.core.freeze(
-        init_fn(rng=rng, input_shapes=input_shapes, input_types=input_types)
-      )
-      if optimizer_def is None:
-        return train_state_lib.InferenceState.create(variables)
-      return train_state_lib.FlaxOptimTrainState.create(
-        optimizer_def, variables
-      )
-
-    self._initialize = initialize
-    self._partitioner = partitioner
-    self.global_train_state_shape = jax.eval_shape(
-      initialize, jax.random.PRNGKey(0)
-    )
-    self.train_state_axes = partitioner.get_mesh_axes(
-      self.global_train_state_shape
-    )
-
-  def from_scratch(self, init_rng: jax.Array):
-    """Returns the initial train state, computed where it is stored."""
-    return self._partitioner.partition(
-      self._initialize,
-      in_axis_resources=None,
-      out_axis_resources=self.train_state_axes,
-    )(init_rng)
-
-  def from_checkpoint(self, path: str, dtype: str | None = None, iterator=None):
-    """Returns the train state of a checkpoint; see `checkpoints.restore`."""
-    logging.info('Restoring %s', path)
-    return checkpoints.restore(
-      path,
-      self.global_train_state_shape,
-      self.train_state_axes,
-      self._partitioner,
-      dtype=dtype,
-      iterator=iterator,
-    )
 
 
 def log_model_info(

@@ -7,6 +7,10 @@ from t5x import checkpoints, datasets, partitioning, utils
 from tests.engine import tiny
 
 
+def _specific(path, **kwargs):
+  return [utils.RestoreCheckpointConfig(str(path), 'specific', **kwargs)]
+
+
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
   folder = tmp_path_factory.mktemp('model')
@@ -23,7 +27,7 @@ def saved(tmp_path_factory):
 def test_values_come_back_and_only_the_last_is_kept(saved):
   folder, state, initializer, _ = saved
   assert checkpoints.all_steps(folder) == [9]
-  restored = initializer.from_checkpoint(checkpoints.find_checkpoint(folder))
+  restored = initializer.from_checkpoint(_specific(folder))
   assert int(restored.step) == 9
   jax.tree.map(np.testing.assert_array_equal, restored.params, state.params)
   jax.tree.map(
@@ -35,7 +39,7 @@ def test_parameters_alone_for_inference_and_in_another_dtype(saved):
   folder, state, _, partitioner = saved
   initializer = tiny.initializer(tiny.model(), partitioner, optimizer=False)
   restored = initializer.from_checkpoint(
-    checkpoints.checkpoint_path(folder, 9), dtype='bfloat16'
+    _specific(folder / 'checkpoint_9', dtype='bfloat16')
   )
   leaf = restored.params['token_embedder']['embedding']
   assert leaf.dtype == 'bfloat16'
@@ -55,7 +59,7 @@ def test_another_model_is_named(config, message, saved):
   folder, _, _, partitioner = saved
   initializer = tiny.initializer(tiny.model(**config), partitioner)
   with pytest.raises(UserError, match=message):
-    initializer.from_checkpoint(checkpoints.checkpoint_path(folder, 9))
+    initializer.from_checkpoint(_specific(folder / 'checkpoint_9'))
 
 
 def test_a_checkpoint_with_more_layers_is_named(saved, tmp_path):
@@ -65,7 +69,7 @@ def test_a_checkpoint_with_more_layers_is_named(saved, tmp_path):
   manager.save(other.from_scratch(jax.random.PRNGKey(0)))
   manager.close()
   with pytest.raises(UserError, match='with target/layers_1/.*unknown'):
-    initializer.from_checkpoint(checkpoints.checkpoint_path(tmp_path, 0))
+    initializer.from_checkpoint(_specific(tmp_path / 'checkpoint_0'))
 
 
 def test_missing_checkpoints_name_the_nearest(saved, tmp_path):
@@ -73,8 +77,8 @@ def test_missing_checkpoints_name_the_nearest(saved, tmp_path):
   with pytest.raises(UserError, match='nearest: checkpoint_9'):
     checkpoints.find_checkpoint(str(folder / 'checkpoint_8'))
   with pytest.raises(UserError, match='no checkpoint_N folder'):
-    utils.checkpoint_to_restore(utils.RestoreCheckpointConfig(str(tmp_path)))
-  assert utils.checkpoint_to_restore(utils.RestoreCheckpointConfig([])) is None
+    saved[2].from_checkpoint([utils.RestoreCheckpointConfig(str(tmp_path))])
+  assert saved[2].from_checkpoint([utils.RestoreCheckpointConfig([])]) is None
 
 
 def test_a_checkpoint_without_the_iterator_says_so(saved):
@@ -87,7 +91,8 @@ def test_a_checkpoint_without_the_iterator_says_so(saved):
   )
   with pytest.raises(UserError, match='save_dataset = False'):
     initializer.from_checkpoint(
-      checkpoints.checkpoint_path(folder, 9), iterator=iterator
+      _specific(folder / 'checkpoint_9', restore_dataset=True),
+      ds_iter=iterator,
     )
 
 

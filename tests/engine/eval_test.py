@@ -1,3 +1,5 @@
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,24 +77,9 @@ def test_every_batch_has_its_own_random_key(partitioner):
   assert len(set(values)) == 4
 
 
-def _metric(targets, scores):
-  return {'mean_score': seqio.metrics.Scalar(float(np.mean(scores)))}
-
-
 @pytest.fixture(scope='module')
 def scored_task():
-  tiny.register()
-  name = f'{tiny.TASK}_scored'
-  if name not in seqio.TaskRegistry.names():
-    task = seqio.TaskRegistry.get(tiny.TASK)
-    seqio.TaskRegistry.add(
-      name,
-      source=task.source,
-      preprocessors=task.preprocessors,
-      output_features=task.output_features,
-      metric_fns=[_metric],
-    )
-  return name
+  return tiny.register_scored()
 
 
 def _evaluate(saved, task, output_dir, partitioner, **kwargs):
@@ -150,3 +137,37 @@ def test_a_checkpoint_is_evaluated_in_both_ways(
 def test_a_task_without_metrics_is_refused(saved, tmp_path, partitioner):
   with pytest.raises(UserError, match='no metrics for evaluation'):
     _evaluate(saved, tiny.TASK, tmp_path, partitioner)
+
+
+def test_mode_all_passes_over_what_is_evaluated(
+  scored_task, tmp_path, partitioner
+):
+  initializer = tiny.initializer(tiny.model(), partitioner)
+  state = initializer.from_scratch(jax.random.PRNGKey(0))
+  manager = checkpoints.CheckpointManager(str(tmp_path / 'run'), partitioner)
+  for step in (1, 2):
+    manager.save(state.replace_step(np.int32(step)))
+  manager.close()
+  cfg = tiny.dataset_cfg('validation')
+  cfg.mixture_or_task_name, cfg.pack = scored_task, False
+
+  def evaluate():
+    return eval_lib.evaluate(
+      model=tiny.model(),
+      dataset_cfg=cfg,
+      restore_checkpoint_cfg=utils.RestoreCheckpointConfig(
+        str(tmp_path / 'run'), mode='all'
+      ),
+      partitioner=partitioner,
+      output_dir=str(tmp_path / 'out'),
+      inference_evaluator_cls=tiny.logging_evaluator,
+      summarize_config_fn=lambda **_: None,
+    )
+
+  done = tmp_path / 'out' / f'eval.{scored_task}.ckpt'
+  done.parent.mkdir()
+  done.write_text(str(tmp_path / 'run' / 'checkpoint_1'))
+  assert scored_task in evaluate()
+  file = tmp_path / f'out/inference_eval/{scored_task}-metrics.jsonl'
+  assert [json.loads(x)['step'] for x in file.read_text().splitlines()] == [2]
+  assert evaluate() == {}

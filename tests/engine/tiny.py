@@ -41,6 +41,33 @@ def register() -> None:
   )
 
 
+def _mean_score(targets, scores):
+  del targets
+  return {'mean_score': seqio.metrics.Scalar(float(np.mean(scores)))}
+
+
+def register_scored() -> str:
+  """Registers the task with a metric of scores; returns its name."""
+  register()
+  name = f'{TASK}_scored'
+  if name not in seqio.TaskRegistry.names():
+    task = seqio.TaskRegistry.get(TASK)
+    seqio.TaskRegistry.add(
+      name,
+      source=task.source,
+      preprocessors=task.preprocessors,
+      output_features=task.output_features,
+      metric_fns=[_mean_score],
+    )
+  return name
+
+
+# Writes inference_eval/<task>-metrics.jsonl.
+logging_evaluator = functools.partial(
+  seqio.Evaluator, logger_cls=(seqio.JSONLogger,)
+)
+
+
 def model(
   attention_fn=attention.selective_attention,
   learning_rate=0.01,

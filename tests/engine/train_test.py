@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from selective_t5x.errors import UserError
-from t5x import checkpoints, train, utils
+from t5x import checkpoints, train, trainer, utils
 from tests.engine import tiny
 
 
@@ -156,3 +156,43 @@ def test_a_vocabulary_that_is_not_the_tasks(tmp_path):
   model._output_vocabulary = seqio.ByteVocabulary(extra_ids=5)
   with pytest.raises(UserError, match='vocabularies do not match'):
     train.train(**tiny.train_args(tmp_path, model=model))
+
+
+class _SeenScores(trainer.BaseAction):
+  def __init__(self):
+    self.values = []
+
+  def run(self, train_state, metrics_by_task):
+    self.values.append(metrics_by_task['tiny_text_scored']['mean_score'].value)
+    return False
+
+
+def _infer_eval_args(**overrides):
+  cfg = tiny.dataset_cfg('validation')
+  cfg.mixture_or_task_name, cfg.pack = tiny.register_scored(), False
+  return {
+    'train_eval_dataset_cfg': None,
+    'infer_eval_dataset_cfg': cfg,
+    'inference_evaluator_cls': tiny.logging_evaluator,
+    **overrides,
+  }
+
+
+def test_the_tasks_own_metrics_are_taken_while_training(tmp_path):
+  action = _SeenScores()
+  args = _infer_eval_args(actions={'INFER_EVAL': [action]})
+  train.train(**tiny.train_args(tmp_path, total_steps=2, **args))
+  file = tmp_path / 'inference_eval' / 'tiny_text_scored-metrics.jsonl'
+  with open(file, 'a') as f:  # of an evaluation whose step was not saved
+    f.write('{"step": 4, "mean_score": 7.0}\n')
+  train.train(**tiny.train_args(tmp_path, **args))
+  lines = [json.loads(line) for line in file.read_text().splitlines()]
+  assert [line['step'] for line in lines] == [2, 4]
+  assert [line['mean_score'] for line in lines] == action.values
+  assert action.values[0] != action.values[1]
+
+
+def test_a_task_without_metrics_is_not_evaluated_while_training(tmp_path):
+  args = _infer_eval_args(infer_eval_dataset_cfg=tiny.dataset_cfg('validation'))
+  with pytest.raises(UserError, match="'tiny_text' has no metrics"):
+    train.train(**tiny.train_args(tmp_path, **args))

@@ -1,0 +1,393 @@
+"""The inference run: predictions or scores of a task's examples, as JSON lines.
+
+    output_dir/<task>-<mode>.jsonl-00000-of-00001            the merged lines
+    output_dir/<task>-<mode>.jsonl-00000-of-00001.COMPLETED  once they are whole
+    output_dir/tmp-<task>-<mode>-00000-of-00001/             chunks until then
+
+A chunk is renamed to its place when it is whole, so a run that was killed goes
+on with the first chunk that is not there: no line is repeated or lost.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import seqio
+import tensorflow as tf
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
+
+from selective_t5x.errors import UserError, did_you_mean
+from t5x import datasets, gin_utils, inference, models, partitioning, utils
+
+_METHODS = {
+  'predict': 'predict_batch',
+  'predict_with_aux': 'predict_batch_with_aux',
+  'score': 'score_batch',
+}
+# (a prediction or score for each example, {name: auxiliary values of each})
+Inferences = tuple[Sequence[Any], Mapping[str, Any]]
+
+
+def infer(
+  *,
+  mode: str,
+  model: models.BaseTransformerModel,
+  dataset_cfg: utils.DatasetConfig,
+  restore_checkpoint_cfg: utils.RestoreCheckpointConfig,
+  partitioner: partitioning.BasePartitioner,
+  output_dir: str,
+  checkpoint_period: int,
+  shard_id: int = 0,
+  num_shards: int = 1,
+  merge_chunked_results: bool = True,
+  write_fn: Callable[..., None] | None = None,
+  train_state_initializer_cls: type = utils.TrainStateInitializer,
+  fallback_init_rng: int | None = None,
+  summarize_config_fn: Callable = gin_utils.summarize_gin_config,
+  verify_matching_vocabs_fn: Callable | None = utils.verify_matching_vocabs,
+  output_vocab_feature_name: str = 'targets',
+  file_extension: str = 'jsonl',
+  keep_aux_as_numpy: bool = False,
+) -> None:
+  """Infers all examples of a task, or of each task of a mixture.
+
+  Args:
+    mode: 'predict' decodes, 'score' gives the log-likelihood of the targets,
+      'predict_with_aux' decodes and keeps what the model says besides.
+    model: what predicts.
+    dataset_cfg: the examples, in order; not packed.
+    restore_checkpoint_cfg: the checkpoint; only parameters are read.
+    partitioner: shards the work over devices.
+    output_dir: folder of the results.
+    checkpoint_period: batches of a chunk: what a killed run does again.
+    shard_id: number of this job, where several share the examples.
+    num_shards: number of jobs.
+    merge_chunked_results: whether the chunks become one file in the end.
+    write_fn: writes a chunk; None is write_inferences_to_file, whose arguments
+      it takes.
+    train_state_initializer_cls: makes the train state.
+    fallback_init_rng: seed for RestoreCheckpointConfig.fallback_to_scratch.
+    summarize_config_fn: writes the configuration.
+    verify_matching_vocabs_fn: checks task against model, or None.
+    output_vocab_feature_name: the feature whose vocabulary decodes.
+    file_extension: of the results' names.
+    keep_aux_as_numpy: whether auxiliary values stay arrays; else lists.
+
+  Raises:
+    UserError: a setting that cannot be, no checkpoint, no examples, or results
+      of other settings in output_dir.
+  """
+  if mode not in _METHODS:
+    raise UserError(
+      f'infer.mode = {mode!r}: expected one of {", ".join(_METHODS)}'
+      f'{did_you_mean(mode, _METHODS)}'
+    )
+  if not hasattr(model, _METHODS[mode]):
+    raise UserError(
+      f'infer.mode = {mode!r}: {type(model).__name__} has no {_METHODS[mode]}'
+    )
+  if checkpoint_period < 1 or not 0 <= shard_id < num_shards:
+    raise UserError(
+      f'infer: checkpoint_period = {checkpoint_period}, shard_id = {shard_id} '
+      f'of num_shards = {num_shards}: expected 1 or more, and 0 to '
+      f'{num_shards - 1}'
+    )
+  cfg = restore_checkpoint_cfg
+  _, paths = utils.get_first_valid_restore_config_and_paths([cfg])
+  if len(paths) != 1:
+    raise UserError(
+      f'RestoreCheckpointConfig names {len(paths)} checkpoints: infer takes one'
+    )
+  provider = datasets.get_mixture_or_task(dataset_cfg)
+  datasets.check_split(provider, dataset_cfg.split)
+  if verify_matching_vocabs_fn is not None:
+    verify_matching_vocabs_fn(dataset_cfg, model)
+  examples = _Examples(model, dataset_cfg, shard_id, num_shards)
+
+  os.makedirs(output_dir, exist_ok=True)
+  batch_size = dataset_cfg.batch_size
+  spec = examples.model_features(examples.task_dataset(provider)).element_spec
+  initializer = train_state_initializer_cls(
+    optimizer_def=None,
+    init_fn=model.get_initial_variables,
+    input_shapes={k: (batch_size, *v.shape) for k, v in spec.items()},
+    input_types={k: v.dtype.as_numpy_dtype for k, v in spec.items()},
+    partitioner=partitioner,
+  )
+  if shard_id == 0:
+    summarize_config_fn(model_dir=output_dir, summary_writer=None, step=0)
+    utils.log_model_info(
+      os.path.join(output_dir, 'model-info.txt'),
+      initializer.global_train_state_shape,
+      partitioner,
+    )
+  rng = None
+  if fallback_init_rng is not None:
+    rng = jax.random.PRNGKey(fallback_init_rng)
+  train_state = initializer.from_checkpoint([cfg], init_rng=rng)
+  infer_fn = inference.get_infer_fn(
+    getattr(model, _METHODS[mode]),
+    batch_size,
+    initializer.train_state_axes,
+    partitioner,
+    keep_aux_as_numpy=keep_aux_as_numpy,
+    trim_rows=mode == 'score',
+  )
+  for task in seqio.get_subtasks(provider):
+    if dataset_cfg.split not in task.splits:
+      logging.info('%s has no split %s', task.name, dataset_cfg.split)
+      continue
+    results = _Results(
+      output_dir,
+      f'{task.name}-{mode}.{file_extension}-{shard_id:05}-of-{num_shards:05}',
+      settings={
+        'checkpoint': os.path.abspath(paths[0])
+        if '://' not in paths[0]
+        else paths[0],
+        'split': dataset_cfg.split,
+        'task_feature_lengths': dict(dataset_cfg.task_feature_lengths or {}),
+        'seed': dataset_cfg.seed,
+        'examples_in_chunk': checkpoint_period * batch_size,
+      },
+    )
+    if results.completed():
+      logging.info('%s is there already', results.path)
+      continue
+    chunks = examples.chunks(
+      task, results.chunks_done(), checkpoint_period * batch_size
+    )
+    for number, rows in chunks:
+      task_rows, model_rows = zip(*rows, strict=True)
+      inferred = infer_fn(
+        _dataset_of(model_rows).enumerate(),
+        train_state,
+        rng=jax.random.fold_in(jax.random.PRNGKey(0), number),
+      )
+      pairs, aux = inferred if isinstance(inferred, tuple) else (inferred, {})
+      results.write(
+        number,
+        lambda path, pairs=pairs, aux=aux, task=task, rows=task_rows: (
+          write_fn or write_inferences_to_file
+        )(
+          path,
+          ([value for _, value in pairs], aux),
+          examples.as_dataset(task, rows),
+          mode,
+          task.output_features[output_vocab_feature_name].vocabulary,
+        ),
+      )
+      logging.info('%s: chunk %d of %d examples', task.name, number, len(rows))
+    results.finish(merge_chunked_results)
+
+
+def write_inferences_to_file(
+  path: str,
+  inferences: Inferences,
+  task_ds: tf.data.Dataset,
+  mode: str,
+  vocabulary: seqio.Vocabulary | None = None,
+) -> None:
+  """Writes a JSON line for each example.
+
+  It has 'inputs' (the text features of the example), 'prediction' (text, or a
+  list of several decodes) or 'score' (log-likelihood in nats), and 'aux'.
+
+  Args:
+    path: the file.
+    inferences: token ids or scores, and {name: auxiliary values}.
+    task_ds: the examples; features named …_pretokenized are written.
+    mode: see `infer`.
+    vocabulary: decodes predictions.
+  """
+  values, aux = inferences
+  with epath.Path(path).open('w') as file:
+    for i, example in enumerate(task_ds.as_numpy_iterator()):
+      line = {
+        'inputs': {
+          name: _plain(value)
+          for name, value in example.items()
+          if name.endswith('_pretokenized')
+        }
+      }
+      if mode == 'score':
+        line['score'] = values[i]
+      else:
+        line['prediction'] = _decoded(values[i], vocabulary)
+      if aux:
+        line['aux'] = jax.tree.map(
+          lambda column, i=i: column[i],
+          aux,
+          is_leaf=lambda x: isinstance(x, list | np.ndarray),
+        )
+      file.write(json.dumps(line, cls=seqio.TensorAndNumpyEncoder) + '\n')
+
+
+def _plain(value):
+  """Returns a feature's value as JSON has it."""
+  if isinstance(value, bytes):
+    return value.decode('utf-8')
+  if isinstance(value, np.ndarray):
+    return [_plain(item) for item in value.tolist()]
+  return value
+
+
+def _decoded(ids: Sequence[Any], vocabulary: seqio.Vocabulary):
+  """Returns the text of token ids, or a list for several decodes."""
+  if ids and isinstance(ids[0], list):
+    return [_decoded(one, vocabulary) for one in ids]
+  return vocabulary.decode(list(ids))
+
+
+def _dataset_of(rows: Sequence[Mapping[str, np.ndarray]]) -> tf.data.Dataset:
+  return tf.data.Dataset.from_tensor_slices(
+    {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+  )
+
+
+@dataclasses.dataclass
+class _Examples:
+  """A task's examples with the model's features of them."""
+
+  model: models.BaseTransformerModel
+  cfg: utils.DatasetConfig
+  shard_id: int
+  num_shards: int
+
+  def task_dataset(self, provider) -> tf.data.Dataset:
+    """Returns this job's examples of a task or mixture, in order."""
+    return provider.get_dataset(
+      sequence_length=self.cfg.task_feature_lengths,
+      split=self.cfg.split,
+      shuffle=False,
+      num_epochs=1,
+      shard_info=seqio.ShardInfo(self.shard_id, self.num_shards),
+      use_cached=self.cfg.use_cached,
+      seed=self.cfg.seed,
+    )
+
+  def model_features(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Returns the model's features of the examples."""
+    converter = self.model.FEATURE_CONVERTER_CLS(pack=False)
+    return converter(dataset, self.cfg.task_feature_lengths)
+
+  def chunks(
+    self, task: seqio.Task, first: int, size: int
+  ) -> Iterator[tuple[int, list]]:
+    """Yields (number, [(example, model features)]) from a chunk on."""
+    dataset = self.task_dataset(task)
+    pairs = tf.data.Dataset.zip((dataset, self.model_features(dataset)))
+    rows = pairs.skip(first * size).as_numpy_iterator()
+    for number in itertools.count(first):
+      chunk = list(itertools.islice(rows, size))
+      if not chunk:
+        return
+      yield number, chunk
+
+  def as_dataset(self, task: seqio.Task, rows) -> tf.data.Dataset:
+    """Returns examples as a dataset again."""
+    return tf.data.Dataset.from_generator(
+      lambda: iter(rows), output_signature=self.task_dataset(task).element_spec
+    )
+
+
+class _Results:
+  """The files of one task's results."""
+
+  def __init__(self, output_dir: str, name: str, settings: Mapping[str, Any]):
+    self.path = epath.Path(output_dir) / name
+    self._settings = settings
+    self._marker = self.path.with_name(f'{name}.COMPLETED')
+    self._chunks = self.path.with_name(f'tmp-{name}')
+
+  def completed(self) -> bool:
+    """Whether all is there.
+
+    Raises:
+      UserError: what is there was made with other settings.
+    """
+    if self._marker.exists():
+      self._check(self._marker)
+      if self.path.exists():
+        self._remove_chunks()
+      return True
+    return False
+
+  def chunks_done(self) -> int:
+    """Returns how many chunks are whole; makes the folder for them.
+
+    Raises:
+      UserError: they were made with other settings.
+    """
+    record = self._chunks / 'settings.json'
+    if record.exists():
+      self._check(record)
+    elif jax.process_index() == 0:
+      self._chunks.mkdir(parents=True, exist_ok=True)
+      _write_whole(record, json.dumps(self._settings))
+    done = sum(self._chunk(i).exists() for i in range(self._count()))
+    return int(multihost_utils.broadcast_one_to_all(np.int32(done)))
+
+  def write(self, number: int, write: Callable[[str], None]) -> None:
+    """Writes a chunk: `write` is given the path to write to."""
+    if jax.process_index() == 0:
+      temporary = self._chunks / 'unfinished'
+      write(os.fspath(temporary))
+      temporary.replace(self._chunk(number))
+    multihost_utils.sync_global_devices(f'{self.path}: chunk {number}')
+
+  def finish(self, merge: bool) -> None:
+    """Merges the chunks, if so wished, and says that all is there.
+
+    Raises:
+      UserError: there were no examples.
+    """
+    if not self._count():
+      self._remove_chunks()
+      raise UserError(f'{self.path}: the split holds no example for this shard')
+    if jax.process_index() == 0:
+      if merge:
+        merged = self.path.with_name(f'{self.path.name}.tmp')
+        with merged.open('wb') as file:
+          for number in range(self._count()):
+            file.write(self._chunk(number).read_bytes())
+        merged.replace(self.path)
+      _write_whole(self._marker, json.dumps(self._settings))
+      if merge:
+        self._remove_chunks()
+    multihost_utils.sync_global_devices(f'{self.path}: complete')
+
+  def _chunk(self, number: int) -> epath.Path:
+    return self._chunks / f'chunk{number:05}'
+
+  def _count(self) -> int:
+    return len(list(self._chunks.glob('chunk*')))
+
+  def _remove_chunks(self) -> None:
+    if jax.process_index() == 0 and self._chunks.exists():
+      self._chunks.rmtree()
+
+  def _check(self, record: epath.Path) -> None:
+    made_with = json.loads(record.read_text())
+    differing = [
+      f'{name} {made_with.get(name)!r}, now {value!r}'
+      for name, value in self._settings.items()
+      if made_with.get(name) != value
+    ]
+    if differing:
+      raise UserError(
+        f'{record} is of a run with other settings ({"; ".join(differing)}): '
+        'give another output folder'
+      )
+
+
+def _write_whole(path: epath.Path, text: str) -> None:
+  temporary = path.with_name(f'{path.name}.tmp')
+  temporary.write_text(text)
+  temporary.replace(path)

@@ -1,0 +1,172 @@
+"""What training does between its steps: metrics, evaluations, checkpoints."""
+
+import math
+import time
+
+import clu.values
+import jax
+import jax.numpy as jnp
+from absl import logging
+from jax.experimental import multihost_utils
+
+from t5x import checkpoints
+from t5x import eval as eval_lib
+from t5x import trainer as trainer_lib
+
+TRAIN_METRIC_KEY = 'train'
+
+
+class NonFiniteLossError(FloatingPointError):
+  """The loss or a parameter is NaN or infinite; nothing was saved since."""
+
+
+class Loop:
+  """The pieces of the loop that look at metrics and save."""
+
+  def __init__(
+    self,
+    trainer,
+    manager,
+    eval_datasets,
+    evaluator,
+    train_state_axes,
+    actions,
+    model_dir,
+  ):
+    """Takes what it looks at, saves and evaluates.
+
+    Args:
+      trainer: holds the train state.
+      manager: the CheckpointManager, or None.
+      eval_datasets: {name: dataset} to evaluate with teacher forcing.
+      evaluator: the InferenceEvaluator, or None.
+      train_state_axes: the train state with PartitionSpec or None as leaves.
+      actions: {ActionMode: actions}.
+      model_dir: the model folder.
+    """
+    self._trainer = trainer
+    self._manager = manager
+    self._eval_datasets = eval_datasets
+    self._evaluator = evaluator
+    self._train_state_axes = train_state_axes
+    self._actions = actions
+    self._model_dir = model_dir
+    self._window = None  # the metrics of the last window, a future
+    self._previous_loss = None
+
+  def train(self, train_iter, start: int, end: int) -> None:
+    """Takes the steps of one window; looks at the window before meanwhile."""
+    window = self._trainer.train(train_iter, end - start, start_step=start)
+    self.check_finite()
+    self._window = (end, window)
+    if trainer_lib.ActionMode.TRAIN in self._actions:
+      self.check_finite()
+      self._act(
+        trainer_lib.ActionMode.TRAIN, {TRAIN_METRIC_KEY: window.result()}
+      )
+
+  def evaluate(self) -> None:
+    """Evaluates with teacher forcing and with the tasks' own metrics."""
+    start = time.time()
+    if self._eval_datasets:
+      self._evaluate_training()
+    if self._evaluator is not None:
+      self._evaluate_inference()
+    self._trainer.train_metrics_manager.write_scalar(
+      'timing/evaluate_seconds',
+      time.time() - start,
+      int(self._trainer.train_state.step),
+    )
+
+  def _evaluate_training(self) -> None:
+    summaries = self._trainer.eval(
+      {k: ds.as_numpy_iterator() for k, ds in self._eval_datasets.items()}
+    )
+    for task, summary in summaries.items():
+      logging.info(
+        'evaluation of %s at step %d: %s',
+        task,
+        int(self._trainer.train_state.step),
+        ', '.join(
+          f'{name} {float(summary[name].value):.4f}'
+          for name in ('loss', 'accuracy')
+          if name in summary
+        ),
+      )
+    self._act(trainer_lib.ActionMode.TRAIN_EVAL, summaries)
+
+  def _evaluate_inference(self) -> None:
+    state = self._trainer.train_state
+    metrics = eval_lib.task_metrics(
+      self._evaluator, state, self._train_state_axes
+    )
+    for task, values in metrics.items():
+      logging.info(
+        'evaluation of %s at step %d: %s',
+        task,
+        int(state.step),
+        ', '.join(f'{name} {value:.4f}' for name, value in values.items()),
+      )
+    self._act(
+      trainer_lib.ActionMode.INFER_EVAL,
+      {
+        task: {name: clu.values.Scalar(v) for name, v in values.items()}
+        for task, values in metrics.items()
+      },
+    )
+
+  def save(self) -> None:
+    """Saves a checkpoint, once all metrics up to its step are on disk.
+
+    The loss of a step is that of the parameters before it, so these are looked
+    at themselves.
+    """
+    self.check_finite()
+    if not _all_finite(self._trainer.train_state.params):
+      self._refuse('A parameter is not finite', self._trainer.train_state.step)
+    self._trainer.flush()
+    self._manager.save(self._trainer.train_state)
+
+  def last_loss(self) -> float | None:
+    """The loss of the last window that is computed."""
+    if self._window is not None and self._window[1].done():
+      self.check_finite()
+    return self._previous_loss
+
+  def check_finite(self) -> None:
+    """Raises NonFiniteLossError where the last window's loss is not finite."""
+    if self._window is None:
+      return
+    step, window = self._window
+    self._window = None
+    loss = float(window.result()['loss'].value)
+    if not math.isfinite(loss):
+      self._refuse(f'The loss became {loss}', step)
+    self._previous_loss = loss
+
+  def _refuse(self, what: str, step: int) -> None:
+    """Raises NonFiniteLossError with what is left to go on from."""
+    if self._manager:
+      self._manager.wait_until_finished()
+    saved = checkpoints.all_steps(self._model_dir)
+    last = f'checkpoint_{saved[-1]}' if saved else 'none'
+    raise NonFiniteLossError(
+      f'{what} at or before step {int(step)}; the last checkpoint is {last}. '
+      'A lower LEARNING_RATE or more WARMUP_STEPS may help.'
+    )
+
+  def _act(self, mode, metrics_by_task) -> None:
+    stop = False
+    if jax.process_index() == 0:
+      for action in self._actions.get(mode, ()):
+        stop |= action.run(self._trainer.train_state, metrics_by_task)
+    if mode in self._actions:
+      stop = bool(multihost_utils.broadcast_one_to_all(jnp.array(stop)))
+      self._trainer.stop_training |= stop
+
+
+@jax.jit
+def _all_finite(params) -> jax.Array:
+  return jnp.all(
+    jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)])
+  )

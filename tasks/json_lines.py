@@ -1,0 +1,112 @@
+"""A task made of a file of JSON lines, for inference.
+
+    {"inputs": "translate English to German: Hello", "targets": "Hallo"}
+
+Its vocabulary is the model's, its only split is 'infer', and its examples are
+the file's lines in order. gin/runs/infer_file.gin uses it.
+"""
+
+import hashlib
+import json
+import pathlib
+import re
+from collections.abc import Mapping
+
+import seqio
+import tensorflow as tf
+
+from selective_t5x.errors import UserError, did_you_mean
+
+SPLIT = 'infer'
+
+
+def read(path: str, keys: Mapping[str, str | None]) -> dict[str, list[str]]:
+  """Reads a file of JSON lines.
+
+  Args:
+    path: the file; empty lines are passed over.
+    keys: {feature: the key that has its text, or None for no text}.
+
+  Returns:
+    {feature: its text on each line}.
+
+  Raises:
+    UserError: no such file, no line, or a line without a text for a key.
+  """
+  try:
+    lines = pathlib.Path(path).read_text('utf-8').splitlines()
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(f'{path}: cannot be read: {error}') from error
+  columns = {feature: [] for feature in keys}
+  for number, line in enumerate(lines, start=1):
+    if not line.strip():
+      continue
+    try:
+      record = json.loads(line)
+    except json.JSONDecodeError as error:
+      raise UserError(f'{path}:{number}: not JSON ({error.msg})') from error
+    if not isinstance(record, dict):
+      raise UserError(f'{path}:{number}: expected a JSON object on each line')
+    for feature, key in keys.items():
+      text = '' if key is None else record.get(key)
+      if not isinstance(text, str):
+        raise UserError(
+          f'{path}:{number}: no text under {key!r}{did_you_mean(key, record)}'
+        )
+      columns[feature].append(text)
+  if not any(columns.values()):
+    raise UserError(f'{path}: expected a JSON object on each line, found none')
+  return columns
+
+
+def task_from_file(
+  path: str,
+  features: Mapping[str, seqio.Feature],
+  inputs_key: str = 'inputs',
+  targets_key: str | None = None,
+  task_id: str | None = None,
+) -> str:
+  """Registers a task of a file's lines, and returns its name.
+
+  Example:
+    utils.DatasetConfig.mixture_or_task_name = @json_lines.task_from_file()
+    json_lines.task_from_file:
+      path = 'questions.jsonl'
+      features = {'inputs': @inputs/seqio.Feature(),
+                  'targets': @targets/seqio.Feature()}
+
+  Args:
+    path: the file.
+    features: 'targets', and 'inputs' for a model that has them.
+    inputs_key: the key of each object that has the inputs.
+    targets_key: the key that has the targets, which scoring needs; None: none.
+    task_id: the task's name; None: made of the file's name and content, so that
+      results of another content are kept apart.
+
+  Raises:
+    UserError: the file is not what it should be.
+  """
+  keys = {'inputs': inputs_key, 'targets': targets_key}
+  keys = {name: key for name, key in keys.items() if name in features}
+  columns = read(path, keys)
+  if task_id is None:
+    digest = hashlib.sha256(json.dumps(columns).encode()).hexdigest()[:8]
+    stem = re.sub(r'\W', '_', pathlib.Path(path).stem)
+    task_id = f'{stem}_{digest}'
+  if task_id in seqio.TaskRegistry.names():
+    seqio.TaskRegistry.remove(task_id)
+
+  def dataset(split, shuffle_files=False, seed=None):
+    del split, shuffle_files, seed
+    return tf.data.Dataset.from_tensor_slices(columns)
+
+  seqio.TaskRegistry.add(
+    task_id,
+    source=seqio.FunctionDataSource(dataset, splits=(SPLIT,)),
+    preprocessors=[
+      seqio.preprocessors.tokenize,
+      seqio.preprocessors.append_eos_after_trim,
+    ],
+    output_features=features,
+  )
+  return task_id

@@ -1,0 +1,218 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import seqio
+
+from selective_t5x.errors import UserError
+from t5x import checkpoints, infer, partitioning, utils
+from tests.engine import infer_run, tiny
+
+EXAMPLES = 64  # of the validation split
+NAME = f'{tiny.TASK}-score.jsonl-00000-of-00001'
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+  """The folder of a checkpoint, and its state."""
+  folder = tmp_path_factory.mktemp('model')
+  partitioner = partitioning.PjitPartitioner(num_partitions=1)
+  state = tiny.initializer(tiny.model(), partitioner).from_scratch(
+    jax.random.PRNGKey(3)
+  )
+  manager = checkpoints.CheckpointManager(str(folder), partitioner)
+  manager.save(state)
+  manager.close()
+  return folder, state
+
+
+@pytest.fixture(scope='module')
+def whole(saved, tmp_path_factory):
+  """The lines of a run that was not interrupted."""
+  folder = tmp_path_factory.mktemp('whole')
+  infer_run.run(saved[0], folder)
+  assert sorted(os.listdir(folder)) == [
+    'model-info.txt',
+    NAME,
+    f'{NAME}.COMPLETED',
+  ]
+  return (folder / NAME).read_text().splitlines()
+
+
+def _lines(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _texts():
+  task = seqio.get_mixture_or_task(tiny.TASK)
+  dataset = task.get_dataset(None, 'validation', shuffle=False)
+  return [
+    example['targets_pretokenized'].decode()
+    for example in dataset.as_numpy_iterator()
+  ]
+
+
+def test_every_example_has_its_line_in_order(whole, saved):
+  lines = [json.loads(line) for line in whole]
+  assert len(lines) == EXAMPLES
+  texts = [line['inputs']['targets_pretokenized'] for line in lines]
+  assert texts == _texts()
+  # Scored by hand, one by one.
+  vocabulary = seqio.ByteVocabulary()
+  for line, text in list(zip(lines, texts, strict=True))[:3]:
+    ids = [*vocabulary.encode(text), vocabulary.eos_id]
+    batch = {
+      'decoder_target_tokens': jnp.array([ids]),
+      'decoder_input_tokens': jnp.array([[0, *ids[:-1]]]),
+      'decoder_loss_weights': jnp.ones((1, len(ids))),
+    }
+    score = tiny.model().score_batch(saved[1].params, batch)
+    assert line['score'] == pytest.approx(float(score[0]), rel=1e-5)
+
+
+def test_a_killed_run_goes_on_without_losing_or_repeating_a_line(
+  whole, saved, tmp_path
+):
+  command = [sys.executable, '-m', 'tests.engine.infer_run', saved[0], tmp_path]
+  with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    for _ in range(2):
+      assert process.stdout.readline() == 'written\n'
+    process.send_signal(signal.SIGKILL)
+  assert process.returncode == -signal.SIGKILL
+  # The second chunk was written, but not yet in its place.
+  chunks = tmp_path / f'tmp-{NAME}'
+  assert sorted(os.listdir(chunks)) == [
+    'chunk00000',
+    'settings.json',
+    'unfinished',
+  ]
+  seen = []
+
+  def write(path, inferences, *args):
+    seen.append(len(inferences[0]))
+    infer.write_inferences_to_file(path, inferences, *args)
+
+  infer_run.run(saved[0], tmp_path, write_fn=write)
+  assert sum(seen) == EXAMPLES - 6
+  assert (tmp_path / NAME).read_text().splitlines() == whole
+  assert not chunks.exists()
+  infer_run.run(saved[0], tmp_path, write_fn=None)  # nothing is left to do
+  assert (tmp_path / NAME).read_text().splitlines() == whole
+
+
+def test_a_run_killed_while_merging_merges_again(whole, saved, tmp_path):
+  infer_run.run(saved[0], tmp_path, merge_chunked_results=False)
+  assert not (tmp_path / NAME).exists()
+  (tmp_path / f'{NAME}.COMPLETED').unlink()
+  (tmp_path / f'{NAME}.tmp').write_text('{"inputs"')
+  infer_run.run(saved[0], tmp_path)
+  assert (tmp_path / NAME).read_text().splitlines() == whole
+
+
+def test_shards_share_the_examples(whole, saved, tmp_path):
+  parts = []
+  for shard in range(3):
+    infer_run.run(saved[0], tmp_path, shard_id=shard, num_shards=3)
+    name = f'{tiny.TASK}-score.jsonl-{shard:05}-of-00003'
+    parts += (tmp_path / name).read_text().splitlines()
+
+  def by_text(lines):
+    records = [json.loads(line) for line in lines]
+    return sorted((r['inputs']['targets_pretokenized'], r) for r in records)
+
+  for (text, line), (expected_text, expected) in zip(
+    sorted(by_text(parts), key=lambda x: x[0]),
+    sorted(by_text(whole), key=lambda x: x[0]),
+    strict=True,
+  ):
+    assert text == expected_text
+    assert line['score'] == pytest.approx(expected['score'], rel=1e-5)
+
+
+class _Repeats(type(tiny.model())):
+  """Predicts the targets it is given, and says how long they are."""
+
+  def predict_batch(self, params, batch, rng=None):
+    del params, rng
+    return batch['decoder_target_tokens']
+
+  def predict_batch_with_aux(self, params, batch, rng=None):
+    tokens = self.predict_batch(params, batch, rng)
+    return tokens, {'length': jnp.sum(tokens != 0, -1)}
+
+
+class _RepeatsTwice(_Repeats):
+  def predict_batch(self, params, batch, rng=None):
+    tokens = super().predict_batch(params, batch, rng)
+    return jnp.stack([tokens, tokens], axis=1)
+
+
+def _with_class(cls):
+  model = tiny.model()
+  model.__class__ = cls
+  return model
+
+
+def test_predictions_are_decoded(saved, tmp_path):
+  infer_run.run(
+    saved[0], tmp_path, mode='predict_with_aux', model=_with_class(_Repeats)
+  )
+  lines = _lines(tmp_path / NAME.replace('-score', '-predict_with_aux'))
+  assert [line['prediction'] for line in lines] == _texts()
+  assert [line['aux']['length'] for line in lines] == [
+    len(text) + 1 for text in _texts()
+  ]
+
+
+def test_several_decodes_are_a_list(saved, tmp_path):
+  infer_run.run(
+    saved[0], tmp_path, mode='predict', model=_with_class(_RepeatsTwice)
+  )
+  lines = _lines(tmp_path / NAME.replace('-score', '-predict'))
+  assert [line['prediction'] for line in lines] == [[t, t] for t in _texts()]
+
+
+@pytest.mark.parametrize(
+  'overrides, message',
+  [
+    ({'mode': 'scores'}, "infer.mode = 'scores'.*nearest: score"),
+    ({'checkpoint_period': 0}, 'checkpoint_period = 0'),
+    ({'shard_id': 2, 'num_shards': 2}, 'shard_id = 2 of num_shards = 2'),
+    (
+      {'restore_checkpoint_cfg': utils.RestoreCheckpointConfig([])},
+      'names 0 checkpoints',
+    ),
+    (
+      {'dataset_cfg': tiny.dataset_cfg('test')},
+      "no split 'test'; it has train, validation",
+    ),
+  ],
+)
+def test_settings_that_cannot_be(overrides, message, saved, tmp_path):
+  with pytest.raises(UserError, match=message):
+    infer_run.run(saved[0], tmp_path, **overrides)
+  assert not os.listdir(tmp_path)
+
+
+def test_results_of_other_settings_are_not_taken_for_these(saved, tmp_path):
+  infer_run.run(saved[0], tmp_path)
+  cfg = tiny.dataset_cfg('train', batch_size=3)
+  with pytest.raises(UserError, match="split 'validation', now 'train'"):
+    infer_run.run(saved[0], tmp_path, dataset_cfg=cfg)
+
+
+def test_scores_do_not_depend_on_the_padding_of_a_batch(whole, saved, tmp_path):
+  cfg = tiny.dataset_cfg('validation', batch_size=64)
+  cfg.pack = False
+  infer_run.run(saved[0], tmp_path, dataset_cfg=cfg)
+  np.testing.assert_allclose(
+    [line['score'] for line in _lines(tmp_path / NAME)],
+    [json.loads(line)['score'] for line in whole],
+    rtol=1e-5,
+  )
