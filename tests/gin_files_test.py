@@ -19,6 +19,10 @@ _EVALUATE = (
   "--gin.CHECKPOINT_PATH='runs/checkpoint_1'",
   "--gin.EVAL_OUTPUT_DIR='out'",
 )
+_INFER = (
+  "--gin.CHECKPOINT_PATH='runs/checkpoint_1'",
+  "--gin.INFER_OUTPUT_DIR='out'",
+)
 
 
 def test_no_init_file_and_every_folder_is_known():
@@ -52,9 +56,11 @@ import gin
 import selective_t5x
 from selective_t5x import config_files
 from t5x.eval import evaluate
+from t5x.infer import infer
 from t5x.train import train
 gin.register(train, '__main__')
 gin.register(evaluate, '__main__')
+gin.register(infer, '__main__')
 gin.add_config_file_search_path(str(config_files.search_path()))
 for path in {FILES!r}:
   files = ['gin/{_EXPERIMENT}', f'gin/{{path}}']
@@ -66,6 +72,12 @@ for path in {FILES!r}:
   bindings = ["MODEL_DIR = 'x'"]
   if path in ('runs/eval.gin', 'runs/downstream.gin'):
     bindings += ["CHECKPOINT_PATH = 'x'", "EVAL_OUTPUT_DIR = 'x'"]
+  if path in ('runs/infer.gin', 'runs/infer_file.gin'):
+    bindings += ["CHECKPOINT_PATH = 'x'", "INFER_OUTPUT_DIR = 'x'"]
+  if path == 'runs/infer_file.gin':
+    bindings += ["INPUT_FILE = 'x'"]
+  if path == 'runs/finetune.gin':
+    bindings += ["INITIAL_CHECKPOINT_PATH = 'x'"]
   gin.parse_config_files_and_bindings(files, bindings)
   text = gin.config_str()
   assert 'total_steps = %TRAIN_STEPS' in text, path
@@ -99,6 +111,22 @@ for path in {FILES!r}:
       *_EVALUATE,
     )
     for name in ('eval', 'downstream')
+  ]
+  + [
+    (
+      f'--gin_file=gin/{_EXPERIMENT}',
+      '--gin_file=gin/runs/infer.gin',
+      '--run_mode=infer',
+      *_INFER,
+    ),
+    (
+      f'--gin_file=gin/{_EXPERIMENT}',
+      '--gin_file=gin/optimizers/adafactor.gin',
+      '--gin_file=gin/runs/finetune.gin',
+      '--run_mode=train',
+      "--gin.INITIAL_CHECKPOINT_PATH='runs/checkpoint_1'",
+      "--gin.MODEL_DIR='x'",
+    ),
   ],
 )
 def test_whole_configurations_pass_the_command_lines_checks(args, tmp_path):

@@ -264,7 +264,7 @@ class TrainStateInitializer:
       taken.add(source)
     missing = sorted(set(wanted) - set(arrays))
     if missing:
-      logging.info('From scratch: %s', ', '.join(missing))
+      logging.info('From scratch: %d arrays, %s', len(missing), _some(missing))
       if init_rng is None:
         raise UserError(
           'RestoreCheckpointConfig.fallback_to_scratch: no seed to initialise '

@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from absl import logging
 from flax import traverse_util
 
 from selective_t5x.errors import UserError, did_you_mean
@@ -141,8 +140,6 @@ def apply_assignment_map(
       'the whole of a name in the model must match'
       f'{did_you_mean(unused[0], wanted)}'
     )
-  for name, source in sources.items():
-    logging.info('assignment_map: %s comes from %s', name, source)
   taken = set(sources.values())
   result = {
     name: array
