@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # same files: the last one installed is the one that is there.
 TFDS := $(shell grep -i '^tensorflow-datasets==' constraints.txt)
 
-.PHONY: install quickstart test test-fast lint format bench-engine bench-tasks clean
+.PHONY: install quickstart test test-fast lint format bench-engine bench-tasks conformance clean
 
 install: $(VENV)/.installed
 
@@ -44,6 +44,11 @@ bench-engine: install
 # Scoring the benchmarks, and reading text.
 bench-tasks: install
 	$(BIN)/python benchmarks/tasks.py $(ARGS)
+
+# T5X's own tests against the embedded engine: make conformance T5X=<checkout>.
+conformance: install
+	@test -n '$(T5X)' || { echo 'T5X is missing: make conformance T5X=<checkout of github.com/google-research/t5x>'; exit 2; }
+	$(BIN)/python benchmarks/conformance.py '$(T5X)' $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +10,9 @@ from selective_t5x import attention, network
 from selective_t5x.attention import memory
 from selective_t5x.errors import UserError
 from selective_t5x.models import LanguageModel
-from t5x import models, optimizers
+from t5x import decoding, models, optimizers
 from tests.attention import loops
+from tests.engine import running_sum
 
 PACKED = np.array(
   [[1, 1, 1, 1, 2, 2, 2, 0], [3, 3, 4, 4, 4, 4, 4, 4], [0] * 8], np.int32
@@ -274,3 +277,42 @@ def test_scores_say_whether_greedy_decoding_gives_the_targets(params):
   )
   _, intermediates = model.score_batch(params, batch, return_intermediates=True)
   assert 'token_scores' in intermediates['decoder']
+
+
+def test_predictions_take_a_decoding_function_and_default_params():
+  def model_with(**kwargs):
+    return LanguageModel(
+      running_sum.RunningSum(),
+      seqio.ByteVocabulary(),
+      optimizers.adamw(learning_rate=0.001),
+      **kwargs,
+    )
+
+  beams = functools.partial(decoding.beam_search, alpha=0.0)
+  model = model_with(
+    decode_fn=beams,
+    default_decoder_params=models.DecoderParams(
+      num_decodes=3, return_all_decodes=True
+    ),
+  )
+  shapes = {'decoder_input_tokens': (1, 8)}
+  params = model.get_initial_variables(jax.random.key(0), shapes)['params']
+  batch = {
+    'decoder_input_tokens': np.array([[0, 5, 6, 0, 0, 0, 0, 0]]),
+    'decoder_causal_attention': np.array([[1, 1, 1, 0, 0, 0, 0, 0]]),
+  }
+  tokens, aux = model.predict_batch_with_aux(params, batch)
+  assert tokens.shape == (1, 3, 8)
+  t5xs = models.DecoderOnlyModel(
+    model.module, model.input_vocabulary, None, decode_fn=beams
+  )
+  best, best_aux = t5xs.predict_batch_with_aux(params, batch, num_decodes=3)
+  np.testing.assert_array_equal(best, tokens[:, -1])
+  np.testing.assert_array_equal(best_aux['scores'], aux['scores'][:, -1])
+  assert model.predict_batch_with_aux(params, batch, return_all_decodes=False)[
+    0
+  ].shape == (1, 8)
+  # Unless asked, the likeliest token is taken, once.
+  greedy = model_with().predict_batch(params, batch)
+  t5xs = models.DecoderOnlyModel(model.module, model.input_vocabulary, None)
+  np.testing.assert_array_equal(greedy, t5xs.predict_batch(params, batch))
