@@ -85,8 +85,9 @@ class T5Config:
         )
     encoder_fn = self.encoder_attention_fn
     if 'key_ids' not in inspect.signature(encoder_fn).parameters:
+      name = getattr(encoder_fn, '__name__', encoder_fn)
       raise UserError(
-        f'{_NAME}.encoder_attention_fn = {encoder_fn.__name__}: it is causal, '
+        f'{_NAME}.encoder_attention_fn = {name}: it is causal, '
         'as selection is, but an encoder reads both ways; selection belongs to '
         'the decoder (ATTENTION), expected here is @attention.full_attention'
       )

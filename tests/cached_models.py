@@ -1,6 +1,7 @@
 """Small random models for tests of decoding: T5 and the paper's decoder."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,7 @@ TOKENS = _RNG.integers(0, VOCAB, (BATCH, LENGTH))
 TOKENS[:, 0] = 0
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Model:
   """A network with parameters, called as T5X's models call theirs."""
 
@@ -48,6 +49,8 @@ class Model:
     )
 
 
+# Compiling takes most of a test's time: each model is built once.
+@functools.cache
 def build(kind, attention_fn, dtype='float32'):
   """Returns a Model of kind 't5' or 'decoder' with random parameters."""
   settings = SIZES | dict(attention_fn=attention_fn, dtype=dtype)
@@ -81,7 +84,9 @@ def build(kind, attention_fn, dtype='float32'):
   )
   if kind == 'decoder':
     return Model(module, params, (), None)
-  encoded = module.apply(
-    {'params': params}, init[0], enable_dropout=False, method='encode'
-  )
+  encoded = jax.jit(
+    lambda params: module.apply(
+      {'params': params}, init[0], enable_dropout=False, method='encode'
+    )
+  )(params)
   return Model(module, params, (encoded, init[0]), module.decode)
