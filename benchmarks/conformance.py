@@ -81,6 +81,8 @@ def main() -> None:
   print()
   for name, result in results.items():
     note = '' if name in REQUIRED else '  (informational)'
+    if not result['total']:
+      note += '  (did not load, see above)'
     print(f'{name}_test: {result["passed"]}/{result["total"]} passed{note}')
   for failure in failures:
     print(failure)
