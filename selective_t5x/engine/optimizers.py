@@ -144,12 +144,32 @@ class OptaxWrapper(OptimizerDef):
     Returns:
       An Optimizer with a PartitionSpec or None in place of each array.
     """
-    state_axes = optax.tree.map_params(
-      self.optax_optimizer,
-      lambda _, axes: axes,
-      optimizer.state.param_states,
-      param_logical_axes,
-      transform_non_params=lambda _: None,
+    structure = jax.tree.structure(optimizer.target)
+
+    def is_masked(x):
+      return isinstance(x, optax.MaskedNode)
+
+    def is_like_params(part):
+      return jax.tree.structure(part, is_leaf=is_masked) == structure
+
+    def axes_of_param(leaf, param, axes):
+      if is_masked(leaf):
+        return leaf
+      return axes if leaf.shape == param.shape else None
+
+    def axes_of(part):
+      if not is_like_params(part):
+        return None
+      return jax.tree.map(
+        axes_of_param,
+        part,
+        optimizer.target,
+        param_logical_axes,
+        is_leaf=is_masked,
+      )
+
+    state_axes = jax.tree.map(
+      axes_of, optimizer.state.param_states, is_leaf=is_like_params
     )
     return Optimizer(
       optimizer.optimizer_def,

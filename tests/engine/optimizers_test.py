@@ -75,6 +75,20 @@ def test_logical_axes_follow_the_parameters_into_the_state():
   assert adam.count is None and named.state.step is None
 
 
+def test_logical_axes_where_an_optimizer_has_some_parameters_only():
+  axes = {'a': {'w': P('embed', 'mlp')}, 'b': P('mlp')}
+  opt = optimizers.OptaxWrapper(
+    optax.multi_transform(
+      {'train': optax.adam(0.1), 'keep': optax.set_to_zero()},
+      lambda params: {**params, 'a': {'w': 'keep'}, 'b': 'train'},
+    )
+  )
+  named = opt.derive_logical_axes(opt.create(_params()), axes)
+  adam = named.state.param_states.inner_states['train'].inner_state[0]
+  assert adam.mu == {'a': {'w': optax.MaskedNode()}, 'b': P('mlp')}
+  assert adam.count is None
+
+
 def _variables():
   return {
     'params': _params(),
