@@ -7,12 +7,9 @@ import sys
 import pytest
 
 from selective_t5x import config_files
-from t5x import models
 
 GIN = config_files.gin_dir()
 FILES = sorted(str(p.relative_to(GIN)) for p in GIN.rglob('*.gin'))
-if not hasattr(models, 'EncoderDecoderModel'):
-  FILES = [path for path in FILES if 't5_' not in path and 't5.' not in path]
 # What a file needs before it, and after it, to be a whole configuration.
 _EXPERIMENT = 'experiments/wikipedia_sample_lm.gin'
 _EVALUATE = (

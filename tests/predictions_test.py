@@ -128,13 +128,6 @@ def check_beams(kind, attention_fn):
       assert aux['scores'][row, beam] == pytest.approx(score, abs=1e-3)
 
 
-def needs_predictions():
-  from t5x import models
-
-  if not hasattr(models, 'EncoderDecoderModel'):
-    pytest.skip('this engine has no EncoderDecoderModel')
-
-
 every_model = pytest.mark.parametrize(
   ('kind', 'attention_fn'), [(k, f) for k in KINDS for f in FUNCTIONS]
 )
@@ -142,13 +135,11 @@ every_model = pytest.mark.parametrize(
 
 @every_model
 def test_greedy_decoding_is_the_argmax_chain(kind, attention_fn):
-  needs_predictions()
   check_greedy(kind, attention_fn)
 
 
 @every_model
 def test_scores_of_beams_are_those_of_their_tokens(kind, attention_fn):
-  needs_predictions()
   check_beams(kind, attention_fn)
 
 
