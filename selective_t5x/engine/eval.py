@@ -289,8 +289,13 @@ def _training_eval(trainer, eval_datasets) -> dict[str, dict[str, float]]:
 
 
 def _floats(metrics) -> dict[str, float]:
-  """Returns the numbers among clu's and seqio's metrics, which hold a value."""
-  return {k: float(v.value) for k, v in metrics.items() if hasattr(v, 'value')}
+  """Returns the numbers among metrics; clu's and seqio's hold a value."""
+  values = {k: np.asarray(getattr(v, 'value', v)) for k, v in metrics.items()}
+  return {
+    k: float(v)
+    for k, v in values.items()
+    if v.ndim == 0 and v.dtype.kind in 'fiub'
+  }
 
 
 class _EvaluatedCheckpoints:
