@@ -14,6 +14,7 @@ TensorFlow, so that the state of the input pipeline can be saved and any number
 of hosts can share it. Nothing is read from a file.
 """
 
+import abc
 import functools
 from collections.abc import Callable, Mapping
 from typing import NoReturn
@@ -34,16 +35,16 @@ STREAMS = {'train': 0, 'validation': 1, 'test': 2}
 _NUM_EXAMPLES = {'train': 2**40, 'validation': 10_000, 'test': 10_000}
 
 
-class Difficulty:
+class Difficulty(abc.ABC):
   """How hard a task is: the base of every task's own frozen dataclass.
 
   It is bound in gin and read whenever a data set or a vocabulary is used.
   """
 
   @property
+  @abc.abstractmethod
   def words(self) -> list[str]:
     """The task's symbols, in the order of their numbers; no spaces in them."""
-    raise NotImplementedError
 
   def check(self, **least: int):
     """Refuses fields that are no whole number of at least that much.
