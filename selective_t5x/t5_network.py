@@ -20,6 +20,7 @@ from flax.linen import partitioning
 
 from selective_t5x import attention, cache, layers, network, t5_layers
 from selective_t5x.errors import UserError, did_you_mean
+from selective_t5x.pruning import Pruning
 
 _NAME = 't5_network.T5Config'
 
@@ -46,6 +47,8 @@ class T5Config:
       `attention.selective_attention` or a function with their arguments.
     encoder_attention_fn: `attention.full_attention` or a function with its
       arguments. Not a selective one: selection is causal.
+    pruning: which keys the decoder's self-attention keeps, and how many a
+      layer; None for all.
   """
 
   vocab_size: int
@@ -61,12 +64,14 @@ class T5Config:
   logits_via_embedding: bool = False
   attention_fn: Callable[..., Any] = attention.causal_attention
   encoder_attention_fn: Callable[..., Any] = attention.full_attention
+  pruning: Pruning | None = None
 
   def __post_init__(self):
     """Refuses what would fail later and less clearly."""
     network.check_settings(self, _NAME)
     network.check_function(self, _NAME, 'attention_fn')
     network.check_function(self, _NAME, 'encoder_attention_fn')
+    network.check_pruning(self, _NAME, self.num_decoder_layers)
     # gin gives lists; a tuple can be hashed, as flax asks of a config.
     activations = self.mlp_activations
     if isinstance(activations, str) or not activations:
@@ -144,10 +149,12 @@ class DecoderLayer(nn.Module):
   Attributes:
     config: the settings.
     relative_bias: the decoder's, shared by its layers.
+    layer: its number, from 0.
   """
 
   config: T5Config
   relative_bias: nn.Module
+  layer: int
 
   @nn.compact
   def __call__(
@@ -159,6 +166,7 @@ class DecoderLayer(nn.Module):
     *,
     deterministic: bool,
     where: cache.Place | None = None,
+    budget: jax.Array | None = None,
   ) -> jax.Array:
     """Maps [B, N, M] to [B, N, M].
 
@@ -169,6 +177,7 @@ class DecoderLayer(nn.Module):
       encoder_ids: i32[B, K], 0 for padding.
       deterministic: whether dropout is off.
       where: the place in the cache while decoding, else None.
+      budget: i32[], as of SelfAttention.
     """
     cfg = self.config
     y = layers.RMSNorm(dtype=cfg.dtype, name='pre_self_attention_layer_norm')(x)
@@ -182,6 +191,8 @@ class DecoderLayer(nn.Module):
       scale=1.0,
       kernel_init=t5_layers.KERNEL_INIT,
       query_init=t5_layers.query_init(cfg.head_dim),
+      pruning=cfg.pruning
+      and cfg.pruning.of_layer(self.layer, cfg.num_decoder_layers),
       name='self_attention',
     )(
       y,
@@ -189,6 +200,7 @@ class DecoderLayer(nn.Module):
       deterministic=deterministic,
       bias_fn=self.relative_bias,
       where=where,
+      budget=budget,
     )
     x = x + _dropout(cfg, deterministic)(y)
     y = layers.RMSNorm(dtype=cfg.dtype, name='pre_cross_attention_layer_norm')(
@@ -258,6 +270,7 @@ class Decoder(nn.Module):
     decode: bool = False,
     prefill: bool = False,
     prefill_lengths: jax.Array | None = None,
+    budgets: jax.Array | None = None,
   ) -> jax.Array:
     """Returns f32[B, N, vocab_size]; arguments as of Transformer.decode."""
     cfg = self.config
@@ -273,14 +286,16 @@ class Decoder(nn.Module):
     )
     x = _dropout(cfg, deterministic)(self.token_embedder(tokens))
     x = partitioning.with_sharding_constraint(x, ('batch', 'length', 'embed'))
+    budgets = network.layer_budgets(cfg, cfg.num_decoder_layers, budgets, where)
     for i in range(cfg.num_decoder_layers):
-      x = DecoderLayer(cfg, relative_bias, name=f'layers_{i}')(
+      x = DecoderLayer(cfg, relative_bias, i, name=f'layers_{i}')(
         x,
         encoded,
         segment_ids,
         encoder_ids,
         deterministic=deterministic,
         where=where,
+        budget=budgets[i],
       )
     x = layers.RMSNorm(dtype=cfg.dtype, name='decoder_norm')(x)
     x = _dropout(cfg, deterministic)(x)
@@ -343,6 +358,7 @@ class Transformer(nn.Module):
     max_decode_length: int | None = None,
     prefill: bool = False,
     prefill_lengths: jax.Array | None = None,
+    budgets: jax.Array | None = None,
   ) -> jax.Array:
     """Predicts each target token from the inputs and the targets before it.
 
@@ -363,12 +379,15 @@ class Transformer(nn.Module):
       prefill: fills the cache with prompts; what follows a prompt is ignored.
       prefill_lengths: i32[B], the tokens of each prompt, the start included;
         None counts the target tokens that are not 0.
+      budgets: i32[L] of the decoder's layers, in place of the config's for
+        whole rows; may be traced, see `pruning.Pruning`.
 
     Returns:
       f32[B, N, vocab_size], the logits.
 
     Raises:
-      ValueError: if rows are packed in decoding, or do not fit the cache.
+      ValueError: if rows are packed in decoding, or do not fit the cache, or
+        budgets not the network.
     """
     del decoder_positions, max_decode_length
     decoding = decode or prefill
@@ -389,6 +408,7 @@ class Transformer(nn.Module):
       decode=decode,
       prefill=prefill,
       prefill_lengths=prefill_lengths,
+      budgets=budgets,
     )
 
   def __call__(
@@ -403,6 +423,7 @@ class Transformer(nn.Module):
     *,
     enable_dropout: bool = True,
     decode: bool = False,
+    budgets: jax.Array | None = None,
   ) -> jax.Array:
     """Encodes and decodes; arguments as of those, f32[B, N, vocab_size]."""
     del encoder_positions, decoder_positions
@@ -418,6 +439,7 @@ class Transformer(nn.Module):
       decoder_segment_ids,
       enable_dropout=enable_dropout,
       decode=decode,
+      budgets=budgets,
     )
 
 
