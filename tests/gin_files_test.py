@@ -29,6 +29,7 @@ def test_no_init_file_and_every_folder_is_known():
     'attention',
     'models',
     'optimizers',
+    'pruning',
     'runs',
     'experiments',
     'test',
@@ -108,6 +109,19 @@ for path in {FILES!r}:
       *_EVALUATE,
     )
     for name in ('eval', 'downstream')
+  ]
+  + [
+    (
+      f'--gin_file=gin/{_EXPERIMENT}',
+      '--gin_file=gin/attention/selective.gin',
+      f'--gin_file=gin/{path}',
+      '--gin_file=gin/runs/eval.gin',
+      '--gin.CACHE_BUDGETS=8',
+      '--run_mode=eval',
+      *_EVALUATE,
+    )
+    for path in FILES
+    if path.startswith('pruning/')
   ]
   + [
     (

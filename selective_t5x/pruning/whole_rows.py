@@ -132,9 +132,10 @@ def pruned_attention(
 def check_selects(policy: Policy, attention_fn: Callable[..., Any]):
   """Raises UserError if a policy needs F and the attention has none."""
   if policy.reads_masking and not selects(attention_fn):
+    name = getattr(attention_fn, '__name__', attention_fn)
     raise UserError(
       f'pruning.{type(policy).__name__} evicts by what selection has masked, '
-      f'but the attention function ({attention_fn.__name__}) does not select: '
+      f'but the attention function ({name}) does not select: '
       'use ATTENTION = @attention.selective_attention '
       '(gin/attention/selective.gin), or another policy, e.g. gin/pruning/'
       'h2o.gin'
