@@ -114,14 +114,12 @@ for path in {FILES!r}:
     (
       f'--gin_file=gin/{_EXPERIMENT}',
       '--gin_file=gin/attention/selective.gin',
-      f'--gin_file=gin/{path}',
+      '--gin_file=gin/pruning/selective.gin',
       '--gin_file=gin/runs/eval.gin',
       '--gin.CACHE_BUDGETS=8',
       '--run_mode=eval',
       *_EVALUATE,
-    )
-    for path in FILES
-    if path.startswith('pruning/')
+    ),
   ]
   + [
     (
