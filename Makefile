@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # same files: the last one installed is the one that is there.
 TFDS := $(shell grep -i '^tensorflow-datasets==' constraints.txt)
 
-.PHONY: install quickstart test test-fast lint format bench-engine bench-tasks conformance clean
+.PHONY: install quickstart test test-fast lint format bench-engine bench-tasks bench-decode conformance clean
 
 install: $(VENV)/.installed
 
@@ -44,6 +44,10 @@ bench-engine: install
 # Scoring the benchmarks, and reading text.
 bench-tasks: install
 	$(BIN)/python benchmarks/tasks.py $(ARGS)
+
+# Decoding with pruned caches over decoding with whole ones.
+bench-decode: install
+	$(BIN)/python benchmarks/decode.py $(ARGS)
 
 # T5X's own tests against the embedded engine: make conformance T5X=<checkout>.
 conformance: install
