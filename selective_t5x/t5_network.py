@@ -158,6 +158,7 @@ class DecoderLayer(nn.Module):
     encoder_ids: jax.Array,
     *,
     deterministic: bool,
+    memory_tau: float | None = None,
     where: cache.Place | None = None,
   ) -> jax.Array:
     """Maps [B, N, M] to [B, N, M].
@@ -168,6 +169,7 @@ class DecoderLayer(nn.Module):
       segment_ids: i32[B, N], 0 for padding.
       encoder_ids: i32[B, K], 0 for padding.
       deterministic: whether dropout is off.
+      memory_tau: as of layers.SelfAttention.
       where: the place in the cache while decoding, else None.
     """
     cfg = self.config
@@ -187,6 +189,7 @@ class DecoderLayer(nn.Module):
       y,
       segment_ids,
       deterministic=deterministic,
+      memory_tau=memory_tau,
       bias_fn=self.relative_bias,
       where=where,
     )
@@ -258,6 +261,7 @@ class Decoder(nn.Module):
     decode: bool = False,
     prefill: bool = False,
     prefill_lengths: jax.Array | None = None,
+    memory_tau: float | None = None,
   ) -> jax.Array:
     """Returns f32[B, N, vocab_size]; arguments as of Transformer.decode."""
     cfg = self.config
@@ -280,6 +284,7 @@ class Decoder(nn.Module):
         segment_ids,
         encoder_ids,
         deterministic=deterministic,
+        memory_tau=memory_tau,
         where=where,
       )
     x = layers.RMSNorm(dtype=cfg.dtype, name='decoder_norm')(x)
@@ -343,6 +348,7 @@ class Transformer(nn.Module):
     max_decode_length: int | None = None,
     prefill: bool = False,
     prefill_lengths: jax.Array | None = None,
+    memory_tau: float | None = None,
   ) -> jax.Array:
     """Predicts each target token from the inputs and the targets before it.
 
@@ -363,6 +369,8 @@ class Transformer(nn.Module):
       prefill: fills the cache with prompts; what follows a prompt is ignored.
       prefill_lengths: i32[B], the tokens of each prompt, the start included;
         None counts the target tokens that are not 0.
+      memory_tau: with a number, every layer of the decoder sows M
+        ('intermediates', 'memory').
 
     Returns:
       f32[B, N, vocab_size], the logits.
@@ -389,6 +397,7 @@ class Transformer(nn.Module):
       decode=decode,
       prefill=prefill,
       prefill_lengths=prefill_lengths,
+      memory_tau=memory_tau,
     )
 
   def __call__(
@@ -403,6 +412,7 @@ class Transformer(nn.Module):
     *,
     enable_dropout: bool = True,
     decode: bool = False,
+    memory_tau: float | None = None,
   ) -> jax.Array:
     """Encodes and decodes; arguments as of those, f32[B, N, vocab_size]."""
     del encoder_positions, decoder_positions
@@ -418,6 +428,7 @@ class Transformer(nn.Module):
       decoder_segment_ids,
       enable_dropout=enable_dropout,
       decode=decode,
+      memory_tau=memory_tau,
     )
 
 

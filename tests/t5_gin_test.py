@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from selective_t5x import config_files
+from selective_t5x.errors import UserError
 
 # Parameters of the published checkpoints.
 PUBLISHED = {
@@ -128,3 +129,15 @@ def test_one_file_turns_selection_on_in_the_decoder_and_nowhere_else():
   baseline, selective, baseline_again = outputs
   assert not np.allclose(baseline, selective, atol=1e-5)
   np.testing.assert_array_equal(baseline, baseline_again)
+
+
+def test_the_memory_loss_file_needs_selection():
+  memory_loss = 'gin/attention/memory_loss.gin'
+  with pytest.raises(UserError, match='EncoderDecoder.memory_loss_weight'):
+    build('gin/models/t5_1_1/tiny.gin', memory_loss)
+  gin.clear_config()
+  build(
+    'gin/models/t5_1_1/tiny.gin', 'gin/attention/selective.gin', memory_loss
+  )
+  config = gin.operative_config_str()
+  assert 'EncoderDecoder.memory_loss_weight = %MEMORY_LOSS_WEIGHT' in config
