@@ -1,9 +1,4 @@
 import dataclasses
-import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +7,7 @@ import pytest
 
 from selective_t5x import attention, t5_layers, t5_network
 from selective_t5x.errors import UserError
-from tests import t5_reference
+from tests import real_t5x, t5_reference
 
 CONFIG = t5_network.T5Config(
   vocab_size=32,
@@ -347,21 +342,7 @@ print(json.dumps(figures))
 def test_t5xs_own_network_gives_the_same():
   """Names, shapes, axes, initial values and logits; skips without T5X."""
 
-  def run(code):
-    return subprocess.run(
-      [sys.executable, '-c', code],
-      cwd=pathlib.Path(__file__).parents[1],
-      env=os.environ | {'SELECTIVE_T5X_ENGINE': 't5x'},
-      capture_output=True,
-      text=True,
-      check=False,
-    )
-
-  found = run('import selective_t5x, t5x.examples.t5.network')
-  if found.returncode:
-    pytest.skip(f'no real T5X here: {found.stderr.strip().splitlines()[-1]}')
-  result = run(_AGREEMENT)
-  assert result.returncode == 0, result.stderr[-3000:]
-  figures = json.loads(result.stdout.splitlines()[-1])
+  real_t5x.skip_without('t5x.examples.t5.network')
+  figures = real_t5x.figures(_AGREEMENT)
   assert len(figures) == 6
   assert all(figure < 1e-5 for figure in figures.values()), figures
