@@ -31,6 +31,12 @@ def transformer(**settings):
   return t5_network.Transformer(dataclasses.replace(CONFIG, **settings))
 
 
+def fields_of_t5x(config):
+  """Returns the settings that T5X's config has too."""
+  fields = dataclasses.asdict(config)
+  return {k: v for k, v in fields.items() if not k.endswith('attention_fn')}
+
+
 def shifted(targets):
   return [0, *targets[:-1]]
 
@@ -289,7 +295,7 @@ def test_a_bad_setting_is_named(field, value, expected):
 
 
 _AGREEMENT = """
-import dataclasses, json, sys
+import json
 import selective_t5x
 import jax, numpy as np
 from t5x.examples.t5 import network
@@ -304,8 +310,7 @@ def as_dict(tree):
 figures = {}
 for version, settings in (('1.1', {}), ('1.0', test.T5_1_0)):
   ours = test.transformer(**settings)
-  fields = dataclasses.asdict(ours.config)
-  del fields['attention_fn'], fields['encoder_attention_fn']
+  fields = test.fields_of_t5x(ours.config)
   theirs = network.Transformer(network.T5Config(**fields))
   variables = test.init(theirs)
   params = variables['params']
