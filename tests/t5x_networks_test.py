@@ -6,6 +6,7 @@ own agreement is in t5_network_test.
 
 import functools
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -95,8 +96,10 @@ def write_checkpoints(folder):
     out = logits(module, state.params, batch_of(kind))
     np.save(f'{folder}/{kind}.npy', out)
     state = state.replace_step(jnp.int32(7))
+    model_dir = pathlib.Path(folder, f'{kind} {WRITERS[0]}')
+    model_dir.mkdir()  # Or it would write one folder further up.
     manager = checkpoints.OrbaxCheckpointManagerInterface(
-      f'{folder}/{kind} {WRITERS[0]}', state, partitioner
+      str(model_dir), state, partitioner
     )
     manager.save(state)
     manager.close()
