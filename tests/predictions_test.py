@@ -17,6 +17,9 @@ from tests.cached_models import BATCH, ENCODER_TOKENS, LENGTH, TOKENS, VOCAB
 FUNCTIONS = [attention.causal_attention, attention.selective_attention]
 KINDS = ['t5', 'decoder', 't5_decoder_only']
 EOS = 1
+# T5's beams are kept long by an EOS that cannot be. With uneven prompts T5X's
+# search goes on past the end of a row that has no EOS: here all have one.
+BEAMS_EOS = {'t5': VOCAB, 'decoder': EOS, 't5_decoder_only': 20}
 # Tokens of each prompt of the decoder-only model, of different lengths.
 PROMPTS = np.array([2, 5, 1])
 
@@ -97,9 +100,7 @@ def check_beams(kind, attention_fn):
   """A beam's score is its tokens' log-likelihood: its cache was its own."""
   from t5x import decoding
 
-  # T5's beams are kept long by an EOS that cannot be. With uneven prompts T5X's
-  # search goes on past the end of a row that has no EOS.
-  eos = VOCAB if kind == 't5' else EOS
+  eos = BEAMS_EOS[kind]
   built, model = model_of(kind, attention_fn, decoding.beam_search)
   decodes, aux = model.predict_batch_with_aux(
     built.params,
