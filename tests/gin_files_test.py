@@ -75,6 +75,8 @@ for path in {FILES!r}:
     bindings += ["INPUT_FILE = 'x'"]
   if path == 'runs/finetune.gin':
     bindings += ["INITIAL_CHECKPOINT_PATH = 'x'"]
+  if path == 'attention/fade_in.gin':
+    bindings += ['FADE_START = 0']
   gin.parse_config_files_and_bindings(files, bindings)
   text = gin.config_str()
   assert 'total_steps = %TRAIN_STEPS' in text, path

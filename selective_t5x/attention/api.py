@@ -5,7 +5,7 @@ import numbers
 import jax
 import jax.numpy as jnp
 
-from selective_t5x.attention import reference, steps
+from selective_t5x.attention import reference, selection, steps
 from selective_t5x.errors import UserError, did_you_mean
 
 _SELECTIVE = {'reference': reference.selective_attention}
@@ -127,6 +127,7 @@ def selective_attention(
   segment_ids: jax.Array | None = None,
   selection_head: int = 0,
   selection_bias: bool = True,
+  masking_scale: jax.Array | float | None = None,
   memory_tau: float | None = None,
   implementation: str | None = None,
   return_masking: bool = False,
@@ -154,6 +155,8 @@ def selective_attention(
       one segment without padding.
     selection_head: the head whose logits select, 0 <= selection_head < H.
     selection_bias: whether they do so with their bias.
+    masking_scale: multiplies F, zero or more: 0 is plain causal attention, None
+      is 1. It may be traced; no gradient for it is promised.
     memory_tau: with a positive number, M is returned too.
     implementation: 'reference', or None for the best one here.
     return_masking: whether F is returned too.
@@ -205,30 +208,43 @@ def selective_attention(
       f'{", ".join(map(repr, _SELECTIVE))}{did_you_mean(str(name), _SELECTIVE)}'
     )
   scale = query.shape[-1] ** -0.5 if scale is None else scale
+  selecting = selection.of_head(
+    query,
+    key,
+    head=selection_head,
+    scale=scale,
+    bias=bias if selection_bias else None,
+    masking_scale=masking_scale,
+  )
   if position is not None:
     return steps.selective_step(
       query,
       key,
       value,
+      selecting=selecting,
       scale=scale,
       bias=bias,
       position=position,
       masking=masking,
-      selection_head=selection_head,
-      selection_bias=selection_bias,
     )
-  return _SELECTIVE[name](
+  returned = _SELECTIVE[name](
     query,
     key,
     value,
+    selecting=selecting,
     scale=scale,
     bias=bias,
     segment_ids=segment_ids,
-    selection_head=selection_head,
-    selection_bias=selection_bias,
     memory_tau=memory_tau,
     return_masking=return_masking,
   )
+  out, seen, rows = returned
+  returned = (out,)
+  if memory_tau is not None:
+    returned += (seen,)
+  if return_masking:
+    returned += (rows[:, 0],)
+  return returned if len(returned) > 1 else out
 
 
 def _check_shapes(query, key, value, bias, segment_ids, prefix=None):

@@ -65,32 +65,57 @@ def selective_attention(
   key,
   value,
   *,
+  selecting,
   scale,
   bias,
   segment_ids,
-  selection_head,
-  selection_bias,
   memory_tau,
-  return_masking,
+  return_masking=False,
 ):
-  """Selective attention; arguments as in api.selective_attention."""
+  """Attention under selection.
+
+  Args:
+    query: [B, N, H, D].
+    key: [B, N, H, D].
+    value: [B, N, H, D].
+    selecting: a `selection.Selection` with G dividing H.
+    scale: multiplies the logits.
+    bias: added to the logits; broadcasts to [B, H, N, N]; or None.
+    segment_ids: i32[B, N], 0 for padding; None for one segment.
+    memory_tau: positive; None without M.
+    return_masking: whether to return F.
+
+  Returns:
+    (out [B, N, H, D], M f32[B, N] or None, F f32[B, G, N, N] or None); M is
+    the mean over the G.
+  """
   query, key, value = (
     masks.zero_padding(x, segment_ids) for x in (query, key, value)
   )
-  logits = attention_logits(query, key, scale, None)
-  unbiased = logits[:, selection_head]
-  logits = logits if bias is None else logits + bias
-  masking = selection.masking_matrix(
-    logits[:, selection_head] if selection_bias else unbiased,
-    segment_ids=segment_ids,
+  logits = attention_logits(query, key, scale, bias)
+  scores = attention_logits(
+    masks.zero_padding(selecting.query, segment_ids),
+    masks.zero_padding(selecting.key, segment_ids),
+    selecting.scale,
+    selecting.bias,
   )
+  masking = jax.vmap(
+    lambda one: selection.masking_matrix(one, segment_ids=segment_ids), 1, 1
+  )(scores)
   visible = masks.visible(logits.shape[-1], segment_ids)
-  out = attend(logits - masking[:, None], value, visible)
-  out = (masks.zero_padding(out, segment_ids),)
+  shared = logits.shape[1] // masking.shape[1]
+  out = attend(logits - jnp.repeat(masking, shared, axis=1), value, visible)
+  seen = None
   if memory_tau is not None:
-    out += (
-      memory.visible_tokens(masking, memory_tau, segment_ids=segment_ids),
-    )
-  if return_masking:
-    out += (masking,)
-  return out if len(out) > 1 else out[0]
+    seen = jax.vmap(
+      lambda one: memory.visible_tokens(
+        one, memory_tau, segment_ids=segment_ids
+      ),
+      1,
+    )(masking)
+    seen = jnp.mean(seen, axis=0)
+  return (
+    masks.zero_padding(out, segment_ids),
+    seen,
+    masking if return_masking else None,
+  )

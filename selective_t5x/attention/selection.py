@@ -4,10 +4,65 @@ Source: Leviathan, Kalman, Matias, "Selective Attention Improves Transformer",
 arXiv 2410.02703, section 3.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from selective_t5x.attention import masks
+
+
+class Selection(NamedTuple):
+  """What selects: G heads, each of which masks keys for H / G others.
+
+  Their logits are scale * <query_i, key_j> + bias. One head of the model itself
+  is its slice of queries and keys.
+
+  Attributes:
+    query: [B, N, G, E]. Head h of H reads the masking of g = h // (H / G).
+    key: [B, N, G, E].
+    scale: multiplies the products.
+    bias: broadcasts to [B, G, N, N]; None for none.
+  """
+
+  query: jax.Array
+  key: jax.Array
+  scale: float
+  bias: jax.Array | None = None
+
+
+def of_head(
+  query: jax.Array,
+  key: jax.Array,
+  *,
+  head: int,
+  scale: float,
+  bias: jax.Array | None = None,
+  masking_scale: jax.Array | float | None = None,
+) -> Selection:
+  """Makes one attention head select, by its own logits.
+
+  Args:
+    query: [B, Q, H, D].
+    key: [B, N, H, D].
+    head: which of the H.
+    scale: multiplies the logits.
+    bias: of the logits, broadcasts to [B, H, Q, N]; None to select without.
+    masking_scale: multiplies all scores, and so F: zero or more; None for 1.
+      It multiplies the queries, which is the same since relu(c x) = c relu(x).
+
+  Returns:
+    The selection, G = 1 and E = D.
+  """
+  query, key = (x[:, :, head : head + 1] for x in (query, key))
+  if bias is not None:
+    # [B or 1, H or 1, Q or 1, N or 1], with leading axes where it had none.
+    bias = bias.reshape((1,) * (4 - bias.ndim) + bias.shape)
+    bias = bias if bias.shape[1] == 1 else bias[:, head : head + 1]
+  if masking_scale is not None:
+    query = query * jnp.asarray(masking_scale, query.dtype)
+    bias = None if bias is None else bias * masking_scale
+  return Selection(query, key, scale, bias)
 
 
 def selection_scores(

@@ -8,7 +8,7 @@ they hold. Each function computes one row i of its parallel form.
 import jax
 import jax.numpy as jnp
 
-from selective_t5x.attention import masks
+from selective_t5x.attention import masks, selection
 from selective_t5x.attention.reference import attend, attention_logits
 
 
@@ -45,12 +45,11 @@ def selective_step(
   key: jax.Array,
   value: jax.Array,
   *,
+  selecting: selection.Selection,
   scale: float,
   bias: jax.Array | None,
   position: jax.Array,
   masking: jax.Array,
-  selection_head: int,
-  selection_bias: bool,
 ) -> tuple[jax.Array, jax.Array]:
   """Attends under what earlier tokens have masked, then adds its own masking.
 
@@ -58,13 +57,13 @@ def selective_step(
     query: [B, 1, H, D].
     key: [B, N, H, D], the token's own included.
     value: [B, N, H, D].
+    selecting: G = 1; its query [B, 1, 1, E], key [B, N, 1, E], bias broadcasts
+      to [B, 1, 1, N].
     scale: multiplies the logits.
     bias: added to the logits; broadcasts to [B, H, 1, N].
     position: i32[B], the slot of each row's token.
     masking: f32[B, N], row `position` of F: the selection scores of all earlier
       tokens, summed.
-    selection_head: the head whose logits select.
-    selection_bias: whether they do so with their bias.
 
   Returns:
     [B, 1, H, D] in value's dtype, and f32[B, N], the next row of F.
@@ -73,12 +72,15 @@ def selective_step(
   filled = slots <= position[:, None]
   key, value = (masks.zero_padding(x, filled) for x in (key, value))
   masking = masks.zero_padding(masking, filled)
-  logits = attention_logits(query, key, scale, None)
-  unbiased = logits
-  logits = logits if bias is None else logits + bias
+  logits = attention_logits(query, key, scale, bias)
   out = attend(logits - masking[:, None, None], value, filled[:, None])
-  selecting = logits if selection_bias else unbiased
+  asked = attention_logits(
+    selecting.query,
+    masks.zero_padding(selecting.key, filled),
+    selecting.scale,
+    selecting.bias,
+  )
   # Neither itself nor the first token, as in selection.selection_scores.
   may_mask = (slots > 0) & (slots < position[:, None])
-  scores = jnp.where(may_mask, jax.nn.relu(selecting[:, selection_head, 0]), 0)
+  scores = jnp.where(may_mask, jax.nn.relu(asked[:, 0, 0]), 0)
   return out, masking + scores
