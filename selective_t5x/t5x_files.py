@@ -74,8 +74,9 @@ def instead_of(name: str) -> str:
     file that is not T5X's.
   """
   path = name.removeprefix('./').removeprefix('t5x/')
-  path = _VERSION_AND_SIZE.sub(r'examples/t5/\1/\2.gin', path)
-  path = path[max(path.find('examples/'), 0) :]
+  of_a_guide = _VERSION_AND_SIZE.search(path)
+  if of_a_guide:
+    path = 'examples/t5/{}/{}.gin'.format(*of_a_guide.groups())
   ours = _INSTEAD.get(path) or _INSTEAD.get(f'configs/{path}')
   if ours:
     return f'; only the real T5X has it, use {ours}'

@@ -7,7 +7,7 @@ import pytest
 
 from selective_t5x import config_check, config_files, t5x_files
 from selective_t5x.errors import UserError
-from tests.engine import engines
+from tests import real_t5x
 
 
 def test_what_is_named_exists():
@@ -52,11 +52,13 @@ def test_a_file_that_nothing_stands_for():
 
 @pytest.mark.slow
 def test_all_of_t5xs_files_are_known():
-  engines.skip_without_t5x()
-  found = engines.python(
-    't5x', '-c', 'import selective_t5x, t5x; print(*t5x.__path__)'
-  )
-  root = pathlib.Path(found.stdout.split()[-1])
+  real_t5x.skip_without('t5x')
+  folder = real_t5x.figures("""
+import json
+import selective_t5x, t5x
+print(json.dumps([*t5x.__path__]))
+""")
+  root = pathlib.Path(folder[0])
   files = {
     str(path.relative_to(root))
     for folder in ('configs/runs', 'examples/t5', 'examples/decoder_only')
