@@ -8,7 +8,8 @@ they hold. Each function computes one row i of its parallel form.
 import jax
 import jax.numpy as jnp
 
-from selective_t5x.attention import masks, selection
+from selective_t5x.attention import masks
+from selective_t5x.attention.selection import Selection
 
 
 def query_logits(
@@ -78,7 +79,7 @@ def selective_step(
   key: jax.Array,
   value: jax.Array,
   *,
-  selecting: selection.Selection,
+  selection: Selection,
   scale: float,
   bias: jax.Array | None,
   position: jax.Array,
@@ -90,7 +91,7 @@ def selective_step(
     query: [B, 1, H, D].
     key: [B, N, H, D], the token's own included.
     value: [B, N, H, D].
-    selecting: G = 1; its query [B, 1, 1, E], key [B, N, 1, E], bias broadcasts
+    selection: G = 1; its query [B, 1, 1, E], key [B, N, 1, E], bias broadcasts
       to [B, 1, 1, N].
     scale: multiplies the logits.
     bias: added to the logits; broadcasts to [B, H, 1, N].
@@ -107,7 +108,7 @@ def selective_step(
   logits = query_logits(query, key, scale, bias)
   out = _attend(logits - masking[:, None, None], value, filled)
   asked = query_logits(
-    selecting.query, selecting.key, selecting.scale, selecting.bias
+    selection.query, selection.key, selection.scale, selection.bias
   )
   # Neither itself nor the first token, as in selection.selection_scores.
   may_mask = (slots > 0) & (slots < position[:, None])
