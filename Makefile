@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # same files: the last one installed is the one that is there.
 TFDS := $(shell grep -i '^tensorflow-datasets==' constraints.txt)
 
-.PHONY: install quickstart study-t5 test test-fast lint format bench-engine bench-tasks conformance clean
+.PHONY: install quickstart study-t5 test test-fast lint format bench-attention bench-engine bench-tasks conformance clean
 
 install: $(VENV)/.installed
 
@@ -44,6 +44,10 @@ format: install
 # Step time over the real T5X's; needs T5X on PYTHONPATH (README.md).
 bench-engine: install
 	$(BIN)/python benchmarks/engine.py $(ARGS)
+
+# Time and memory of selective attention over attention written out.
+bench-attention: install
+	$(BIN)/python benchmarks/attention.py $(ARGS)
 
 # Scoring the benchmarks, and reading text.
 bench-tasks: install
