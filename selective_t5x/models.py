@@ -93,7 +93,7 @@ class LanguageModel(memory_loss.MemoryLossMixin, models.DecoderOnlyModel):
     """Takes T5X's arguments, and those of predictions, memory loss, scoring.
 
     Args:
-      module: `network.Decoder`.
+      module: `network.Decoder` or `t5_decoder_only.DecoderOnly`.
       vocabulary: of inputs and targets.
       optimizer_def: T5X's optimizer definition.
       decode_fn: T5X's: decoding.temperature_sample, beam_search or one's own.

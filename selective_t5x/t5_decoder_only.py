@@ -24,6 +24,11 @@ class DecoderOnlyConfig(t5_stack.StackConfig):
 
   num_layers: int = 6
 
+  @property
+  def decoder_layers(self) -> int:
+    """L."""
+    return self.num_layers
+
 
 class DecoderOnly(nn.Module):
   """The decoder, called as T5X's DecoderOnlyModel does."""
@@ -32,7 +37,7 @@ class DecoderOnly(nn.Module):
 
   def setup(self):
     """Makes the decoder; all parameters are under `decoder`."""
-    self.decoder = t5_stack.Decoder(self.config, self.config.num_layers)
+    self.decoder = t5_stack.Decoder(self.config)
 
   def __call__(
     self,
@@ -48,6 +53,7 @@ class DecoderOnly(nn.Module):
     prefill: bool | None = None,
     prefill_lengths: jax.Array | None = None,
     memory_tau: float | None = None,
+    budgets: jax.Array | None = None,
   ) -> jax.Array:
     """Predicts each target token; arguments as of `network.Decoder`.
 
@@ -63,6 +69,7 @@ class DecoderOnly(nn.Module):
       prefill: fills the cache with prompts.
       prefill_lengths: i32[B], the tokens of each prompt.
       memory_tau: with a number, every layer sows M ('intermediates', 'memory').
+      budgets: i32[L], as of `network.Decoder`.
 
     Returns:
       f32[B, N, vocab_size], the logits.
@@ -88,4 +95,5 @@ class DecoderOnly(nn.Module):
       prefill_lengths=prefill_lengths,
       memory_tau=memory_tau,
       prefix=decoder_causal_attention,
+      budgets=budgets,
     )

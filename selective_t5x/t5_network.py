@@ -37,6 +37,11 @@ class T5Config(t5_stack.StackConfig):
   num_decoder_layers: int = 6
   encoder_attention_fn: Callable[..., Any] = attention.full_attention
 
+  @property
+  def decoder_layers(self) -> int:
+    """L of the decoder."""
+    return self.num_decoder_layers
+
   def __post_init__(self):
     """Refuses what would fail later and less clearly."""
     super().__post_init__()
@@ -123,9 +128,7 @@ class Transformer(nn.Module):
       cfg.vocab_size, cfg.emb_dim, dtype=cfg.dtype
     )
     self.encoder = Encoder(cfg, self.token_embedder)
-    self.decoder = t5_stack.Decoder(
-      cfg, cfg.num_decoder_layers, self.token_embedder
-    )
+    self.decoder = t5_stack.Decoder(cfg, self.token_embedder)
 
   def encode(
     self,
@@ -164,6 +167,7 @@ class Transformer(nn.Module):
     prefill: bool = False,
     prefill_lengths: jax.Array | None = None,
     memory_tau: float | None = None,
+    budgets: jax.Array | None = None,
   ) -> jax.Array:
     """Predicts each target token from the inputs and the targets before it.
 
@@ -186,12 +190,15 @@ class Transformer(nn.Module):
         None counts the target tokens that are not 0.
       memory_tau: with a number, every layer of the decoder sows M
         ('intermediates', 'memory').
+      budgets: i32[L] of the decoder's layers, in place of the config's for
+        whole rows; may be traced, see `pruning.Pruning`.
 
     Returns:
       f32[B, N, vocab_size], the logits.
 
     Raises:
-      ValueError: if rows are packed in decoding, or do not fit the cache.
+      ValueError: if rows are packed in decoding, or do not fit the cache, or
+        budgets not the network.
     """
     del decoder_positions, max_decode_length
     decoding = decode or prefill
@@ -215,6 +222,7 @@ class Transformer(nn.Module):
       prefill=prefill,
       prefill_lengths=prefill_lengths,
       memory_tau=memory_tau,
+      budgets=budgets,
     )
 
   def __call__(
@@ -230,6 +238,7 @@ class Transformer(nn.Module):
     enable_dropout: bool = True,
     decode: bool = False,
     memory_tau: float | None = None,
+    budgets: jax.Array | None = None,
   ) -> jax.Array:
     """Encodes and decodes; arguments as of those, f32[B, N, vocab_size]."""
     del encoder_positions, decoder_positions
@@ -246,4 +255,5 @@ class Transformer(nn.Module):
       enable_dropout=enable_dropout,
       decode=decode,
       memory_tau=memory_tau,
+      budgets=budgets,
     )

@@ -15,6 +15,7 @@ from flax.linen import partitioning
 
 from selective_t5x import attention, cache, layers, network, t5_layers
 from selective_t5x.errors import did_you_mean
+from selective_t5x.pruning import Pruning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,8 @@ class StackConfig:
       in T5 1.0, or a matrix of their own, as in T5 1.1.
     attention_fn: of the decoder's self-attention: `attention.causal_attention`,
       `attention.selective_attention` or a function with their arguments.
+    pruning: which keys the decoder's self-attention keeps, and how many a
+      layer; None for all.
   """
 
   vocab_size: int
@@ -47,17 +50,24 @@ class StackConfig:
   dropout_rate: float = 0.1
   logits_via_embedding: bool = False
   attention_fn: Callable[..., Any] = attention.causal_attention
+  pruning: Pruning | None = None
 
   @property
   def gin_name(self) -> str:
     """What it is called in gin."""
     return f'{type(self).__module__.split(".")[-1]}.{type(self).__name__}'
 
+  @property
+  def decoder_layers(self) -> int:
+    """L, the layers of the decoder: each kind of network has its own name."""
+    raise NotImplementedError
+
   def __post_init__(self):
     """Refuses what would fail later and less clearly."""
     name = self.gin_name
     network.check_settings(self, name)
     network.check_function(self, name, 'attention_fn')
+    network.check_pruning(self, name, self.decoder_layers)
     # gin gives lists; a tuple can be hashed, as flax asks of a config.
     activations = self.mlp_activations
     if isinstance(activations, str) or not activations:
@@ -100,10 +110,12 @@ class DecoderLayer(nn.Module):
   Attributes:
     config: the settings.
     relative_bias: the decoder's, shared by its layers.
+    layer: its number, from 0.
   """
 
   config: StackConfig
   relative_bias: nn.Module
+  layer: int
 
   @nn.compact
   def __call__(
@@ -117,6 +129,7 @@ class DecoderLayer(nn.Module):
     memory_tau: float | None = None,
     prefix: jax.Array | None = None,
     where: cache.Place | None = None,
+    budget: jax.Array | None = None,
   ) -> jax.Array:
     """Maps [B, N, M] to [B, N, M].
 
@@ -129,6 +142,7 @@ class DecoderLayer(nn.Module):
       memory_tau: as of layers.SelfAttention.
       prefix: as of layers.SelfAttention.
       where: the place in the cache while decoding, else None.
+      budget: i32[], as of layers.SelfAttention.
     """
     cfg = self.config
     y = layers.RMSNorm(dtype=cfg.dtype, name='pre_self_attention_layer_norm')(x)
@@ -142,6 +156,8 @@ class DecoderLayer(nn.Module):
       scale=1.0,
       kernel_init=t5_layers.KERNEL_INIT,
       query_init=t5_layers.query_init(cfg.head_dim),
+      pruning=cfg.pruning
+      and cfg.pruning.of_layer(self.layer, cfg.decoder_layers),
       name='self_attention',
     )(
       y,
@@ -151,6 +167,7 @@ class DecoderLayer(nn.Module):
       prefix=prefix,
       bias_fn=self.relative_bias,
       where=where,
+      budget=budget,
     )
     x = x + dropout(cfg, deterministic)(y)
     if encoded is not None:
@@ -173,12 +190,10 @@ class Decoder(nn.Module):
 
   Attributes:
     config: the settings.
-    num_layers: how many there are.
     token_embedder: shared with the encoder; None makes one of its own.
   """
 
   config: StackConfig
-  num_layers: int
   token_embedder: nn.Module | None = None
 
   @nn.compact
@@ -195,6 +210,7 @@ class Decoder(nn.Module):
     prefill_lengths: jax.Array | None = None,
     memory_tau: float | None = None,
     prefix: jax.Array | None = None,
+    budgets: jax.Array | None = None,
   ) -> jax.Array:
     """Returns f32[B, N, vocab_size], the logits.
 
@@ -209,6 +225,8 @@ class Decoder(nn.Module):
       prefill_lengths: see `cache.place`.
       memory_tau: as of layers.SelfAttention.
       prefix: as of layers.SelfAttention.
+      budgets: i32[L], in place of the config's for whole rows; may be traced,
+        see `pruning.Pruning`.
     """
     cfg = self.config
     where = cache.place(
@@ -228,8 +246,9 @@ class Decoder(nn.Module):
       )
     x = dropout(cfg, deterministic)(token_embedder(tokens))
     x = partitioning.with_sharding_constraint(x, ('batch', 'length', 'embed'))
-    for i in range(self.num_layers):
-      x = DecoderLayer(cfg, relative_bias, name=f'layers_{i}')(
+    budgets = network.layer_budgets(cfg, cfg.decoder_layers, budgets, where)
+    for i in range(cfg.decoder_layers):
+      x = DecoderLayer(cfg, relative_bias, i, name=f'layers_{i}')(
         x,
         encoded,
         segment_ids,
@@ -238,6 +257,7 @@ class Decoder(nn.Module):
         memory_tau=memory_tau,
         prefix=prefix,
         where=where,
+        budget=budgets[i],
       )
     x = layers.RMSNorm(dtype=cfg.dtype, name='decoder_norm')(x)
     x = dropout(cfg, deterministic)(x)

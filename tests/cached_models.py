@@ -95,3 +95,12 @@ def build(kind, attention_fn, dtype='float32'):
     )
   )(params)
   return Model(module, params, (encoded, init[0]), module.decode)
+
+
+@functools.cache
+def pruned(model, pruning):
+  """Returns a Model with the same parameters that prunes."""
+  config = dataclasses.replace(model.module.config, pruning=pruning)
+  module = type(model.module)(config)
+  method = None if model.method is None else module.decode
+  return dataclasses.replace(model, module=module, method=method)

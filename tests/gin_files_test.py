@@ -31,6 +31,7 @@ def test_no_init_file_and_every_folder_is_known():
     'attention',
     'models',
     'optimizers',
+    'pruning',
     'runs',
     'experiments',
     'test',
@@ -117,6 +118,17 @@ for path in {FILES!r}:
       *_EVALUATE,
     )
     for name in ('eval', 'downstream')
+  ]
+  + [
+    (
+      f'--gin_file=gin/{_EXPERIMENT}',
+      '--gin_file=gin/attention/selective.gin',
+      '--gin_file=gin/pruning/selective.gin',
+      '--gin_file=gin/runs/eval.gin',
+      '--gin.CACHE_BUDGETS=8',
+      '--run_mode=eval',
+      *_EVALUATE,
+    ),
   ]
   + [
     (

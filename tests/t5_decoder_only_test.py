@@ -47,11 +47,9 @@ def logits(module, params, *batch):
 
 
 @pytest.mark.parametrize(
-  'version',
-  [{}, dict(mlp_activations=('relu',), logits_via_embedding=True)],
-  ids=['1.1', '1.0'],
+  'head, version',
+  [(None, {}), (0, dict(mlp_activations=('relu',), logits_via_embedding=True))],
 )
-@pytest.mark.parametrize('head', [None, 0])
 def test_logits_are_those_of_the_decoder_written_out(head, version):
   module = decoder(
     attention_fn=attention.causal_attention
