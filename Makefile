@@ -41,7 +41,7 @@ format: install
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-# Step time over the real T5X's; needs T5X on PYTHONPATH (README.md).
+# Step and decode times over the real T5X's; needs T5X on PYTHONPATH (README.md).
 bench-engine: install
 	$(BIN)/python benchmarks/engine.py $(ARGS)
 
