@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 # same files: the last one installed is the one that is there.
 TFDS := $(shell grep -i '^tensorflow-datasets==' constraints.txt)
 
-.PHONY: install quickstart study-t5 test test-fast lint format bench-attention bench-engine bench-tasks conformance clean
+.PHONY: install quickstart study-t5 test test-fast lint format conformance clean \
+  bench-attention bench-decode bench-engine bench-tasks
 
 install: $(VENV)/.installed
 
@@ -52,6 +53,10 @@ bench-attention: install
 # Scoring the benchmarks, and reading text.
 bench-tasks: install
 	$(BIN)/python benchmarks/tasks.py $(ARGS)
+
+# Decoding with pruned caches over decoding with whole ones.
+bench-decode: install
+	$(BIN)/python benchmarks/decode.py $(ARGS)
 
 # T5X's own tests against the embedded engine: make conformance T5X=<checkout>.
 conformance: install
