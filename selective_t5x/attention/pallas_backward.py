@@ -122,7 +122,7 @@ def _saved_specs(blocks: Blocks, saved: Saved) -> Saved:
     blocks.sums(),
   )
   return Saved(
-    *(spec if x is not None else None for spec, x in zip(specs, saved))
+    *(None if x is None else spec for x, spec in zip(saved, specs, strict=True))
   )
 
 

@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
@@ -42,7 +41,9 @@ class Blocks:
 
   def tile(self, x, y):
     """Returns the query block and key block at grid indices outer, inner."""
-    return (x, y) if self.outer == QUERY else (self.plan.query_blocks - 1 - y, x)
+    return (
+      (x, y) if self.outer == QUERY else (self.plan.query_blocks - 1 - y, x)
+    )
 
   def _written(self, x, y):
     # Past the diagonal the last block stays, so that nothing is written.

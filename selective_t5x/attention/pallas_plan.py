@@ -9,6 +9,7 @@ import dataclasses
 import math
 from typing import Any
 
+import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 LANES = 128  # Of a vector register: the last axis comes in these.
@@ -134,7 +135,11 @@ def padded_length(length: int, block: BlockSizes) -> tuple[int, BlockSizes]:
 
 
 def heads_a_program(
-  shared: int, block: BlockSizes, size: int, selection_size: int | None
+  shared: int,
+  block: BlockSizes,
+  size: int,
+  selection_size: int | None,
+  dtype: Any,
 ) -> int:
   """Returns how many heads share a tile of F.
 
@@ -143,6 +148,7 @@ def heads_a_program(
     block: the tiles; its heads, if set, are what is returned.
     size: D.
     selection_size: E; None without selection.
+    dtype: of the inputs.
 
   Raises:
     ValueError: block.heads does not divide H / G, or one head does not fit.
@@ -156,7 +162,7 @@ def heads_a_program(
     return block.heads
   for heads in range(shared, 0, -1):
     if shared % heads == 0 and (
-      vector_memory(heads, block, size, selection_size) <= VECTOR_MEMORY
+      vector_memory(heads, block, size, selection_size, dtype) <= VECTOR_MEMORY
     ):
       return heads
   raise ValueError(
@@ -167,19 +173,25 @@ def heads_a_program(
 
 
 def vector_memory(
-  heads: int, block: BlockSizes, size: int, selection_size: int | None
+  heads: int,
+  block: BlockSizes,
+  size: int,
+  selection_size: int | None,
+  dtype: Any,
 ) -> int:
   """Estimates the bytes of the greediest kernel, that of keys and values."""
 
   def lanes(n):
     return pl.cdiv(n, LANES) * LANES
 
-  rows = block.query + block.key
-  # Twice, since the next block comes while this one is computed. Counted as
-  # float32, which bfloat16 halves.
-  blocks = 2 * 4 * heads * lanes(size) * (2 * rows + 2 * block.key)
+  rows, columns = block.query, block.key
+  itemsize = jnp.dtype(dtype).itemsize
+  # queries, keys, values, the cotangent and two gradients.
+  blocks = itemsize * heads * lanes(size) * (2 * rows + 4 * columns)
   if selection_size is not None:
-    blocks += 2 * 4 * lanes(selection_size) * (rows + block.key)
-  blocks += 2 * 4 * block.query * 3 * LANES  # Numbers of each row.
-  sums = 2 * 4 * heads * block.key * lanes(size)
-  return blocks + sums + _LIVE_TILES * 4 * block.query * block.key
+    width = lanes(selection_size)
+    blocks += itemsize * width * (rows + columns) + 4 * width * columns
+  blocks += 4 * rows * 3 * LANES  # Numbers of each row.
+  sums = 2 * 4 * heads * columns * lanes(size)
+  # Blocks come twice: the next one comes while this one is computed.
+  return 2 * blocks + sums + _LIVE_TILES * 4 * rows * columns

@@ -11,9 +11,10 @@ far. In a tile of queries and keys:
 
 Forward saves the log-sum-exp, f32[B, H, N], and c above each row of tiles,
 f32[B, N, N / block], from which backward recomputes any tile of F. With A the
-logits, dF = -(the sum over heads of dA), less g / tau where M counts the key; it
-is summed over later queries as F is over earlier ones, from the last row of
-tiles up, and is the selection logits' gradient where they were positive.
+logits and g the cotangent of M, dF = -(the sum over heads of dA), less g / tau
+where M counts the key. It is summed over later queries as F is over earlier
+ones, from the last row of tiles up, and is the gradient of the selection logits
+where they were positive.
 
 Nothing of size N x N exists. Source: arXiv 2410.02703, section 3, for F, and
 Dao, arXiv 2307.08691, for attention in tiles.
@@ -185,7 +186,8 @@ def _plan(inputs, block, selection, scale, memory_tau, *, interpret) -> Plan:
   groups, selection_size = 1, None
   if selection is not None:
     _, groups, _, selection_size = inputs.selection_query.shape
-  shared = heads_a_program(heads // groups, block, size, selection_size)
+  dtype = inputs.query.dtype
+  shared = heads_a_program(heads // groups, block, size, selection_size, dtype)
   return Plan(
     batch=batch,
     heads=heads,
@@ -198,7 +200,7 @@ def _plan(inputs, block, selection, scale, memory_tau, *, interpret) -> Plan:
     selection_scale=None if selection is None else float(selection.scale),
     memory_tau=memory_tau,
     packed=inputs.start is not None,
-    dtype=inputs.query.dtype,
+    dtype=dtype,
     interpret=interpret,
   )
 

@@ -81,7 +81,7 @@ def _kernels(jaxpr, times):
       yield _kernel_cost(eqn.params), times
       continue
     inside = times * eqn.params.get('length', 1)
-    for sub in jax.core.jaxprs_in_params(eqn.params):
+    for sub in jax.extend.core.jaxprs_in_params(eqn.params):
       yield from _kernels(sub, inside)
 
 
@@ -197,7 +197,7 @@ class _Body:
         raise ValueError('a kernel loops an unknown number of rounds')
       else:
         _evaluate_equation(eqn, known, self.indices)
-        for sub in jax.core.jaxprs_in_params(eqn.params):
+        for sub in jax.extend.core.jaxprs_in_params(eqn.params):
           inside = _arguments(sub, eqn.invars, known)
           self.walk(sub, inside, runs, rounds * eqn.params.get('length', 1))
 
