@@ -54,12 +54,14 @@ def counted_call(kernel, operands: tuple, **spec) -> Any:
     What the call returns.
   """
   call = functools.partial(pl.pallas_call, kernel, **spec)
-  cost = cost_of(call(), *operands)
+  cost = total(kernel_costs(call(), *operands))
   return call(cost_estimate=cost.estimate())(*operands)
 
 
-def cost_of(function, *args) -> Cost:
-  """Adds up all kernels that a function calls, each as often as it runs.
+def kernel_costs(function, *args) -> list[tuple[str, Cost]]:
+  """Lists the kernels that a function calls, each with its name and cost.
+
+  A kernel inside `jax.lax.scan` is listed once, with the cost of all rounds.
 
   Args:
     function: of arrays; it is traced, not run.
@@ -67,18 +69,23 @@ def cost_of(function, *args) -> Cost:
 
   Raises:
     ValueError: a kernel's condition hangs on more than its grid indices, or a
-      loop with an unknown number of rounds holds a kernel or a product.
+      kernel loops an unknown number of rounds.
   """
-  total = np.zeros(3, np.int64)
-  for cost, times in _kernels(jax.make_jaxpr(function)(*args).jaxpr, 1):
-    total += times * np.array(cost)
-  return Cost(*total.tolist())
+  return list(_kernels(jax.make_jaxpr(function)(*args).jaxpr, 1))
+
+
+def total(costs: list[tuple[str, Cost]]) -> Cost:
+  """Adds up the costs of kernels."""
+  return Cost(
+    *(sum(field) for field in zip(*(cost for _, cost in costs), strict=True))
+  )
 
 
 def _kernels(jaxpr, times):
   for eqn in jaxpr.eqns:
     if eqn.primitive.name == 'pallas_call':
-      yield _kernel_cost(eqn.params), times
+      cost = _kernel_cost(eqn.params)
+      yield eqn.params['name'], Cost(*(times * x for x in cost))
       continue
     inside = times * eqn.params.get('length', 1)
     for sub in jax.extend.core.jaxprs_in_params(eqn.params):
@@ -87,7 +94,8 @@ def _kernels(jaxpr, times):
 
 def _kernel_cost(params) -> Cost:
   mapping = params['grid_mapping']
-  indices = np.indices(mapping.grid).reshape(len(mapping.grid), -1)
+  grid = mapping.grid
+  indices = np.indices(grid).reshape(len(grid), math.prod(grid))
   moved = sum(_moved(block, indices) for block in mapping.block_mappings)
   body = _Body(indices)
   body.walk(params['jaxpr'], {}, np.ones(indices.shape[1], bool), 1)
@@ -175,7 +183,7 @@ def _evaluate_equation(eqn, known, indices) -> None:
 
 
 class _Body:
-  """Adds up what the body of a kernel does at all grid indices."""
+  """Adds up what the body of a kernel computes at all grid indices."""
 
   def __init__(self, indices):
     self.indices = indices
