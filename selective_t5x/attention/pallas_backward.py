@@ -147,7 +147,7 @@ def _key_grads(plan: Plan, inputs: Inputs, saved: Saved) -> KeyGrads:
   return blocks.call(
     _key_kernel,
     (inputs, saved),
-    name='selective_attention_keys',
+    name='attention_keys',
     in_specs=(input_specs(blocks), _saved_specs(blocks, saved)),
     out=KeyGrads(
       (blocks.heads(KEY), _like(inputs.key)),
@@ -211,7 +211,7 @@ def _query_grads(plan: Plan, inputs: Inputs, saved: Saved) -> QueryGrads:
   return blocks.call(
     _query_kernel,
     (inputs, saved),
-    name='selective_attention_queries',
+    name='attention_queries',
     in_specs=(input_specs(blocks), _saved_specs(blocks, saved)),
     out=QueryGrads(
       (blocks.heads(QUERY), _like(inputs.query)), _share(blocks, QUERY)

@@ -110,7 +110,7 @@ class Blocks:
       kernel: called with plan, blocks, then the refs of each operand, of the
         result and of the scratch, each a tree; None in it is an absent array.
       operands: trees of arrays.
-      name: of the kernel, in profiles.
+      name: of the kernel, in profiles; after 'selective_' or 'plain_'.
       in_specs: a tree of block specs for each operand.
       out: a tree of pairs, the block spec and the `jax.ShapeDtypeStruct` of a
         result, or None.
@@ -131,7 +131,7 @@ class Blocks:
       out_specs=(specs,),
       out_shape=(shapes,),
       scratch_shapes=(scratch,),
-      name=name if self.plan.selects else f'plain_{name}',
+      name=f'{"selective" if self.plan.selects else "plain"}_{name}',
       interpret=self.plan.interpret,
       compiler_params=pltpu.CompilerParams(
         dimension_semantics=('parallel', 'parallel', 'arbitrary', 'arbitrary'),

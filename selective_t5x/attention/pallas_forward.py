@@ -86,7 +86,7 @@ def forward(plan: Plan, inputs: Inputs) -> Outputs:
   return blocks.call(
     _kernel,
     (inputs,),
-    name='selective_attention_forward',
+    name='attention_forward',
     in_specs=(input_specs(blocks),),
     out=Outputs(
       (

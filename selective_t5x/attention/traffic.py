@@ -85,7 +85,8 @@ def _kernels(jaxpr, times):
   for eqn in jaxpr.eqns:
     if eqn.primitive.name == 'pallas_call':
       cost = _kernel_cost(eqn.params)
-      yield eqn.params['name'], Cost(*(times * x for x in cost))
+      name = eqn.params['name'] or eqn.params['jaxpr'].debug_info.func_name
+      yield name, Cost(*(times * x for x in cost))
       continue
     inside = times * eqn.params.get('length', 1)
     for sub in jax.extend.core.jaxprs_in_params(eqn.params):
