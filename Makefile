@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # same files: the last one installed is the one that is there.
 TFDS := $(shell grep -i '^tensorflow-datasets==' constraints.txt)
 
-.PHONY: install quickstart test test-fast lint format bench-engine bench-tasks conformance clean
+.PHONY: install quickstart study-t5 test test-fast lint format bench-engine bench-tasks conformance clean
 
 install: $(VENV)/.installed
 
@@ -22,6 +22,10 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 # Trains, evaluates and compares; see README.md for what to expect.
 quickstart: install
 	$(BIN)/python -m selective_t5x.quickstart $(ARGS)
+
+# T5 with and without a selective decoder, three seeds; docs/t5.md has figures.
+study-t5: install
+	$(BIN)/python -m selective_t5x.studies.t5_span_corruption $(ARGS)
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadscope tests $(ARGS)

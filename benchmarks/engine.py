@@ -1,12 +1,13 @@
-"""Step time of the embedded engine over the real T5X's, same gin files.
+"""Times of the embedded engine over the real T5X's, same gin files.
 
   PYTHONPATH=<t5x>:<airio>:<jestimator> python benchmarks/engine.py
 
-Two processes hold the same model, one an engine. They take turns: a segment of
-train steps here, one there, so that a drift of the machine's speed meets both.
-Each pair of neighbouring segments gives one ratio; printed are their median and
-a bootstrap interval of the median (95 %). The last line is JSON; its values are
-null where T5X cannot be imported.
+Train steps of the paper's decoder and of T5, and T5's greedy and beam decoding.
+For each, two processes hold the same model, one an engine. They take turns: a
+segment of steps here, one there, so that a drift of the machine's speed meets
+both. Each pair of neighbouring segments gives one ratio; printed are their
+median and a bootstrap interval of the median (95 %). The last line is JSON; its
+values are null where T5X cannot be imported.
 """
 
 import argparse
@@ -16,43 +17,72 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 import numpy as np
 
 ENGINES = ('embedded', 't5x')
-_GIN_FILES = (
+_DECODER = (
   'gin/experiments/wikipedia_sample_lm.gin',
   'gin/attention/selective.gin',
+)
+_T5 = (
+  'gin/experiments/t5_span_corruption_selective.gin',
+  'gin/test/t5_tiny.gin',
 )
 _GIN_BINDINGS = (
   "MODEL_DIR = 'unused'",
   "vocabularies.Choice.kind = 'bytes'",
   'BATCH_SIZE = 4',
 )
+_GREEDY = """
+from __gin__ import dynamic_registration
+from t5x import decoding
+from t5x import models
+models.EncoderDecoderModel.decode_fn = @decoding.temperature_sample
+decoding.temperature_sample.temperature = 0.0
+"""
+# Of each measurement: gin files, and how many sequences each input is decoded
+# to, at once; 0 trains, 1 is greedy.
+CASES = {
+  'step_time': (_DECODER, 0),
+  'encoder_decoder_step_time': (_T5, 0),
+  'greedy_decode_time': (_T5, 1),
+  'beam_decode_time': (_T5, 4),
+}
 
 
 def main() -> None:
-  """Runs the benchmark, or one engine's side of it."""
+  """Runs the benchmark, or one engine's side of a case."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--pairs', type=int, default=20)
   parser.add_argument('--steps', type=int, default=10, help='in a segment')
+  parser.add_argument('--cases', nargs='+', choices=CASES, default=[*CASES])
   parser.add_argument('--side', choices=ENGINES, help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.side:
-    serve(args.side)
-  else:
-    print(json.dumps(compare(args.pairs, args.steps)))
+    serve(args.side, args.cases[0])
+    return
+  figures = {'pairs': args.pairs, 'steps_a_segment': args.steps}
+  for case in args.cases:
+    ratio, interval = compare(case, args.pairs, args.steps)
+    # The first case's names are older than the others.
+    prefix = '' if case == 'step_time' else f'{case}_'
+    figures |= {f'{case}_over_t5x': ratio, f'{prefix}interval': interval}
+  print(json.dumps(figures))
 
 
-def compare(pairs: int, steps: int) -> dict:
-  """Returns the median ratio of step times and its interval."""
-  sides = {engine: _start(engine) for engine in ENGINES}
+def compare(
+  case: str, pairs: int, steps: int
+) -> tuple[float | None, list[float] | None]:
+  """Returns the median ratio of a case's times and its interval."""
+  sides = {engine: _start(engine, case) for engine in ENGINES}
   try:
     for engine, side in sides.items():
       if side.stdout.readline() != 'ready\n':
         side.wait()
         print(f'engine {engine} did not start: {_tail(side)}')
-        return {'step_time_over_t5x': None, 'interval': None}
+        return None, None
     seconds = {engine: [] for engine in ENGINES}
     for pair in range(pairs + 1):
       # Which side goes first alternates too.
@@ -64,22 +94,20 @@ def compare(pairs: int, steps: int) -> dict:
     for side in sides.values():
       side.kill()
   for engine, values in seconds.items():
-    print(f'{engine}: {1e3 * np.median(values):.1f} ms a step (median)')
+    print(f'{case}, {engine}: {1e3 * np.median(values):.1f} ms (median)')
   ratios = np.divide(seconds['embedded'], seconds['t5x'])
   samples = np.random.default_rng(0).choice(ratios, (10_000, len(ratios)))
   low, high = np.quantile(np.median(samples, axis=1), [0.025, 0.975])
-  return {
-    'step_time_over_t5x': round(float(np.median(ratios)), 4),
-    'interval': [round(float(low), 4), round(float(high), 4)],
-    'pairs': pairs,
-    'steps_a_segment': steps,
-  }
+  return (
+    round(float(np.median(ratios)), 4),
+    [round(float(low), 4), round(float(high), 4)],
+  )
 
 
-def _start(engine: str) -> subprocess.Popen:
+def _start(engine: str, case: str) -> subprocess.Popen:
   log = tempfile.TemporaryFile('w+')
   side = subprocess.Popen(
-    [sys.executable, __file__, f'--side={engine}'],
+    [sys.executable, __file__, f'--side={engine}', f'--cases={case}'],
     env=os.environ
     | {'SELECTIVE_T5X_ENGINE': engine, 'TF_CPP_MIN_LOG_LEVEL': '2'},
     stdin=subprocess.PIPE,
@@ -103,7 +131,7 @@ def _segment(side: subprocess.Popen, steps: int) -> float:
   return float(side.stdout.readline())
 
 
-def serve(engine: str) -> None:
+def serve(engine: str, case: str) -> None:
   """Reads numbers of steps, takes them, answers with the seconds they took."""
   import gin
 
@@ -115,10 +143,26 @@ def serve(engine: str) -> None:
 
   assert selective_t5x.engine_name() == engine
   # The gin files bind __main__.train: here it takes steps on request.
+  files, decodes = CASES[case]
   gin.register(train, '__main__')
   gin.add_config_file_search_path(str(config_files.search_path()))
-  gin.parse_config_files_and_bindings(_GIN_FILES, _GIN_BINDINGS)
+  gin.parse_config_files_and_bindings(
+    files, _GIN_BINDINGS, finalize_config=False
+  )
+  if decodes == 1:  # T5X's default is beam search
+    gin.parse_config(_GREEDY)
+  gin.bind_parameter('__main__.train.decodes', decodes)
   gin.get_configurable(train)()
+
+
+def _answer(take: Callable[[int], None]) -> None:
+  """Answers requests; `take` takes so many steps and waits for their end."""
+  take(1)  # compiles
+  print('ready', flush=True)
+  for line in sys.stdin:
+    start = time.perf_counter()
+    take(int(line))
+    print(time.perf_counter() - start, flush=True)
 
 
 def train(
@@ -129,13 +173,16 @@ def train(
   partitioner,
   trainer_cls,
   random_seed,
+  decodes=0,
   **_,
 ) -> None:
-  """Sets up a trainer as train.train does and serves segments of steps."""
+  """Sets up what train.train does and serves segments of steps, or decodes."""
   import jax
 
   from t5x import utils
 
+  if decodes:
+    train_dataset_cfg.pack = False
   layout = partitioner.get_data_layout(train_dataset_cfg.batch_size)
   iterator = utils.prepare_train_iter(
     utils.get_dataset(
@@ -158,24 +205,47 @@ def train(
     input_types={k: v.dtype for k, v in spec.items()},
     partitioner=partitioner,
   )
+  rng = jax.random.PRNGKey(random_seed)
+  state = initializer.from_scratch(rng)
+  if decodes:
+    _decode(model, state.params, next(iterator), decodes)
+    return
   with tempfile.TemporaryDirectory() as folder:
     trainer = trainer_cls(
       model=model,
-      train_state=initializer.from_scratch(jax.random.PRNGKey(random_seed)),
+      train_state=state,
       partitioner=partitioner,
       eval_names=[],
       summary_dir=folder,
       train_state_axes=initializer.train_state_axes,
-      rng=jax.random.PRNGKey(random_seed),
+      rng=rng,
     )
     trainer.compile_train(next(iterator))
-    print('ready', flush=True)
-    step = 0
-    for line in sys.stdin:
-      start = time.perf_counter()
-      trainer.train(iterator, int(line), start_step=step).result()
-      print(time.perf_counter() - start, flush=True)
-      step += int(line)
+    done = 0
+
+    def take(steps):
+      nonlocal done
+      trainer.train(iterator, steps, start_step=done).result()
+      done += steps
+
+    _answer(take)
+
+
+def _decode(model, params, batch, decodes) -> None:
+  """Serves segments of one batch decoded again, by an untrained model."""
+  import jax
+
+  predict = jax.jit(
+    lambda params, batch: model.predict_batch_with_aux(
+      params, batch, num_decodes=decodes
+    )
+  )
+
+  def take(steps):
+    for _ in range(steps):
+      jax.block_until_ready(predict(params, batch))
+
+  _answer(take)
 
 
 if __name__ == '__main__':

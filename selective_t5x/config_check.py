@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 
 from gin import config_parser
 
-from selective_t5x import config_files
+from selective_t5x import config_files, t5x_files
 from selective_t5x.errors import UserError, did_you_mean
 
 # Macros that hold a path of this run; see `Config.path_bindings`.
@@ -346,9 +346,10 @@ def _find(name, search_paths, asked) -> str:
     if os.path.isfile(path):
       return path
   looked = dict.fromkeys(os.path.abspath(f) for f in ('', *search_paths))
+  instead = t5x_files.instead_of(name)
   raise UserError(
     f'{asked}: no such file (looked in {", ".join(looked)})'
-    f'{did_you_mean(name, _gin_files(name, search_paths))}'
+    f'{instead or did_you_mean(name, _gin_files(name, search_paths))}'
   )
 
 

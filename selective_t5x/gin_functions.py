@@ -11,3 +11,17 @@ def difference(minuend: float, subtrahend: float) -> float:
       subtrahend = %WARMUP_STEPS
   """
   return minuend - subtrahend
+
+
+def logical_factor_rules() -> dict[str, object]:
+  """Returns T5X's rules for Adafactor, and one for learned positions.
+
+  T5X names the axis of the paper's positions, and says how to partition it, but
+  not how its second moments are factored: each position has its own.
+  """
+  from t5x import adafactor
+
+  return {
+    **adafactor.standard_logical_factor_rules(),
+    'abspos_buckets': adafactor.FactorDim.NONE,
+  }

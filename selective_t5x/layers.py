@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import partitioning
 
-from selective_t5x import cache
+from selective_t5x import cache, evicting_cache
+from selective_t5x.pruning import LayerPruning, pruned_attention
 
 # Kernels: variance 1 / fan-in keeps activations at unit size at every width.
 KERNEL_INIT = nn.initializers.variance_scaling(
@@ -246,6 +247,7 @@ class SelfAttention(nn.Module):
     scale: multiplies the logits; None for D ** -0.5.
     kernel_init: gives the initial kernels.
     query_init: gives that of the queries.
+    pruning: which keys are kept, and how many; None for all.
   """
 
   num_heads: int
@@ -257,6 +259,7 @@ class SelfAttention(nn.Module):
   scale: float | None = None
   kernel_init: Callable[..., jax.Array] = KERNEL_INIT
   query_init: Callable[..., jax.Array] = KERNEL_INIT
+  pruning: LayerPruning | None = None
 
   @nn.compact
   def __call__(
@@ -269,6 +272,7 @@ class SelfAttention(nn.Module):
     prefix: jax.Array | None = None,
     bias_fn: Callable[..., jax.Array] | None = None,
     where: cache.Place | None = None,
+    budget: jax.Array | None = None,
   ) -> jax.Array:
     """Attends; with memory_tau it sows `memory`, M, in 'intermediates'.
 
@@ -278,9 +282,11 @@ class SelfAttention(nn.Module):
       deterministic: whether dropout is off.
       memory_tau: asks the attention function for M, f32[B, N].
       prefix: i32[B, N], 1 for tokens that see each other; None for no token.
-      bias_fn: gives the logits' bias for (N, position), position None for whole
-        rows; None for no bias.
+      bias_fn: gives the logits' bias, as `t5_layers.RelativeBias` does: for (N,
+        None) of whole rows, and of steps for (N, position) or, where keys are
+        pruned, (positions of the keys, position); None for no bias.
       where: the place in the cache while decoding, else None.
+      budget: i32[], in place of the pruning's for whole rows; may be traced.
 
     Returns:
       [B, N, M], zero in padding rows.
@@ -309,18 +315,45 @@ class SelfAttention(nn.Module):
     asked = {'scale': self.scale, 'memory_tau': memory_tau, 'prefix': prefix}
     asked = {k: v for k, v in asked.items() if v is not None}
     if where is not None:
-      out = cache.KeyValueCache(self.attention_fn, name='cache')(
-        query, key, value, where, bias_fn=bias_fn, **asked
+      keys = (
+        cache.KeyValueCache(self.attention_fn, name='cache')
+        if self.pruning is None
+        else evicting_cache.EvictingCache(
+          self.attention_fn, self.pruning, name='cache'
+        )
       )
+      out = keys(query, key, value, where, bias_fn=bias_fn, **asked)
     else:
       if bias_fn is not None:
         asked['bias'] = bias_fn(x.shape[1], None)
-      out = self.attention_fn(
-        query, key, value, segment_ids=segment_ids, **asked
-      )
+      attend = self.attention_fn
+      if self.pruning is not None:
+        attend = functools.partial(
+          _attend_pruned, self.attention_fn, self.pruning, budget=budget
+        )
+      out = attend(query, key, value, segment_ids=segment_ids, **asked)
     if memory_tau is not None:
       out, memory = out
       self.sow('intermediates', 'memory', memory)
     return join_heads(
       out, x.shape[-1], dtype=self.dtype, kernel_init=self.kernel_init
     )
+
+
+def _attend_pruned(
+  attention_fn, pruning, query, key, value, *, budget, **asked
+):
+  """Returns out, and M where it is asked for, as the attention function."""
+  pruned = pruned_attention(
+    attention_fn,
+    pruning.policy,
+    query,
+    key,
+    value,
+    budget=pruning.budget if budget is None else budget,
+    layer=pruning.layer,
+    **asked,
+  )
+  if 'memory_tau' in asked:
+    return pruned.out, pruned.memory
+  return pruned.out

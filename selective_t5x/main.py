@@ -137,6 +137,8 @@ def main(argv: list[str]) -> None:
   startup.import_tensorflow()
   import gin
 
+  # Before any gin file imports the t5 package's tasks: their vocabulary.
+
   # A gin file says `import __main__ as train_script`. Every mode's function is
   # there, so that a run can be evaluated with the files it was trained with.
   entries = {}

@@ -7,7 +7,7 @@ names for parameters and settings.
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from flax.linen import partitioning
 
 from selective_t5x import attention, cache, layers
 from selective_t5x.errors import UserError
+from selective_t5x.pruning import Pruning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,7 @@ class DecoderConfig:
     dtype: of activations; parameters, logits and F stay float32.
     attention_fn: `attention.causal_attention`, `attention.selective_attention`
       or a function with their leading signature.
+    pruning: which keys the layers keep, and how many; None for all.
   """
 
   vocab_size: int
@@ -48,12 +50,14 @@ class DecoderConfig:
   dropout_rate: float = 0.0
   dtype: Any = jnp.float32
   attention_fn: Callable[..., Any] = attention.causal_attention
+  pruning: Pruning | None = None
 
   def __post_init__(self):
     """Refuses what would fail later and less clearly."""
 
     check_settings(self, 'network.DecoderConfig')
     check_function(self, 'network.DecoderConfig', 'attention_fn')
+    check_pruning(self, 'network.DecoderConfig', self.num_layers)
 
 
 def check_settings(config: Any, name: str):
@@ -89,6 +93,51 @@ def check_function(config: Any, name: str, field: str):
     )
 
 
+def check_pruning(config: Any, name: str, layers: int):
+  """Raises UserError if a config prunes as its decoder cannot."""
+  pruning = config.pruning
+  if pruning is None:
+    return
+  if not isinstance(pruning, Pruning):
+    refuse(config, name, 'pruning', '@pruning.Pruning() or None')
+  pruning.check(layers, config.attention_fn)
+
+
+def layer_budgets(
+  config: Any,
+  layers: int,
+  budgets: jax.Array | None,
+  where: cache.Place | None,
+) -> Sequence[jax.Array | None]:
+  """Returns the budget that each layer of whole rows is called with.
+
+  Args:
+    config: of a network; its `pruning` is the default.
+    layers: L, the decoder's.
+    budgets: i32[L], what the network was called with; None for the default.
+    where: the place in the cache while decoding, else None.
+
+  Raises:
+    ValueError: if there are budgets where they cannot be followed.
+  """
+  if budgets is None:
+    return [None] * layers
+  if config.pruning is None:
+    raise ValueError(
+      'budgets are for a network that prunes, but the pruning of its config is '
+      'None'
+    )
+  if where is not None:
+    raise ValueError(
+      'budgets are for whole rows: a cache has the size of those in the config'
+    )
+  if budgets.shape != (layers,):
+    raise ValueError(
+      f'budgets must be [L] = {[layers]}, got {list(budgets.shape)}'
+    )
+  return budgets
+
+
 def refuse(config: Any, name: str, field: str, expected: str):
   """Raises UserError: this field was expected to be something else."""
   raise UserError(
@@ -97,9 +146,15 @@ def refuse(config: Any, name: str, field: str, expected: str):
 
 
 class DecoderLayer(nn.Module):
-  """One block: attention and feed-forward, each normalised first and added."""
+  """One block: attention and feed-forward, each normalised first and added.
+
+  Attributes:
+    config: the settings.
+    layer: its number, from 0.
+  """
 
   config: DecoderConfig
+  layer: int = 0
 
   @nn.compact
   def __call__(
@@ -111,6 +166,7 @@ class DecoderLayer(nn.Module):
     memory_tau: float | None = None,
     prefix: jax.Array | None = None,
     where: cache.Place | None = None,
+    budget: jax.Array | None = None,
   ) -> jax.Array:
     """Maps [B, N, M] to [B, N, M]; arguments as of SelfAttention."""
     cfg = self.config
@@ -124,6 +180,7 @@ class DecoderLayer(nn.Module):
       cfg.attention_fn,
       cfg.dropout_rate,
       cfg.dtype,
+      pruning=cfg.pruning and cfg.pruning.of_layer(self.layer, cfg.num_layers),
       name='self_attention',
     )(
       y,
@@ -132,6 +189,7 @@ class DecoderLayer(nn.Module):
       memory_tau=memory_tau,
       prefix=prefix,
       where=where,
+      budget=budget,
     )
     x = x + drop(y)
     y = layers.RMSNorm(dtype=cfg.dtype, name='pre_mlp_layer_norm')(x)
@@ -164,6 +222,7 @@ class Decoder(nn.Module):
     prefill: bool | None = None,
     prefill_lengths: jax.Array | None = None,
     memory_tau: float | None = None,
+    budgets: jax.Array | None = None,
   ) -> jax.Array:
     """Predicts each target token; called as T5X's DecoderOnlyModel does.
 
@@ -188,6 +247,8 @@ class Decoder(nn.Module):
       prefill_lengths: i32[B], the tokens of each prompt, <BOS> included; None
         counts the target tokens that are not 0.
       memory_tau: with a number, every layer sows M ('intermediates', 'memory').
+      budgets: i32[L], in place of the config's for whole rows; may be traced,
+        see `pruning.Pruning`.
 
     Returns:
       f32[B, N, vocab_size], the logits.
@@ -195,7 +256,8 @@ class Decoder(nn.Module):
     Raises:
       UserError: if a row is longer than max_length, or a bidirectional prefix
         is asked for and the attention function takes none.
-      ValueError: if a decoding step does not fit the cache.
+      ValueError: if a decoding step does not fit the cache, or budgets not the
+        network.
     """
     del max_decode_length
     cfg = self.config
@@ -244,14 +306,16 @@ class Decoder(nn.Module):
     x = partitioning.with_sharding_constraint(
       drop(x), ('batch', 'length', 'embed')
     )
+    budgets = layer_budgets(cfg, cfg.num_layers, budgets, where)
     for i in range(cfg.num_layers):
-      x = DecoderLayer(cfg, name=f'layers_{i}')(
+      x = DecoderLayer(cfg, i, name=f'layers_{i}')(
         x,
         decoder_segment_ids,
         deterministic=deterministic,
         memory_tau=memory_tau,
         prefix=decoder_causal_attention,
         where=where,
+        budget=budgets[i],
       )
     x = layers.RMSNorm(dtype=cfg.dtype, name='decoder_norm')(x)
     dtype = jnp.promote_types(cfg.dtype, jnp.float32)

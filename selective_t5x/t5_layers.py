@@ -82,30 +82,32 @@ class RelativeBias(nn.Module):
     )
 
   def __call__(
-    self, length: int, position: jax.Array | None = None
+    self, keys: int | jax.Array, position: jax.Array | None = None
   ) -> jax.Array:
     """Returns the biases of a row of N keys.
 
     Args:
-      length: N.
+      keys: N, for keys at positions 0 to N - 1, or their positions, i32[B, N],
+        which asks for position.
       position: i32[B], the one query of each row; None for a query at each of
         the N positions.
 
     Returns:
       [1, H, N, N], axis 2 the query, or [B, H, 1, N] with position.
     """
-    keys = np.arange(length)
+    if isinstance(keys, int):
+      keys = np.arange(keys)
     if position is None:
       buckets = distance_buckets(
         keys - keys[:, None], both_ways=self.both_ways
       )[None]
     else:
-      # Every distance there can be, from 1 - N on, as a constant.
+      # Every distance that matters, as a constant.
       by_distance = distance_buckets(
-        np.arange(1 - length, length), both_ways=self.both_ways
+        np.arange(-MAX_DISTANCE, MAX_DISTANCE + 1), both_ways=self.both_ways
       )
-      distance = keys - jnp.minimum(position, length - 1)[:, None]
-      buckets = jnp.asarray(by_distance)[distance + length - 1][:, None]
+      distance = jnp.clip(keys - position[:, None], -MAX_DISTANCE, MAX_DISTANCE)
+      buckets = jnp.asarray(by_distance)[distance + MAX_DISTANCE][:, None]
     # A product, as T5X has it: a gather and its gradient are slow on a TPU.
     chosen = buckets[:, None] == np.arange(NUM_BUCKETS)[:, None, None]
     return jnp.einsum(

@@ -10,7 +10,7 @@ attend to nothing here and to everything in T5X.
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,95 +18,43 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import partitioning
 
-from selective_t5x import attention, cache, layers, network, t5_layers
-from selective_t5x.errors import UserError, did_you_mean
-
-_NAME = 't5_network.T5Config'
+from selective_t5x import attention, layers, network, t5_layers, t5_stack
+from selective_t5x.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class T5Config:
+class T5Config(t5_stack.StackConfig):
   """Settings of T5, by T5X's names; gin/architectures/t5.gin binds them all.
 
   Attributes:
-    vocab_size: rows of the token embedding and of the output.
-    dtype: of activations; parameters, logits and F stay float32.
-    emb_dim: M, the model's width.
-    num_heads: H.
     num_encoder_layers: layers of the encoder.
     num_decoder_layers: layers of the decoder.
-    head_dim: D, size of a head.
-    mlp_dim: hidden size of the feed-forward block.
-    mlp_activations: ('gelu', 'linear') for T5 1.1, ('relu',) for T5 1.0.
-    dropout_rate: of embeddings, attention weights, block outputs and hidden
-      activations.
-    logits_via_embedding: whether the token embedding also gives the logits, as
-      in T5 1.0, or a matrix of their own, as in T5 1.1.
-    attention_fn: of the decoder's self-attention: `attention.causal_attention`,
-      `attention.selective_attention` or a function with their arguments.
     encoder_attention_fn: `attention.full_attention` or a function with its
       arguments. Not a selective one: selection is causal.
   """
 
-  vocab_size: int
-  dtype: Any = jnp.float32
-  emb_dim: int = 512
-  num_heads: int = 8
   num_encoder_layers: int = 6
   num_decoder_layers: int = 6
-  head_dim: int = 64
-  mlp_dim: int = 2048
-  mlp_activations: Sequence[str] = ('relu',)
-  dropout_rate: float = 0.1
-  logits_via_embedding: bool = False
-  attention_fn: Callable[..., Any] = attention.causal_attention
   encoder_attention_fn: Callable[..., Any] = attention.full_attention
+
+  @property
+  def decoder_layers(self) -> int:
+    """L of the decoder."""
+    return self.num_decoder_layers
 
   def __post_init__(self):
     """Refuses what would fail later and less clearly."""
-    network.check_settings(self, _NAME)
-    network.check_function(self, _NAME, 'attention_fn')
-    network.check_function(self, _NAME, 'encoder_attention_fn')
-    # gin gives lists; a tuple can be hashed, as flax asks of a config.
-    activations = self.mlp_activations
-    if isinstance(activations, str) or not activations:
-      network.refuse(
-        self, _NAME, 'mlp_activations', "names, e.g. ('gelu', 'linear')"
-      )
-    object.__setattr__(self, 'mlp_activations', tuple(activations))
-    for name in self.mlp_activations:
-      if name not in layers.ACTIVATIONS:
-        network.refuse(
-          self,
-          _NAME,
-          'mlp_activations',
-          f'names among {", ".join(layers.ACTIVATIONS)}'
-          f'{did_you_mean(str(name), layers.ACTIVATIONS)}',
-        )
+    super().__post_init__()
+    name = self.gin_name
+    network.check_function(self, name, 'encoder_attention_fn')
     encoder_fn = self.encoder_attention_fn
     if 'key_ids' not in inspect.signature(encoder_fn).parameters:
-      name = getattr(encoder_fn, '__name__', encoder_fn)
+      found = getattr(encoder_fn, '__name__', encoder_fn)
       raise UserError(
-        f'{_NAME}.encoder_attention_fn = {name}: it is causal, '
+        f'{name}.encoder_attention_fn = {found}: it is causal, '
         'as selection is, but an encoder reads both ways; selection belongs to '
         'the decoder (ATTENTION), expected here is @attention.full_attention'
       )
-
-
-def _dropout(cfg: T5Config, deterministic: bool) -> nn.Dropout:
-  """One mask for all positions, as T5X has it but at the encoder's end."""
-  return nn.Dropout(
-    cfg.dropout_rate, broadcast_dims=(-2,), deterministic=deterministic
-  )
-
-
-def _feed_forward(cfg: T5Config, x: jax.Array, deterministic: bool):
-  """The normalised feed-forward block of the calling layer, with dropout."""
-  y = layers.RMSNorm(dtype=cfg.dtype, name='pre_mlp_layer_norm')(x)
-  y = layers.FeedForward(
-    cfg.mlp_dim, cfg.mlp_activations, cfg.dropout_rate, cfg.dtype, name='mlp'
-  )(y, deterministic=deterministic)
-  return _dropout(cfg, deterministic)(y)
 
 
 class EncoderLayer(nn.Module):
@@ -134,75 +82,8 @@ class EncoderLayer(nn.Module):
       cfg.dtype,
       name='attention',
     )(y, y, segment_ids, segment_ids, deterministic=deterministic, bias=bias)
-    x = x + _dropout(cfg, deterministic)(y)
-    return x + _feed_forward(cfg, x, deterministic)
-
-
-class DecoderLayer(nn.Module):
-  """Self-attention, attention to the encoder's output, and feed-forward.
-
-  Attributes:
-    config: the settings.
-    relative_bias: the decoder's, shared by its layers.
-  """
-
-  config: T5Config
-  relative_bias: nn.Module
-
-  @nn.compact
-  def __call__(
-    self,
-    x: jax.Array,
-    encoded: jax.Array,
-    segment_ids: jax.Array,
-    encoder_ids: jax.Array,
-    *,
-    deterministic: bool,
-    where: cache.Place | None = None,
-  ) -> jax.Array:
-    """Maps [B, N, M] to [B, N, M].
-
-    Args:
-      x: [B, N, M].
-      encoded: [B, K, M].
-      segment_ids: i32[B, N], 0 for padding.
-      encoder_ids: i32[B, K], 0 for padding.
-      deterministic: whether dropout is off.
-      where: the place in the cache while decoding, else None.
-    """
-    cfg = self.config
-    y = layers.RMSNorm(dtype=cfg.dtype, name='pre_self_attention_layer_norm')(x)
-    y = layers.SelfAttention(
-      cfg.num_heads,
-      cfg.head_dim,
-      cfg.attention_fn,
-      cfg.dropout_rate,
-      cfg.dtype,
-      normalise=False,
-      scale=1.0,
-      kernel_init=t5_layers.KERNEL_INIT,
-      query_init=t5_layers.query_init(cfg.head_dim),
-      name='self_attention',
-    )(
-      y,
-      segment_ids,
-      deterministic=deterministic,
-      bias_fn=self.relative_bias,
-      where=where,
-    )
-    x = x + _dropout(cfg, deterministic)(y)
-    y = layers.RMSNorm(dtype=cfg.dtype, name='pre_cross_attention_layer_norm')(
-      x
-    )
-    y = t5_layers.Attention(
-      cfg.num_heads,
-      cfg.head_dim,
-      dropout_rate=cfg.dropout_rate,
-      dtype=cfg.dtype,
-      name='encoder_decoder_attention',
-    )(y, encoded, segment_ids, encoder_ids, deterministic=deterministic)
-    x = x + _dropout(cfg, deterministic)(y)
-    return x + _feed_forward(cfg, x, deterministic)
+    x = x + t5_stack.dropout(cfg, deterministic)(y)
+    return x + t5_stack.feed_forward(cfg, x, deterministic)
 
 
 class Encoder(nn.Module):
@@ -225,7 +106,7 @@ class Encoder(nn.Module):
     bias = t5_layers.RelativeBias(
       cfg.num_heads, both_ways=True, dtype=cfg.dtype, name='relpos_bias'
     )(tokens.shape[1])
-    x = _dropout(cfg, deterministic)(self.token_embedder(tokens))
+    x = t5_stack.dropout(cfg, deterministic)(self.token_embedder(tokens))
     x = partitioning.with_sharding_constraint(x, ('batch', 'length', 'embed'))
     for i in range(cfg.num_encoder_layers):
       x = EncoderLayer(cfg, name=f'layers_{i}')(
@@ -233,64 +114,6 @@ class Encoder(nn.Module):
       )
     x = layers.RMSNorm(dtype=cfg.dtype, name='encoder_norm')(x)
     return nn.Dropout(cfg.dropout_rate, deterministic=deterministic)(x)
-
-
-class Decoder(nn.Module):
-  """A stack of decoder layers between token embedding and logits.
-
-  Attributes:
-    config: the settings.
-    token_embedder: shared with the encoder.
-  """
-
-  config: T5Config
-  token_embedder: nn.Module
-
-  @nn.compact
-  def __call__(
-    self,
-    encoded: jax.Array,
-    tokens: jax.Array,
-    segment_ids: jax.Array,
-    encoder_ids: jax.Array,
-    *,
-    deterministic: bool,
-    decode: bool = False,
-    prefill: bool = False,
-    prefill_lengths: jax.Array | None = None,
-  ) -> jax.Array:
-    """Returns f32[B, N, vocab_size]; arguments as of Transformer.decode."""
-    cfg = self.config
-    where = cache.place(
-      self,
-      tokens,
-      decode=decode,
-      prefill=prefill,
-      prefill_lengths=prefill_lengths,
-    )
-    relative_bias = t5_layers.RelativeBias(
-      cfg.num_heads, both_ways=False, dtype=cfg.dtype, name='relpos_bias'
-    )
-    x = _dropout(cfg, deterministic)(self.token_embedder(tokens))
-    x = partitioning.with_sharding_constraint(x, ('batch', 'length', 'embed'))
-    for i in range(cfg.num_decoder_layers):
-      x = DecoderLayer(cfg, relative_bias, name=f'layers_{i}')(
-        x,
-        encoded,
-        segment_ids,
-        encoder_ids,
-        deterministic=deterministic,
-        where=where,
-      )
-    x = layers.RMSNorm(dtype=cfg.dtype, name='decoder_norm')(x)
-    x = _dropout(cfg, deterministic)(x)
-    if cfg.logits_via_embedding:
-      # Its entries are of unit size, those of a logit matrix of M ** -0.5.
-      return self.token_embedder.attend(x) * cfg.emb_dim**-0.5
-    dtype = jnp.promote_types(cfg.dtype, jnp.float32)
-    return layers.Dense(
-      cfg.vocab_size, ('embed', 'vocab'), dtype, name='logits_dense'
-    )(x)
 
 
 class Transformer(nn.Module):
@@ -305,7 +128,7 @@ class Transformer(nn.Module):
       cfg.vocab_size, cfg.emb_dim, dtype=cfg.dtype
     )
     self.encoder = Encoder(cfg, self.token_embedder)
-    self.decoder = Decoder(cfg, self.token_embedder)
+    self.decoder = t5_stack.Decoder(cfg, self.token_embedder)
 
   def encode(
     self,
@@ -325,7 +148,7 @@ class Transformer(nn.Module):
     """
     return self.encoder(
       encoder_input_tokens.astype(jnp.int32),
-      _segments(encoder_input_tokens, encoder_segment_ids),
+      t5_stack.segments(encoder_input_tokens, encoder_segment_ids),
       deterministic=not enable_dropout,
     )
 
@@ -343,6 +166,8 @@ class Transformer(nn.Module):
     max_decode_length: int | None = None,
     prefill: bool = False,
     prefill_lengths: jax.Array | None = None,
+    memory_tau: float | None = None,
+    budgets: jax.Array | None = None,
   ) -> jax.Array:
     """Predicts each target token from the inputs and the targets before it.
 
@@ -363,12 +188,17 @@ class Transformer(nn.Module):
       prefill: fills the cache with prompts; what follows a prompt is ignored.
       prefill_lengths: i32[B], the tokens of each prompt, the start included;
         None counts the target tokens that are not 0.
+      memory_tau: with a number, every layer of the decoder sows M
+        ('intermediates', 'memory').
+      budgets: i32[L] of the decoder's layers, in place of the config's for
+        whole rows; may be traced, see `pruning.Pruning`.
 
     Returns:
       f32[B, N, vocab_size], the logits.
 
     Raises:
-      ValueError: if rows are packed in decoding, or do not fit the cache.
+      ValueError: if rows are packed in decoding, or do not fit the cache, or
+        budgets not the network.
     """
     del decoder_positions, max_decode_length
     decoding = decode or prefill
@@ -379,16 +209,20 @@ class Transformer(nn.Module):
     if decoding:
       segment_ids = jnp.ones(decoder_input_tokens.shape, jnp.int32)
     else:
-      segment_ids = _segments(decoder_target_tokens, decoder_segment_ids)
+      segment_ids = t5_stack.segments(
+        decoder_target_tokens, decoder_segment_ids
+      )
     return self.decoder(
       encoded,
       decoder_input_tokens.astype(jnp.int32),
       segment_ids,
-      _segments(encoder_input_tokens, encoder_segment_ids),
+      t5_stack.segments(encoder_input_tokens, encoder_segment_ids),
       deterministic=not enable_dropout,
       decode=decode,
       prefill=prefill,
       prefill_lengths=prefill_lengths,
+      memory_tau=memory_tau,
+      budgets=budgets,
     )
 
   def __call__(
@@ -403,6 +237,8 @@ class Transformer(nn.Module):
     *,
     enable_dropout: bool = True,
     decode: bool = False,
+    memory_tau: float | None = None,
+    budgets: jax.Array | None = None,
   ) -> jax.Array:
     """Encodes and decodes; arguments as of those, f32[B, N, vocab_size]."""
     del encoder_positions, decoder_positions
@@ -418,12 +254,6 @@ class Transformer(nn.Module):
       decoder_segment_ids,
       enable_dropout=enable_dropout,
       decode=decode,
+      memory_tau=memory_tau,
+      budgets=budgets,
     )
-
-
-def _segments(tokens: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
-  """Returns i32[B, N], the segments, 0 where the token is padding."""
-  live = tokens > 0
-  if segment_ids is None:
-    return live.astype(jnp.int32)
-  return jnp.where(live, segment_ids, 0)

@@ -17,6 +17,7 @@ _MODULES = (
   'parity',
   'prefix_lm',
   'span_corruption',
+  't5_vocabulary',
   'text_files',
   'token_counting',
   'variable_assignment',

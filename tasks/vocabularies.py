@@ -120,6 +120,8 @@ class TaskVocabulary(seqio.Vocabulary):
     """
     choice = Choice()
     chosen = self if choice.task is None else _text_vocabulary(choice.task)
+    if not isinstance(chosen, TaskVocabulary):
+      return chosen
     source = _task(chosen.task).source
     settings = getattr(source, 'settings', lambda: None)()
     # A tf.data function may be under construction: text is read outside it.
@@ -203,10 +205,10 @@ def fingerprint(vocabulary: seqio.Vocabulary) -> str:
   return f'{type(vocabulary).__name__}, {vocabulary.vocab_size} ids'
 
 
-def _text_vocabulary(task: str) -> TaskVocabulary:
+def _text_vocabulary(task: str) -> seqio.Vocabulary:
   """Returns the vocabulary that vocabularies.Choice.task names."""
   vocabulary = task_vocabulary(task)
-  if not isinstance(vocabulary, TaskVocabulary):
+  if not isinstance(vocabulary, TaskVocabulary | seqio.SentencePieceVocabulary):
     raise UserError(
       f'vocabularies.Choice.task = {task!r}: its vocabulary, {vocabulary}, '
       'cannot write text, so a model of it has no score on a task of text'
@@ -224,8 +226,8 @@ def _resolve(
     return seqio.ByteVocabulary(extra_ids)
   if choice.path:
     path = pathlib.Path(choice.path).expanduser()
-    return _load(path.absolute(), extra_ids)
-  return _load(train(task, choice.size), extra_ids)
+    return load(path.absolute(), extra_ids)
+  return load(train(task, choice.size), extra_ids)
 
 
 def train(task: str, size: int) -> pathlib.Path:
@@ -320,8 +322,12 @@ def _task(name: str) -> seqio.Task:
   return seqio.TaskRegistry.get(name)
 
 
-def _load(path: pathlib.Path, extra_ids: int) -> seqio.Vocabulary:
-  """Returns the vocabulary of a model file, checked to suit seqio."""
+def load(path: pathlib.Path, extra_ids: int) -> seqio.Vocabulary:
+  """Returns the vocabulary of a SentencePiece model.
+
+  Raises:
+    UserError: there is no such file, or it does not suit seqio.
+  """
   if not path.is_file():
     raise UserError(f'vocabularies.Choice.path: there is no file {path}')
   vocabulary = seqio.SentencePieceVocabulary(str(path), extra_ids)

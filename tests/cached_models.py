@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from selective_t5x import network, t5_network
+from selective_t5x import network, t5_decoder_only, t5_network
 
 VOCAB, LENGTH, BATCH = 24, 10, 3
 SIZES = dict(vocab_size=VOCAB, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=24)
@@ -52,13 +52,18 @@ class Model:
 # Compiling takes most of a test's time: each model is built once.
 @functools.cache
 def build(kind, attention_fn, dtype='float32'):
-  """Returns a Model of kind 't5' or 'decoder' with random parameters."""
+  """Returns a Model of one of three kinds, with random parameters."""
   settings = SIZES | dict(attention_fn=attention_fn, dtype=dtype)
   tokens = jnp.asarray(TOKENS)
   ones = jnp.ones_like(tokens)
   if kind == 'decoder':
     module = network.Decoder(
       network.DecoderConfig(max_length=LENGTH, num_layers=2, **settings)
+    )
+    init = (tokens, ones)
+  elif kind == 't5_decoder_only':
+    module = t5_decoder_only.DecoderOnly(
+      t5_decoder_only.DecoderOnlyConfig(num_layers=2, **settings)
     )
     init = (tokens, ones)
   else:
@@ -82,7 +87,7 @@ def build(kind, attention_fn, dtype='float32'):
     ),
     params,
   )
-  if kind == 'decoder':
+  if kind != 't5':
     return Model(module, params, (), None)
   encoded = jax.jit(
     lambda params: module.apply(
@@ -90,3 +95,12 @@ def build(kind, attention_fn, dtype='float32'):
     )
   )(params)
   return Model(module, params, (encoded, init[0]), module.decode)
+
+
+@functools.cache
+def pruned(model, pruning):
+  """Returns a Model with the same parameters that prunes."""
+  config = dataclasses.replace(model.module.config, pruning=pruning)
+  module = type(model.module)(config)
+  method = None if model.method is None else module.decode
+  return dataclasses.replace(model, module=module, method=method)

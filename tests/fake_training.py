@@ -108,9 +108,12 @@ def flag(name, default=None):
 if __name__ == '__main__':
   print('training', *sys.argv[1:])
   files = ' '.join(a for a in sys.argv if a.startswith('--gin_file='))
-  wikipedia = 'wikipedia' in files
-  ood = ('variable_assignment', 'variable_assignment_ood')
-  toy = ('wikipedia_sample_lm',) if wikipedia else ood
+  if 'wikipedia' in files:
+    toy = ('wikipedia_sample_lm',)
+  elif 't5_' in files:
+    toy = ('wikipedia_sample_span_corruption',)
+  else:
+    toy = ('variable_assignment', 'variable_assignment_ood')
   write_run(
     flag('MODEL_DIR'),
     steps=int(flag('TRAIN_STEPS', '40')),

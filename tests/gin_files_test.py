@@ -12,6 +12,8 @@ GIN = config_files.gin_dir()
 FILES = sorted(str(p.relative_to(GIN)) for p in GIN.rglob('*.gin'))
 # What a file needs before it, and after it, to be a whole configuration.
 _EXPERIMENT = 'experiments/wikipedia_sample_lm.gin'
+_FINE_TUNING = ('experiments/t5_squad.gin', 'experiments/t5_wmt_ende.gin')
+_INITIAL = "--gin.INITIAL_CHECKPOINT_PATH='runs/checkpoint_1'"
 _EVALUATE = (
   "--gin.CHECKPOINT_PATH='runs/checkpoint_1'",
   "--gin.EVAL_OUTPUT_DIR='out'",
@@ -29,6 +31,7 @@ def test_no_init_file_and_every_folder_is_known():
     'attention',
     'models',
     'optimizers',
+    'pruning',
     'runs',
     'experiments',
     'test',
@@ -73,8 +76,10 @@ for path in {FILES!r}:
     bindings += ["CHECKPOINT_PATH = 'x'", "INFER_OUTPUT_DIR = 'x'"]
   if path == 'runs/infer_file.gin':
     bindings += ["INPUT_FILE = 'x'"]
-  if path == 'runs/finetune.gin':
+  if path in ('runs/finetune.gin', *{_FINE_TUNING!r}):
     bindings += ["INITIAL_CHECKPOINT_PATH = 'x'"]
+  if path == 'attention/fade_in.gin':
+    bindings += ['FADE_START = 0']
   gin.parse_config_files_and_bindings(files, bindings)
   text = gin.config_str()
   assert 'total_steps = %TRAIN_STEPS' in text, path
@@ -96,7 +101,12 @@ for path in {FILES!r}:
 @pytest.mark.parametrize(
   'args',
   [
-    (f'--gin_file=gin/{path}', "--gin.MODEL_DIR='x'", '--run_mode=train')
+    (
+      f'--gin_file=gin/{path}',
+      "--gin.MODEL_DIR='x'",
+      '--run_mode=train',
+      *([_INITIAL] if path in _FINE_TUNING else []),
+    )
     for path in FILES
     if path.startswith('experiments/')
   ]
@@ -112,6 +122,17 @@ for path in {FILES!r}:
   + [
     (
       f'--gin_file=gin/{_EXPERIMENT}',
+      '--gin_file=gin/attention/selective.gin',
+      '--gin_file=gin/pruning/selective.gin',
+      '--gin_file=gin/runs/eval.gin',
+      '--gin.CACHE_BUDGETS=8',
+      '--run_mode=eval',
+      *_EVALUATE,
+    ),
+  ]
+  + [
+    (
+      f'--gin_file=gin/{_EXPERIMENT}',
       '--gin_file=gin/runs/infer.gin',
       '--run_mode=infer',
       *_INFER,
@@ -121,7 +142,7 @@ for path in {FILES!r}:
       '--gin_file=gin/optimizers/adafactor.gin',
       '--gin_file=gin/runs/finetune.gin',
       '--run_mode=train',
-      "--gin.INITIAL_CHECKPOINT_PATH='runs/checkpoint_1'",
+      _INITIAL,
       "--gin.MODEL_DIR='x'",
     ),
   ],

@@ -186,6 +186,10 @@ def test_the_memory_loss_is_what_the_docstring_says(params, packed, factor):
   np.testing.assert_allclose(
     metrics.pop('memory/fraction_visible'), fraction, rtol=1e-5
   )
+  for layer, visible in enumerate(memories):
+    assert metrics.pop(f'memory/visible_tokens_layer_{layer}') == pytest.approx(
+      float(np.mean(visible[segment_ids > 0])), rel=1e-5
+    )
   assert metrics['loss'] == pytest.approx(loss)
   assert metrics.keys() == plain.keys()
   for name, value in metrics.items():

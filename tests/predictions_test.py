@@ -4,11 +4,6 @@ On the embedded engine here, and on the real T5X in a process of its own where
 that can be imported.
 """
 
-import os
-import pathlib
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,12 +11,15 @@ import pytest
 import seqio
 
 from selective_t5x import attention
-from tests import cached_models
+from tests import cached_models, real_t5x
 from tests.cached_models import BATCH, ENCODER_TOKENS, LENGTH, TOKENS, VOCAB
 
 FUNCTIONS = [attention.causal_attention, attention.selective_attention]
-KINDS = ['t5', 'decoder']
+KINDS = ['t5', 'decoder', 't5_decoder_only']
 EOS = 1
+# T5's beams are kept long by an EOS that cannot be. With uneven prompts T5X's
+# search goes on past the end of a row that has no EOS: here all have one.
+BEAMS_EOS = {'t5': VOCAB, 'decoder': EOS, 't5_decoder_only': 20}
 # Tokens of each prompt of the decoder-only model, of different lengths.
 PROMPTS = np.array([2, 5, 1])
 
@@ -61,7 +59,7 @@ def with_prompts(kind, decoded):
   """Puts i64[B, N] after <BOS> and the prompts; i64[B, N + 1], and lengths."""
   tokens = np.zeros((BATCH, LENGTH + 1), int)
   lengths = np.zeros(BATCH, int)
-  if kind == 'decoder':
+  if kind != 't5':
     lengths = PROMPTS
     tokens[:, :LENGTH] = batch_of(kind)['decoder_input_tokens']
   for row, length in enumerate(lengths):
@@ -102,9 +100,7 @@ def check_beams(kind, attention_fn):
   """A beam's score is its tokens' log-likelihood: its cache was its own."""
   from t5x import decoding
 
-  # T5's beams are kept long by an EOS that cannot be. With uneven prompts T5X's
-  # search goes on past the end of a row that has no EOS.
-  eos = VOCAB if kind == 't5' else EOS
+  eos = BEAMS_EOS[kind]
   built, model = model_of(kind, attention_fn, decoding.beam_search)
   decodes, aux = model.predict_batch_with_aux(
     built.params,
@@ -129,7 +125,14 @@ def check_beams(kind, attention_fn):
 
 
 every_model = pytest.mark.parametrize(
-  ('kind', 'attention_fn'), [(k, f) for k in KINDS for f in FUNCTIONS]
+  ('kind', 'attention_fn'),
+  [
+    (kind, function)
+    for kind in KINDS
+    for function in FUNCTIONS
+    # Layers as of 't5' and protocol as of 'decoder': once is enough.
+    if kind != 't5_decoder_only' or function is attention.selective_attention
+  ],
 )
 
 
@@ -145,20 +148,10 @@ def test_scores_of_beams_are_those_of_their_tokens(kind, attention_fn):
 
 @pytest.mark.slow
 def test_the_real_t5x_decodes_the_same_way():
-  def run(code):
-    return subprocess.run(
-      [sys.executable, '-c', code],
-      cwd=pathlib.Path(__file__).parents[1],
-      env=os.environ | {'SELECTIVE_T5X_ENGINE': 't5x'},
-      capture_output=True,
-      text=True,
-      check=False,
-    )
-
-  found = run('import selective_t5x, t5x.models')
-  if found.returncode:
-    pytest.skip(f'no real T5X here: {found.stderr.strip().splitlines()[-1]}')
-  result = run("""
+  real_t5x.skip_without('t5x.models')
+  result = real_t5x.python(
+    '-c',
+    """
 import selective_t5x
 from tests import predictions_test as test
 for kind in test.KINDS:
@@ -166,6 +159,7 @@ for kind in test.KINDS:
     test.check_greedy(kind, attention_fn)
     test.check_beams(kind, attention_fn)
 print('all the same')
-""")
+""",
+  )
   assert result.returncode == 0, result.stderr[-3000:]
   assert result.stdout.endswith('all the same\n')

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from selective_t5x import config_files
+from selective_t5x.errors import UserError
 
 # Parameters of the published checkpoints.
 PUBLISHED = {
@@ -20,6 +21,14 @@ PUBLISHED = {
   't5_1_0/large': 737_668_096,
   't5_1_0/3b': 2_851_598_336,
   't5_1_0/11b': 11_307_321_344,
+}
+# What T5X's examples/decoder_only comes to; the comments in its gin files still
+# count a bias for every layer.
+DECODER_ONLY = {
+  't5_decoder_only/base': 109_628_544,
+  't5_decoder_only/large': 341_231_104,
+  't5_decoder_only/xl': 1_223_527_424,
+  't5_decoder_only/xxl': 4_762_310_656,
 }
 TINY = ['t5_1_1/tiny', 't5_1_0/tiny']
 SURROUNDINGS = """
@@ -77,7 +86,7 @@ def test_every_size_file_is_known():
     str(path.relative_to(folder).with_suffix(''))
     for path in folder.glob('t5_*/*.gin')
   }
-  assert found == {*PUBLISHED, *TINY}
+  assert found == {*PUBLISHED, *DECODER_ONLY, *TINY}
 
 
 @pytest.mark.parametrize('size', PUBLISHED)
@@ -97,6 +106,18 @@ def test_a_model_has_the_parameters_that_were_counted(size):
   )
   leaves = jax.tree.leaves(variables['params'])
   assert sum(leaf.size for leaf in leaves) == count(model.module.config)
+
+
+@pytest.mark.parametrize('size', DECODER_ONLY)
+def test_decoder_only_sizes_are_those_of_t5xs_example(size):
+  model = build(f'gin/models/{size}.gin', 'gin/attention/selective.gin')
+  assert model.module.config.attention_fn.__name__ == 'selective_attention'
+  shapes = {'decoder_input_tokens': (1, 4)}
+  variables = jax.eval_shape(
+    lambda: model.get_initial_variables(jax.random.key(0), shapes)
+  )
+  leaves = jax.tree.leaves(variables['params'])
+  assert sum(leaf.size for leaf in leaves) == DECODER_ONLY[size]
 
 
 def test_one_file_turns_selection_on_in_the_decoder_and_nowhere_else():
@@ -128,3 +149,15 @@ def test_one_file_turns_selection_on_in_the_decoder_and_nowhere_else():
   baseline, selective, baseline_again = outputs
   assert not np.allclose(baseline, selective, atol=1e-5)
   np.testing.assert_array_equal(baseline, baseline_again)
+
+
+def test_the_memory_loss_file_needs_selection():
+  memory_loss = 'gin/attention/memory_loss.gin'
+  with pytest.raises(UserError, match='EncoderDecoder.memory_loss_weight'):
+    build('gin/models/t5_1_1/tiny.gin', memory_loss)
+  gin.clear_config()
+  build(
+    'gin/models/t5_1_1/tiny.gin', 'gin/attention/selective.gin', memory_loss
+  )
+  config = gin.operative_config_str()
+  assert 'EncoderDecoder.memory_loss_weight = %MEMORY_LOSS_WEIGHT' in config

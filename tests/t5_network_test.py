@@ -1,9 +1,4 @@
 import dataclasses
-import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +7,7 @@ import pytest
 
 from selective_t5x import attention, t5_layers, t5_network
 from selective_t5x.errors import UserError
-from tests import t5_reference
+from tests import real_t5x, t5_reference
 
 CONFIG = t5_network.T5Config(
   vocab_size=32,
@@ -34,6 +29,12 @@ EXAMPLES = [
 
 def transformer(**settings):
   return t5_network.Transformer(dataclasses.replace(CONFIG, **settings))
+
+
+def fields_of_t5x(config):
+  """Returns the settings that T5X's config has too."""
+  fields = dataclasses.asdict(config)
+  return {k: v for k, v in fields.items() if not k.endswith('attention_fn')}
 
 
 def shifted(targets):
@@ -294,7 +295,7 @@ def test_a_bad_setting_is_named(field, value, expected):
 
 
 _AGREEMENT = """
-import dataclasses, json, sys
+import json
 import selective_t5x
 import jax, numpy as np
 from t5x.examples.t5 import network
@@ -309,8 +310,7 @@ def as_dict(tree):
 figures = {}
 for version, settings in (('1.1', {}), ('1.0', test.T5_1_0)):
   ours = test.transformer(**settings)
-  fields = dataclasses.asdict(ours.config)
-  del fields['attention_fn'], fields['encoder_attention_fn']
+  fields = test.fields_of_t5x(ours.config)
   theirs = network.Transformer(network.T5Config(**fields))
   variables = test.init(theirs)
   params = variables['params']
@@ -347,21 +347,7 @@ print(json.dumps(figures))
 def test_t5xs_own_network_gives_the_same():
   """Names, shapes, axes, initial values and logits; skips without T5X."""
 
-  def run(code):
-    return subprocess.run(
-      [sys.executable, '-c', code],
-      cwd=pathlib.Path(__file__).parents[1],
-      env=os.environ | {'SELECTIVE_T5X_ENGINE': 't5x'},
-      capture_output=True,
-      text=True,
-      check=False,
-    )
-
-  found = run('import selective_t5x, t5x.examples.t5.network')
-  if found.returncode:
-    pytest.skip(f'no real T5X here: {found.stderr.strip().splitlines()[-1]}')
-  result = run(_AGREEMENT)
-  assert result.returncode == 0, result.stderr[-3000:]
-  figures = json.loads(result.stdout.splitlines()[-1])
+  real_t5x.skip_without('t5x.examples.t5.network')
+  figures = real_t5x.figures(_AGREEMENT)
   assert len(figures) == 6
   assert all(figure < 1e-5 for figure in figures.values()), figures

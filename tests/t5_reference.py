@@ -95,16 +95,29 @@ def t5(params, inputs, decoder_inputs, count, selection_head=None):
     x = x + feed_forward(layer['mlp'], y)
   encoded = norm(encoder['encoder_norm'], x)
 
-  x = table[decoder_inputs]
+  return stack(decoder, table, decoder_inputs, count, selection_head, encoded)
+
+
+def decoder_only(params, inputs, count, selection_head=None):
+  """As t5, of T5X's examples/decoder_only."""
+  decoder = params['decoder']
+  table = np.asarray(decoder['token_embedder']['embedding'], np.float64)
+  return stack(decoder, table, inputs, count, selection_head)
+
+
+def stack(decoder, table, inputs, count, selection_head, encoded=None):
+  """The layers of a decoder, to the logits."""
+  x = table[inputs]
   biases = bias(decoder, len(x), len(x), both_ways=False)
   for i in range(sum(name.startswith('layers_') for name in decoder)):
     layer = decoder[f'layers_{i}']
     y = norm(layer['pre_self_attention_layer_norm'], x)
     x = x + causal(layer['self_attention'], y, count, biases, selection_head)
-    y = norm(layer['pre_cross_attention_layer_norm'], x)
-    x = x + attention(
-      layer['encoder_decoder_attention'], y, encoded, count, None
-    )
+    if encoded is not None:
+      y = norm(layer['pre_cross_attention_layer_norm'], x)
+      x = x + attention(
+        layer['encoder_decoder_attention'], y, encoded, count, None
+      )
     y = norm(layer['pre_mlp_layer_norm'], x)
     x = x + feed_forward(layer['mlp'], y)
   x = norm(decoder['decoder_norm'], x)

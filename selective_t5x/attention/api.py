@@ -5,10 +5,13 @@ import numbers
 import jax
 import jax.numpy as jnp
 
-from selective_t5x.attention import reference, selection, steps
-from selective_t5x.errors import UserError, did_you_mean
-
-_SELECTIVE = {'reference': reference.selective_attention}
+from selective_t5x.attention import (
+  implementations,
+  reference,
+  steps,
+)
+from selective_t5x.attention.selection import of_head
+from selective_t5x.errors import UserError
 
 
 def full_attention(
@@ -69,6 +72,7 @@ def causal_attention(
   bias: jax.Array | None = None,
   segment_ids: jax.Array | None = None,
   prefix: jax.Array | None = None,
+  implementation: str | None = None,
   position: jax.Array | None = None,
 ) -> jax.Array:
   """Plain causal softmax attention: the baseline.
@@ -87,7 +91,8 @@ def causal_attention(
     segment_ids: i32[B, N], 0 for padding, each segment contiguous; None for
       one segment without padding.
     prefix: i32[B, N], 1 for the tokens of each segment's prefix, as T5X's
-      decoder_causal_attention; None for no prefix.
+      decoder_causal_attention; None for no prefix. For the reference alone.
+    implementation: as of `selective_attention`.
     position: i32[B], for a step of cached decoding (`steps.causal_step`): query
       is then [B, 1, H, D], the token at this position, and bias broadcasts to
       [B, H, 1, N].
@@ -98,6 +103,7 @@ def causal_attention(
 
   Raises:
     ValueError: if the shapes do not fit together.
+    UserError: if implementation is not known, or cannot do what is asked.
   """
   scale = query.shape[-1] ** -0.5 if scale is None else scale
   if position is not None:
@@ -106,15 +112,17 @@ def causal_attention(
       query, key, value, scale=scale, bias=bias, position=position
     )
   _check_shapes(query, key, value, bias, segment_ids, prefix)
-  return reference.causal_attention(
-    query,
-    key,
-    value,
-    scale=scale,
-    bias=bias,
-    segment_ids=segment_ids,
-    prefix=prefix,
+  name = implementations.choose(
+    implementation,
+    'causal_attention',
+    bias=bias is not None,
+    prefix=prefix is not None,
   )
+  asked = dict(scale=scale, bias=bias, segment_ids=segment_ids)
+  if name == 'reference':
+    return reference.causal_attention(query, key, value, prefix=prefix, **asked)
+  attend = implementations.FAST[name]
+  return attend(query, key, value, selection=None, memory_tau=None, **asked)[0]
 
 
 def selective_attention(
@@ -158,8 +166,9 @@ def selective_attention(
     masking_scale: multiplies F, zero or more: 0 is plain causal attention, None
       is 1. It may be traced; no gradient for it is promised.
     memory_tau: with a positive number, M is returned too.
-    implementation: 'reference', or None for the best one here.
-    return_masking: whether F is returned too.
+    implementation: 'reference', 'blocked', 'pallas_tpu', or None for the best
+      one here (`implementations.choose`).
+    return_masking: whether F is returned too: by the reference alone.
     position: i32[B], for a step of cached decoding (`steps.selective_step`):
       query is then [B, 1, H, D], the token at this position, and bias
       broadcasts to [B, H, 1, N]. Returns out, [B, 1, H, D], and the masking of
@@ -175,7 +184,8 @@ def selective_attention(
 
   Raises:
     ValueError: if the shapes do not fit together.
-    UserError: if selection_head, memory_tau or implementation is not valid.
+    UserError: if selection_head, memory_tau or implementation is not valid, or
+      the implementation cannot do what is asked.
   """
   if position is None:
     _check_shapes(query, key, value, bias, segment_ids)
@@ -201,14 +211,8 @@ def selective_attention(
       f'selective_attention.memory_tau = {memory_tau!r}: expected a positive '
       'number or None'
     )
-  name = 'reference' if implementation is None else implementation
-  if name not in _SELECTIVE:
-    raise UserError(
-      f'selective_attention.implementation = {name!r}: expected None or one of '
-      f'{", ".join(map(repr, _SELECTIVE))}{did_you_mean(str(name), _SELECTIVE)}'
-    )
   scale = query.shape[-1] ** -0.5 if scale is None else scale
-  selecting = selection.of_head(
+  selection = of_head(
     query,
     key,
     head=selection_head,
@@ -221,24 +225,29 @@ def selective_attention(
       query,
       key,
       value,
-      selecting=selecting,
+      selection=selection,
       scale=scale,
       bias=bias,
       position=position,
       masking=masking,
     )
-  returned = _SELECTIVE[name](
-    query,
-    key,
-    value,
-    selecting=selecting,
+  name = implementations.choose(
+    implementation,
+    'selective_attention',
+    bias=bias is not None,
+    return_masking=return_masking,
+  )
+  asked = dict(
+    selection=selection,
     scale=scale,
     bias=bias,
     segment_ids=segment_ids,
     memory_tau=memory_tau,
-    return_masking=return_masking,
   )
-  out, seen, rows = returned
+  if name != 'reference':
+    out, seen = implementations.FAST[name](query, key, value, **asked)
+    return out if memory_tau is None else (out, seen)
+  out, seen, rows = reference.selective_attention(query, key, value, **asked)
   returned = (out,)
   if memory_tau is not None:
     returned += (seen,)

@@ -7,7 +7,8 @@ computed in float32 (in float64 for float64 inputs).
 import jax
 import jax.numpy as jnp
 
-from selective_t5x.attention import masks, memory, selection
+from selective_t5x.attention import masks, memory
+from selective_t5x.attention.selection import masking_matrix
 
 
 def attention_logits(query, key, scale, bias):
@@ -65,12 +66,11 @@ def selective_attention(
   key,
   value,
   *,
-  selecting,
+  selection,
   scale,
   bias,
   segment_ids,
   memory_tau,
-  return_masking=False,
 ):
   """Attention under selection.
 
@@ -78,29 +78,28 @@ def selective_attention(
     query: [B, N, H, D].
     key: [B, N, H, D].
     value: [B, N, H, D].
-    selecting: a `selection.Selection` with G dividing H.
+    selection: a `selection.Selection` with G dividing H.
     scale: multiplies the logits.
     bias: added to the logits; broadcasts to [B, H, N, N]; or None.
     segment_ids: i32[B, N], 0 for padding; None for one segment.
     memory_tau: positive; None without M.
-    return_masking: whether to return F.
 
   Returns:
-    (out [B, N, H, D], M f32[B, N] or None, F f32[B, G, N, N] or None); M is
-    the mean over the G.
+    (out [B, N, H, D], M f32[B, N] or None, F f32[B, G, N, N]); M is the mean
+    over the G.
   """
   query, key, value = (
     masks.zero_padding(x, segment_ids) for x in (query, key, value)
   )
   logits = attention_logits(query, key, scale, bias)
   scores = attention_logits(
-    masks.zero_padding(selecting.query, segment_ids),
-    masks.zero_padding(selecting.key, segment_ids),
-    selecting.scale,
-    selecting.bias,
+    masks.zero_padding(selection.query, segment_ids),
+    masks.zero_padding(selection.key, segment_ids),
+    selection.scale,
+    selection.bias,
   )
   masking = jax.vmap(
-    lambda one: selection.masking_matrix(one, segment_ids=segment_ids), 1, 1
+    lambda one: masking_matrix(one, segment_ids=segment_ids), 1, 1
   )(scores)
   visible = masks.visible(logits.shape[-1], segment_ids)
   shared = logits.shape[1] // masking.shape[1]
@@ -114,8 +113,4 @@ def selective_attention(
       1,
     )(masking)
     seen = jnp.mean(seen, axis=0)
-  return (
-    masks.zero_padding(out, segment_ids),
-    seen,
-    masking if return_masking else None,
-  )
+  return masks.zero_padding(out, segment_ids), seen, masking

@@ -8,8 +8,9 @@ they hold. Each function computes one row i of its parallel form.
 import jax
 import jax.numpy as jnp
 
-from selective_t5x.attention import masks, selection
+from selective_t5x.attention import masks
 from selective_t5x.attention.reference import attend, attention_logits
+from selective_t5x.attention.selection import Selection
 
 
 def causal_step(
@@ -45,7 +46,7 @@ def selective_step(
   key: jax.Array,
   value: jax.Array,
   *,
-  selecting: selection.Selection,
+  selection: Selection,
   scale: float,
   bias: jax.Array | None,
   position: jax.Array,
@@ -57,7 +58,7 @@ def selective_step(
     query: [B, 1, H, D].
     key: [B, N, H, D], the token's own included.
     value: [B, N, H, D].
-    selecting: G = 1; its query [B, 1, 1, E], key [B, N, 1, E], bias broadcasts
+    selection: G = 1; its query [B, 1, 1, E], key [B, N, 1, E], bias broadcasts
       to [B, 1, 1, N].
     scale: multiplies the logits.
     bias: added to the logits; broadcasts to [B, H, 1, N].
@@ -75,10 +76,10 @@ def selective_step(
   logits = attention_logits(query, key, scale, bias)
   out = attend(logits - masking[:, None, None], value, filled[:, None])
   asked = attention_logits(
-    selecting.query,
-    masks.zero_padding(selecting.key, filled),
-    selecting.scale,
-    selecting.bias,
+    selection.query,
+    masks.zero_padding(selection.key, filled),
+    selection.scale,
+    selection.bias,
   )
   # Neither itself nor the first token, as in selection.selection_scores.
   may_mask = (slots > 0) & (slots < position[:, None])

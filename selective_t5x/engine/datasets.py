@@ -132,7 +132,16 @@ def verify_matching_vocabs(cfg: DatasetConfig, model) -> None:
 
 
 def check_split(provider: seqio.Task | seqio.Mixture, split: str) -> None:
-  """Raises UserError where a task or mixture has no such split."""
+  """Raises UserError where a task or mixture has no such split, or no data."""
+  for task in seqio.get_subtasks(provider):
+    if isinstance(task.source, seqio.TfdsDataSource) and not task.source.splits:
+      tfds = task.source.tfds_dataset
+      raise UserError(
+        f'Task {task.name}: TensorFlow Datasets has no {tfds.name} in '
+        f'{tfds.data_dir or "~/tensorflow_datasets"}: prepare it with "tfds '
+        f'build {tfds.name.split(":")[0]}", or name the folder where it is '
+        'with --tfds_data_dir'
+      )
   if split not in provider.splits:
     raise UserError(
       f'Task {provider.name} has no split {split!r}; it has '

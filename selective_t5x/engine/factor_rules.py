@@ -79,8 +79,6 @@ def standard_logical_factor_rules() -> Mapping[str, FactorDim]:
       'stack': FactorDim.BATCH,
       'layer_norm_scale': FactorDim.NONE,
       'relpos_buckets': FactorDim.NONE,
-      # Learned positions: T5X partitions this axis, but has no rule for it.
-      'abspos_buckets': FactorDim.NONE,
     }
   )
 

@@ -71,7 +71,7 @@ def test_a_prefix_is_the_nested_loops(segment_ids):
   none = attention.causal_attention(
     *inputs, segment_ids=segment_ids, prefix=np.zeros_like(PREFIX)
   )
-  np.testing.assert_array_equal(none, causal)
+  np.testing.assert_allclose(none, causal, rtol=1e-5, atol=1e-6)
 
 
 def test_a_prefix_of_another_shape_is_refused():
@@ -91,7 +91,7 @@ def test_what_is_returned_and_in_which_order():
   assert [x.shape for x in two] == [(2, 9, 2, 4), (2, 9)]
   assert [x.shape for x in three] == [(2, 9, 2, 4), (2, 9), (2, 9, 9)]
   for other in (two[0], three[0]):
-    np.testing.assert_array_equal(out, other)
+    np.testing.assert_allclose(out, other, rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(
     two[1], loops.memory_loop(np.asarray(three[2]), 1.0, PACKED), rtol=1e-5
   )
@@ -278,19 +278,6 @@ def test_memory_tau_must_be_positive(tau):
     attention.selective_attention(*arrays(), memory_tau=tau)
 
 
-def test_an_unknown_implementation_names_the_known_ones():
-  with pytest.raises(UserError, match="None or one of 'reference'; nearest"):
-    attention.selective_attention(*arrays(), implementation='refrence')
-
-
-def test_a_named_implementation_is_the_default_here():
-  inputs = arrays()
-  np.testing.assert_array_equal(
-    attention.selective_attention(*inputs, implementation='reference'),
-    attention.selective_attention(*inputs),
-  )
-
-
 def test_selection_can_read_its_logits_without_their_bias():
   query, key, value = arrays()
   bias = bias_like(1, 2, 9, 9)
@@ -312,6 +299,31 @@ def test_selection_can_read_its_logits_without_their_bias():
     query, key, value, bias=bias - masking[:, None], segment_ids=PACKED
   )
   np.testing.assert_allclose(out, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_masking_scale_multiplies_f():
+  inputs = arrays()
+  kwargs = dict(
+    bias=bias_like(1, 2, 9, 9), segment_ids=PACKED, return_masking=True
+  )
+  _, whole = attention.selective_attention(*inputs, **kwargs)
+  out, half = attention.selective_attention(
+    *inputs, masking_scale=jnp.float32(0.5), **kwargs
+  )
+  np.testing.assert_allclose(half, 0.5 * whole, rtol=1e-5, atol=1e-6)
+  kwargs.pop('return_masking')
+  np.testing.assert_allclose(
+    attention.selective_attention(*inputs, masking_scale=0.5, **kwargs),
+    out,
+    rtol=1e-5,
+    atol=1e-6,
+  )
+  np.testing.assert_allclose(
+    attention.selective_attention(*inputs, masking_scale=0, **kwargs),
+    attention.causal_attention(*inputs, **kwargs),
+    rtol=1e-5,
+    atol=1e-6,
+  )
 
 
 def test_full_attention_is_the_nested_loops():

@@ -9,6 +9,7 @@ import pytest
 import tensorstore as ts
 from flax import serialization, traverse_util
 
+from selective_t5x import gin_functions
 from selective_t5x.errors import UserError
 from t5x import adafactor, checkpoints, partitioning, state_utils, utils
 from tests.engine import tiny
@@ -145,7 +146,7 @@ def test_another_optimizers_state_is_begun_anew_where_asked_for(
   folder, state = saved
   model = tiny.model()
   model.optimizer_def = adafactor.Adafactor(
-    0.1, logical_factor_rules=adafactor.standard_logical_factor_rules()
+    0.1, logical_factor_rules=gin_functions.logical_factor_rules()
   )
   initializer = tiny.initializer(model, partitioner)
   with pytest.raises(UserError, match='state of another optimiser') as error:

@@ -1,20 +1,17 @@
 """The embedded engine against the real T5X, where that can be imported.
 
-Put T5X, airio and jestimator on PYTHONPATH and install T5X's requirements, see
-README.md; without them these tests skip.
+Skips without the real T5X, see engines.py.
 """
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
+from tests.engine import engines
+from tests.engine.engines import ENGINES, losses
 from tests.tasks import official
 
-ENGINES = ('embedded', 't5x')
 STEPS = 10
 FILES = (
   '--gin_file=gin/experiments/wikipedia_sample_lm.gin',
@@ -26,48 +23,27 @@ TINY = (
 )
 
 
-def _run(engine, *args, code=None):
-  command = ['-c', code] if code else ['-m', 'selective_t5x.main', *args]
-  return subprocess.run(
-    [sys.executable, *command],
-    env=os.environ | {'SELECTIVE_T5X_ENGINE': engine},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-
-
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
   """Ten steps on each engine: {engine: model folder}."""
-  found = _run('t5x', code='import selective_t5x, t5x.train, t5x.eval')
-  if found.returncode:
-    pytest.skip(f'no real T5X here: {found.stderr.strip().splitlines()[-1]}')
+  engines.skip_without_t5x()
   folders = {}
   for engine in ENGINES:
     folders[engine] = tmp_path_factory.mktemp(engine)
-    run = _run(
+    engines.command(
       engine,
-      '--run_mode=train',
+      'train',
       *FILES,
       *TINY,
       f"--gin.MODEL_DIR='{folders[engine]}'",
       f'--gin.TRAIN_STEPS={STEPS}',
     )
-    assert run.returncode == 0, run.stderr[-3000:]
   return folders
-
-
-def _losses(folder):
-  from selective_t5x import results
-
-  records = results.read_metrics(folder / 'train')
-  return [record['loss'] for record in records if 'loss' in record]
 
 
 @pytest.mark.slow
 def test_first_losses_agree(runs):
-  embedded, t5x = (_losses(runs[engine]) for engine in ENGINES)
+  embedded, t5x = (losses(runs[engine]) for engine in ENGINES)
   assert len(embedded) == len(t5x) == STEPS
   np.testing.assert_allclose(embedded, t5x, rtol=1e-4)
 
@@ -82,21 +58,20 @@ def test_every_result_says_which_engine_ran(runs):
 @pytest.mark.slow
 @pytest.mark.parametrize('reader, writer', [ENGINES, ENGINES[::-1]])
 def test_a_saved_configuration_parses_on_the_other_engine(reader, writer, runs):
-  run = _run(
+  run = engines.command(
     reader,
-    '--run_mode=train',
+    'train',
     f'--gin_file={runs[writer] / "config.gin"}',
     '--dry_run',
   )
-  assert run.returncode == 0, run.stderr[-3000:]
   assert 'attention.selective_attention.selection_head' in run.stdout
 
 
 def _two_steps_from(engine, checkpoint, folder):
   """Losses of two more steps from a checkpoint, on the data that follows."""
-  run = _run(
+  engines.command(
     engine,
-    '--run_mode=train',
+    'train',
     *FILES,
     *TINY,
     f"--gin.MODEL_DIR='{folder}'",
@@ -106,8 +81,7 @@ def _two_steps_from(engine, checkpoint, folder):
     # T5X restores the iterator wherever it saves one.
     '--gin.utils.RestoreCheckpointConfig.restore_dataset=True',
   )
-  assert run.returncode == 0, run.stderr[-3000:]
-  return _losses(folder)
+  return losses(folder)
 
 
 @pytest.mark.slow
@@ -127,16 +101,15 @@ def test_both_engines_score_the_benchmarks_alike(runs, tmp_path):
   measured = {}
   for engine in ENGINES:
     folder = tmp_path / engine
-    run = _run(
+    engines.command(
       engine,
-      '--run_mode=eval',
+      'eval',
       f'--gin_file={runs["embedded"] / "config.gin"}',
       '--gin_file=gin/runs/downstream.gin',
       f"--gin.CHECKPOINT_PATH='{runs['embedded'] / f'checkpoint_{STEPS}'}'",
       f"--gin.EVAL_OUTPUT_DIR='{folder}'",
       f"--gin.DATA_DIR='{tmp_path / 'data'}'",
     )
-    assert run.returncode == 0, run.stderr[-3000:]
     for task in official.SETS:
       log = folder / 'inference_eval' / f'{task}-{STEPS:06}.jsonl'
       entries = [json.loads(line) for line in log.read_text().splitlines()]

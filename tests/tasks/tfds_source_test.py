@@ -2,9 +2,9 @@
 
 import gin
 import pipelines
+import prepared
 import pytest
 import seqio
-import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from selective_t5x.errors import UserError
@@ -12,36 +12,12 @@ from selective_t5x.tasks import c4_tfds, lm1b
 
 
 def prepare(folder, name, texts):
-  """Writes a prepared dataset, {split: documents}, as `tfds build` does."""
-  features = tfds.features.FeaturesDict({'text': tfds.features.Text()})
-  dataset, *_, version = name.split('/')
-  folder = folder / name
-  folder.mkdir(parents=True)
-  infos = []
-  for split, documents in texts.items():
-    template = tfds.core.ShardedFileTemplate(
-      dataset_name=dataset,
-      data_dir=folder,
-      filetype_suffix='tfrecord',
-      split=split,
-    )
-    path = folder / f'{dataset}-{split}.tfrecord-00000-of-00001'
-    with tf.io.TFRecordWriter(str(path)) as writer:
-      for text in documents:
-        writer.write(features.serialize_example({'text': text}))
-    infos.append(
-      tfds.core.SplitInfo(
-        name=split,
-        shard_lengths=[len(documents)],
-        num_bytes=0,
-        filename_template=template,
-      )
-    )
-  tfds.folder_dataset.write_metadata(
-    data_dir=str(folder),
-    features=features,
-    split_infos=infos,
-    version=version,
+  """Writes a data set of documents, {split: documents}."""
+  prepared.write(
+    folder,
+    name,
+    tfds.features.FeaturesDict({'text': tfds.features.Text()}),
+    {split: [{'text': x} for x in texts[split]] for split in texts},
   )
 
 

@@ -1,0 +1,147 @@
+"""Training that fades selection in: a factor on F that goes from 0 to 1.
+
+A baseline's checkpoint fits a selective model, which has the same parameters,
+but it was not trained to be masked. Starting with F = 0 it goes on as the
+baseline and has FADE_STEPS steps to learn what to mask.
+"""
+
+import copy
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from clu import metrics as clu_metrics
+
+from selective_t5x.errors import UserError
+from t5x import trainer
+
+METRIC = 'selection/masking_scale'
+
+
+def masking_scale(
+  step: jax.Array | int, fade_start: int, fade_steps: int
+) -> jax.Array:
+  """Returns clip((step - fade_start) / fade_steps, 0, 1), f32[]."""
+  faded = (jnp.asarray(step) - fade_start) / fade_steps
+  return jnp.clip(faded, 0, 1).astype(jnp.float32)
+
+
+def at_masking_scale(model: Any, scale: jax.Array | float) -> Any:
+  """Returns a copy of a T5X model whose F is multiplied by `scale`.
+
+  Args:
+    model: its module has a config with an attention_fn that selects.
+    scale: f32[], zero or more, may be traced; 0 is the baseline.
+
+  Raises:
+    UserError: if the attention function has no masking_scale.
+  """
+  config = model.module.config
+  _check_selects(config.attention_fn)
+  config = dataclasses.replace(
+    config,
+    attention_fn=functools.partial(config.attention_fn, masking_scale=scale),
+  )
+  scaled = copy.copy(model)
+  scaled.module = model.module.clone(config=config)
+  return scaled
+
+
+class FadingTrainer(trainer.Trainer):
+  """T5X's trainer; the step and the evaluation after it have one masking scale.
+
+  The scale depends on the step alone, so a run that was killed goes on exactly.
+  It is a metric of both, `selection/masking_scale`. Predictions, in training or
+  after it, are those of the whole selection.
+
+  Gin: gin/attention/fade_in.gin.
+  """
+
+  def __init__(self, *args, fade_start: int, fade_steps: int, **kwargs):
+    """Takes T5X's arguments, and the schedule.
+
+    Args:
+      *args: of trainer.Trainer.
+      fade_start: the last step with scale 0.
+      fade_steps: from there to the first step with scale 1, one or more.
+      **kwargs: of trainer.Trainer.
+
+    Raises:
+      UserError: if a value is out of range, or the model does not select.
+    """
+    for name, value, least in (
+      ('fade_start', fade_start, 0),
+      ('fade_steps', fade_steps, 1),
+    ):
+      if not isinstance(value, int) or value < least:
+        raise UserError(
+          f'fading.FadingTrainer.{name} = {value!r}: expected an integer of '
+          f'{least} or more'
+        )
+    super().__init__(*args, **kwargs)
+    _check_selects(self._model.module.config.attention_fn)
+    self._masking_scale = functools.partial(
+      masking_scale, fade_start=fade_start, fade_steps=fade_steps
+    )
+
+  @functools.cached_property
+  def _partitioned_train_step(self):
+    def train_step(train_state, batch):
+      step = train_state.step
+      scale = self._masking_scale(step)
+      train_state, metrics = trainer.train_with_lr(
+        train_state,
+        batch,
+        learning_rate=self._learning_rate_fn(step),
+        dropout_rng=self._get_step_rng(step),
+        model=at_masking_scale(self._model, scale),
+        num_microbatches=self._num_microbatches,
+        weight_metrics_computer=self._weight_metrics_computer,
+      )
+      return train_state, {**metrics, **_metric(scale)}
+
+    return self._partitioner.partition(
+      train_step,
+      in_axis_resources=(
+        self._train_state_axes,
+        self._partitioner.data_partition_spec,
+      ),
+      out_axis_resources=(self._train_state_axes, None),
+      donate_argnums=(0,),
+    )
+
+  @functools.cached_property
+  def _partitioned_eval_step(self):
+    def eval_step(train_state, batch):
+      scale = self._masking_scale(train_state.step)
+      model = at_masking_scale(self._model, scale)
+      _, metrics = model.eval_fn(train_state.params, batch)
+      return {**metrics, **_metric(scale)}
+
+    return self._partitioner.partition(
+      eval_step,
+      in_axis_resources=(
+        self._train_state_axes,
+        self._partitioner.data_partition_spec,
+      ),
+      out_axis_resources=None,
+    )
+
+
+def _metric(scale: jax.Array) -> dict[str, clu_metrics.Metric]:
+  return {METRIC: clu_metrics.LastValue.from_model_output(scale[None])}
+
+
+def _check_selects(attention_fn: Callable[..., Any]):
+  """Refuses an attention function that has nothing to fade in."""
+  if 'masking_scale' not in inspect.signature(attention_fn).parameters:
+    name = getattr(attention_fn, '__name__', attention_fn)
+    raise UserError(
+      f'fading.FadingTrainer fades selection in, but the attention function '
+      f'({name}) does not select: use ATTENTION = '
+      '@attention.selective_attention (gin/attention/selective.gin)'
+    )

@@ -1,0 +1,149 @@
+"""The paper's memory loss, for T5X models of both kinds.
+
+Source: arXiv 2410.02703, section 5.
+"""
+
+import copy
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from clu import metrics as clu_metrics
+from flax import traverse_util
+
+from selective_t5x.attention import memory
+from selective_t5x.errors import UserError
+from t5x import losses
+
+
+class MemoryLossMixin:
+  """Adds the memory loss to a T5X model; it comes before that among the bases.
+
+  The memory loss asks selection to leave few tokens visible, so that the others
+  can be pruned. Per token
+
+    loss = cross_entropy + memory_loss_weight * R
+
+  with R from `attention.memory.fraction_visible`, of the decoder's layers. T5X
+  sums over tokens and divides by loss_normalizing_factor, so to the batch's
+  loss this adds memory_loss_weight * R * (sum of loss weights) /
+  loss_normalizing_factor.
+
+  Metrics: `loss` and `loss_per_*` are of all that is minimised,
+  `cross_ent_loss` leaves the memory loss out, `memory/fraction_visible` is R,
+  `memory/visible_tokens_layer_<l>` the mean of layer l's M over real tokens.
+  With weight 0 the model is T5X's and nothing of this is computed.
+
+  Gin: gin/attention/memory_loss.gin.
+  """
+
+  def set_memory_loss(self, weight: float, tau: float) -> None:
+    """Takes the settings; called by the constructor.
+
+    Args:
+      weight: epsilon, zero or more; 0 for no memory loss.
+      tau: positive: masked this much, a token counts as gone.
+
+    Raises:
+      UserError: if a value is out of range, or there is a memory loss but the
+        module's attention does not select.
+    """
+    name = f'models.{type(self).__name__}'
+    if not weight >= 0:
+      raise UserError(
+        f'{name}.memory_loss_weight = {weight!r}: expected a number, zero or '
+        'more'
+      )
+    if not tau > 0:
+      raise UserError(
+        f'{name}.memory_tau = {tau!r}: expected a positive number'
+      )
+    if weight:
+      _check_selects(self.module.config.attention_fn, name)
+    self._memory_loss_weight = weight
+    self._memory_tau = tau
+
+  def loss_fn(
+    self,
+    params: Any,
+    batch: Mapping[str, jax.Array],
+    dropout_rng: jax.Array | None,
+  ) -> tuple[jax.Array, Mapping[str, clu_metrics.Metric]]:
+    """Returns (loss, metrics) as T5X does; no dropout without dropout_rng."""
+    if not self._memory_loss_weight:
+      return super().loss_fn(params, batch, dropout_rng)
+    logits, layers_memory = self._logits_and_memory(params, batch, dropout_rng)
+    # T5X's own loss and metrics, of logits that are there already.
+    given_logits = copy.copy(self)
+    given_logits._memory_loss_weight = 0.0
+    given_logits._compute_logits = lambda *_: logits
+    cross_entropy, measured = given_logits.loss_fn(params, batch, dropout_rng)
+
+    segment_ids = batch.get('decoder_segment_ids')
+    if segment_ids is None:
+      segment_ids = batch['decoder_target_tokens'] > 0
+    visible = memory.fraction_visible(layers_memory, segment_ids)
+    normalizer, weights = losses.get_loss_normalizing_factor_and_weights(
+      self._loss_normalizing_factor, batch
+    )
+    if weights is None:
+      weights = jnp.ones(segment_ids.shape)
+    added = self._memory_loss_weight * visible * jnp.sum(weights)
+    if normalizer is not None:
+      added /= normalizer
+    loss = cross_entropy + added
+    minimised = ['loss']
+    minimised += [name for name in measured if name.startswith('loss_per_')]
+    tokens = jnp.sum(segment_ids != 0)
+    return loss, {
+      **measured,
+      **{name: measured[name].replace(total=loss) for name in minimised},
+      'memory/fraction_visible': clu_metrics.Average(total=visible, count=1),
+      **{
+        f'memory/visible_tokens_layer_{i}': clu_metrics.Average(
+          total=jnp.sum(of_layer), count=tokens
+        )
+        for i, of_layer in enumerate(layers_memory)
+      },
+    }
+
+  def _logits_and_memory(self, params, batch, dropout_rng):
+    """Returns f32[B, N, V] and the M of every layer, f32[L, B, N]."""
+    asking = copy.copy(self)
+    asking.module = types.SimpleNamespace(
+      apply=partial(self.module.apply, memory_tau=self._memory_tau)
+    )
+    logits, changed = asking._compute_logits(
+      params, batch, dropout_rng, mutable=['intermediates']
+    )
+    sown = traverse_util.flatten_dict(changed['intermediates'])
+    by_layer = {
+      _layer(path): value
+      for path, (value,) in sown.items()
+      if path[-1] == 'memory'
+    }
+    return logits, jnp.stack([by_layer[i] for i in range(len(by_layer))])
+
+
+def _layer(path: tuple[str, ...]) -> int:
+  """Returns the number of the layer that a variable belongs to."""
+  return next(
+    int(name.removeprefix('layers_'))
+    for name in path
+    if name.startswith('layers_')
+  )
+
+
+def _check_selects(attention_fn: Callable[..., Any], model: str):
+  """Refuses an attention function that has no memory to speak of."""
+  if 'memory_tau' not in inspect.signature(attention_fn).parameters:
+    raise UserError(
+      f'{model}.memory_loss_weight is on, but the attention '
+      f'function ({attention_fn.__name__}) does not select: use ATTENTION = '
+      '@attention.selective_attention (gin/attention/selective.gin) or '
+      'memory_loss_weight = 0'
+    )

@@ -1,0 +1,26 @@
+"""Context pruning: which keys stay in a cache. Pure functions of arrays."""
+
+from selective_t5x.pruning.config import LayerPruning, Pruning
+from selective_t5x.pruning.h2o import H2O
+from selective_t5x.pruning.keep import keep_mask
+from selective_t5x.pruning.policy import Policy, View
+from selective_t5x.pruning.random import Random
+from selective_t5x.pruning.selective import Selective
+from selective_t5x.pruning.tova import TOVA
+from selective_t5x.pruning.whole_rows import Pruned, pruned_attention
+from selective_t5x.pruning.window import Window
+
+__all__ = [
+  'H2O',
+  'LayerPruning',
+  'TOVA',
+  'Policy',
+  'Pruned',
+  'Pruning',
+  'Random',
+  'Selective',
+  'View',
+  'Window',
+  'keep_mask',
+  'pruned_attention',
+]

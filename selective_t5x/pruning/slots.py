@@ -1,0 +1,108 @@
+"""A cache of as many slots as its budget: which slot a new key takes.
+
+Shapes: B batch, K slots, N length. A row fills its slots from 0 on, so its
+first key lies in slot 0 and stays there, and the key that came last lies in
+slot min(position, K - 1), where the next step of attention looks for it
+(attention/steps.py). The others lie in any order.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from selective_t5x.pruning.policy import Policy, View
+
+
+def last_slot(position: jax.Array, slots: int) -> jax.Array:
+  """Returns i32[B], the slot of the key at i32[B] positions."""
+  return jnp.minimum(position, slots - 1)
+
+
+def admit(
+  policy: Policy,
+  position: jax.Array,
+  positions: jax.Array,
+  *,
+  layer: int,
+  scores: jax.Array | None = None,
+  masking: jax.Array | None = None,
+  logits: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Finds the slot that is given up for the key of the next query.
+
+  Args:
+    policy: which key goes.
+    position: i32[B], of the query.
+    positions: i32[B, K], of the keys in the slots.
+    layer: the layer's number, from 0.
+    scores: f32[B, K], what the policy has accumulated; None unless it does.
+    masking: f32[B, K], the query's row of F; None unless the policy reads it.
+    logits: f32[B, H, K + 1], of the slots and the query's own key, F
+      subtracted; None unless the policy reads them.
+
+  Returns:
+    i32[B], the slot, `last_slot` where the row is not full yet; and the scores
+    of the slots and of the own key, f32[B, K + 1].
+  """
+  batch, slots = positions.shape
+  filled = jnp.arange(slots) < position[:, None]
+
+  def with_own(x, own):
+    return jnp.concatenate([x, own[:, None]], axis=1)
+
+  if scores is None:
+    scores = jnp.zeros(positions.shape, jnp.float32)
+  nothing = jnp.zeros((batch,), scores.dtype)
+  kept, scores = policy.step(
+    View(
+      held=with_own(filled, jnp.ones((batch,), bool)),
+      positions=with_own(positions, position),
+      position=position,
+      scores=with_own(scores, nothing),
+      budget=slots,
+      layer=layer,
+      masking=None if masking is None else with_own(masking, nothing),
+      logits=logits,
+    )
+  )
+  gone = filled & ~kept[:, :-1]
+  return (
+    jnp.where(
+      jnp.any(gone, axis=1),
+      jnp.argmax(gone, axis=1),
+      last_slot(position, slots),
+    ),
+    scores,
+  )
+
+
+def put(
+  x: jax.Array, new: jax.Array, slot: jax.Array, last: jax.Array
+) -> jax.Array:
+  """Puts new entries in the last slots, whose old ones replace those given up.
+
+  Args:
+    x: [B, K, ...], one entry a slot.
+    new: [B, ...], of the new key.
+    slot: i32[B], from `admit`.
+    last: i32[B], from `last_slot`.
+
+  Returns:
+    As x.
+  """
+  rows = jnp.arange(x.shape[0])
+  x = x.at[rows, slot].set(x[rows, last])
+  return x.at[rows, last].set(new)
+
+
+def gather_kept(kept: jax.Array, slots: int) -> jax.Array:
+  """Finds what a prompt leaves in the slots.
+
+  Args:
+    kept: bool[B, N], the keys that the prompt's last query leaves, K at most.
+    slots: K, N at most.
+
+  Returns:
+    i32[B, K], their indices in rising order, so that the first key and the last
+    are where they belong; then any.
+  """
+  return jnp.argsort(~kept, axis=1, stable=True)[:, :slots]

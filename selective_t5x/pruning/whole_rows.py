@@ -1,0 +1,142 @@
+"""Attention of whole rows at once, as if keys had been evicted on the way."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from selective_t5x import attention
+from selective_t5x.attention import reference
+from selective_t5x.errors import UserError
+from selective_t5x.pruning.keep import keep_mask
+from selective_t5x.pruning.policy import Policy
+
+
+class Pruned(NamedTuple):
+  """Pruned attention, and what it has found.
+
+  Attributes:
+    out: [B, N, H, D] in value's dtype, zero in padding rows.
+    kept: bool[B, N, N], axis 1 the query: the keys it attends to.
+    masking: f32[B, N, N], F; None where the attention does not select.
+    scores: f32[B, N, N], what the policy has accumulated after each query; None
+      unless it accumulates.
+    memory: f32[B, N], M with memory_tau, as if nothing were evicted; else None.
+  """
+
+  out: jax.Array
+  kept: jax.Array
+  masking: jax.Array | None
+  scores: jax.Array | None
+  memory: jax.Array | None
+
+
+def selects(attention_fn: Callable[..., Any]) -> bool:
+  """Tells whether an attention function has a masking matrix F."""
+  return 'masking' in inspect.signature(attention_fn).parameters
+
+
+def pruned_attention(
+  attention_fn: Callable[..., Any],
+  policy: Policy,
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  *,
+  budget: jax.Array | int,
+  layer: int = 0,
+  scale: float | None = None,
+  bias: jax.Array | None = None,
+  segment_ids: jax.Array | None = None,
+  memory_tau: float | None = None,
+  prefix: jax.Array | None = None,
+  **settings,
+) -> Pruned:
+  """Attends as sequential decoding with an evicting cache would.
+
+  F does not depend on what is evicted, so it comes of one pass; then a scan
+  over queries finds what is kept, and all attend at once. Takes O(N^2) memory.
+  A budget of N or more prunes nothing. Source: arXiv 2410.02703, section 4.
+
+  Args:
+    attention_fn: `attention.causal_attention`, `attention.selective_attention`
+      or a function with their arguments.
+    policy: which key goes.
+    query: [B, N, H, D].
+    key: [B, N, H, D].
+    value: [B, N, H, D].
+    budget: i32[], keys that this layer may hold, 2 or more; may be traced.
+    layer: the layer's number, from 0.
+    scale: multiplies the logits; None for D ** -0.5.
+    bias: added to the logits; broadcasts to [B, H, N, N].
+    segment_ids: i32[B, N], 0 for padding; None for one segment.
+    memory_tau: asks for M.
+    prefix: must be None: eviction is causal.
+    **settings: more arguments of attention_fn.
+
+  Returns:
+    A Pruned.
+
+  Raises:
+    UserError: if a prefix is given, or the policy needs F and there is none.
+  """
+  if prefix is not None:
+    raise UserError(
+      'a pruned cache reads causally: with PRUNING set, use '
+      'models.LanguageModel.inputs_bidirectional_attention = False'
+    )
+  check_selects(policy, attention_fn)
+  if 'implementation' in inspect.signature(attention_fn).parameters:
+    # Faster ones have no F to return.
+    settings['implementation'] = 'reference'
+  attend = functools.partial(
+    attention_fn, scale=scale, segment_ids=segment_ids, **settings
+  )
+  masking = memory = None
+  if selects(attention_fn):
+    asked = {} if memory_tau is None else {'memory_tau': memory_tau}
+    _, *memory, masking = attend(
+      query, key, value, bias=bias, return_masking=True, **asked
+    )
+    memory = memory[0] if memory else None
+    bias = -masking[:, None] if bias is None else bias - masking[:, None]
+    attend = functools.partial(
+      attention.causal_attention, scale=scale, segment_ids=segment_ids
+    )
+  logits = None
+  if policy.reads_logits:
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    logits = reference.attention_logits(query, key, factor, bias)
+  kept, scores = keep_mask(
+    policy,
+    jnp.ones(query.shape[:2], jnp.int32)
+    if segment_ids is None
+    else segment_ids,
+    budget=budget,
+    layer=layer,
+    masking=masking,
+    logits=logits,
+  )
+  dtype = jnp.promote_types(query.dtype, jnp.float32)
+  # Far below any logit, and finite with any logit added.
+  gone = jnp.where(kept, jnp.zeros((), dtype), jnp.finfo(dtype).min / 2)[
+    :, None
+  ]
+  out = attend(query, key, value, bias=gone if bias is None else bias + gone)
+  return Pruned(out, kept, masking, scores, memory)
+
+
+def check_selects(policy: Policy, attention_fn: Callable[..., Any]):
+  """Raises UserError if a policy needs F and the attention has none."""
+  if policy.reads_masking and not selects(attention_fn):
+    name = getattr(attention_fn, '__name__', attention_fn)
+    raise UserError(
+      f'pruning.{type(policy).__name__} evicts by what selection has masked, '
+      f'but the attention function ({name}) does not select: '
+      'use ATTENTION = @attention.selective_attention '
+      '(gin/attention/selective.gin), or another policy, e.g. gin/pruning/'
+      'h2o.gin'
+    )

@@ -1,0 +1,99 @@
+"""T5's decoder alone, as a language model: T5X's examples/decoder_only.
+
+The names, shapes, logical axes and initial values of the parameters are T5X's,
+so that its checkpoints fit; with selection off the logits are T5X's too, as far
+as t5_network's are.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from selective_t5x import network, t5_stack
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderOnlyConfig(t5_stack.StackConfig):
+  """Settings by T5X's names; gin/architectures/t5_decoder_only.gin binds them.
+
+  Attributes:
+    num_layers: layers of the decoder.
+  """
+
+  num_layers: int = 6
+
+  @property
+  def decoder_layers(self) -> int:
+    """L."""
+    return self.num_layers
+
+
+class DecoderOnly(nn.Module):
+  """The decoder, called as T5X's DecoderOnlyModel does."""
+
+  config: DecoderOnlyConfig
+
+  def setup(self):
+    """Makes the decoder; all parameters are under `decoder`."""
+    self.decoder = t5_stack.Decoder(self.config)
+
+  def __call__(
+    self,
+    decoder_input_tokens: jax.Array,
+    decoder_target_tokens: jax.Array,
+    decoder_segment_ids: jax.Array | None = None,
+    decoder_positions: jax.Array | None = None,
+    decoder_causal_attention: jax.Array | None = None,
+    *,
+    enable_dropout: bool = True,
+    decode: bool = False,
+    max_decode_length: int | None = None,
+    prefill: bool | None = None,
+    prefill_lengths: jax.Array | None = None,
+    memory_tau: float | None = None,
+    budgets: jax.Array | None = None,
+  ) -> jax.Array:
+    """Predicts each target token; arguments as of `network.Decoder`.
+
+    Args:
+      decoder_input_tokens: i32[B, N].
+      decoder_target_tokens: i32[B, N], 0 for padding.
+      decoder_segment_ids: i32[B, N] of packed rows, 0 for padding.
+      decoder_positions: T5X's, not needed: biases go by distance.
+      decoder_causal_attention: i32[B, N], 1 for inputs that see each other.
+      enable_dropout: whether dropout is on.
+      decode: makes the decoding cache, or decodes one token of each row.
+      max_decode_length: T5X's, not needed: a cache has its own length.
+      prefill: fills the cache with prompts.
+      prefill_lengths: i32[B], the tokens of each prompt.
+      memory_tau: with a number, every layer sows M ('intermediates', 'memory').
+      budgets: i32[L], as of `network.Decoder`.
+
+    Returns:
+      f32[B, N, vocab_size], the logits.
+
+    Raises:
+      UserError: if a bidirectional prefix is asked for and the attention
+        function takes none.
+      ValueError: if a decoding step does not fit the cache.
+    """
+    del decoder_positions, max_decode_length
+    if decoder_causal_attention is not None:
+      network.check_takes_prefix(self.config.attention_fn)
+    if prefill and prefill_lengths is None:
+      prefill_lengths = jnp.sum(decoder_target_tokens > 0, axis=1)
+    return self.decoder(
+      None,
+      decoder_input_tokens.astype(jnp.int32),
+      t5_stack.segments(decoder_target_tokens, decoder_segment_ids),
+      None,
+      deterministic=not enable_dropout,
+      decode=decode,
+      prefill=bool(prefill),
+      prefill_lengths=prefill_lengths,
+      memory_tau=memory_tau,
+      prefix=decoder_causal_attention,
+      budgets=budgets,
+    )

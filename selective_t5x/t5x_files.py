@@ -1,0 +1,85 @@
+"""Which gin files of the suite stand for those that only the real T5X has."""
+
+import re
+
+_WMT = 'gin/experiments/t5_wmt_ende.gin'
+_C4 = 'gin/experiments/t5_span_corruption_baseline.gin'
+_DECODER = 'gin/models/t5_decoder_only/{}.gin'
+_SIZES = ('base', 'large', 'xl', 'xxl')
+
+# T5X's files below its package, and ours. A value may say more than a name.
+_INSTEAD = {
+  **{
+    f'configs/runs/{run}.gin': f'gin/runs/{run}.gin'
+    for run in ('pretrain', 'finetune', 'eval', 'infer')
+  },
+  'configs/runs/infer_from_tfexample_file.gin': (
+    'gin/runs/infer_file.gin, for a file of JSON lines'
+  ),
+  **{
+    f'examples/t5/t5_1_1/{size}.gin': f'gin/models/t5_1_1/{size}.gin'
+    for size in ('tiny', 'small', *_SIZES)
+  },
+  **{
+    f'examples/t5/mt5/{size}.gin': (
+      f'gin/models/t5_1_1/{size}.gin, with vocabularies.Choice.path = the '
+      'SentencePiece model of mT5'
+    )
+    for size in ('tiny', 'small', *_SIZES)
+  },
+  **{
+    f'examples/t5/t5_1_0/{size}.gin': f'gin/models/t5_1_0/{size.lower()}.gin'
+    for size in ('tiny', 'small', 'base', 'large', '3B', '11B')
+  },
+  'examples/t5/local_tiny.gin': 'gin/test/tiny.gin',
+  **{
+    f'examples/t5/t5_1_1/examples/{name}.gin': ours
+    for name, ours in {
+      'base_c4_pretrain': f'{_C4} and then gin/models/t5_1_1/base.gin',
+      'small_c4_pretrain': _C4,
+      'base_wmt14enfr_eval': 'gin/runs/eval.gin',
+      'base_wmt14enfr_finetune': _WMT,
+      'base_wmt14enfr_train': _WMT,
+      'base_wmt19_ende_train': _WMT,
+      'base_wmt_eval': 'gin/runs/eval.gin',
+      'base_wmt_finetune': _WMT,
+      'base_wmt_from_scratch': _WMT,
+      'base_wmt_from_scratch_adamw': f'{_WMT} and then '
+      'gin/optimizers/adamw.gin',
+      'base_wmt_from_scratch_lion': _WMT,
+      'base_wmt_infer': 'gin/runs/infer.gin',
+      'small_wmt_finetune': _WMT,
+      'test_train_eval_t5_tiny': 'gin/test/tiny.gin',
+      'test_train_t5_tiny': 'gin/test/tiny.gin',
+    }.items()
+  },
+  **{
+    f'examples/decoder_only/models/{size}.gin': _DECODER.format(size)
+    for size in _SIZES
+  },
+}
+# Of T5X's guides: models/t5_1_1_small.gin.
+_VERSION_AND_SIZE = re.compile(r'(?:^|/)(t5_1_[01])_([a-z]+)\.gin$')
+
+
+def instead_of(name: str) -> str:
+  """Says what to use in place of one of T5X's gin files.
+
+  Args:
+    name: as it was asked for: 't5x/configs/runs/pretrain.gin', its end
+      'runs/pretrain.gin', or the 'models/t5_1_1_small.gin' of T5X's guides.
+
+  Returns:
+    The end of a sentence, '; only the real T5X has it, use ...', or '' for a
+    file that is not T5X's.
+  """
+  path = name.removeprefix('./').removeprefix('t5x/')
+  of_a_guide = _VERSION_AND_SIZE.search(path)
+  if of_a_guide:
+    path = 'examples/t5/{}/{}.gin'.format(*of_a_guide.groups())
+  ours = _INSTEAD.get(path) or _INSTEAD.get(f'configs/{path}')
+  if ours:
+    return f'; only the real T5X has it, use {ours}'
+  if name.startswith('t5x/'):
+    return '; only the real T5X has it, and nothing here stands for it'
+  return ''
