@@ -115,8 +115,9 @@ def causal_attention(
   name = implementations.choose(
     implementation,
     'causal_attention',
-    bias=bias is not None,
-    prefix=prefix is not None,
+    query,
+    bias=bias,
+    prefix=prefix,
   )
   asked = dict(scale=scale, bias=bias, segment_ids=segment_ids)
   if name == 'reference':
@@ -234,7 +235,8 @@ def selective_attention(
   name = implementations.choose(
     implementation,
     'selective_attention',
-    bias=bias is not None,
+    query,
+    bias=bias,
     return_masking=return_masking,
   )
   asked = dict(

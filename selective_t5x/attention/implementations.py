@@ -7,15 +7,26 @@ from typing import Any
 import jax
 from absl import logging
 
-from selective_t5x.attention import blocked
+from selective_t5x.attention import blocked, mesh, pallas_tpu
 from selective_t5x.errors import UserError, did_you_mean
 
 # (query, key, value, *, selection, scale, bias, segment_ids, memory_tau) ->
-# (out, M), as of blocked.attention.
-FAST: Mapping[str, Callable[..., Any]] = {'blocked': blocked.attention}
+# (out, M), as of blocked.attention. The fastest comes first.
+FAST: Mapping[str, Callable[..., Any]] = {
+  'pallas_tpu': pallas_tpu.attention,
+  'blocked': blocked.attention,
+}
 
 
-def choose(implementation: str | None, caller: str, **asked: bool) -> str:
+def choose(
+  implementation: str | None,
+  caller: str,
+  query: jax.Array,
+  *,
+  bias: jax.Array | None = None,
+  prefix: jax.Array | None = None,
+  return_masking: bool = False,
+) -> str:
   """Names the implementation that runs, and logs a choice once.
 
   None takes a fast one that can do what is asked, else the reference; a named
@@ -24,7 +35,10 @@ def choose(implementation: str | None, caller: str, **asked: bool) -> str:
   Args:
     implementation: 'reference', a name in FAST, or None.
     caller: the function that asks, for messages.
-    **asked: bias, prefix, return_masking: whether there is one.
+    query: [B, N, H, D].
+    bias: of the logits, or None.
+    prefix: of tokens that see each other, or None.
+    return_masking: whether F is asked for.
 
   Returns:
     'reference' or a name in FAST.
@@ -34,16 +48,23 @@ def choose(implementation: str | None, caller: str, **asked: bool) -> str:
   """
   names = ('reference', *FAST)
   where = f'{caller}.implementation'
+  lacks = functools.partial(
+    _lacks,
+    query=query,
+    bias=bias,
+    prefix=prefix,
+    return_masking=return_masking,
+  )
   if implementation is None:
-    chosen = next((name for name in FAST if not _lacks(name, asked)), names[0])
-    _log_once(f'{where} = None: {chosen} runs (on {platform()})')
+    chosen = next((name for name in FAST if not lacks(name)), 'reference')
+    _log_once(f'{where} = None: {chosen} runs (on {mesh.platform()})')
     return chosen
   if implementation not in names:
     raise UserError(
       f'{where} = {implementation!r}: expected None or one of '
       f'{", ".join(map(repr, names))}{did_you_mean(str(implementation), names)}'
     )
-  lack = _lacks(implementation, asked)
+  lack = lacks(implementation)
   if lack:
     raise UserError(
       f'{where} = {implementation!r} cannot run here: {lack}; expected None, '
@@ -52,20 +73,16 @@ def choose(implementation: str | None, caller: str, **asked: bool) -> str:
   return implementation
 
 
-def platform() -> str:
-  """Returns where programs go: the platform of a mesh that is set, or JAX's."""
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  return jax.default_backend() if device is None else device.platform
-
-
-def _lacks(name: str, asked: Mapping[str, bool]) -> str | None:
+def _lacks(name, *, query, bias, prefix, return_masking) -> str | None:
   """Says what an implementation cannot do of what is asked, or None."""
   if name == 'reference':
     return None
-  if asked.get('return_masking'):
+  if return_masking:
     return 'it never holds F, which return_masking asks for'
-  if asked.get('prefix'):
+  if prefix is not None:
     return 'it is causal, and a bidirectional prefix is asked for'
+  if name == 'pallas_tpu':
+    return pallas_tpu.unsupported(query, bias=bias)
   return None
 
 
