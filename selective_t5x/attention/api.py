@@ -115,9 +115,9 @@ def causal_attention(
   name = implementations.choose(
     implementation,
     'causal_attention',
-    query,
-    bias=bias,
-    prefix=prefix,
+    dtype=query.dtype,
+    bias=bias is not None,
+    prefix=prefix is not None,
   )
   asked = dict(scale=scale, bias=bias, segment_ids=segment_ids)
   if name == 'reference':
@@ -235,8 +235,8 @@ def selective_attention(
   name = implementations.choose(
     implementation,
     'selective_attention',
-    query,
-    bias=bias,
+    dtype=query.dtype,
+    bias=bias is not None,
     return_masking=return_masking,
   )
   asked = dict(

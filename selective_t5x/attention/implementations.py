@@ -4,14 +4,15 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 from absl import logging
 
-from selective_t5x.attention import blocked, mesh, pallas_tpu
+from selective_t5x.attention import blocked, pallas_tpu
+from selective_t5x.attention.mesh import platform
 from selective_t5x.errors import UserError, did_you_mean
 
 # (query, key, value, *, selection, scale, bias, segment_ids, memory_tau) ->
-# (out, M), as of blocked.attention. The fastest comes first.
+# (out, M), as of blocked.attention; the first that can is preferred.
 FAST: Mapping[str, Callable[..., Any]] = {
   'pallas_tpu': pallas_tpu.attention,
   'blocked': blocked.attention,
@@ -19,13 +20,7 @@ FAST: Mapping[str, Callable[..., Any]] = {
 
 
 def choose(
-  implementation: str | None,
-  caller: str,
-  query: jax.Array,
-  *,
-  bias: jax.Array | None = None,
-  prefix: jax.Array | None = None,
-  return_masking: bool = False,
+  implementation: str | None, caller: str, *, dtype=jnp.float32, **asked: bool
 ) -> str:
   """Names the implementation that runs, and logs a choice once.
 
@@ -35,10 +30,8 @@ def choose(
   Args:
     implementation: 'reference', a name in FAST, or None.
     caller: the function that asks, for messages.
-    query: [B, N, H, D].
-    bias: of the logits, or None.
-    prefix: of tokens that see each other, or None.
-    return_masking: whether F is asked for.
+    dtype: of the queries.
+    **asked: bias, prefix, return_masking: whether there is one.
 
   Returns:
     'reference' or a name in FAST.
@@ -48,23 +41,18 @@ def choose(
   """
   names = ('reference', *FAST)
   where = f'{caller}.implementation'
-  lacks = functools.partial(
-    _lacks,
-    query=query,
-    bias=bias,
-    prefix=prefix,
-    return_masking=return_masking,
-  )
   if implementation is None:
-    chosen = next((name for name in FAST if not lacks(name)), 'reference')
-    _log_once(f'{where} = None: {chosen} runs (on {mesh.platform()})')
+    chosen = next(
+      (name for name in FAST if not _lacks(name, dtype, asked)), names[0]
+    )
+    _log_once(f'{where} = None: {chosen} runs (on {platform()})')
     return chosen
   if implementation not in names:
     raise UserError(
       f'{where} = {implementation!r}: expected None or one of '
       f'{", ".join(map(repr, names))}{did_you_mean(str(implementation), names)}'
     )
-  lack = lacks(implementation)
+  lack = _lacks(implementation, dtype, asked)
   if lack:
     raise UserError(
       f'{where} = {implementation!r} cannot run here: {lack}; expected None, '
@@ -73,16 +61,16 @@ def choose(
   return implementation
 
 
-def _lacks(name, *, query, bias, prefix, return_masking) -> str | None:
+def _lacks(name: str, dtype, asked: Mapping[str, bool]) -> str | None:
   """Says what an implementation cannot do of what is asked, or None."""
   if name == 'reference':
     return None
-  if return_masking:
+  if asked.get('return_masking'):
     return 'it never holds F, which return_masking asks for'
-  if prefix is not None:
+  if asked.get('prefix'):
     return 'it is causal, and a bidirectional prefix is asked for'
   if name == 'pallas_tpu':
-    return pallas_tpu.unsupported(query, bias=bias)
+    return pallas_tpu.unsupported(dtype, bias=asked.get('bias', False))
   return None
 
 

@@ -44,22 +44,20 @@ from selective_t5x.attention.selection import Selection
 __all__ = ['BlockSizes', 'attention', 'unsupported']
 
 
-def unsupported(
-  query: jax.Array, *, bias: jax.Array | None, interpret: bool | None = None
-) -> str | None:
+def unsupported(dtype, *, bias: bool, interpret: bool = False) -> str | None:
   """Returns why `attention` cannot run here, or None if it can.
 
   Args:
-    query: [B, N, H, D].
-    bias: of the logits or of the selection.
+    dtype: of the queries.
+    bias: whether the logits or the selection have one.
     interpret: as of `attention`.
   """
-  if bias is not None:
-    return 'pallas_tpu adds no bias to the logits: its gradient is N x N'
-  if query.dtype not in (jnp.bfloat16, jnp.float32):
-    return f'pallas_tpu takes bfloat16 or float32, got {query.dtype}'
+  if bias:
+    return 'its kernels add no bias: the gradient of one is N x N'
+  if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float32):
+    return f'its kernels take bfloat16 or float32, these are {jnp.dtype(dtype)}'
   if not interpret and mesh.platform() != 'tpu':
-    return f'pallas_tpu needs a TPU, this is {mesh.platform()!r}'
+    return f'it needs a TPU, and programs go to a {mesh.platform()}'
   return None
 
 
@@ -74,7 +72,7 @@ def attention(
   segment_ids: jax.Array | None = None,
   memory_tau: float | None = None,
   block_sizes: BlockSizes | None = None,
-  interpret: bool | None = None,
+  interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
   """Attends under selection, by fused kernels forward and backward.
 
@@ -107,12 +105,12 @@ def attention(
   """
   selection_bias = None if selection is None else selection.bias
   why = unsupported(
-    query,
-    bias=selection_bias if bias is None else bias,
+    query.dtype,
+    bias=bias is not None or selection_bias is not None,
     interpret=interpret,
   )
   if why:
-    raise ValueError(why)
+    raise ValueError(f'pallas_tpu cannot run here: {why}')
   if selection is None and memory_tau is not None:
     raise ValueError('pallas_tpu: memory_tau needs a selection')
   length = query.shape[1]
@@ -131,7 +129,7 @@ def attention(
 
   def run(inputs):
     plan = _plan(
-      inputs, block, selection, scale, memory_tau, interpret=bool(interpret)
+      inputs, block, selection, scale, memory_tau, interpret=interpret
     )
     out, memory = _attention(plan, inputs)
     if memory is not None:

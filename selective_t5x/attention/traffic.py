@@ -68,8 +68,8 @@ def kernel_costs(function, *args) -> list[tuple[str, Cost]]:
     *args: arrays or `jax.ShapeDtypeStruct`s.
 
   Raises:
-    ValueError: a kernel's condition hangs on more than its grid indices, or a
-      kernel loops an unknown number of rounds.
+    ValueError: a kernel's condition or index map hangs on more than its grid
+      indices, or a kernel loops an unknown number of rounds.
   """
   return list(_kernels(jax.make_jaxpr(function)(*args).jaxpr, 1))
 
@@ -109,12 +109,10 @@ def _moved(block, indices) -> int:
   known = dict(zip(jaxpr.jaxpr.invars, indices, strict=False))
   known |= dict(zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True))
   _evaluate(jaxpr.jaxpr, known)
-  places = np.stack(
-    [
-      np.broadcast_to(_read(known, x), indices.shape[1:])
-      for x in jaxpr.jaxpr.outvars
-    ]
-  )
+  places = [_read(known, x) for x in jaxpr.jaxpr.outvars]
+  if any(x is None for x in places):
+    raise ValueError(f'an index map of a kernel cannot be followed: {jaxpr}')
+  places = np.stack([np.broadcast_to(x, indices.shape[1:]) for x in places])
   changes = np.any(places[:, 1:] != places[:, :-1], axis=0)
   aval = block.transformed_block_aval
   return (1 + int(np.sum(changes))) * padded_bytes(aval.shape, aval.dtype)
@@ -206,8 +204,10 @@ class _Body:
         raise ValueError('a kernel loops an unknown number of rounds')
       else:
         _evaluate_equation(eqn, known, self.indices)
+        # What a loop carries changes from round to round.
+        fixed = eqn.params.get('num_consts', len(eqn.invars))
         for sub in jax.extend.core.jaxprs_in_params(eqn.params):
-          inside = _arguments(sub, eqn.invars, known)
+          inside = _arguments(sub.invars[:fixed], eqn.invars[:fixed], known)
           self.walk(sub, inside, runs, rounds * eqn.params.get('length', 1))
 
   def _condition(self, eqn, known, runs, rounds):
@@ -218,16 +218,14 @@ class _Body:
       )
     for number, branch in enumerate(eqn.params['branches']):
       taken = runs & (np.asarray(which, int) == number)
-      inside = _arguments(branch.jaxpr, eqn.invars[1:], known)
+      inside = _arguments(branch.jaxpr.invars, eqn.invars[1:], known)
       self.walk(branch.jaxpr, inside, taken, rounds)
 
 
-def _arguments(jaxpr, operands, known):
+def _arguments(names, operands, known):
   """Returns what is known inside a jaxpr that is called with operands."""
-  if len(jaxpr.invars) != len(operands):
-    return {}
   values = [_read(known, x) for x in operands]
-  pairs = zip(jaxpr.invars, values, strict=True)
+  pairs = zip(names, values, strict=True)
   return {name: value for name, value in pairs if value is not None}
 
 

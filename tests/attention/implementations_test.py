@@ -1,12 +1,13 @@
 import logging
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from selective_t5x import attention
-from selective_t5x.attention import implementations
+from selective_t5x.attention import implementations, mesh
 from selective_t5x.errors import UserError
-from tests.attention.api_test import PACKED, arrays, bias_like
+from tests.attention.api_test import PACKED, arrays
 
 FUNCTIONS = [attention.causal_attention, attention.selective_attention]
 
@@ -30,32 +31,41 @@ def test_a_fast_path_that_cannot_raises_and_says_why():
     )
 
 
-def test_a_kernel_for_another_platform_raises_and_says_so():
-  for function in FUNCTIONS:
-    with pytest.raises(UserError, match="needs a TPU, this is 'cpu'"):
-      function(*arrays(), implementation='pallas_tpu')
+def test_the_tpu_kernels_say_what_they_lack():
+  with pytest.raises(UserError, match="'pallas_tpu' cannot run here: .* a cpu"):
+    attention.causal_attention(*arrays(), implementation='pallas_tpu')
+  with pytest.raises(UserError, match='kernels add no bias'):
+    attention.selective_attention(
+      *arrays(), implementation='pallas_tpu', bias=np.zeros((1, 1, 9, 9))
+    )
 
 
-def test_none_picks_what_can_run(monkeypatch):
-  query, *_ = arrays()
+def test_none_picks_the_kernels_on_a_tpu(monkeypatch):
+  monkeypatch.setattr(mesh, 'platform', lambda: 'tpu')
 
-  def chosen(query=query, **asked):
-    return implementations.choose(None, 'attention', query, **asked)
+  def chosen(**asked):
+    return implementations.choose(None, 'attention', **asked)
+
+  assert chosen() == 'pallas_tpu'
+  assert chosen(dtype=jnp.bfloat16) == 'pallas_tpu'
+  assert chosen(dtype=jnp.float64) == 'blocked'
+  assert chosen(bias=True) == 'blocked'
+  assert chosen(prefix=True) == 'reference'
+
+
+def test_none_picks_what_can_run():
+  def chosen(**asked):
+    return implementations.choose(None, 'attention', **asked)
 
   assert chosen() == 'blocked'
-  assert chosen(prefix=PACKED) == 'reference'
+  assert chosen(bias=True) == 'blocked'
+  assert chosen(prefix=True) == 'reference'
   assert chosen(return_masking=True) == 'reference'
-  monkeypatch.setattr(implementations.mesh, 'platform', lambda: 'tpu')
-  assert chosen() == 'pallas_tpu'
-  assert chosen(bias=bias_like(1, 2, 9, 9)) == 'blocked'
-  assert chosen(query.astype(jnp.float16)) == 'blocked'
-  assert chosen(prefix=PACKED) == 'reference'
 
 
 def test_the_choice_is_logged_once(caplog):
-  query, *_ = arrays()
   with caplog.at_level(logging.INFO, logger='absl'):
     for _ in range(3):
-      implementations.choose(None, 'a_new_caller', query)
+      implementations.choose(None, 'a_new_caller')
   (record,) = (r for r in caplog.records if 'a_new_caller' in r.message)
   assert 'None: blocked runs (on cpu)' in record.message

@@ -123,7 +123,7 @@ def test_kernels_are_the_reference_forward_and_backward(name):
 
   def written_out(query, key, value, *select):
     return reference.selective_attention(
-      query, key, value, selecting=Selection(*select, 0.7), **shared
+      query, key, value, selection=Selection(*select, 0.7), **shared
     )[:2]
 
   def kernels(*tensors):
@@ -230,9 +230,9 @@ def test_heads_share_a_tile_as_far_as_they_fit():
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    (dict(bias=jnp.zeros((1, 2, 4, 4))), 'adds no bias'),
-    (dict(interpret=None), "needs a TPU, this is 'cpu'"),
-    (dict(query=jnp.zeros((1, 4, 2, 8), jnp.float16)), 'got float16'),
+    (dict(bias=jnp.zeros((1, 2, 4, 4))), 'kernels add no bias'),
+    (dict(interpret=False), 'needs a TPU, and programs go to a cpu'),
+    (dict(query=jnp.zeros((1, 4, 2, 8), jnp.float16)), 'these are float16'),
     (dict(memory_tau=1.0), 'memory_tau needs a selection'),
   ],
 )
@@ -248,7 +248,7 @@ def test_what_cannot_run_says_why(change, message):
 def test_a_bias_of_the_selection_is_refused_too():
   x = jnp.zeros((1, 4, 2, 8))
   selection = Selection(x[:, :, :1], x[:, :, :1], 1.0, jnp.zeros((1, 1, 4, 4)))
-  with pytest.raises(ValueError, match='adds no bias'):
+  with pytest.raises(ValueError, match='kernels add no bias'):
     pallas_tpu.attention(
       x, x, x, selection=selection, scale=1.0, interpret=True
     )
@@ -274,7 +274,7 @@ def attend(*tensors, reference):
   selection = test.Selection(*select, 0.7)
   if reference:
     return test.reference.selective_attention(
-      query, key, value, selecting=selection, **shared
+      query, key, value, selection=selection, **shared
     )[:2]
   return test.pallas_tpu.attention(
     query, key, value, selection=selection, interpret=True,

@@ -94,6 +94,20 @@ def test_a_condition_on_data_cannot_be_counted():
     traffic.kernel_costs(call, jnp.zeros((8, 128)))
 
 
+def test_a_condition_on_a_loop_counter_cannot_be_counted():
+  def kernel(x, out):
+    def step(n, total):
+      return jax.lax.cond(n < 1, lambda t: t + x[...], lambda t: t, total)
+
+    out[...] = jax.lax.fori_loop(0, 3, step, jnp.zeros(x.shape))
+
+  call = pl.pallas_call(
+    kernel, out_shape=jax.ShapeDtypeStruct((8, 128), jnp.float32)
+  )
+  with pytest.raises(ValueError, match='more than its grid indices'):
+    traffic.kernel_costs(call, jnp.zeros((8, 128)))
+
+
 def test_blocks_are_counted_in_whole_tiles():
   assert traffic.padded_bytes((16, 1), jnp.float32) == 16 * 128 * 4
   assert traffic.padded_bytes((3, 5, 200), jnp.bfloat16) == 3 * 8 * 256 * 2
