@@ -128,7 +128,7 @@ CASES = {
   'one block': dict(length=13, tau=0.5, segments=True),
   'a block and one': dict(length=17, tau=1.0, bias=(1, 2, 17, 17)),
   'spans': dict(length=75, segments=True, tau=2.0, block=8, batch=3),
-  'default block': dict(length=300, block=blocked.BLOCK, segments=True),
+  'default block': dict(length=300, block=None, segments=True),
   'off': dict(selects=False, segments=True, bias=(1, 2, 40, 40)),
   'groups': dict(heads=4, groups=2, tau=1.0, segments=True),
   'a group a head': dict(heads=3, groups=3, length=20),
