@@ -6,7 +6,9 @@ BIN := $(VENV)/bin
 # same files: the last one installed is the one that is there.
 TFDS := $(shell grep -i '^tensorflow-datasets==' constraints.txt)
 
-.PHONY: install quickstart study-t5 test test-fast lint format bench-engine bench-tasks bench-decode conformance clean
+.PHONY: install install-aot quickstart study-t5 test test-aot test-fast lint \
+  format conformance clean bench-attention bench-decode bench-engine \
+  bench-tasks bench-tpu
 
 install: $(VENV)/.installed
 
@@ -41,9 +43,13 @@ format: install
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-# Step time over the real T5X's; needs T5X on PYTHONPATH (README.md).
+# Step and decode times over the real T5X's; needs T5X on PYTHONPATH (README.md).
 bench-engine: install
 	$(BIN)/python benchmarks/engine.py $(ARGS)
+
+# Time and memory of selective attention over attention written out.
+bench-attention: install
+	$(BIN)/python benchmarks/attention.py $(ARGS)
 
 # Scoring the benchmarks, and reading text.
 bench-tasks: install
@@ -53,10 +59,31 @@ bench-tasks: install
 bench-decode: install
 	$(BIN)/python benchmarks/decode.py $(ARGS)
 
+# The TPU compiler is in an environment of its own: where libtpu is installed,
+# JAX looks for a TPU at every start.
+AOT := JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 $(VENV)-aot/bin
+
+install-aot: $(VENV)-aot/.installed
+
+$(VENV)-aot/.installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-aot
+	$(VENV)-aot/bin/pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --editable '.[dev,aot]'
+	$(VENV)-aot/bin/pip install --quiet --disable-pip-version-check \
+	  --no-deps --force-reinstall '$(TFDS)'
+	touch $@
+
+# What XLA:TPU makes of the kernels; no TPU is needed.
+bench-tpu: install-aot
+	$(AOT)/python benchmarks/tpu.py $(ARGS)
+
+test-aot: install-aot
+	$(AOT)/python -m pytest tests/attention/pallas_aot_test.py $(ARGS)
+
 # T5X's own tests against the embedded engine: make conformance T5X=<checkout>.
 conformance: install
 	@test -n '$(T5X)' || { echo 'T5X is missing: make conformance T5X=<checkout of github.com/google-research/t5x>'; exit 2; }
 	$(BIN)/python benchmarks/conformance.py '$(T5X)' $(ARGS)
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-aot build *.egg-info .pytest_cache .ruff_cache

@@ -115,6 +115,7 @@ def causal_attention(
   name = implementations.choose(
     implementation,
     'causal_attention',
+    dtype=query.dtype,
     bias=bias is not None,
     prefix=prefix is not None,
   )
@@ -234,6 +235,7 @@ def selective_attention(
   name = implementations.choose(
     implementation,
     'selective_attention',
+    dtype=query.dtype,
     bias=bias is not None,
     return_masking=return_masking,
   )

@@ -4,18 +4,24 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 from absl import logging
 
-from selective_t5x.attention import blocked
+from selective_t5x.attention import blocked, pallas_tpu
+from selective_t5x.attention.mesh import platform
 from selective_t5x.errors import UserError, did_you_mean
 
 # (query, key, value, *, selection, scale, bias, segment_ids, memory_tau) ->
-# (out, M), as of blocked.attention.
-FAST: Mapping[str, Callable[..., Any]] = {'blocked': blocked.attention}
+# (out, M), as of blocked.attention; the first that can is preferred.
+FAST: Mapping[str, Callable[..., Any]] = {
+  'pallas_tpu': pallas_tpu.attention,
+  'blocked': blocked.attention,
+}
 
 
-def choose(implementation: str | None, caller: str, **asked: bool) -> str:
+def choose(
+  implementation: str | None, caller: str, *, dtype=jnp.float32, **asked: bool
+) -> str:
   """Names the implementation that runs, and logs a choice once.
 
   None takes a fast one that can do what is asked, else the reference; a named
@@ -24,6 +30,7 @@ def choose(implementation: str | None, caller: str, **asked: bool) -> str:
   Args:
     implementation: 'reference', a name in FAST, or None.
     caller: the function that asks, for messages.
+    dtype: of the queries.
     **asked: bias, prefix, return_masking: whether there is one.
 
   Returns:
@@ -35,7 +42,9 @@ def choose(implementation: str | None, caller: str, **asked: bool) -> str:
   names = ('reference', *FAST)
   where = f'{caller}.implementation'
   if implementation is None:
-    chosen = next((name for name in FAST if not _lacks(name, asked)), names[0])
+    chosen = next(
+      (name for name in FAST if not _lacks(name, dtype, asked)), names[0]
+    )
     _log_once(f'{where} = None: {chosen} runs (on {platform()})')
     return chosen
   if implementation not in names:
@@ -43,7 +52,7 @@ def choose(implementation: str | None, caller: str, **asked: bool) -> str:
       f'{where} = {implementation!r}: expected None or one of '
       f'{", ".join(map(repr, names))}{did_you_mean(str(implementation), names)}'
     )
-  lack = _lacks(implementation, asked)
+  lack = _lacks(implementation, dtype, asked)
   if lack:
     raise UserError(
       f'{where} = {implementation!r} cannot run here: {lack}; expected None, '
@@ -52,13 +61,7 @@ def choose(implementation: str | None, caller: str, **asked: bool) -> str:
   return implementation
 
 
-def platform() -> str:
-  """Returns where programs go: the platform of a mesh that is set, or JAX's."""
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  return jax.default_backend() if device is None else device.platform
-
-
-def _lacks(name: str, asked: Mapping[str, bool]) -> str | None:
+def _lacks(name: str, dtype, asked: Mapping[str, bool]) -> str | None:
   """Says what an implementation cannot do of what is asked, or None."""
   if name == 'reference':
     return None
@@ -66,6 +69,8 @@ def _lacks(name: str, asked: Mapping[str, bool]) -> str | None:
     return 'it never holds F, which return_masking asks for'
   if asked.get('prefix'):
     return 'it is causal, and a bidirectional prefix is asked for'
+  if name == 'pallas_tpu':
+    return pallas_tpu.unsupported(dtype, bias=asked.get('bias', False))
   return None
 
 

@@ -1,9 +1,11 @@
 import logging
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from selective_t5x import attention
-from selective_t5x.attention import implementations
+from selective_t5x.attention import implementations, mesh
 from selective_t5x.errors import UserError
 from tests.attention.api_test import PACKED, arrays
 
@@ -27,6 +29,28 @@ def test_a_fast_path_that_cannot_raises_and_says_why():
     attention.causal_attention(
       *arrays(), implementation='blocked', prefix=PACKED
     )
+
+
+def test_the_tpu_kernels_say_what_they_lack():
+  with pytest.raises(UserError, match="'pallas_tpu' cannot run here: .* a cpu"):
+    attention.causal_attention(*arrays(), implementation='pallas_tpu')
+  with pytest.raises(UserError, match='kernels add no bias'):
+    attention.selective_attention(
+      *arrays(), implementation='pallas_tpu', bias=np.zeros((1, 1, 9, 9))
+    )
+
+
+def test_none_picks_the_kernels_on_a_tpu(monkeypatch):
+  monkeypatch.setattr(mesh, 'platform', lambda: 'tpu')
+
+  def chosen(**asked):
+    return implementations.choose(None, 'attention', **asked)
+
+  assert chosen() == 'pallas_tpu'
+  assert chosen(dtype=jnp.bfloat16) == 'pallas_tpu'
+  assert chosen(dtype=jnp.float64) == 'blocked'
+  assert chosen(bias=True) == 'blocked'
+  assert chosen(prefix=True) == 'reference'
 
 
 def test_none_picks_what_can_run():

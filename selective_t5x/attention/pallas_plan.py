@@ -1,0 +1,197 @@
+"""What the TPU kernels are compiled for: shapes and tiles, checked once.
+
+Shapes: B batch, N length, H heads, D head size, G selection heads, E their
+size. A program of a kernel's grid computes some heads that share one selection
+head; P programs cover the H heads.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+LANES = 128  # Of a vector register: the last axis comes in these.
+CHUNK = 32  # Rows of one triangular product, see pallas_tile.running_sums.
+# What a kernel may take of a core's vector memory; all of it on TPU v4.
+VECTOR_MEMORY = 16 * 2**20
+# Tiles of float32 that the compiler is seen to keep while it computes one.
+_LIVE_TILES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockSizes:
+  """Tiles of the kernels: any fit, they cost time and memory differently.
+
+  Attributes:
+    query: rows of a tile, a multiple of 32.
+    key: columns of a tile, a multiple of 128.
+    heads: attention heads that share a tile of F, a divisor of H / G; None for
+      the most that fit in the vector memory.
+
+  Raises:
+    ValueError: one of them is none of these.
+  """
+
+  query: int = 256
+  key: int = 256
+  heads: int | None = None
+
+  def __post_init__(self):
+    for name, multiple in (('query', CHUNK), ('key', LANES)):
+      size = getattr(self, name)
+      if size < 1 or size % multiple:
+        raise ValueError(
+          f'BlockSizes.{name} = {size!r}: expected a positive multiple of '
+          f'{multiple}'
+        )
+    if self.heads is not None and self.heads < 1:
+      raise ValueError(
+        f'BlockSizes.heads = {self.heads!r}: expected None or 1 or more'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """The static side of one call.
+
+  Attributes:
+    batch: B.
+    heads: H.
+    groups: G; 1 without selection.
+    length: N, padded to whole tiles.
+    size: D.
+    selection_size: E; None without selection.
+    block: query and key divide length, heads divides H / G.
+    scale: multiplies the logits.
+    selection_scale: multiplies the selection logits; None without selection.
+    memory_tau: None without M.
+    packed: whether rows hold several segments or padding.
+    dtype: of the inputs, bfloat16 or float32.
+    interpret: whether the kernels run in Pallas' interpreter.
+  """
+
+  batch: int
+  heads: int
+  groups: int
+  length: int
+  size: int
+  selection_size: int | None
+  block: BlockSizes
+  scale: float
+  selection_scale: float | None
+  memory_tau: float | None
+  packed: bool
+  dtype: Any
+  interpret: bool
+
+  @property
+  def programs(self) -> int:
+    """P, each of block.heads heads."""
+    return self.heads // self.block.heads
+
+  @property
+  def selects(self) -> bool:
+    """Whether there is selection; without, it is plain causal attention."""
+    return self.selection_size is not None
+
+  @property
+  def programs_a_group(self) -> int:
+    """Programs that read the same selection head; they follow each other."""
+    return self.programs // self.groups
+
+  @property
+  def query_blocks(self) -> int:
+    """Tiles in a column."""
+    return self.length // self.block.query
+
+  @property
+  def key_blocks(self) -> int:
+    """Tiles in a row."""
+    return self.length // self.block.key
+
+  def runs(self, i, j):
+    """Whether the tile of query block i and key block j has a visible key."""
+    return j * self.block.key < (i + 1) * self.block.query
+
+  def last_key_block(self, i):
+    """The last key block that query block i sees."""
+    return ((i + 1) * self.block.query - 1) // self.block.key
+
+  def first_query_block(self, j):
+    """The first query block that sees key block j."""
+    return j * self.block.key // self.block.query
+
+
+def padded_length(length: int, block: BlockSizes) -> tuple[int, BlockSizes]:
+  """Returns the length in whole tiles, and tiles no larger than it needs."""
+  whole = pl.cdiv(length, LANES) * LANES
+  block = dataclasses.replace(
+    block, query=min(block.query, whole), key=min(block.key, whole)
+  )
+  unit = math.lcm(block.query, block.key)
+  return pl.cdiv(length, unit) * unit, block
+
+
+def heads_a_program(
+  shared: int,
+  block: BlockSizes,
+  size: int,
+  selection_size: int | None,
+  dtype: Any,
+) -> int:
+  """Returns how many heads share a tile of F.
+
+  Args:
+    shared: H / G.
+    block: the tiles; its heads, if set, are what is returned.
+    size: D.
+    selection_size: E; None without selection.
+    dtype: of the inputs.
+
+  Raises:
+    ValueError: block.heads does not divide H / G, or one head does not fit.
+  """
+  if block.heads is not None:
+    if shared % block.heads:
+      raise ValueError(
+        f'BlockSizes.heads = {block.heads}: expected a divisor of the {shared} '
+        'heads that share a selection head'
+      )
+    return block.heads
+  for heads in range(shared, 0, -1):
+    if shared % heads == 0 and (
+      vector_memory(heads, block, size, selection_size, dtype) <= VECTOR_MEMORY
+    ):
+      return heads
+  raise ValueError(
+    f'pallas_tpu: tiles of {block.query} x {block.key} with D = {size} and E = '
+    f'{selection_size} need more than {VECTOR_MEMORY} bytes of vector memory; '
+    'expected smaller BlockSizes'
+  )
+
+
+def vector_memory(
+  heads: int,
+  block: BlockSizes,
+  size: int,
+  selection_size: int | None,
+  dtype: Any,
+) -> int:
+  """Estimates the bytes of the greediest kernel, that of keys and values."""
+
+  def lanes(n):
+    return pl.cdiv(n, LANES) * LANES
+
+  rows, columns = block.query, block.key
+  itemsize = jnp.dtype(dtype).itemsize
+  # queries, keys, values, the cotangent and two gradients.
+  blocks = itemsize * heads * lanes(size) * (2 * rows + 4 * columns)
+  if selection_size is not None:
+    width = lanes(selection_size)
+    blocks += itemsize * width * (rows + columns) + 4 * width * columns
+  blocks += 4 * rows * 3 * LANES  # Numbers of each row.
+  sums = 2 * 4 * heads * columns * lanes(size)
+  # Blocks come twice: the next one comes while this one is computed.
+  return 2 * blocks + sums + _LIVE_TILES * 4 * rows * columns

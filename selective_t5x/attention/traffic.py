@@ -1,0 +1,236 @@
+"""Counts what a Pallas kernel moves and multiplies, from its own program.
+
+The compiler cannot look into a kernel and reports what its author declares.
+Here nothing is declared: a kernel's grid, index maps and body are read from its
+jaxpr. An operand moves a block each time that its block index changes along the
+grid. A matrix product counts at every grid index whose conditions (`pl.when`)
+let it run.
+
+The conditions and index maps of kernels are integer arithmetic on grid indices;
+it is done for all grid indices at once, in NumPy.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.extend
+import numpy as np
+from jax.experimental import pallas as pl
+
+
+class Cost(NamedTuple):
+  """What kernels cost.
+
+  Attributes:
+    flops: of the matrix products, two for each multiply-add.
+    bytes: between the chip's main memory and its vector memory.
+    transcendentals: exponentials and logarithms.
+  """
+
+  flops: int = 0
+  bytes: int = 0
+  transcendentals: int = 0
+
+  def estimate(self) -> pl.CostEstimate:
+    """Returns it as XLA takes it."""
+    return pl.CostEstimate(
+      flops=self.flops,
+      bytes_accessed=self.bytes,
+      transcendentals=self.transcendentals,
+    )
+
+
+def counted_call(kernel, operands: tuple, **spec) -> Any:
+  """Calls a kernel and tells XLA what it costs.
+
+  Args:
+    kernel: as of `pl.pallas_call`.
+    operands: what it is called with.
+    **spec: as of `pl.pallas_call`.
+
+  Returns:
+    What the call returns.
+  """
+  call = functools.partial(pl.pallas_call, kernel, **spec)
+  cost = total(kernel_costs(call(), *operands))
+  return call(cost_estimate=cost.estimate())(*operands)
+
+
+def kernel_costs(function, *args) -> list[tuple[str, Cost]]:
+  """Lists the kernels that a function calls, each with its name and cost.
+
+  A kernel inside `jax.lax.scan` is listed once, with the cost of all rounds.
+
+  Args:
+    function: of arrays; it is traced, not run.
+    *args: arrays or `jax.ShapeDtypeStruct`s.
+
+  Raises:
+    ValueError: a kernel's condition or index map hangs on more than its grid
+      indices, or a kernel loops an unknown number of rounds.
+  """
+  return list(_kernels(jax.make_jaxpr(function)(*args).jaxpr, 1))
+
+
+def total(costs: list[tuple[str, Cost]]) -> Cost:
+  """Adds up the costs of kernels."""
+  return Cost(
+    *(sum(field) for field in zip(*(cost for _, cost in costs), strict=True))
+  )
+
+
+def _kernels(jaxpr, times):
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name == 'pallas_call':
+      cost = _kernel_cost(eqn.params)
+      name = eqn.params['name'] or eqn.params['jaxpr'].debug_info.func_name
+      yield name, Cost(*(times * x for x in cost))
+      continue
+    inside = times * eqn.params.get('length', 1)
+    for sub in jax.extend.core.jaxprs_in_params(eqn.params):
+      yield from _kernels(sub, inside)
+
+
+def _kernel_cost(params) -> Cost:
+  mapping = params['grid_mapping']
+  grid = mapping.grid
+  indices = np.indices(grid).reshape(len(grid), math.prod(grid))
+  moved = sum(_moved(block, indices) for block in mapping.block_mappings)
+  body = _Body(indices)
+  body.walk(params['jaxpr'], {}, np.ones(indices.shape[1], bool), 1)
+  return Cost(body.flops, moved, body.transcendentals)
+
+
+def _moved(block, indices) -> int:
+  """Returns the bytes that one operand moves."""
+  jaxpr = block.index_map_jaxpr
+  known = dict(zip(jaxpr.jaxpr.invars, indices, strict=False))
+  known |= dict(zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True))
+  _evaluate(jaxpr.jaxpr, known)
+  places = [_read(known, x) for x in jaxpr.jaxpr.outvars]
+  if any(x is None for x in places):
+    raise ValueError(f'an index map of a kernel cannot be followed: {jaxpr}')
+  places = np.stack([np.broadcast_to(x, indices.shape[1:]) for x in places])
+  changes = np.any(places[:, 1:] != places[:, :-1], axis=0)
+  aval = block.transformed_block_aval
+  return (1 + int(np.sum(changes))) * padded_bytes(aval.shape, aval.dtype)
+
+
+def padded_bytes(shape, dtype) -> int:
+  """Returns the bytes of an array in a TPU's tiles: 128 lanes by 8 rows."""
+  *outer, rows, lanes = (1, 1, *shape)
+  if rows > 1:
+    rows = pl.cdiv(rows, 8) * 8
+  lanes = pl.cdiv(lanes, 128) * 128
+  return math.prod(outer) * rows * lanes * np.dtype(dtype).itemsize
+
+
+# What conditions and index maps are made of; integers, zero or more.
+_ARITHMETIC = {
+  'add': np.add,
+  'and': np.logical_and,
+  'convert_element_type': lambda x: x,
+  'div': np.floor_divide,
+  'eq': np.equal,
+  'ge': np.greater_equal,
+  'gt': np.greater,
+  'le': np.less_equal,
+  'lt': np.less,
+  'max': np.maximum,
+  'min': np.minimum,
+  'mul': np.multiply,
+  'ne': np.not_equal,
+  'not': np.logical_not,
+  'or': np.logical_or,
+  'rem': np.remainder,
+  'select_n': lambda which, no, yes: np.where(which, yes, no),
+  'sign': np.sign,
+  'sub': np.subtract,
+}
+
+
+def _read(known, x):
+  return x.val if isinstance(x, jax.extend.core.Literal) else known.get(x)
+
+
+def _evaluate(jaxpr, known, indices=None) -> None:
+  """Adds to known what follows from it, over all grid indices."""
+  for eqn in jaxpr.eqns:
+    _evaluate_equation(eqn, known, indices)
+
+
+def _evaluate_equation(eqn, known, indices) -> None:
+  name = eqn.primitive.name
+  if name == 'program_id':
+    known[eqn.outvars[0]] = indices[eqn.params['axis']]
+    return
+  if any(v.aval.shape for v in eqn.outvars if hasattr(v.aval, 'shape')):
+    return
+  values = [_read(known, x) for x in eqn.invars]
+  if any(x is None for x in values):
+    return
+  if name in ('jit', 'pjit'):
+    inner = eqn.params['jaxpr']
+    inside = dict(zip(inner.jaxpr.invars, values, strict=True))
+    _evaluate(inner.jaxpr, inside, indices)
+    for outer, x in zip(eqn.outvars, inner.jaxpr.outvars, strict=True):
+      known[outer] = _read(inside, x)
+  elif name in _ARITHMETIC:
+    known[eqn.outvars[0]] = _ARITHMETIC[name](*values)
+
+
+class _Body:
+  """Adds up what the body of a kernel computes at all grid indices."""
+
+  def __init__(self, indices):
+    self.indices = indices
+    self.flops = 0
+    self.transcendentals = 0
+
+  def walk(self, jaxpr, known, runs, rounds):
+    """Walks a jaxpr that runs at some grid indices, several rounds in each."""
+    for eqn in jaxpr.eqns:
+      name = eqn.primitive.name
+      times = rounds * int(np.sum(runs))
+      if name == 'dot_general':
+        self.flops += times * _product_flops(eqn)
+      elif name in ('exp', 'exp2', 'log'):
+        self.transcendentals += times * math.prod(eqn.outvars[0].aval.shape)
+      elif name == 'cond':
+        self._condition(eqn, known, runs, rounds)
+      elif name == 'while':
+        raise ValueError('a kernel loops an unknown number of rounds')
+      else:
+        _evaluate_equation(eqn, known, self.indices)
+        # What a loop carries changes from round to round.
+        fixed = eqn.params.get('num_consts', len(eqn.invars))
+        for sub in jax.extend.core.jaxprs_in_params(eqn.params):
+          inside = _arguments(sub.invars[:fixed], eqn.invars[:fixed], known)
+          self.walk(sub, inside, runs, rounds * eqn.params.get('length', 1))
+
+  def _condition(self, eqn, known, runs, rounds):
+    which = _read(known, eqn.invars[0])
+    if which is None:
+      raise ValueError(
+        'a condition of a kernel hangs on more than its grid indices'
+      )
+    for number, branch in enumerate(eqn.params['branches']):
+      taken = runs & (np.asarray(which, int) == number)
+      inside = _arguments(branch.jaxpr.invars, eqn.invars[1:], known)
+      self.walk(branch.jaxpr, inside, taken, rounds)
+
+
+def _arguments(names, operands, known):
+  """Returns what is known inside a jaxpr that is called with operands."""
+  values = [_read(known, x) for x in operands]
+  pairs = zip(names, values, strict=True)
+  return {name: value for name, value in pairs if value is not None}
+
+
+def _product_flops(eqn) -> int:
+  (contract, _), _ = eqn.params['dimension_numbers']
+  shape = eqn.invars[0].aval.shape
+  depth = math.prod(shape[axis] for axis in contract)
+  return 2 * depth * math.prod(eqn.outvars[0].aval.shape)
