@@ -90,8 +90,11 @@ def put(
     As x.
   """
   rows = jnp.arange(x.shape[0])
-  x = x.at[rows, slot].set(x[rows, last])
-  return x.at[rows, last].set(new)
+  is_last = (slot == last).reshape(last.shape + (1,) * (x.ndim - 2))
+  moved = jnp.where(is_last, new, x[rows, last])
+  # One scatter is done in place, of two one copies the cache.
+  both = jnp.stack([slot, last], axis=1)
+  return x.at[rows[:, None], both].set(jnp.stack([moved, new], axis=1))
 
 
 def gather_kept(kept: jax.Array, slots: int) -> jax.Array:
