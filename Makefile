@@ -6,7 +6,9 @@ BIN := $(VENV)/bin
 # same files: the last one installed is the one that is there.
 TFDS := $(shell grep -i '^tensorflow-datasets==' constraints.txt)
 
-.PHONY: install quickstart study-t5 test test-fast lint format bench-engine bench-tasks install-aot bench-tpu test-aot conformance clean
+.PHONY: install install-aot quickstart study-t5 test test-aot test-fast lint \
+  format conformance clean bench-attention bench-decode bench-engine \
+  bench-tasks bench-tpu
 
 install: $(VENV)/.installed
 
@@ -41,13 +43,21 @@ format: install
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-# Step time over the real T5X's; needs T5X on PYTHONPATH (README.md).
+# Step and decode times over the real T5X's; needs T5X on PYTHONPATH (README.md).
 bench-engine: install
 	$(BIN)/python benchmarks/engine.py $(ARGS)
+
+# Time and memory of selective attention over attention written out.
+bench-attention: install
+	$(BIN)/python benchmarks/attention.py $(ARGS)
 
 # Scoring the benchmarks, and reading text.
 bench-tasks: install
 	$(BIN)/python benchmarks/tasks.py $(ARGS)
+
+# Decoding with pruned caches over decoding with whole ones.
+bench-decode: install
+	$(BIN)/python benchmarks/decode.py $(ARGS)
 
 # The TPU compiler is in an environment of its own: where libtpu is installed,
 # JAX looks for a TPU at every start.

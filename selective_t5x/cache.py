@@ -132,11 +132,10 @@ class KeyValueCache(nn.Module):
       settings['bias'] = bias_fn(slots, where.position)
 
     if where.position is not None:
-      own = jnp.arange(slots) == where.position[:, None]
-      # A select and no scatter: each row writes elsewhere, and attention reads
-      # the whole cache anyway.
-      keys.value = jnp.where(own[..., None, None], key, keys.value)
-      values.value = jnp.where(own[..., None, None], value, values.value)
+      # In place, in the loop of decoding; a row that is over writes nothing.
+      own = jnp.arange(key.shape[0]), where.position
+      keys.value = keys.value.at[own].set(key[:, 0])
+      values.value = values.value.at[own].set(value[:, 0])
       if selects:
         settings['masking'] = masking.value
       out = self.attention_fn(

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from selective_t5x.attention import masks, reference
+from selective_t5x.attention import masks, steps
 from selective_t5x.cache import Place
 from selective_t5x.pruning import slots
 from selective_t5x.pruning.config import LayerPruning
@@ -178,10 +178,7 @@ def _logits(query, key, held, position, bias_fn, settings):
   scale = settings.get('scale')
   scale = query.shape[-1] ** -0.5 if scale is None else scale
   logits = jnp.concatenate(
-    [
-      reference.attention_logits(query, of, scale, None)
-      for of in (held['key'], key)
-    ],
+    [steps.query_logits(query, of, scale, None) for of in (held['key'], key)],
     axis=-1,
   )
   if bias_fn is not None:

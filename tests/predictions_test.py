@@ -10,12 +10,18 @@ import numpy as np
 import pytest
 import seqio
 
-from selective_t5x import attention
+from selective_t5x import attention, pruning
 from tests import cached_models, real_t5x
 from tests.cached_models import BATCH, ENCODER_TOKENS, LENGTH, TOKENS, VOCAB
 
 FUNCTIONS = [attention.causal_attention, attention.selective_attention]
 KINDS = ['t5', 'decoder', 't5_decoder_only']
+# Layers of which one prunes always, and one at times; prompts are longer.
+PRUNED = [
+  ('t5', pruning.Pruning(pruning.Selective(), (2, 4))),
+  ('decoder', pruning.Pruning(pruning.Selective(), (4, 2))),
+  ('decoder', pruning.Pruning(pruning.H2O(), (2, 4))),
+]
 EOS = 1
 # T5's beams are kept long by an EOS that cannot be. With uneven prompts T5X's
 # search goes on past the end of a row that has no EOS: here all have one.
@@ -24,11 +30,13 @@ BEAMS_EOS = {'t5': VOCAB, 'decoder': EOS, 't5_decoder_only': 20}
 PROMPTS = np.array([2, 5, 1])
 
 
-def model_of(kind, attention_fn, decode_fn):
+def model_of(kind, attention_fn, decode_fn, prune=None):
   """Returns a cached_models.Model and T5X's model of its module."""
   from t5x import models
 
   built = cached_models.build(kind, attention_fn)
+  if prune is not None:
+    built = cached_models.pruned(built, prune)
   vocabulary = seqio.PassThroughVocabulary(VOCAB, eos_id=EOS)
   if kind == 't5':
     return built, models.EncoderDecoderModel(
@@ -85,23 +93,25 @@ def argmax_chain(kind, built):
   return until_eos(decoded)
 
 
-def check_greedy(kind, attention_fn):
+def check_greedy(kind, attention_fn, prune=None):
   """Sampling at temperature 0 is the argmax chain."""
   from t5x import decoding
 
-  built, model = model_of(kind, attention_fn, decoding.temperature_sample)
+  built, model = model_of(
+    kind, attention_fn, decoding.temperature_sample, prune
+  )
   got, _ = model.predict_batch_with_aux(
     built.params, batch_of(kind), decoder_params={'temperature': 0.0}
   )
   np.testing.assert_array_equal(got, argmax_chain(kind, built))
 
 
-def check_beams(kind, attention_fn):
+def check_beams(kind, attention_fn, prune=None):
   """A beam's score is its tokens' log-likelihood: its cache was its own."""
   from t5x import decoding
 
   eos = BEAMS_EOS[kind]
-  built, model = model_of(kind, attention_fn, decoding.beam_search)
+  built, model = model_of(kind, attention_fn, decoding.beam_search, prune)
   decodes, aux = model.predict_batch_with_aux(
     built.params,
     batch_of(kind),
@@ -146,6 +156,16 @@ def test_scores_of_beams_are_those_of_their_tokens(kind, attention_fn):
   check_beams(kind, attention_fn)
 
 
+@pytest.mark.parametrize(('kind', 'prune'), PRUNED[1:2])
+def test_pruned_greedy_decoding_is_the_pruned_argmax_chain(kind, prune):
+  check_greedy(kind, attention.selective_attention, prune)
+
+
+@pytest.mark.parametrize(('kind', 'prune'), PRUNED[::2])
+def test_scores_of_pruned_beams_are_those_of_their_tokens(kind, prune):
+  check_beams(kind, attention.selective_attention, prune)
+
+
 @pytest.mark.slow
 def test_the_real_t5x_decodes_the_same_way():
   real_t5x.skip_without('t5x.models')
@@ -158,6 +178,9 @@ for kind in test.KINDS:
   for attention_fn in test.FUNCTIONS:
     test.check_greedy(kind, attention_fn)
     test.check_beams(kind, attention_fn)
+for kind, prune in test.PRUNED:
+  test.check_greedy(kind, test.FUNCTIONS[1], prune)
+  test.check_beams(kind, test.FUNCTIONS[1], prune)
 print('all the same')
 """,
   )

@@ -58,7 +58,7 @@ def test_commands_run(command, folder):
 
 
 def test_readme_has_the_commands_of_its_tour():
-  assert len(COMMANDS) == 7
+  assert len(COMMANDS) == 8
 
 
 def test_make_targets_of_the_readme_exist():

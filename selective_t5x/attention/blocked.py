@@ -34,7 +34,6 @@ import jax.numpy as jnp
 from selective_t5x.attention import masks
 from selective_t5x.attention.selection import Selection
 
-BLOCK = 128
 # With S spans (1 + 1 / S) / 2 of the square is computed.
 MAX_SPANS = 8
 
@@ -81,7 +80,7 @@ def attention(
   bias: jax.Array | None,
   segment_ids: jax.Array | None,
   memory_tau: float | None,
-  block: int = BLOCK,
+  block: int | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
   """Causal attention, under selection where something selects.
 
@@ -94,7 +93,7 @@ def attention(
     bias: added to the logits; broadcasts to [B, H, N, N]; or None.
     segment_ids: i32[B, N], 0 for padding; None for one segment.
     memory_tau: positive; None without M.
-    block: queries of a block.
+    block: queries of a block; None for what is fastest.
 
   Returns:
     (out [B, N, H, D] in value's dtype, M f32[B, N] or None); M is the mean over
@@ -103,7 +102,7 @@ def attention(
   batch, length = value.shape[:2]
   dtype = jnp.promote_types(query.dtype, jnp.float32)
   # A short row is one block; 8 is what vector units like.
-  block = min(block, -(-length // 8) * 8)
+  block = min(block or _default_block(length), -(-length // 8) * 8)
   blocks = -(-length // block)
   # Keys added at the end come after every query, so that none sees them; what
   # the queries added there see is cut off.
@@ -152,6 +151,12 @@ def attention(
   out, seen = _attend(queries, keys, padded_ids, static)
   seen = None if seen is None else joined(seen)
   return joined(out).astype(value.dtype), seen
+
+
+def _default_block(length: int) -> int:
+  """Returns the fastest block size: measured on 2 CPU cores."""
+  # Several small blocks skip more of what is masked than one large one.
+  return 64 if 128 < length <= 512 else 128
 
 
 # Traced once for all layers of a model, compiled as one where it stands alone.

@@ -9,8 +9,43 @@ import jax
 import jax.numpy as jnp
 
 from selective_t5x.attention import masks
-from selective_t5x.attention.reference import attend, attention_logits
 from selective_t5x.attention.selection import Selection
+
+
+def query_logits(
+  query: jax.Array, key: jax.Array, scale: float, bias: jax.Array | None
+) -> jax.Array:
+  """Returns scale * <query, key_j> + bias, f32[B, H, 1, N], for one query.
+
+  A product and a sum, not a matrix product, so that empty slots can be masked
+  after it: to mask the keys before would copy a whole cache at every step.
+
+  Args:
+    query: [B, 1, H, D].
+    key: [B, N, H, D].
+    scale: multiplies the products.
+    bias: broadcasts to [B, H, 1, N]; None for none.
+  """
+  dtype = jnp.promote_types(query.dtype, jnp.float32)
+  products = jnp.sum(query.astype(dtype) * key.astype(dtype), axis=-1)
+  logits = scale * jnp.moveaxis(products, 1, 2)[:, :, None]
+  return logits if bias is None else logits + bias
+
+
+def _attend(logits, value, filled):
+  """Returns the mean of the values in filled slots, [B, 1, H, D].
+
+  Args:
+    logits: f32[B, H, 1, N].
+    value: [B, N, H, D].
+    filled: bool[B, N], at least one slot of each row.
+  """
+  logits = jnp.where(filled[:, None, None], logits, -jnp.inf)
+  weights = jnp.moveaxis(jax.nn.softmax(logits)[:, :, 0], 1, 2)[..., None]
+  # Selected after the product: what lies in an empty slot may be NaN, and the
+  # values need not be copied.
+  parts = jnp.where(filled[..., None, None], weights * value, 0)
+  return jnp.sum(parts, axis=1, keepdims=True).astype(value.dtype)
 
 
 def causal_step(
@@ -36,9 +71,7 @@ def causal_step(
     [B, 1, H, D] in value's dtype.
   """
   filled = jnp.arange(key.shape[1]) <= position[:, None]
-  key, value = (masks.zero_padding(x, filled) for x in (key, value))
-  logits = attention_logits(query, key, scale, bias)
-  return attend(logits, value, filled[:, None])
+  return _attend(query_logits(query, key, scale, bias), value, filled)
 
 
 def selective_step(
@@ -71,15 +104,11 @@ def selective_step(
   """
   slots = jnp.arange(key.shape[1])
   filled = slots <= position[:, None]
-  key, value = (masks.zero_padding(x, filled) for x in (key, value))
   masking = masks.zero_padding(masking, filled)
-  logits = attention_logits(query, key, scale, bias)
-  out = attend(logits - masking[:, None, None], value, filled[:, None])
-  asked = attention_logits(
-    selection.query,
-    masks.zero_padding(selection.key, filled),
-    selection.scale,
-    selection.bias,
+  logits = query_logits(query, key, scale, bias)
+  out = _attend(logits - masking[:, None, None], value, filled)
+  asked = query_logits(
+    selection.query, selection.key, selection.scale, selection.bias
   )
   # Neither itself nor the first token, as in selection.selection_scores.
   may_mask = (slots > 0) & (slots < position[:, None])

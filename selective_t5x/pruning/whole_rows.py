@@ -90,7 +90,7 @@ def pruned_attention(
     )
   check_selects(policy, attention_fn)
   if 'implementation' in inspect.signature(attention_fn).parameters:
-    # Faster ones have no F to return.
+    # Faster ones have no F to return, and save no memory with this bias.
     settings['implementation'] = 'reference'
   attend = functools.partial(
     attention_fn, scale=scale, segment_ids=segment_ids, **settings
@@ -104,7 +104,10 @@ def pruned_attention(
     memory = memory[0] if memory else None
     bias = -masking[:, None] if bias is None else bias - masking[:, None]
     attend = functools.partial(
-      attention.causal_attention, scale=scale, segment_ids=segment_ids
+      attention.causal_attention,
+      scale=scale,
+      segment_ids=segment_ids,
+      implementation='reference',
     )
   logits = None
   if policy.reads_logits:

@@ -126,7 +126,7 @@ def test_decoded_tokens_agree(name, decoder, trained, tmp_path):
   )
   (tmp_path / 'decode.gin').write_text(_overlay(name, decoder))
   run = trained(name)['t5x']
-  predictions = {}
+  predictions, scores = {}, {}
   for engine in ENGINES:
     engines.command(
       engine,
@@ -137,11 +137,13 @@ def test_decoded_tokens_agree(name, decoder, trained, tmp_path):
       f"--gin.CHECKPOINT_PATH='{run / f'checkpoint_{STEPS}'}'",
       f"--gin.INFER_OUTPUT_DIR='{tmp_path / engine}'",
       f"--gin.INPUT_FILE='{inputs}'",
+      "--gin.INFER_MODE='predict_with_aux'",
     )
     (file,) = (tmp_path / engine).glob('*.jsonl-00000-of-00001')
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     texts = [line['inputs']['inputs_pretokenized'] for line in lines]
     assert texts == PROMPTS
     predictions[engine] = [line['prediction'] for line in lines]
+    scores[engine] = [line['aux']['scores'] for line in lines]
   assert predictions['embedded'] == predictions['t5x']
-  assert any(predictions['t5x'])
+  np.testing.assert_allclose(scores['embedded'], scores['t5x'], rtol=1e-4)

@@ -18,15 +18,15 @@ from tests.pruning.matrix import POLICIES
 LENGTHS = np.array([0, 4, 8])
 # Layers differ; the smallest there can be, and one that is left at times.
 BUDGETS = (2, 5)
-# T5's biases are for policies that read logits, and for F.
+# What is compiled runs a few times only.
+compiled = functools.partial(
+  jax.jit, compiler_options={'xla_backend_optimization_level': 0}
+)
+# T5's biases matter to F, and to policies that read logits.
 every_model = pytest.mark.parametrize(
   ('kind', 'name'),
   [('decoder', name) for name in matrix.NAMES]
-  + [
-    ('t5', name)
-    for name, (policy, _) in POLICIES.items()
-    if policy.reads_logits or policy.reads_masking
-  ],
+  + [('t5', name) for name in ('selective', 'h2o')],
 )
 
 
@@ -48,7 +48,7 @@ def empty_cache(model):
 @functools.cache
 def parallel(model):
   """Returns f(i32[L]) -> f[B, N, V], the logits of TOKENS."""
-  return jax.jit(
+  return compiled(
     lambda budgets: model.apply(
       jnp.asarray(TOKENS), mutable=False, budgets=budgets
     )
@@ -59,7 +59,7 @@ def parallel(model):
 def stepper(model):
   """Returns step(cache, i32[B]) -> (f[B, V], cache)."""
 
-  @jax.jit
+  @compiled
   def step(cache, tokens):
     logits, changed = model.apply(tokens[:, None], cache=cache, decode=True)
     return logits[:, 0], changed['cache']
@@ -72,7 +72,7 @@ def prefill(model):
   """Returns the cache of prompts of LENGTHS; what follows is nonsense."""
   prompt = np.where(np.arange(LENGTH) < LENGTHS[:, None], TOKENS, 3)
 
-  @jax.jit
+  @compiled
   def fill(cache):
     _, changed = model.apply(
       jnp.asarray(prompt),
@@ -111,9 +111,8 @@ def test_prompts_and_steps_are_the_parallel_form(kind, name, float64):
   assert np.max(np.abs(whole - wanted)) > 1e-2
 
 
-@pytest.mark.parametrize('name', ['selective', 'h2o'])
-def test_steps_alone_are_the_parallel_form_in_float32(name):
-  model = build('decoder', name, dtype='float32')
+def test_steps_alone_are_the_parallel_form_in_float32():
+  model = build('decoder', 'selective', dtype='float32')
   wanted = parallel(model)(jnp.array(BUDGETS))
   outs = decode_from(model, empty_cache(model), np.zeros(BATCH, int))
   np.testing.assert_allclose(outs, wanted, atol=1e-5)
@@ -122,7 +121,7 @@ def test_steps_alone_are_the_parallel_form_in_float32(name):
 @every_model
 def test_a_budget_of_the_length_prunes_nothing(kind, name, float64):
   full = cached_models.build(kind, attention.selective_attention, 'float64')
-  whole = jax.jit(lambda: full.apply(jnp.asarray(TOKENS), mutable=False))()
+  whole = compiled(lambda: full.apply(jnp.asarray(TOKENS), mutable=False))()
   got = parallel(build(kind, name))(jnp.array([LENGTH, 99]))
   np.testing.assert_allclose(got, whole, atol=1e-6)
 
@@ -132,7 +131,7 @@ def test_a_cache_of_the_length_evicts_nothing(float64):
   full = cached_models.build(
     'decoder', attention.selective_attention, 'float64'
   )
-  whole = jax.jit(lambda: full.apply(jnp.asarray(TOKENS), mutable=False))()
+  whole = compiled(lambda: full.apply(jnp.asarray(TOKENS), mutable=False))()
   outs = decode_from(model, empty_cache(model), np.zeros(BATCH, int))
   np.testing.assert_allclose(outs, whole, atol=1e-6)
   assert size(empty_cache(model), 'cached_key') == size(
@@ -177,7 +176,7 @@ def test_the_cache_is_as_large_as_the_budgets(kind):
 def test_a_new_cache_is_empty():
   model = build('decoder', 'h2o', dtype='float32')
   ones = jnp.ones((BATCH, LENGTH), int)
-  cache = jax.jit(lambda: model.apply(ones, decode=True)[1]['cache'])()
+  cache = compiled(lambda: model.apply(ones, decode=True)[1]['cache'])()
   assert not any(np.any(leaf) for leaf in jax.tree.leaves(cache))
 
 
