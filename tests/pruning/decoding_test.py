@@ -189,9 +189,9 @@ def shapes_within(jaxpr):
       yield from shapes_within(inner)
 
 
-@pytest.mark.parametrize('name', matrix.NAMES)
-def test_no_array_of_a_step_is_as_long_as_a_row(name):
-  model = build('decoder', name, dtype='float32')
+@every_model
+def test_no_array_of_a_step_is_as_long_as_a_row(kind, name):
+  model = build(kind, name, dtype='float32')
   jaxpr = jax.make_jaxpr(stepper(model))(
     empty_cache(model), jnp.zeros(BATCH, int)
   )

@@ -42,8 +42,10 @@ def bias():
 @functools.cache
 def pruned(name, attention_fn=attention.selective_attention):
   """Compiled once for all budgets: they are traced."""
+  # What is compiled runs a few times only.
+  options = {'xla_backend_optimization_level': 0}
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options=options)
   def run(query, key, value, segment_ids, bias, budget):
     return pruning.pruned_attention(
       attention_fn,
