@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # same files: the last one installed is the one that is there.
 TFDS := $(shell grep -i '^tensorflow-datasets==' constraints.txt)
 
-.PHONY: install quickstart study-t5 test test-fast lint format bench-engine bench-tasks conformance clean
+.PHONY: install quickstart study-t5 study-pruning test test-fast lint format bench-engine bench-tasks conformance clean
 
 install: $(VENV)/.installed
 
@@ -26,6 +26,10 @@ quickstart: install
 # T5 with and without a selective decoder, three seeds; docs/t5.md has figures.
 study-t5: install
 	$(BIN)/python -m selective_t5x.studies.t5_span_corruption $(ARGS)
+
+# Memory of pruned caches, three seeds; FAST=1 for one. docs/pruning_search.md.
+study-pruning: install
+	$(BIN)/python -m selective_t5x.studies.pruning $(if $(FAST),--seeds=1) $(ARGS)
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadscope tests $(ARGS)

@@ -43,7 +43,7 @@ def search(
   *,
   output_dir: str | os.PathLike,
   target_loss: float | None = None,
-  tolerance: float = 0.0,
+  tolerance: float | None = None,
   steps: str = 'ladder',
   uniform: bool = False,
   tuning_batches: int = 8,
@@ -55,9 +55,9 @@ def search(
     run: the model, and its evaluation split.
     policy: which key goes.
     output_dir: where search.json is, or will be.
-    target_loss: nats a token on the tuning batches; None for the model's own
-      loss without pruning.
-    tolerance: the share of it that the loss may be above it.
+    target_loss: nats a token on the tuning batches, which will do.
+    tolerance: how far above its loss without pruning, as a share of that, will
+      do too. Without both, its loss without pruning is the target.
     steps: 'ladder' or 'fixed', see `greedy.budget_steps`.
     uniform: one budget for all layers.
     tuning_batches: the first batches of the split, for the search.
@@ -76,8 +76,6 @@ def search(
       or output_dir holds another search.
   """
   evaluate = losses.Losses(run, policy)
-  every = run.batches(tuning_batches + report_batches)
-  tuning, report = every[:tuning_batches], every[tuning_batches:]
   file = pathlib.Path(output_dir) / STATE_FILE
   settings = {
     'checkpoint': run.checkpoint,
@@ -95,17 +93,21 @@ def search(
     'report_batches': report_batches,
   }
   state = _read(file, settings)
+  if state and state['finished']:
+    return state
+  every = run.batches(tuning_batches + report_batches)
+  tuning, report = every[:tuning_batches], every[tuning_batches:]
   if state is None:
     start = (run.length,) * evaluate.layers
     (loss,) = evaluate([start], tuning)
     if not math.isfinite(loss):
       raise UserError(f'{run.checkpoint}: its loss without pruning is {loss}')
-    goal = (loss if target_loss is None else target_loss) * (1 + tolerance)
-    state = {'settings': settings, 'goal': goal, 'finished': False}
+    goals = [] if target_loss is None else [target_loss]
+    if tolerance is not None or not goals:
+      goals.append(loss * (1 + (tolerance or 0)))
+    state = {'settings': settings, 'goal': max(goals), 'finished': False}
     state['path'] = [_point(start, loss, run.length)]
     results.write_json(file, state)
-  if state['finished']:
-    return state
 
   path = state['path']
   _cut(evaluate, tuning, state, file)
@@ -253,13 +255,16 @@ def main(argv: Sequence[str]) -> None:
     '--checkpoint', metavar='DIR', help='of a run, or a checkpoint_N in it'
   )
   made.add_argument(
-    '--target_loss', type=float, metavar='X', help='nats a token; or'
+    '--target_loss', type=float, metavar='X', help='nats a token that will do'
   )
   made.add_argument(
-    '--baseline', metavar='DIR', help='the run whose loss is the target; or own'
+    '--baseline', metavar='DIR', help='in its place, a run with this loss'
   )
   made.add_argument(
-    '--tolerance', type=float, default=0.0, metavar='X', help='0.01 for 1 %%'
+    '--tolerance',
+    type=float,
+    metavar='X',
+    help="0.01: 1 %% above the model's own loss will do too",
   )
   made.add_argument('--steps', default='ladder', help='ladder or fixed')
   made.add_argument(
@@ -327,7 +332,7 @@ def _check(args) -> None:
     raise UserError(
       f'--target_loss={args.target_loss}: expected nats a token, above 0'
     )
-  if not 0 <= args.tolerance < math.inf:
+  if args.tolerance is not None and not 0 <= args.tolerance < math.inf:
     raise UserError(
       f'--tolerance={args.tolerance}: expected 0 or more, 0.01 for 1 %'
     )

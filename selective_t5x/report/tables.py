@@ -56,18 +56,20 @@ def tables(comparison: dict[str, Any]) -> list[Table]:
 
 def as_text(comparison: dict[str, Any]) -> str:
   """Returns all tables and caveats as aligned lines."""
-  blocks = []
-  for table in tables(comparison):
-    lines = [table.header, *table.rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    block = [table.title]
-    for first, *others in lines:
-      cells = [first.ljust(widths[0])]
-      cells += [c.rjust(w) for c, w in zip(others, widths[1:], strict=True)]
-      block.append(f'  {"  ".join(cells)}'.rstrip())
-    blocks.append('\n'.join(block))
-  blocks.append('\n'.join(comparison['caveats']))
-  return '\n\n'.join(blocks) + '\n'
+  blocks = [text(table) for table in tables(comparison)]
+  return '\n\n'.join([*blocks, '\n'.join(comparison['caveats'])]) + '\n'
+
+
+def text(table: Table) -> str:
+  """Returns one table as aligned lines."""
+  lines = [table.header, *table.rows]
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  block = [table.title]
+  for first, *others in lines:
+    cells = [first.ljust(widths[0])]
+    cells += [c.rjust(w) for c, w in zip(others, widths[1:], strict=True)]
+    block.append(f'  {"  ".join(cells)}'.rstrip())
+  return '\n'.join(block)
 
 
 def curves_csv(comparison: dict[str, Any]) -> str:
