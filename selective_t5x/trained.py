@@ -5,6 +5,7 @@ On both engines, through T5X's public names alone.
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import itertools
 import pathlib
@@ -34,6 +35,7 @@ class Trained:
     params_axes: how they are partitioned.
     partitioner: T5X's partitioner.
     dataset_cfg: T5X's DatasetConfig of EVAL_TASK_NAME and EVAL_SPLIT.
+    length: N, the decoder's tokens in a row.
   """
 
   checkpoint: str
@@ -43,11 +45,7 @@ class Trained:
   params_axes: Any
   partitioner: Any
   dataset_cfg: Any
-
-  @property
-  def length(self) -> int:
-    """N, the longest row of targets."""
-    return self.dataset_cfg.task_feature_lengths['targets']
+  length: int
 
   def batches(self, count: int) -> list[Batch]:
     """Returns the first batches of the split, whole ones, no row twice.
@@ -117,7 +115,7 @@ def restored(
 
   gin.clear_config()
   try:
-    register_entry_points()
+    _register_entry_points()
     config_parse.parse(config, files, bindings, search_paths)
     evaluate = eval_lib.evaluate
     config_values.check(config, evaluate)
@@ -131,7 +129,10 @@ def restored(
       )
     )
     run_vocabulary.check(str(folder), model.output_vocabulary)
-    params, axes = _restore(model, partitioner, dataset_cfg, restore_cfg)
+    spec = _dataset(dataset_cfg, model).element_spec
+    params, axes = _restore(
+      model, partitioner, spec, dataset_cfg.batch_size, restore_cfg
+    )
     yield Trained(
       checkpoint=str(checkpoint),
       config=config,
@@ -140,6 +141,7 @@ def restored(
       params_axes=axes,
       partitioner=partitioner,
       dataset_cfg=dataset_cfg,
+      length=spec['decoder_target_tokens'].shape[1],
     )
   finally:
     gin.clear_config()
@@ -180,7 +182,8 @@ def find(path: str) -> tuple[pathlib.Path, pathlib.Path]:
   return folder, given if is_checkpoint else checkpoints[max(checkpoints)]
 
 
-def register_entry_points() -> None:
+@functools.cache
+def _register_entry_points() -> None:
   """Lets gin files say `import __main__ as train_script`, as main does."""
   import gin
 
@@ -192,12 +195,11 @@ def register_entry_points() -> None:
     gin.register(function, '__main__')
 
 
-def _restore(model, partitioner, dataset_cfg, restore_cfg):
+def _restore(model, partitioner, spec, batch_size, restore_cfg):
   """Returns the parameters and their axes."""
   from t5x import utils
 
-  spec = _dataset(dataset_cfg, model).element_spec
-  layout = partitioner.get_data_layout(dataset_cfg.batch_size)
+  layout = partitioner.get_data_layout(batch_size)
   initializer = utils.TrainStateInitializer(
     optimizer_def=None,
     init_fn=model.get_initial_variables,

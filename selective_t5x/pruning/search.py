@@ -92,7 +92,7 @@ def search(
     'tuning_batches': tuning_batches,
     'report_batches': report_batches,
   }
-  state = _read(file, settings)
+  state = read_state(file, settings)
   if state and state['finished']:
     return state
   every = run.batches(tuning_batches + report_batches)
@@ -165,11 +165,11 @@ def _point(budgets, loss, length) -> dict[str, Any]:
   }
 
 
-def _read(file: pathlib.Path, settings: dict) -> dict[str, Any] | None:
-  """Returns an interrupted or finished search, None where there is none.
+def read_state(file: pathlib.Path, settings: dict) -> dict[str, Any] | None:
+  """Returns what an interrupted or finished command wrote, None if nothing.
 
   Raises:
-    UserError: it is another search.
+    UserError: it was given other settings.
   """
   if not file.exists():
     return None
@@ -181,7 +181,7 @@ def _read(file: pathlib.Path, settings: dict) -> dict[str, Any] | None:
       for key in changed
     )
     raise UserError(
-      f'{file}: holds another search: {shown}; give another --output_dir'
+      f'{file}: is of other settings: {shown}; give another --output_dir'
     )
   return state
 

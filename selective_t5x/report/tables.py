@@ -72,6 +72,15 @@ def text(table: Table) -> str:
   return '\n'.join(block)
 
 
+def markdown(table: Table) -> str:
+  """Returns one table in Markdown; numbers are aligned to the right."""
+  rule = ('---', *['---:'] * (len(table.header) - 1))
+  lines = [
+    f'| {" | ".join(row)} |' for row in (table.header, rule, *table.rows)
+  ]
+  return '\n'.join([f'**{table.title}**', '', *lines]) + '\n'
+
+
 def curves_csv(comparison: dict[str, Any]) -> str:
   """Returns every point of every learning curve, one a line."""
   text = io.StringIO()
