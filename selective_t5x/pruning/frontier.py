@@ -11,7 +11,7 @@ search, whose losses are those on its report batches. --gin_file and
 --gin.KEY=VALUE change the configurations that the runs' folders have, e.g.
 BATCH_SIZE. Started again, the same command keeps what it has.
 
-Writes frontier.json, frontier.txt, frontier.md and frontier.png.
+Writes frontier.json, frontier.txt, frontier.md, frontier.png and run.json.
 
 Exit codes: 0 done; 2 something given is wrong.
 """
@@ -222,6 +222,7 @@ def main(argv: Sequence[str]) -> None:
     *curves,
   ]
   folder = pathlib.Path(args.output_dir)
+  results.write_run_record(folder, run_mode='frontier', seed=None)
   found = table(curves)
   (folder / f'{NAME}.txt').write_text(tables.text(found) + '\n')
   (folder / f'{NAME}.md').write_text(tables.markdown(found))

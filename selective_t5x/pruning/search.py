@@ -12,7 +12,7 @@ search; those that follow them are for the report. --gin_file names the policy
 BATCH_SIZE. Killed at any moment and started again, it goes on.
 
 Writes budgets.gin, which eval, infer and decoding take after the run's
-config.gin, and search.json, every cut with its losses.
+config.gin, search.json, every cut with its losses, and run.json.
 
 Exit codes: 0 done; 2 something given is wrong.
 """
@@ -309,6 +309,7 @@ def main(argv: Sequence[str]) -> None:
     )
     file = pathlib.Path(args.output_dir) / BUDGETS_FILE
     file.write_text(budgets_gin(state, run))
+    results.write_run_record(args.output_dir, run_mode='search', seed=None)
   print(as_text(state))
   print(f'{file} has the budgets.')
 

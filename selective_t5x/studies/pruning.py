@@ -219,6 +219,7 @@ def main(argv: Sequence[str]) -> None:
   ]
   figures = summary(every)
   text = as_text(every)
+  results.write_run_record(output_dir, run_mode='study', seed=None)
   results.write_json(
     output_dir / f'{NAME}.json',
     {
