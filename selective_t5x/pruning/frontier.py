@@ -73,7 +73,10 @@ def frontier(
   """
   file = pathlib.Path(output_dir) / f'{NAME}.json'
   settings = {
-    'checkpoints': {n: str(trained.find(p)[1]) for n, p in checkpoints.items()},
+    'checkpoints': {
+      name: os.path.relpath(trained.find(path)[1])
+      for name, path in checkpoints.items()
+    },
     'policies': list(policies),
     'batches': batches,
     'gin_files': list(gin_files),
@@ -90,7 +93,14 @@ def frontier(
     ) as run:
       data = run.batches(batches)
       does_select = selects(run.model.module.config.attention_fn)
-      for policy in policies:
+      bar = tqdm.tqdm(
+        policies,
+        desc=name,
+        unit='policy',
+        dynamic_ncols=True,
+        disable=None,  # Where there is no terminal.
+      )
+      for policy in bar:
         needs = POLICIES[policy].reads_masking
         if (name, policy) in done or (needs and not does_select):
           continue
@@ -98,32 +108,28 @@ def frontier(
           {
             'model': name,
             'policy': policy,
-            'points': _points(run, POLICIES[policy], data, f'{name}, {policy}'),
+            'points': _points(run, POLICIES[policy], data),
           }
         )
         results.write_json(file, state)
   return state['curves']
 
 
-def _points(run, policy, data, label) -> list[dict[str, Any]]:
+def _points(run, policy, data) -> list[dict[str, Any]]:
   """Returns the losses with one budget for all layers, of each step."""
   evaluate = losses.Losses(run, policy)
-  found = []
-  for budget in tqdm.tqdm(
-    greedy.budget_steps('ladder', run.length),
-    desc=label,
-    dynamic_ncols=True,
-    disable=None,  # Where there is no terminal.
-  ):
-    budgets = (budget,) * evaluate.layers
-    found.append(
-      {
-        'budgets': list(budgets),
-        'memory_factor': greedy.memory_factor(budgets, run.length),
-        'loss': evaluate([budgets], data)[0],
-      }
-    )
-  return found
+  every = [
+    (budget,) * evaluate.layers
+    for budget in greedy.budget_steps('ladder', run.length)
+  ]
+  return [
+    {
+      'budgets': list(budgets),
+      'memory_factor': greedy.memory_factor(budgets, run.length),
+      'loss': loss,
+    }
+    for budgets, loss in zip(every, evaluate(every, data), strict=True)
+  ]
 
 
 def searched(folder: str) -> dict[str, Any]:

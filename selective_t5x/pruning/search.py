@@ -78,7 +78,7 @@ def search(
   evaluate = losses.Losses(run, policy)
   file = pathlib.Path(output_dir) / STATE_FILE
   settings = {
-    'checkpoint': run.checkpoint,
+    'checkpoint': os.path.relpath(run.checkpoint),
     'policy': repr(policy),
     'task': str(run.dataset_cfg.mixture_or_task_name),
     'split': run.dataset_cfg.split,
@@ -240,9 +240,14 @@ def as_text(state: dict[str, Any]) -> str:
   return '\n'.join(lines)
 
 
-def baseline_loss(path: str, gin_bindings: Sequence[str], count: int) -> float:
+def _baseline_loss(path, gin_files, gin_bindings, count) -> float:
   """Returns the loss of a checkpoint without pruning on the first batches."""
-  with trained.restored(path, gin_bindings=gin_bindings) as run:
+  with trained.restored(
+    path,
+    gin_files=gin_files,
+    # It need not have what the policy needs.
+    gin_bindings=[*gin_bindings, 'PRUNING = None'],
+  ) as run:
     evaluate = losses.Losses(run, Window())
     full = (run.length,) * evaluate.layers
     return evaluate([full], run.batches(count))[0]
@@ -276,13 +281,12 @@ def main(argv: Sequence[str]) -> None:
   _check(args)
   for path in filter(None, (args.checkpoint, args.baseline)):
     trained.find(path)
+  files = [*args.gin_file, _GIN_FILE]
   target = args.target_loss
   if args.baseline and not args.dry_run:
-    target = baseline_loss(args.baseline, bindings, args.tuning_batches)
+    target = _baseline_loss(args.baseline, files, bindings, args.tuning_batches)
   with trained.restored(
-    args.checkpoint,
-    gin_files=[*args.gin_file, _GIN_FILE],
-    gin_bindings=bindings,
+    args.checkpoint, gin_files=files, gin_bindings=bindings
   ) as run:
     pruning = run.model.module.config.pruning
     if pruning is None:
