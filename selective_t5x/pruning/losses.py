@@ -68,9 +68,11 @@ class Losses:
       chunk = list(candidates[start : start + self._at_once])
       padded = chunk + chunk[-1:] * (self._at_once - len(chunk))
       budgets = jnp.asarray(padded, jnp.int32)
-      # Asked for before any is waited for.
-      totals = [self._totals(self._params, b, budgets) for b in batches]
-      sums = np.sum(jax.device_get(totals), axis=0, dtype=np.float64)
+      # One batch at a time: its memory is that of four models.
+      sums = sum(
+        np.asarray(self._totals(self._params, batch, budgets), np.float64)
+        for batch in batches
+      )
       found += sums[: len(chunk)].tolist()
     weight = sum(
       np.sum(batch['decoder_loss_weights'], dtype=np.float64)

@@ -1,6 +1,7 @@
 """The search of budgets: its files, its interruptions, what it refuses."""
 
 import json
+import signal
 import sys
 import types
 
@@ -89,14 +90,14 @@ def test_the_looser_goal_holds(toy, tmp_path, settings, goal):
 def test_killed_anywhere_it_ends_with_the_same_budgets(
   toy, tmp_path, monkeypatch
 ):
-  whole = toy(tmp_path / 'whole', tolerance=0.1)
+  whole = toy(tmp_path / 'whole', tolerance=0.3)
   assert len(whole['path']) > 8
   kills = 0
   while True:
     # Enough for two cuts, or for the report.
     monkeypatch.setattr(ToyLosses, 'calls_left', 2)
     try:
-      found = toy(tmp_path / 'killed', tolerance=0.1)
+      found = toy(tmp_path / 'killed', tolerance=0.3)
       break
     except Killed:
       kills += 1
@@ -105,7 +106,7 @@ def test_killed_anywhere_it_ends_with_the_same_budgets(
   assert found == whole
   # Finished, it is kept.
   monkeypatch.setattr(ToyLosses, 'calls_left', 0)
-  assert toy(tmp_path / 'killed', tolerance=0.1) == whole
+  assert toy(tmp_path / 'killed', tolerance=0.3) == whole
 
 
 def test_another_search_in_the_folder_is_named(toy, tmp_path):
@@ -154,6 +155,7 @@ def test_a_missing_checkpoint_is_one_line_and_exit_code_2(
     f'--output_dir={tmp_path}/out',
   ]
   monkeypatch.setattr(sys, 'argv', argv)
+  monkeypatch.setattr(signal, 'signal', lambda *_: None)
   with pytest.raises(SystemExit) as stopped:
     compare.run_command(search.main)
   assert stopped.value.code == 2
