@@ -6,9 +6,9 @@ BIN := $(VENV)/bin
 # same files: the last one installed is the one that is there.
 TFDS := $(shell grep -i '^tensorflow-datasets==' constraints.txt)
 
-.PHONY: install install-aot quickstart study-t5 test test-aot test-fast lint \
-  format conformance clean bench-attention bench-decode bench-engine \
-  bench-tasks bench-tpu
+.PHONY: install install-aot quickstart study-t5 study-pruning test test-aot \
+  test-fast lint format conformance clean bench-attention bench-decode \
+  bench-engine bench-tasks bench-tpu
 
 install: $(VENV)/.installed
 
@@ -28,6 +28,10 @@ quickstart: install
 # T5 with and without a selective decoder, three seeds; docs/t5.md has figures.
 study-t5: install
 	$(BIN)/python -m selective_t5x.studies.t5_span_corruption $(ARGS)
+
+# Memory of pruned caches, three seeds; FAST=1 for one. docs/pruning_search.md.
+study-pruning: install
+	$(BIN)/python -m selective_t5x.studies.pruning $(if $(FAST),--seeds=1) $(ARGS)
 
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadscope tests $(ARGS)

@@ -100,8 +100,8 @@ def attention(
     in padding rows, as are all gradients.
 
   Raises:
-    ValueError: what `unsupported` says, block_sizes that do not fit, or
-      memory_tau without selection.
+    ValueError: what `unsupported` says, block_sizes that do not fit, a G that
+      does not divide H, or memory_tau without selection.
   """
   selection_bias = None if selection is None else selection.bias
   why = unsupported(
@@ -113,10 +113,15 @@ def attention(
     raise ValueError(f'pallas_tpu cannot run here: {why}')
   if selection is None and memory_tau is not None:
     raise ValueError('pallas_tpu: memory_tau needs a selection')
-  length = query.shape[1]
+  batch, length, heads, _ = query.shape
   tensors = [query, key, value]
   if selection is not None:
     tensors += [selection.query, selection.key]
+    groups = selection.query.shape[2]
+    if heads % groups:
+      raise ValueError(
+        f'pallas_tpu: {groups} selection heads do not divide {heads} heads'
+      )
   padded, block = padded_length(length, block_sizes or BlockSizes())
   inputs = Inputs(
     *(
@@ -137,14 +142,13 @@ def attention(
       memory = memory[:, :: plan.programs_a_group]
     return (out,) if memory is None else (out, memory)
 
-  split = mesh.split(query.shape[0], query.shape[2])
+  split = mesh.split(batch, heads)
   if split is None:
     out, *memory = run(inputs)
   else:
     # Each shard of the heads has its own selection heads: a copy, where the
     # heads of several shards share one.
     if selection is not None:
-      groups = selection.query.shape[2]
       copies = math.lcm(groups, split.shards) // groups
       inputs = inputs._replace(
         selection_query=jnp.repeat(inputs.selection_query, copies, axis=1),
@@ -152,7 +156,8 @@ def attention(
       )
     results = (True,) if memory_tau is None else (True, True)
     out, *memory = split.run(run, inputs, results)
-  out = masks.zero_padding(out.swapaxes(1, 2)[:, :length], segment_ids)
+  out = out.swapaxes(1, 2)[:, :length].astype(value.dtype)
+  out = masks.zero_padding(out, segment_ids)
   if memory_tau is None:
     return out, None
   return out, jnp.mean(memory[0], axis=1)[:, :length, 0]

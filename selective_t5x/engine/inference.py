@@ -102,20 +102,24 @@ def get_infer_fn(
 
 
 def _batches(rows: Iterator[Row], batch_size: int) -> Iterator[list[Row]]:
-  """Yields batches in order, the last filled up."""
-  batch = []
+  """Yields batches in order, the last filled up with the very first example.
+
+  As T5X fills it: with beams, how a row ends depends on the rows beside it.
+  """
+  batch, first = [], None
   for row in rows:
+    first = first or row
     batch.append(row)
     if len(batch) == batch_size:
       yield batch
       batch = []
   if batch:
-    yield _filled(batch, batch_size)
+    yield _filled(batch, batch_size, first)
 
 
-def _filled(batch: list[Row], batch_size: int) -> list[Row]:
-  """Fills a batch with copies of its first example; their index is -1."""
-  _, features = batch[0]
+def _filled(batch: list[Row], batch_size: int, row: Row) -> list[Row]:
+  """Fills a batch with copies of an example; their index is -1."""
+  _, features = row
   return batch + [(-1, features)] * (batch_size - len(batch))
 
 
@@ -143,7 +147,7 @@ def _trimmed_batches(
   for start in range(0, len(left), batch_size):
     lengths, batch = zip(*left[start : start + batch_size], strict=True)
     longest = tuple(max(side) for side in zip(*lengths, strict=True))
-    yield _cut(_filled(list(batch), batch_size), longest)
+    yield _cut(_filled(list(batch), batch_size, batch[0]), longest)
 
 
 def _side(feature: str) -> str:

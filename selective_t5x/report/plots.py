@@ -1,7 +1,9 @@
 """A comparison's figures."""
 
+import dataclasses
 import io
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -61,6 +63,56 @@ def learning_curves(comparison: dict[str, Any]) -> Figure:
       axis.set_xlabel('steps')
     handles = _legend(comparison)
     figure.legend(handles=handles, loc='outside upper left', ncols=len(handles))
+  return figure
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+  """Losses in nats a token at some memory factors; in the legend by name."""
+
+  name: str
+  memory_factors: Sequence[float]
+  losses: Sequence[float]
+
+
+def memory_curves(curves: Sequence[Curve]) -> Figure:
+  """Returns a panel: the loss as the cache gets smaller.
+
+  Args:
+    curves: those of one name have one colour, so there is one a seed.
+  """
+  names = list(dict.fromkeys(curve.name for curve in curves))
+  with matplotlib.rc_context(_STYLE):
+    figure = Figure(figsize=(7, 4.4), layout='constrained')
+    axis = figure.subplots()
+    for curve in curves:
+      number = names.index(curve.name)
+      axis.plot(
+        curve.memory_factors,
+        curve.losses,
+        # The colours are used again with another line.
+        '-' if number < len(_COLORS) else '--',
+        marker='o',
+        color=_COLORS[number % len(_COLORS)],
+        linewidth=1.6,
+        markersize=3,
+      )
+    axis.set_xscale('log', base=2)
+    axis.xaxis.set_major_formatter(ticker.FormatStrFormatter('%g'))
+    axis.set_xlabel('times fewer keys in the cache')
+    axis.set_ylabel('loss (nats/token)')
+    handles = [
+      Line2D(
+        [],
+        [],
+        color=_COLORS[i % len(_COLORS)],
+        linestyle='-' if i < len(_COLORS) else '--',
+        linewidth=3,
+        label=name,
+      )
+      for i, name in enumerate(names)
+    ]
+    figure.legend(handles=handles, loc='outside upper left', ncols=2)
   return figure
 
 

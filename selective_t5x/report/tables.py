@@ -56,18 +56,29 @@ def tables(comparison: dict[str, Any]) -> list[Table]:
 
 def as_text(comparison: dict[str, Any]) -> str:
   """Returns all tables and caveats as aligned lines."""
-  blocks = []
-  for table in tables(comparison):
-    lines = [table.header, *table.rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    block = [table.title]
-    for first, *others in lines:
-      cells = [first.ljust(widths[0])]
-      cells += [c.rjust(w) for c, w in zip(others, widths[1:], strict=True)]
-      block.append(f'  {"  ".join(cells)}'.rstrip())
-    blocks.append('\n'.join(block))
-  blocks.append('\n'.join(comparison['caveats']))
-  return '\n\n'.join(blocks) + '\n'
+  blocks = [text(table) for table in tables(comparison)]
+  return '\n\n'.join([*blocks, '\n'.join(comparison['caveats'])]) + '\n'
+
+
+def text(table: Table) -> str:
+  """Returns one table as aligned lines."""
+  lines = [table.header, *table.rows]
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  block = [table.title]
+  for first, *others in lines:
+    cells = [first.ljust(widths[0])]
+    cells += [c.rjust(w) for c, w in zip(others, widths[1:], strict=True)]
+    block.append(f'  {"  ".join(cells)}'.rstrip())
+  return '\n'.join(block)
+
+
+def markdown(table: Table) -> str:
+  """Returns one table in Markdown; numbers are aligned to the right."""
+  rule = ('---', *['---:'] * (len(table.header) - 1))
+  lines = [
+    f'| {" | ".join(row)} |' for row in (table.header, rule, *table.rows)
+  ]
+  return '\n'.join([f'**{table.title}**', '', *lines]) + '\n'
 
 
 def curves_csv(comparison: dict[str, Any]) -> str:

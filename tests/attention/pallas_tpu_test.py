@@ -234,6 +234,10 @@ def test_heads_share_a_tile_as_far_as_they_fit():
     (dict(interpret=False), 'needs a TPU, and programs go to a cpu'),
     (dict(query=jnp.zeros((1, 4, 2, 8), jnp.float16)), 'these are float16'),
     (dict(memory_tau=1.0), 'memory_tau needs a selection'),
+    (
+      dict(selection=Selection(*[jnp.zeros((1, 4, 3, 8))] * 2, 1.0)),
+      '3 selection heads do not divide 2 heads',
+    ),
   ],
 )
 def test_what_cannot_run_says_why(change, message):
@@ -243,6 +247,21 @@ def test_what_cannot_run_says_why(change, message):
   )
   with pytest.raises(ValueError, match=message):
     pallas_tpu.attention(**arguments | change)
+
+
+def test_the_output_has_the_dtype_of_the_values():
+  query, value = (
+    jax.ShapeDtypeStruct((1, 4, 2, 8), dtype)
+    for dtype in (jnp.bfloat16, jnp.float32)
+  )
+  out, memory = jax.eval_shape(
+    lambda query, value: pallas_tpu.attention(
+      query, query, value, selection=None, scale=1.0, interpret=True
+    ),
+    query,
+    value,
+  )
+  assert out.dtype == jnp.float32 and memory is None
 
 
 def test_a_bias_of_the_selection_is_refused_too():

@@ -118,3 +118,13 @@ def test_auxiliary_arrays_can_stay_arrays(partitioner):
   assert isinstance(aux['count'], np.ndarray)
   np.testing.assert_array_equal(aux['count'], [3, 1, 2])
   assert jax.tree.structure(aux).num_leaves == 1
+
+
+def test_the_last_batch_is_filled_with_the_first_example(partitioner):
+  def largest_of_batch(params, batch):
+    del params
+    return jnp.broadcast_to(jnp.max(batch['decoder_x']), (3,))
+
+  infer = inference.get_infer_fn(largest_of_batch, 3, AXES, partitioner)
+  pairs = infer(rows([9, 1, 2, 3], 10), STATE)
+  assert pairs == [(0, 9), (1, 9), (2, 9), (3, 9)]

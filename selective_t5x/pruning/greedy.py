@@ -1,0 +1,98 @@
+"""The paper's greedy search for a budget of keys a layer. Plain numbers.
+
+Source: arXiv 2410.02703, section 4.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+Budgets = tuple[int, ...]
+
+# After the large steps; the paper stops at 8.
+_SMALL = (8, 6, 4, 3, 2)
+STEPS = ('ladder', 'fixed')
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+  """Budgets of all layers, and the loss with them on the tuning split."""
+
+  budgets: Budgets
+  loss: float
+
+
+def budget_steps(steps: str, length: int) -> list[int]:
+  """Returns the budgets that a layer goes through, falling.
+
+  Args:
+    steps: 'fixed', the multiples of 8, as in the paper; or 'ladder', which
+      halves. Below 8 both go on with 6, 4, 3, 2.
+    length: N, the context length, 2 or more: the first of them.
+  """
+  if steps == 'fixed':
+    large = [length, *range((length - 1) // 8 * 8, 8, -8)]
+  else:
+    large = [length]
+    while large[-1] // 2 > 8:
+      large.append(large[-1] // 2)
+  return large + [budget for budget in _SMALL if budget < length]
+
+
+def candidates(
+  budgets: Budgets, steps: Sequence[int], *, uniform: bool = False
+) -> list[Budgets]:
+  """Returns the budgets with one layer cut by a step, for each that can be.
+
+  Args:
+    budgets: each one of the steps.
+    steps: see `budget_steps`.
+    uniform: cut all layers together, which gives one candidate.
+  """
+  lower = dict(zip(steps, steps[1:], strict=False))
+  if uniform:
+    can = all(budget in lower for budget in budgets)
+    return [tuple(lower[budget] for budget in budgets)] if can else []
+  return [
+    (*budgets[:layer], lower[budget], *budgets[layer + 1 :])
+    for layer, budget in enumerate(budgets)
+    if budget in lower
+  ]
+
+
+def search(
+  losses: Callable[[Sequence[Budgets]], Sequence[float]],
+  start: Budgets,
+  steps: Sequence[int],
+  target: float,
+  *,
+  uniform: bool = False,
+) -> Iterator[Point]:
+  """Cuts, again and again, the layer whose cut leaves the lowest loss.
+
+  Stops when every cut left would bring the loss above the target. A cut may
+  lower the loss. Of equal losses the first layer's wins.
+
+  Args:
+    losses: gives the loss with each of some budgets.
+    start: where to begin; what an interrupted search yielded last goes on as
+      it would have.
+    steps: see `budget_steps`.
+    target: the highest loss that will do.
+    uniform: cut all layers together.
+
+  Yields:
+    every cut that is made.
+  """
+  budgets = start
+  while tried := candidates(budgets, steps, uniform=uniform):
+    found = list(losses(tried))
+    best = min(range(len(tried)), key=found.__getitem__)
+    if not found[best] <= target:
+      return
+    budgets = tried[best]
+    yield Point(budgets, found[best])
+
+
+def memory_factor(budgets: Budgets, length: int) -> float:
+  """Returns how many times fewer keys are kept: L * N / sum of K_l."""
+  return len(budgets) * length / sum(budgets)

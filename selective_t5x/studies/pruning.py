@@ -1,0 +1,250 @@
+r"""How much smaller a pruned cache can be: selective attention and its rivals.
+
+  python -m selective_t5x.studies.pruning --seeds=3
+
+Trains gin/experiments/wikipedia_sample_lm.gin with plain attention, selective
+attention, and selective attention with the memory loss, and searches the budget
+of every layer (selective_t5x.pruning.search): the selective models with their
+own policy, the baseline with H2O, TOVA and a window. Started again, the same
+command keeps what is finished and goes on with the rest. The last line printed
+is JSON: memory factors, means over seeds.
+
+The first batches of the validation split are for the search. A memory factor
+counts where the loss holds on them and on the batches after them, which the
+search did not see; each against the loss of the same batches without pruning.
+"""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from selective_t5x import cells, compare, results, trained
+from selective_t5x.errors import UserError
+from selective_t5x.pruning import H2O, TOVA, Policy, Selective, Window, search
+from selective_t5x.report import plots, tables
+
+NAME = 'pruning'
+DEFAULT_OUTPUT_DIR = f'results/{NAME}'
+GIN_FILES = ('gin/experiments/wikipedia_sample_lm.gin',)
+_SELECTIVE = 'gin/attention/selective.gin'
+VARIANTS = (
+  cells.Variant('baseline', ('gin/attention/baseline.gin',)),
+  cells.Variant('selective', (_SELECTIVE,)),
+  cells.Variant(
+    'selective_memory_loss', (_SELECTIVE, 'gin/attention/memory_loss.gin')
+  ),
+)
+RIVALS: dict[str, Policy] = {
+  'h2o_on_baseline': H2O(),
+  'tova_on_baseline': TOVA(),
+  'window_on_baseline': Window(),
+}
+OWN = ('selective', 'selective_memory_loss')
+TOLERANCE = 0.01
+
+# What is searched, {name: finished search}, of one seed.
+Searches = dict[str, dict[str, Any]]
+
+
+def search_seed(
+  output_dir: pathlib.Path, seed: int, tuning_batches: int, report_batches: int
+) -> Searches:
+  """Searches the budgets of one seed's models, or what is left of it."""
+
+  def one(run, name, policy, target_loss):
+    return search.search(
+      run,
+      policy,
+      output_dir=output_dir / 'searches' / f'{name}-seed{seed}',
+      target_loss=target_loss,
+      tolerance=TOLERANCE,
+      tuning_batches=tuning_batches,
+      report_batches=report_batches,
+    )
+
+  with trained.restored(str(output_dir / f'baseline-seed{seed}')) as run:
+    found = {
+      name: one(run, name, policy, None) for name, policy in RIVALS.items()
+    }
+  baseline = found['window_on_baseline']['path'][0]['tuning_loss']
+  for name in OWN:
+    with trained.restored(str(output_dir / f'{name}-seed{seed}')) as run:
+      found[name] = one(run, name, Selective(), baseline)
+  return found
+
+
+def best_point(
+  found: dict[str, Any], reference: dict[str, float], tolerance: float
+) -> dict[str, Any] | None:
+  """Returns the smallest memory on a search's path whose losses hold.
+
+  Args:
+    found: a finished search.
+    reference: the tuning_loss and report_loss to hold.
+    tolerance: how far above each, as a share of it, will do.
+
+  Returns:
+    a point of the path; None where even without pruning they do not hold.
+  """
+  holds = [
+    point
+    for point in found['path']
+    if all(
+      point[name] <= reference[name] * (1 + tolerance)
+      for name in ('tuning_loss', 'report_loss')
+    )
+  ]
+  return max(holds, key=lambda point: point['memory_factor'], default=None)
+
+
+def best_points(searches: Searches) -> dict[str, dict[str, Any]]:
+  """Returns {'at_baseline_loss' and 'within_1_percent': {name: point}}."""
+  baseline = searches['window_on_baseline']['path'][0]
+  names = [*OWN, *RIVALS]
+  return {
+    'at_baseline_loss': {
+      # The baseline itself, pruned, is never below its own loss by much.
+      name: best_point(
+        searches[name], baseline, TOLERANCE if name in RIVALS else 0
+      )
+      for name in names
+    },
+    'within_1_percent': {
+      name: best_point(searches[name], searches[name]['path'][0], TOLERANCE)
+      for name in names
+    },
+  }
+
+
+def summary(every: Sequence[Searches]) -> dict[str, Any]:
+  """Returns the headline figures.
+
+  Args:
+    every: the searches of each seed.
+
+  Returns:
+    memory factors L * N / sum of K_l, means over seeds; None where a seed has
+    none.
+  """
+  points = [best_points(searches) for searches in every]
+
+  def means(kind):
+    found = {}
+    for name in (*OWN, *RIVALS):
+      of_seeds = [
+        p[kind][name] and p[kind][name]['memory_factor'] for p in points
+      ]
+      found[name] = None if None in of_seeds else sum(of_seeds) / len(of_seeds)
+    return found
+
+  return {
+    'context': every[0]['selective']['settings']['context'],
+    'seeds': len(every),
+    'memory_factor_at_baseline_loss': means('at_baseline_loss'),
+    'memory_factor_within_1_percent_of_own_loss': means('within_1_percent'),
+  }
+
+
+def as_text(every: Sequence[Searches]) -> str:
+  """Returns a table: losses on what no search saw, and what each found."""
+  rows = []
+  for seed, searches in enumerate(every):
+    points = best_points(searches)
+    for name in (*OWN, *RIVALS):
+      full = searches[name]['path'][0]
+      cells_of = [str(seed), f'{full["report_loss"]:.4f}']
+      for kind in points.values():
+        point = kind[name]
+        cells_of += (
+          ['none', '', '']
+          if point is None
+          else [
+            f'{point["memory_factor"]:.1f}',
+            f'{point["report_loss"]:.4f}',
+            ' '.join(map(str, point['budgets'])),
+          ]
+        )
+      rows.append((name, *cells_of))
+  table = tables.Table(
+    title='memory factors; losses on batches that no search saw (nats/token)',
+    header=(
+      'model and policy',
+      'seed',
+      'unpruned',
+      'at the baseline loss',
+      'loss',
+      'budgets',
+      'within 1 % of own',
+      'loss',
+      'budgets',
+    ),
+    rows=tuple(rows),
+  )
+  return tables.text(table)
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs `python -m selective_t5x.studies.pruning`."""
+  made = compare.parser(f'selective_t5x.studies.{NAME}', __doc__)
+  made.set_defaults(output_dir=DEFAULT_OUTPUT_DIR)
+  for flag, default, text in (
+    ('--seeds', 3, 'seeds a variant'),
+    ('--tuning_batches', 8, 'for the search'),
+    ('--report_batches', 8, 'after them, for the report'),
+  ):
+    made.add_argument(flag, type=int, default=default, metavar='N', help=text)
+  args, bindings = compare.parse(made, argv)
+  for name in ('seeds', 'tuning_batches', 'report_batches'):
+    if getattr(args, name) < 1:
+      raise UserError(f'--{name}={getattr(args, name)}: expected 1 or more')
+  files = [*GIN_FILES, *args.gin_file]
+  if args.dry_run:
+    runs = cells.make_cells(
+      files, VARIANTS, range(args.seeds), bindings, args.output_dir
+    )
+    print(compare.describe(runs))
+    return
+  comparison = compare.compare(
+    files,
+    VARIANTS,
+    output_dir=args.output_dir,
+    seeds=args.seeds,
+    gin_bindings=bindings,
+  )
+  output_dir = pathlib.Path(args.output_dir)
+  every = [
+    search_seed(output_dir, seed, args.tuning_batches, args.report_batches)
+    for seed in range(args.seeds)
+  ]
+  figures = summary(every)
+  text = as_text(every)
+  results.write_run_record(output_dir, run_mode='study', seed=None)
+  results.write_json(
+    output_dir / f'{NAME}.json',
+    {
+      'command': compare.command_line(),
+      'figures': figures,
+      'points': [best_points(searches) for searches in every],
+    },
+  )
+  (output_dir / f'{NAME}.txt').write_text(text, encoding='utf-8')
+  curves = [
+    plots.Curve(
+      name,
+      [point['memory_factor'] for point in searches[name]['path']],
+      [point['report_loss'] for point in searches[name]['path']],
+    )
+    for searches in every
+    for name in (*OWN, *RIVALS)
+  ]
+  (output_dir / f'{NAME}.png').write_bytes(
+    plots.png(plots.memory_curves(curves))
+  )
+  print(tables.as_text(comparison))
+  print(text)
+  print(json.dumps(figures))
+
+
+if __name__ == '__main__':
+  compare.run_command(main)
