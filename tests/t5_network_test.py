@@ -34,7 +34,11 @@ def transformer(**settings):
 def fields_of_t5x(config):
   """Returns the settings that T5X's config has too."""
   fields = dataclasses.asdict(config)
-  return {k: v for k, v in fields.items() if not k.endswith('attention_fn')}
+  return {
+    k: v
+    for k, v in fields.items()
+    if not k.endswith('attention_fn') and k != 'pruning'
+  }
 
 
 def shifted(targets):
