@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import sys
 
 import pytest
 
@@ -38,6 +39,8 @@ def test_what_is_named_exists():
 )
 def test_a_file_that_only_t5x_has(name, ours, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
+  # A checkout of T5X may be on the path, and then its files are found.
+  monkeypatch.setattr(sys, 'path', [])
   pathlib.Path('mine.gin').write_text(f'\ninclude "{name}"\n')
   with pytest.raises(UserError) as error:
     config_check.load(['mine.gin'], [], [])
