@@ -138,6 +138,7 @@ def main(argv: list[str]) -> None:
   import gin
 
   # Before any gin file imports the t5 package's tasks: their vocabulary.
+  importlib.import_module('selective_t5x.tasks')
 
   # A gin file says `import __main__ as train_script`. Every mode's function is
   # there, so that a run can be evaluated with the files it was trained with.

@@ -1,4 +1,8 @@
-"""Context pruning: which keys stay in a cache. Pure functions of arrays."""
+"""Context pruning: which keys stay in a cache.
+
+What is imported here is pure functions of arrays; the commands `search` and
+`frontier` beside them apply it to trained models.
+"""
 
 from selective_t5x.pruning.config import LayerPruning, Pruning
 from selective_t5x.pruning.h2o import H2O
