@@ -80,6 +80,8 @@ for path in {FILES!r}:
     bindings += ["INITIAL_CHECKPOINT_PATH = 'x'"]
   if path == 'attention/fade_in.gin':
     bindings += ['FADE_START = 0']
+  if path.startswith('pruning/'):
+    bindings += ['CACHE_BUDGETS = 2']
   gin.parse_config_files_and_bindings(files, bindings)
   text = gin.config_str()
   assert 'total_steps = %TRAIN_STEPS' in text, path
