@@ -2,14 +2,14 @@
 
   python benchmarks/decode.py
 
-A decoder of the paper's size d = 4 with random parameters, float32, reads four
-prompts of 2,000 tokens and goes on through T5X's temperature_sample. Variants:
-the whole cache, the same as T5X's example layers keep it, and one of 128 keys a
-layer for every policy. They take turns, in another order each round; a round
-gives one ratio of each to the whole cache, printed are their medians. Timed is
-sampling alone, at temperature 0; prompts are read before. Every call copies its
-cache once, whichever it is. The last line is JSON; bytes of caches are those of
-the arrays that sampling is given.
+A decoder of the paper's size d = 4 with random parameters, float32, reads
+prompts of 2,000 tokens, four by default, and goes on through T5X's
+temperature_sample. Variants: the whole cache, the same as T5X's example layers
+keep it, and one of 128 keys a layer for every policy. They take turns, in
+another order each round; a round gives one ratio of each to the whole cache,
+printed are their medians. Timed is sampling alone, at temperature 0; prompts
+are read before. Every call copies its cache once, whichever it is. The last
+line is JSON; bytes of caches are those of the arrays that sampling is given.
 """
 
 import argparse
@@ -28,7 +28,7 @@ import selective_t5x  # noqa: F401  finds t5x
 from selective_t5x import attention, cache, models, network, pruning
 from t5x import decoding
 
-BATCH, CONTEXT, FILLED, VOCAB, WIDTH = 4, 2048, 2000, 8192, 4
+CONTEXT, FILLED, VOCAB, WIDTH = 2048, 2000, 8192, 4
 POLICIES = {
   'selective': pruning.Selective(),
   'h2o': pruning.H2O(),
@@ -163,16 +163,17 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--rounds', type=int, default=9)
   parser.add_argument('--tokens', type=int, default=46, help='sampled a row')
+  parser.add_argument('--batch', type=int, default=4, help='rows')
   parser.add_argument('--budget', type=int, default=128, help='keys a layer')
   args = parser.parse_args()
-  print(json.dumps(compare(args.rounds, args.tokens, args.budget)))
+  print(json.dumps(compare(args.rounds, args.tokens, args.batch, args.budget)))
 
 
-def compare(rounds: int, tokens: int, budget: int) -> dict:
+def compare(rounds: int, tokens: int, batch: int, budget: int) -> dict:
   """Returns the medians of ratios, and bytes."""
   rng = np.random.default_rng(0)
-  prompts = np.zeros((BATCH, CONTEXT), np.int32)
-  prompts[:, 1 : FILLED + 1] = rng.integers(2, VOCAB, (BATCH, FILLED))
+  prompts = np.zeros((batch, CONTEXT), np.int32)
+  prompts[:, 1 : FILLED + 1] = rng.integers(2, VOCAB, (batch, FILLED))
   prompts = jnp.asarray(prompts)
   row = jnp.ones((1, 8), jnp.int32)
   params = jax.jit(build(None).module.init)(jax.random.key(0), row, row)
@@ -189,7 +190,7 @@ def compare(rounds: int, tokens: int, budget: int) -> dict:
   names = list(variants)
   seconds = {name: [] for name in names}
   for turn in range(rounds + 1):
-    for name in names[turn % len(names) :] + names[: turn % len(names)]:
+    for name in rng.permutation(names):
       elapsed = variants[name].seconds()
       if turn:  # the first round warms up
         seconds[name].append(elapsed)
@@ -215,7 +216,7 @@ def compare(rounds: int, tokens: int, budget: int) -> dict:
       variants['full'].step.memory_analysis().temp_size_in_bytes
     ),
     'tokens_per_s_pruned': round(
-      BATCH * tokens / float(np.median(seconds['selective']))
+      batch * tokens / float(np.median(seconds['selective']))
     ),
     'policies': {
       name: {
@@ -224,6 +225,7 @@ def compare(rounds: int, tokens: int, budget: int) -> dict:
       }
       for name in POLICIES
     },
+    'batch': batch,
     'rounds': rounds,
   }
 

@@ -23,12 +23,15 @@ class Selection(NamedTuple):
     key: [B, N, G, E].
     scale: multiplies the products.
     bias: broadcasts to [B, G, N, N]; None for none.
+    head: the head of the model whose query, key and scale these are, so that
+      who has its products need not compute them again; None for none.
   """
 
   query: jax.Array
   key: jax.Array
   scale: float
   bias: jax.Array | None = None
+  head: int | None = None
 
 
 def of_head(
@@ -59,9 +62,10 @@ def of_head(
     # [B or 1, H or 1, Q or 1, N or 1], with leading axes where it had none.
     bias = bias.reshape((1,) * (4 - bias.ndim) + bias.shape)
     bias = bias if bias.shape[1] == 1 else bias[:, head : head + 1]
-  if masking_scale is not None:
-    query = query * jnp.asarray(masking_scale, query.dtype)
-    bias = None if bias is None else bias * masking_scale
+  if masking_scale is None:
+    return Selection(query, key, scale, bias, head)
+  query = query * jnp.asarray(masking_scale, query.dtype)
+  bias = None if bias is None else bias * masking_scale
   return Selection(query, key, scale, bias)
 
 

@@ -70,6 +70,7 @@ def decode(function, query, key, value, bias, **kwargs):
     (attention.selective_attention, {}),
     (attention.selective_attention, {'selection_head': 1, 'scale': 1.0}),
     (attention.selective_attention, {'selection_bias': False}),
+    (attention.selective_attention, {'masking_scale': 0.5}),
   ],
 )
 def test_steps_are_the_rows_of_the_parallel_form(
