@@ -21,15 +21,9 @@ import sys
 from absl import app, flags
 
 import selective_t5x
-from selective_t5x import config_check, config_files
+from selective_t5x import config_check, config_files, entry_points
 from selective_t5x.errors import UserError, did_you_mean
 
-# The module and the function of each run mode.
-ENTRY_POINTS = {
-  'train': ('t5x.train', 'train'),
-  'eval': ('t5x.eval', 'evaluate'),
-  'infer': ('t5x.infer', 'infer'),
-}
 # Run modes of T5X's own command line.
 _T5X_RUN_MODES = ('train', 'eval', 'infer', 'precompile', 'export')
 FLAGS = flags.FLAGS
@@ -37,7 +31,9 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
   """Defines the flags, which have T5X's names and meanings."""
-  flags.DEFINE_string('run_mode', None, f'One of {", ".join(ENTRY_POINTS)}.')
+  flags.DEFINE_string(
+    'run_mode', None, f'One of {", ".join(entry_points.MODULES)}.'
+  )
   flags.DEFINE_multi_string(
     'gin_file', [], 'A gin file; give it again for more, in order.'
   )
@@ -81,13 +77,15 @@ def parse_flags(argv: list[str]) -> list[str]:
       'and a value with spaces or quotes in it inside double quotes'
     )
   if not FLAGS.run_mode:
-    raise UserError(f'no --run_mode: expected one of {", ".join(ENTRY_POINTS)}')
-  if FLAGS.run_mode not in ENTRY_POINTS:
+    raise UserError(
+      f'no --run_mode: expected one of {", ".join(entry_points.MODULES)}'
+    )
+  if FLAGS.run_mode not in entry_points.MODULES:
     known = FLAGS.run_mode in _T5X_RUN_MODES
     problem = 'T5X has it, this version not yet' if known else 'no such mode'
     raise UserError(
       f'--run_mode={FLAGS.run_mode}: {problem}; expected one of '
-      f'{", ".join(ENTRY_POINTS)}'
+      f'{", ".join(entry_points.MODULES)}'
     )
   if not FLAGS.gin_file:
     raise UserError(
@@ -140,14 +138,7 @@ def main(argv: list[str]) -> None:
   # Before any gin file imports the t5 package's tasks: their vocabulary.
   importlib.import_module('selective_t5x.tasks')
 
-  # A gin file says `import __main__ as train_script`. Every mode's function is
-  # there, so that a run can be evaluated with the files it was trained with.
-  entries = {}
-  for run_mode, (module, name) in ENTRY_POINTS.items():
-    entries[run_mode] = getattr(importlib.import_module(module), name)
-    setattr(sys.modules['__main__'], name, entries[run_mode])
-    gin.register(entries[run_mode], '__main__')
-  entry = entries[FLAGS.run_mode]
+  entry = entry_points.register()[FLAGS.run_mode]
   startup.set_data_folders(
     FLAGS.tfds_data_dir, FLAGS.seqio_additional_cache_dirs
   )
@@ -157,12 +148,12 @@ def main(argv: list[str]) -> None:
   bindings = [*FLAGS.gin_bindings, *config.path_bindings()]
   config_parse.parse(config, FLAGS.gin_file, bindings, paths)
   config_values.check(config, entry)
+  # Made here, a model refuses settings that do not go together.
+  model = config_parse.bound(entry, 'model')
   if FLAGS.dry_run:
     print(gin.config_str())
     return
-  vocabulary = getattr(
-    config_parse.bound(entry, 'model'), 'output_vocabulary', None
-  )
+  vocabulary = getattr(model, 'output_vocabulary', None)
   _check_vocabulary(entry, vocabulary)
   with startup.recorded_run(
     config_parse.bound(entry, 'model_dir', 'output_dir'),

@@ -100,7 +100,16 @@ def check_pruning(config: Any, name: str, layers: int):
     return
   if not isinstance(pruning, Pruning):
     refuse(config, name, 'pruning', '@pruning.Pruning() or None')
-  pruning.check(layers, config.attention_fn)
+  pruning.check(layers, config.attention_fn, sizes(config, layers))
+
+
+def sizes(config: Any, layers: int) -> str:
+  """Writes the sizes of a decoder of so many layers, to know it by."""
+  return (
+    f'{layers} layers, {config.num_heads} heads of {config.head_dim}, '
+    f'emb_dim {config.emb_dim}, mlp_dim {config.mlp_dim}, '
+    f'vocab_size {config.vocab_size}'
+  )
 
 
 def layer_budgets(

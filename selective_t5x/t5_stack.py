@@ -4,6 +4,7 @@ Source: Raffel et al., arXiv 1910.10683, and for T5 1.1 the t5 package. Names,
 shapes, logical axes and initial values of parameters are T5X's.
 """
 
+import abc
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from selective_t5x.pruning import Pruning
 
 
 @dataclasses.dataclass(frozen=True)
-class StackConfig:
+class StackConfig(abc.ABC):
   """Settings that every network of T5's kind has, by T5X's names.
 
   Attributes:
@@ -58,9 +59,9 @@ class StackConfig:
     return f'{type(self).__module__.split(".")[-1]}.{type(self).__name__}'
 
   @property
+  @abc.abstractmethod
   def decoder_layers(self) -> int:
     """L, the layers of the decoder: each kind of network has its own name."""
-    raise NotImplementedError
 
   def __post_init__(self):
     """Refuses what would fail later and less clearly."""

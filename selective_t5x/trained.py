@@ -5,18 +5,15 @@ On both engines, through T5X's public names alone.
 
 import contextlib
 import dataclasses
-import functools
-import importlib
 import itertools
 import pathlib
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from selective_t5x import config_check, config_files
+from selective_t5x import config_check, config_files, entry_points
 from selective_t5x.errors import UserError, did_you_mean
 
 _EVALUATION = 'gin/runs/eval.gin'
@@ -115,7 +112,7 @@ def restored(
 
   gin.clear_config()
   try:
-    _register_entry_points()
+    entry_points.register()
     config_parse.parse(config, files, bindings, search_paths)
     evaluate = eval_lib.evaluate
     config_values.check(config, evaluate)
@@ -180,19 +177,6 @@ def find(path: str) -> tuple[pathlib.Path, pathlib.Path]:
       f'{folder}: no config.gin, which says what the checkpoint is of'
     )
   return folder, given if is_checkpoint else checkpoints[max(checkpoints)]
-
-
-@functools.cache
-def _register_entry_points() -> None:
-  """Lets gin files say `import __main__ as train_script`, as main does."""
-  import gin
-
-  from selective_t5x.main import ENTRY_POINTS
-
-  for module, name in ENTRY_POINTS.values():
-    function = getattr(importlib.import_module(module), name)
-    setattr(sys.modules['__main__'], name, function)
-    gin.register(function, '__main__')
 
 
 def _restore(model, partitioner, spec, batch_size, restore_cfg):

@@ -51,10 +51,13 @@ class Pruning:
     policy: which key goes when a layer holds too many.
     budgets: K, the keys that a layer holds at most, the current one and the
       first among them, 2 or more: one for all layers, or one a layer.
+    found_for: the decoder that a search found the budgets for, as
+      `network.sizes` writes it; None for any.
   """
 
   policy: Policy
   budgets: int | Sequence[int]
+  found_for: str | None = None
 
   def __post_init__(self):
     """Refuses what is no policy or no budget."""
@@ -98,7 +101,20 @@ class Pruning:
     """Returns how layer number `layer` of so many prunes."""
     return LayerPruning(self.policy, self.of_layers(layers)[layer], layer)
 
-  def check(self, layers: int, attention_fn: Callable[..., Any]):
-    """Raises UserError unless it suits a decoder of so many layers."""
+  def check(self, layers: int, attention_fn: Callable[..., Any], sizes: str):
+    """Raises UserError unless it suits a decoder.
+
+    Args:
+      layers: L.
+      attention_fn: of its self-attention.
+      sizes: what `network.sizes` writes of it.
+    """
     self.of_layers(layers)
+    if self.found_for not in (None, sizes):
+      raise UserError(
+        f'pruning.Pruning.budgets = {self.budgets!r} were found for a decoder '
+        f'with {self.found_for}, this one has {sizes}: expected its own, which '
+        'selective_t5x.pruning.search finds (BUDGETS_FOUND_FOR = None takes '
+        'these all the same)'
+      )
     check_selects(self.policy, attention_fn)

@@ -6,6 +6,7 @@ rows (keep.py) has a slot for every position of a row, the decoding cache
 `Policy.step` and nothing else of a policy, so they keep the same keys.
 """
 
+import abc
 import dataclasses
 from typing import ClassVar, NamedTuple
 
@@ -41,7 +42,7 @@ class View(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Policy:
+class Policy(abc.ABC):
   """Base of the policies. A new one writes `order`, and little else.
 
   Never evicted are the query's own key and the first of its segment: attention
@@ -57,9 +58,9 @@ class Policy:
   reads_logits: ClassVar[bool] = False
   accumulates: ClassVar[bool] = False
 
+  @abc.abstractmethod
   def order(self, view: View) -> jax.Array:
     """Returns f32[B, S]: the evictable key with the largest goes first."""
-    raise NotImplementedError
 
   def evictable(self, view: View) -> jax.Array:
     """Returns bool[B, S], the held keys that may go."""

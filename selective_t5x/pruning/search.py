@@ -25,7 +25,7 @@ from typing import Any
 
 import tqdm
 
-from selective_t5x import compare, results, trained
+from selective_t5x import compare, network, results, trained
 from selective_t5x.errors import UserError, did_you_mean
 from selective_t5x.pruning import greedy, losses
 from selective_t5x.pruning.config import Pruning
@@ -217,6 +217,8 @@ def budgets_gin(state: dict[str, Any], run: trained.Trained) -> str:
     '',
     *(f'{b.name} = {b.value!r}' for b in own),
     f'CACHE_BUDGETS = {found["budgets"]}',
+    'BUDGETS_FOUND_FOR = '
+    + repr(network.sizes(run.model.module.config, settings['layers'])),
   ]
   return '\n'.join(lines) + '\n'
 

@@ -20,12 +20,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from selective_t5x import cells, compare, results, trained
-from selective_t5x.errors import UserError
 from selective_t5x.pruning import H2O, TOVA, Policy, Selective, Window, search
 from selective_t5x.report import plots, tables
+from selective_t5x.studies import command
 
 NAME = 'pruning'
-DEFAULT_OUTPUT_DIR = f'results/{NAME}'
 GIN_FILES = ('gin/experiments/wikipedia_sample_lm.gin',)
 _SELECTIVE = 'gin/attention/selective.gin'
 VARIANTS = (
@@ -186,32 +185,16 @@ def as_text(every: Sequence[Searches]) -> str:
 
 def main(argv: Sequence[str]) -> None:
   """Runs `python -m selective_t5x.studies.pruning`."""
-  made = compare.parser(f'selective_t5x.studies.{NAME}', __doc__)
-  made.set_defaults(output_dir=DEFAULT_OUTPUT_DIR)
-  for flag, default, text in (
-    ('--seeds', 3, 'seeds a variant'),
-    ('--tuning_batches', 8, 'for the search'),
-    ('--report_batches', 8, 'after them, for the report'),
-  ):
-    made.add_argument(flag, type=int, default=default, metavar='N', help=text)
-  args, bindings = compare.parse(made, argv)
-  for name in ('seeds', 'tuning_batches', 'report_batches'):
-    if getattr(args, name) < 1:
-      raise UserError(f'--{name}={getattr(args, name)}: expected 1 or more')
-  files = [*GIN_FILES, *args.gin_file]
-  if args.dry_run:
-    runs = cells.make_cells(
-      files, VARIANTS, range(args.seeds), bindings, args.output_dir
-    )
-    print(compare.describe(runs))
-    return
-  comparison = compare.compare(
-    files,
-    VARIANTS,
-    output_dir=args.output_dir,
-    seeds=args.seeds,
-    gin_bindings=bindings,
+  args, bindings = command.parse(
+    NAME,
+    __doc__,
+    argv,
+    tuning_batches=(8, 'for the search'),
+    report_batches=(8, 'after them, for the report'),
   )
+  comparison = command.compared(GIN_FILES, VARIANTS, args, bindings)
+  if comparison is None:
+    return
   output_dir = pathlib.Path(args.output_dir)
   every = [
     search_seed(output_dir, seed, args.tuning_batches, args.report_batches)

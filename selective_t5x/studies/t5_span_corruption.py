@@ -15,11 +15,10 @@ from collections.abc import Sequence
 
 from selective_t5x import cells, compare, results
 from selective_t5x.comparison import Comparison
-from selective_t5x.errors import UserError
 from selective_t5x.report import tables
+from selective_t5x.studies import command
 
 NAME = 't5_span_corruption'
-DEFAULT_OUTPUT_DIR = f'results/{NAME}'
 GIN_FILES = (
   'gin/experiments/t5_span_corruption_baseline.gin',
   'gin/test/t5_tiny.gin',
@@ -41,28 +40,10 @@ def summary(comparison: Comparison) -> dict[str, object]:
 
 def main(argv: Sequence[str]) -> None:
   """Runs `python -m selective_t5x.studies.t5_span_corruption`."""
-  made = compare.parser(f'selective_t5x.studies.{NAME}', __doc__)
-  made.set_defaults(output_dir=DEFAULT_OUTPUT_DIR)
-  made.add_argument(
-    '--seeds', type=int, default=3, metavar='N', help='seeds a variant'
-  )
-  args, bindings = compare.parse(made, argv)
-  if args.seeds < 1:
-    raise UserError(f'--seeds={args.seeds}: expected 1 or more')
-  files = [*GIN_FILES, *args.gin_file]
-  if args.dry_run:
-    runs = cells.make_cells(
-      files, VARIANTS, range(args.seeds), bindings, args.output_dir
-    )
-    print(compare.describe(runs))
+  args, bindings = command.parse(NAME, __doc__, argv)
+  comparison = command.compared(GIN_FILES, VARIANTS, args, bindings)
+  if comparison is None:
     return
-  comparison = compare.compare(
-    files,
-    VARIANTS,
-    output_dir=args.output_dir,
-    seeds=args.seeds,
-    gin_bindings=bindings,
-  )
   figures = summary(comparison)
   results.write_json(pathlib.Path(args.output_dir) / f'{NAME}.json', figures)
   print(tables.as_text(comparison))

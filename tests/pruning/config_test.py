@@ -52,6 +52,12 @@ def test_budgets_of_another_model_are_refused(config):
     dataclasses.replace(prune(4), pruning=pruning.Selective())
   with pytest.raises(UserError, match='causal_attention.* does not select'):
     dataclasses.replace(prune(4), attention_fn=attention.causal_attention)
+  searched = dataclasses.replace(
+    prune([4, 8, 2]).pruning, found_for=network.sizes(prune(4), 3)
+  )
+  taken = dataclasses.replace(prune(4), pruning=searched)
+  with pytest.raises(UserError, match='size 8, this one has .* vocab_size 9'):
+    dataclasses.replace(taken, vocab_size=9)
 
 
 def test_a_prefix_that_sees_itself_is_refused():

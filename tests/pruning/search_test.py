@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from selective_t5x import compare, pruning, trained
+from selective_t5x import compare, network, pruning, trained
 from selective_t5x.errors import UserError
 from selective_t5x.pruning import losses, search
 
@@ -202,8 +202,9 @@ def test_a_run_is_searched_and_takes_its_budgets(
   with trained.restored(
     str(selective_run), gin_files=[str(tmp_path / 'budgets.gin')]
   ) as run:
-    assert run.model.module.config.pruning == pruning.Pruning(
-      pruning.Selective(), found
+    config = run.model.module.config
+    assert config.pruning == pruning.Pruning(
+      pruning.Selective(), found, network.sizes(config, 2)
     )
     # Fixed budgets and traced ones give the same loss.
     (batch,) = run.batches(1)
@@ -222,6 +223,7 @@ def test_a_run_is_searched_and_takes_its_budgets(
 
   budgets = [str(tmp_path / 'budgets.gin')]
   refused('those of another model', 'NUM_LAYERS = 3', files=budgets)
+  refused('found for a decoder with .* 1 heads', 'NUM_HEADS = 1', files=budgets)
   refused('does not select', files=['gin/attention/baseline.gin', *budgets])
   refused('no such file', files=['gin/pruning/selectiv.gin'])
   with pytest.raises(UserError, match='no policy: give a file of gin/pruning'):

@@ -1,0 +1,78 @@
+"""What the command lines of the studies share."""
+
+import argparse
+from collections.abc import Sequence
+
+from selective_t5x import cells, compare
+from selective_t5x.comparison import Comparison
+from selective_t5x.errors import UserError
+
+
+def parse(
+  name: str,
+  description: str,
+  argv: Sequence[str],
+  **counts: tuple[int, str],
+) -> tuple[argparse.Namespace, list[str]]:
+  """Parses `python -m selective_t5x.studies.NAME`.
+
+  Args:
+    name: the study's, also of its folder in results/.
+    description: for --help.
+    argv: the flags.
+    **counts: further flags, integers of 1 or more: the default, and the help.
+
+  Returns:
+    the flags, those of `compare.parser` and --seeds among them, and
+    --gin.KEY=VALUE as 'KEY = VALUE' texts.
+
+  Raises:
+    UserError: a flag is unknown or has a value it cannot have.
+  """
+  made = compare.parser(f'selective_t5x.studies.{name}', description)
+  made.set_defaults(output_dir=f'results/{name}')
+  counts = {'seeds': (3, 'seeds a variant'), **counts}
+  for flag, (default, text) in counts.items():
+    made.add_argument(
+      f'--{flag}', type=int, default=default, metavar='N', help=text
+    )
+  args, bindings = compare.parse(made, argv)
+  for flag in counts:
+    if getattr(args, flag) < 1:
+      raise UserError(f'--{flag}={getattr(args, flag)}: expected 1 or more')
+  return args, bindings
+
+
+def compared(
+  gin_files: Sequence[str],
+  variants: Sequence[cells.Variant],
+  args: argparse.Namespace,
+  bindings: Sequence[str],
+) -> Comparison | None:
+  """Trains what a study compares; with --dry_run only says what that is.
+
+  Args:
+    gin_files: what all variants share.
+    variants: the first is the reference.
+    args: of `parse`.
+    bindings: of `parse`.
+
+  Returns:
+    the comparison, or None for --dry_run.
+  """
+  files = [*gin_files, *args.gin_file]
+  if args.dry_run:
+    seeds = range(args.seeds)
+    print(
+      compare.describe(
+        cells.make_cells(files, variants, seeds, bindings, args.output_dir)
+      )
+    )
+    return None
+  return compare.compare(
+    files,
+    variants,
+    output_dir=args.output_dir,
+    seeds=args.seeds,
+    gin_bindings=bindings,
+  )
