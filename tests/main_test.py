@@ -175,6 +175,18 @@ seqio.TaskRegistry.add(
 """
 
 
+def test_a_dry_run_makes_the_model(refused):
+  message = refused(
+    *EXPERIMENT,
+    '--gin_file=gin/attention/baseline.gin',
+    '--gin_file=gin/pruning/window.gin',
+    '--gin.CACHE_BUDGETS=[4, 8]',
+    FOLDER,
+    '--dry_run',
+  )
+  assert 'has 2 budgets, [4, 8], but the decoder has 1 layer' in message
+
+
 def test_dry_run_prints_what_would_run(command, tmp_path):
   (tmp_path / 'own_tasks.py').write_text(OWN_TASK)
   done = command(
