@@ -118,13 +118,27 @@ def _overlay(name, decoder):
 
 
 @pytest.mark.parametrize('decoder', DECODERS)
-@pytest.mark.parametrize('name', EXPERIMENTS)
-def test_decoded_tokens_agree(name, decoder, trained, tmp_path):
+@pytest.mark.parametrize(
+  ('name', 'budget'),
+  [
+    *((name, None) for name in EXPERIMENTS),
+    # Fewer keys than most prompts and all texts have.
+    ('t5 selective', 4),
+    ('decoder selective', 4),
+  ],
+)
+def test_decoded_tokens_agree(name, budget, decoder, trained, tmp_path):
   inputs = tmp_path / 'inputs.jsonl'
   inputs.write_text(
     ''.join(f'{json.dumps({"inputs": prompt})}\n' for prompt in PROMPTS)
   )
   (tmp_path / 'decode.gin').write_text(_overlay(name, decoder))
+  pruning = ()
+  if budget is not None:
+    pruning = (
+      '--gin_file=gin/pruning/selective.gin',
+      f'--gin.CACHE_BUDGETS={budget}',
+    )
   run = trained(name)['t5x']
   predictions, scores = {}, {}
   for engine in ENGINES:
@@ -132,6 +146,7 @@ def test_decoded_tokens_agree(name, decoder, trained, tmp_path):
       engine,
       'infer',
       f'--gin_file={run / "config.gin"}',
+      *pruning,
       '--gin_file=gin/runs/infer_file.gin',
       f'--gin_file={tmp_path / "decode.gin"}',
       f"--gin.CHECKPOINT_PATH='{run / f'checkpoint_{STEPS}'}'",

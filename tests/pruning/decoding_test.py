@@ -23,10 +23,9 @@ compiled = functools.partial(
   jax.jit, compiler_options={'xla_backend_optimization_level': 0}
 )
 # T5's biases matter to F, and to policies that read logits.
+MODELS = [(kind, name) for kind in ('decoder', 't5') for name in matrix.NAMES]
 every_model = pytest.mark.parametrize(
-  ('kind', 'name'),
-  [('decoder', name) for name in matrix.NAMES]
-  + [('t5', name) for name in ('selective', 'h2o')],
+  ('kind', 'name'), [*MODELS, ('t5_decoder_only', 'tova')]
 )
 
 
@@ -118,7 +117,8 @@ def test_steps_alone_are_the_parallel_form_in_float32():
   np.testing.assert_allclose(outs, wanted, atol=1e-5)
 
 
-@every_model
+@pytest.mark.parametrize('name', ['selective', 'h2o'])
+@pytest.mark.parametrize('kind', ['decoder', 't5'])
 def test_a_budget_of_the_length_prunes_nothing(kind, name, float64):
   full = cached_models.build(kind, attention.selective_attention, 'float64')
   whole = compiled(lambda: full.apply(jnp.asarray(TOKENS), mutable=False))()
