@@ -9,6 +9,7 @@ import ast
 import contextlib
 import dataclasses
 import fcntl
+import itertools
 import os
 import pathlib
 import re
@@ -16,7 +17,8 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import tqdm
 
@@ -39,13 +41,19 @@ _TAIL_LINES = 15
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-  """One side of a comparison: a name, and gin files that make it what it is.
+  """One side of a comparison.
 
-  The files come after those that all variants share.
+  Attributes:
+    name: also of its folders.
+    gin_files: read after those that all variants share.
+    gin_bindings: 'KEY = VALUE' texts, applied after those for all.
+    reference: the variant that it is compared to; None for the first one.
   """
 
   name: str
   gin_files: tuple[str, ...]
+  gin_bindings: tuple[str, ...] = ()
+  reference: str | None = None
 
   def __post_init__(self):
     if not re.fullmatch(r'[\w.+=-]*\w[\w.+=-]*', self.name):
@@ -61,6 +69,7 @@ class Cell:
 
   Attributes:
     variant: the variant's name.
+    reference: the name of the variant that it is compared to, or its own.
     seed: of the initial values, dropout and the order of the data.
     folder: its result folder, named after all that is varied.
     arguments: of `python -m selective_t5x.main`.
@@ -68,6 +77,7 @@ class Cell:
   """
 
   variant: str
+  reference: str
   seed: int
   folder: pathlib.Path
   arguments: tuple[str, ...]
@@ -105,6 +115,33 @@ class Cell:
     return (self.folder / results.SUMMARY_FILE).exists()
 
 
+def sweep(
+  variants: Sequence[Variant], grid: Mapping[str, Sequence[Any]]
+) -> list[Variant]:
+  """Returns every variant at every point of a grid.
+
+  Args:
+    variants: at least one; at each point the first is the reference.
+    grid: the values of gin macros or parameters; where there are none, the
+      variants stay as they are.
+  """
+  found = []
+  for values in itertools.product(*grid.values()):
+    point = list(zip(grid, values, strict=True))
+    suffix = ''.join(f'+{key}={value}' for key, value in point)
+    bindings = tuple(f'{key} = {value!r}' for key, value in point)
+    found += [
+      dataclasses.replace(
+        variant,
+        name=variant.name + suffix,
+        gin_bindings=variant.gin_bindings + bindings,
+        reference=variants[0].name + suffix,
+      )
+      for variant in variants
+    ]
+  return found
+
+
 class CellError(RuntimeError):
   """The run of a cell failed; the message ends with the tail of its log."""
 
@@ -137,12 +174,19 @@ def make_cells(
       raise UserError(f'variant {name!r} is there twice')
   if '://' in str(output_dir):
     raise UserError(f'{output_dir}: expected a local folder')
-  for binding in gin_bindings:
+  of_variants = (b for variant in variants for b in variant.gin_bindings)
+  for binding in (*gin_bindings, *of_variants):
     macro = binding.partition('=')[0].strip()
     if macro in _OWN_MACROS:
       raise UserError(f'--gin.{macro}: a comparison sets {macro} itself')
   cells = [
-    _make_cell(gin_files, variant, seed, gin_bindings, output_dir)
+    _make_cell(
+      gin_files,
+      dataclasses.replace(variant, reference=variant.reference or names[0]),
+      seed,
+      gin_bindings,
+      output_dir,
+    )
     for seed in seeds
     for variant in variants
   ]
@@ -217,6 +261,7 @@ def _make_cell(gin_files, variant, seed, gin_bindings, output_dir) -> Cell:
   files = [*gin_files, *variant.gin_files]
   bindings = [
     *gin_bindings,
+    *variant.gin_bindings,
     *(f'{macro} = {seed}' for macro in _SEEDS),
     f'MODEL_DIR = {str(folder)!r}',
   ]
@@ -234,7 +279,12 @@ def _make_cell(gin_files, variant, seed, gin_bindings, output_dir) -> Cell:
     *('--gin.' + re.sub(r'\s*=\s*', '=', b, count=1) for b in bindings),
   ]
   return Cell(
-    variant.name, seed, folder, ('--run_mode=train', *flags), in_force
+    variant=variant.name,
+    reference=variant.reference,
+    seed=seed,
+    folder=folder,
+    arguments=('--run_mode=train', *flags),
+    bindings=in_force,
   )
 
 

@@ -7,14 +7,18 @@ r"""Trains variants with matched seeds and says how they differ.
     --seeds=3 --output_dir=results/selective_or_not --gin.TRAIN_STEPS=600
 
 The first variant is the reference. A variant is NAME=FILE or NAME=FILE,FILE;
-its gin files come after the common ones, the --gin.KEY=VALUE flags last.
-Started again, the same command keeps what is finished and goes on with the
-rest.
+its gin files come after the common ones, then the --gin.KEY=VALUE flags, and
+--variant_gin.NAME.KEY=VALUE, for one variant, last.
+--sweep="LEARNING_RATE=[0.001, 0.003]" trains all variants with each of these
+values; given again, at each point of the grid. Started again, the same command
+keeps what is finished and goes on with the rest.
 
 Exit codes: 0 done; 1 a run failed; 2 something given is wrong, nothing was run.
 """
 
 import argparse
+import ast
+import dataclasses
 import os
 import pathlib
 import re
@@ -27,6 +31,8 @@ from selective_t5x import cells, results
 from selective_t5x.comparison import Comparison, compare_cells
 from selective_t5x.errors import UserError, did_you_mean
 from selective_t5x.report import page, plots, tables
+
+_VARIANT_GIN = '--variant_gin.'
 
 
 def compare(
@@ -193,15 +199,31 @@ def main(argv: Sequence[str]) -> None:
     help='a variant and its gin files, with commas; the first is the reference',
   )
   made.add_argument(
+    '--variant_gin.NAME.KEY',  # For --help; `_with_bindings` reads them.
+    action='append',
+    metavar='VALUE',
+    help='bind a gin macro or parameter in the runs of one variant',
+  )
+  made.add_argument(
+    '--sweep',
+    action='append',
+    default=[],
+    metavar='KEY=[VALUE, ...]',
+    help='all variants with each of the values; give it again for a grid',
+  )
+  made.add_argument(
     '--seeds', type=int, default=1, metavar='N', help='seeds a variant'
   )
-  args, bindings = parse(made, argv)
+  of_one = [arg for arg in argv if arg.startswith(_VARIANT_GIN)]
+  args, bindings = parse(made, [arg for arg in argv if arg not in of_one])
   for name in ('gin_file', 'variant', 'output_dir'):
     if not getattr(args, name):
       raise UserError(f'no --{name}: it is needed; --help has an example')
   if args.seeds < 1:
     raise UserError(f'--seeds={args.seeds}: expected 1 or more')
   variants = [_variant(text) for text in args.variant]
+  variants = _with_bindings(variants, of_one)
+  variants = cells.sweep(variants, dict(map(_swept, args.sweep)))
   if args.dry_run:
     runs = cells.make_cells(
       args.gin_file, variants, range(args.seeds), bindings, args.output_dir
@@ -216,10 +238,11 @@ def main(argv: Sequence[str]) -> None:
     gin_bindings=bindings,
   )
   report = pathlib.Path(args.output_dir) / 'report.html'
-  reference, *others = figures['variants']
+  references = dict.fromkeys(figures['references'].values())
+  others = [name for name in figures['variants'] if name not in references]
   report.write_text(
     page.page(
-      title=f'{", ".join(others) or "nothing"} against {reference}',
+      title=f'{", ".join(others) or "nothing"} against {", ".join(references)}',
       intro=f'Trained from {", ".join(args.gin_file)}.',
       command=command_line(),
       sections=[page.Section('Results', '', figures)],
@@ -235,6 +258,43 @@ def _variant(text: str) -> cells.Variant:
   if not equals:
     raise UserError(f'--variant={text}: expected NAME=FILE or NAME=FILE,FILE')
   return cells.Variant(name, tuple(filter(None, files.split(','))))
+
+
+def _with_bindings(
+  variants: Sequence[cells.Variant], flags: Sequence[str]
+) -> list[cells.Variant]:
+  """Returns the variants with what --variant_gin.NAME.KEY=VALUE flags bind."""
+  bindings = {variant.name: list(variant.gin_bindings) for variant in variants}
+  for flag in flags:
+    left, equals, value = flag.removeprefix(_VARIANT_GIN).partition('=')
+    # A variant's name may have dots, as a key may.
+    names = [name for name in bindings if left.startswith(f'{name}.')]
+    if not names:
+      nearest = did_you_mean(left.partition('.')[0], bindings)
+      raise UserError(f'{flag}: no variant of this name{nearest}')
+    name = max(names, key=len)
+    if not equals:
+      raise UserError(f'{flag}: expected {flag}=VALUE, in one word')
+    bindings[name].append(f'{left.removeprefix(name)[1:]} = {value}')
+  return [
+    dataclasses.replace(v, gin_bindings=tuple(bindings[v.name]))
+    for v in variants
+  ]
+
+
+def _swept(text: str) -> tuple[str, list]:
+  """Returns the key and the values of a --sweep."""
+  key, _, values = text.partition('=')
+  try:
+    found = ast.literal_eval(values.strip())
+  except (ValueError, SyntaxError):
+    found = None
+  if not key.strip() or not isinstance(found, list) or not found:
+    raise UserError(
+      f'--sweep={text}: expected a gin macro or parameter and a list of plain '
+      'values, LEARNING_RATE=[0.001, 0.003]'
+    )
+  return key.strip(), found
 
 
 if __name__ == '__main__':

@@ -8,20 +8,24 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from selective_t5x import results
 from selective_t5x.cells import Cell, differences
 
 # Fewer pairs give a paired test nothing to estimate a spread from.
 _SEEDS_FOR_A_TEST = 3
+SIGNIFICANT = 0.05
 
 Comparison = dict[str, Any]
 
 
 def compare_cells(cells: Sequence[Cell]) -> Comparison:
-  """Returns the figures of finished cells; the first variant is the reference.
+  """Returns the figures of finished cells.
 
   Returns:
     variants, seeds: names and numbers, in the order of `cells`.
+    references: {variant: the one that it is compared to, or itself}.
     loss: the metric that stands for the loss: results.LOSS, or T5X's 'loss'
       where a run divides it by what cannot be undone.
     train_task: what is trained on, None where gin does not say it in words.
@@ -29,7 +33,8 @@ def compare_cells(cells: Sequence[Cell]) -> Comparison:
     results: one entry a task and variant, {'task', 'variant', 'step',
       'metrics': {name: spread}}, of the last evaluation; a spread has 'values'
       (one a seed), 'mean', 'min', 'max', and 'difference', the spread of the
-      paired differences to the reference with a 'p_value', or None.
+      paired differences to the reference, see `spread`.
+    claims: lines that say what the differences of the losses show.
     costs: one entry a variant: parameters, steps, and the spreads
       steps_per_second and train_seconds.
     curves: one entry a cell and task: 'step', 'loss' and 'accuracy' as lists;
@@ -40,7 +45,8 @@ def compare_cells(cells: Sequence[Cell]) -> Comparison:
   Raises:
     UserError: a cell has no metrics.
   """
-  variants = list(dict.fromkeys(cell.variant for cell in cells))
+  references = {cell.variant: cell.reference for cell in cells}
+  variants = list(references)
   seeds = list(dict.fromkeys(cell.seed for cell in cells))
   by_key = {(cell.variant, cell.seed): cell for cell in cells}
   summaries = {
@@ -67,8 +73,8 @@ def compare_cells(cells: Sequence[Cell]) -> Comparison:
       'metrics': {
         name: spread(
           of_seeds(variant, *last, name),
-          reference=of_seeds(variants[0], *last, name)
-          if variant != variants[0]
+          reference=of_seeds(references[variant], *last, name)
+          if variant != references[variant]
           else None,
         )
         for name in (loss, 'accuracy')
@@ -84,13 +90,21 @@ def compare_cells(cells: Sequence[Cell]) -> Comparison:
       'train_seconds': spread(of_seeds(variant, 'train_seconds')),
     }
 
+  found = [result(task, variant) for task in tasks for variant in variants]
   return {
     'variants': variants,
+    'references': references,
     'seeds': seeds,
     'loss': loss,
     'train_task': cells[0].macro('MIXTURE_OR_TASK_NAME'),
     'caveats': _caveats(seeds, summaries, runs),
-    'results': [result(task, v) for task in tasks for v in variants],
+    'results': found,
+    'claims': [
+      _claim(entry, references[entry['variant']], loss)
+      for entry in found
+      if len(seeds) >= _SEEDS_FOR_A_TEST
+      and entry['variant'] != references[entry['variant']]
+    ],
     'costs': [cost(variant) for variant in variants],
     'curves': [
       curve
@@ -123,8 +137,10 @@ def spread(
 
   Returns:
     values, mean, min, max, all None where a value is; with a reference also
-    'difference', the same of value - reference with a 'p_value': of a
-    two-sided paired t-test, None below three seeds.
+    'difference', the same of value - reference with a 'p_value', of a two-sided
+    paired t-test, and an 'interval', [low, high] of its mean: 95 %, by the
+    percentiles of bootstrap samples of the seeds. Both are None below three
+    seeds, and where all differences are equal.
   """
   values = list(values)
   known = values and None not in values
@@ -137,20 +153,46 @@ def spread(
   if reference is not None:
     pairs = list(zip(values, reference, strict=True))
     missing = any(None in pair for pair in pairs)
-    out['difference'] = {
-      **spread([None if missing else a - b for a, b in pairs]),
-      'p_value': None if missing else _p_value(pairs),
-    }
+    values = [None if missing else a - b for a, b in pairs]
+    out['difference'] = {**spread(values), **_inference(values)}
   return out
 
 
-def _p_value(pairs) -> float | None:
-  """Returns the p-value of a paired t-test, None where it has no answer."""
-  if len(pairs) < _SEEDS_FOR_A_TEST or len({a - b for a, b in pairs}) == 1:
-    return None
+def _inference(differences) -> dict[str, Any]:
+  """Returns what paired differences say of their mean, see `spread`."""
+  few = len(differences) < _SEEDS_FOR_A_TEST
+  if few or None in differences or len(set(differences)) == 1:
+    return {'p_value': None, 'interval': None}
   from scipy import stats  # Takes a second to import.
 
-  return float(stats.ttest_rel(*zip(*pairs, strict=True)).pvalue)
+  interval = stats.bootstrap(
+    (differences,), np.mean, method='percentile', random_state=0
+  ).confidence_interval
+  return {
+    'p_value': float(stats.ttest_1samp(differences, 0).pvalue),
+    'interval': [float(interval.low), float(interval.high)],
+  }
+
+
+def _claim(entry, reference, loss) -> str:
+  """Returns the largest claim that one difference of losses supports."""
+  difference = entry['metrics'][loss]['difference']
+  mean, p_value = difference['mean'], difference['p_value']
+  of = f'{entry["task"]}: '
+  names = f'{entry["variant"]} and {reference}'
+  if mean is None:
+    return f'{of}nothing can be said of {names}: a loss is not finite.'
+  if p_value is None:
+    return f'{of}the losses of {names} differ by {mean:.4f} in every seed.'
+  low, high = difference['interval']
+  figures = f'95 % interval {low:+.4f} to {high:+.4f}, p = {p_value:.2g}'
+  if p_value >= SIGNIFICANT or low <= 0 <= high:
+    return f'{of}it is not shown that the losses of {names} differ; {figures}.'
+  which = 'lower' if mean < 0 else 'higher'
+  return (
+    f'{of}the loss of {entry["variant"]} is {which} than that of {reference} '
+    f'by {abs(mean):.4f}; {figures}.'
+  )
 
 
 def _tasks(cell: Cell, summary) -> list[str]:
@@ -208,7 +250,8 @@ def _caveats(seeds, summaries, runs) -> list[str]:
   else:
     lines.append(
       f'{len(seeds)} seeds: mean [lowest, highest]; differences are paired by '
-      'seed, p from a two-sided paired t-test, not corrected for several '
+      'seed, with p of a two-sided paired t-test and a 95 % bootstrap '
+      'interval, too narrow with few seeds; nothing is corrected for several '
       'comparisons.'
     )
   for what, values in {

@@ -12,6 +12,8 @@ from selective_t5x.cells import CellError
 from selective_t5x.errors import UserError
 from tests import fake_training
 
+NEEDED = ('--gin_file=a', '--variant=abc=f', '--output_dir=o')
+
 
 @pytest.fixture
 def setting(tmp_path):
@@ -135,6 +137,35 @@ def test_dry_run_prints_cells_and_differences_and_writes_nothing(
   assert not setting['output_dir'].exists()
 
 
+def test_a_sweep_compares_at_each_point_of_the_grid(
+  setting, monkeypatch, capsys
+):
+  fake = functools.partial(compare.compare, program=fake_training.PROGRAM)
+  monkeypatch.setattr(compare, 'compare', fake)
+  compare.main(
+    [
+      *arguments(setting),
+      '--seeds=3',
+      '--sweep=LEARNING_RATE=[0.1, 0.3]',
+      '--sweep=MIXTURE_OR_TASK_NAME=["toy"]',
+      '--variant_gin.selective.selective.head=1',
+    ]
+  )
+  figures = json.loads((setting['output_dir'] / 'comparison.json').read_text())
+  point = '+LEARNING_RATE=0.3+MIXTURE_OR_TASK_NAME=toy'
+  assert len(figures['variants']) == 4
+  assert figures['references'][f'selective{point}'] == f'baseline{point}'
+  rates = figures['differences']['LEARNING_RATE']
+  assert rates[f'selective{point}'] == '0.3'
+  heads = figures['differences']['selective.head'].values()
+  assert list(heads) == [None, '1', None, '1']
+  said = capsys.readouterr().out
+  assert f'selective{point} - baseline{point}' in said
+  claim = f'the loss of selective{point} is lower than that of baseline{point}'
+  assert claim in said
+  assert claim in (setting['output_dir'] / 'report.html').read_text()
+
+
 @pytest.mark.parametrize(
   ('flags', 'message'),
   [
@@ -152,6 +183,14 @@ def test_dry_run_prints_cells_and_differences_and_writes_nothing(
       ['--gin_file=a', '--variant=a', '--output_dir=o'],
       'expected NAME=FILE',
     ),
+    (
+      [*NEEDED, '--variant_gin.ab.X=1'],
+      '--variant_gin.ab.X=1: no variant of this name; nearest: abc',
+    ),
+    ([*NEEDED, '--variant_gin.abc.X'], 'expected --variant_gin.abc.X=VALUE'),
+    ([*NEEDED, '--sweep=X=3'], '--sweep=X=3: expected .* a list of plain'),
+    ([*NEEDED, '--sweep=X=[]'], 'a list of plain values'),
+    ([*NEEDED, '--sweep=X=["a b"]'], "variant 'abc.X=a b': expected a name"),
   ],
 )
 def test_mistakes_get_one_line(flags, message):

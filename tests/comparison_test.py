@@ -1,6 +1,8 @@
+import itertools
 import json
 import math
 
+import numpy as np
 import pytest
 
 from selective_t5x import cells, results
@@ -58,6 +60,16 @@ def test_figures_are_what_the_raw_files_say(setting):
   t = mean / math.sqrt(variance / 3)
   p_value = 1 - abs(t) / math.sqrt(t * t + 2)
   assert difference['p_value'] == pytest.approx(p_value, rel=1e-6)
+  # Every sample of three of three: the 2.5th and 97.5th of their 27 means.
+  means = sorted(
+    sum(sample) / 3 for sample in itertools.product(gaps, repeat=3)
+  )
+  low, high = difference['interval']
+  assert low == pytest.approx(means[0]) and high == pytest.approx(means[-1])
+  assert figures['claims'] == [
+    'toy: the loss of selective is lower than that of baseline by '
+    f'{-mean:.4f}; 95 % interval {low:+.4f} to {high:+.4f}, p = {p_value:.2g}.'
+  ]
 
 
 def test_costs_and_curves_are_those_of_the_runs(setting):
@@ -131,3 +143,29 @@ def test_equal_differences_have_no_p_value():
   got = spread([2.0, 3.0, 4.0], reference=[1.0, 2.0, 3.0])
   assert got['difference']['mean'] == 1
   assert got['difference']['p_value'] is None
+  assert got['difference']['interval'] is None
+
+
+def test_an_interval_narrows_with_seeds():
+  rng = np.random.default_rng(0)
+  differences = rng.normal(1, 1, 400).tolist()
+  widths = []
+  for seeds in (25, 400):
+    found = spread(differences[:seeds], reference=[0.0] * seeds)['difference']
+    low, high = found['interval']
+    assert low < found['mean'] < high
+    widths.append(high - low)
+  # 2 x 1.96 x 1 / sqrt(400); a quarter of that of 25.
+  assert widths[1] == pytest.approx(0.196, rel=0.15)
+  assert widths[0] == pytest.approx(4 * widths[1], rel=0.3)
+
+
+def test_what_is_not_shown_is_not_claimed(setting):
+  made = trained(setting, seeds=[0, 1, 2])
+  for cell, loss in zip(made, [1, 2, 1, 0.5, 1, 1.4], strict=True):
+    path = cell.folder / 'training_eval/toy/metrics.jsonl'
+    row = last_row(path) | {'loss': loss, 'cross_ent_loss': loss}
+    path.write_text(f'{json.dumps(row)}\n')
+    results.write_summary(cell.folder)
+  (claim,) = compare_cells(made)['claims']
+  assert 'it is not shown that the losses of selective and baseline' in claim

@@ -34,6 +34,8 @@ def comparison(seeds=1, task='toy', **change):
   }
   return {
     'variants': ['baseline', 'selective'],
+    'references': {'baseline': 'baseline', 'selective': 'baseline'},
+    'claims': ['toy: a claim'],
     'seeds': list(range(seeds)),
     'loss': 'loss_per_token',
     'train_task': task,
@@ -132,6 +134,7 @@ def test_ids_on_the_page_are_unique():
 def test_hostile_text_is_shown_as_text():
   hostile = comparison(
     task=HOSTILE,
+    claims=[HOSTILE],
     caveats=[HOSTILE],
     differences={HOSTILE: {'baseline': HOSTILE, 'selective': None}},
   )
@@ -144,7 +147,7 @@ def test_hostile_text_is_shown_as_text():
   checker = Checker(text)
   assert checker.stack == []
   assert 'script' not in checker.tags
-  assert ''.join(checker.shown).count(HOSTILE) >= 9
+  assert ''.join(checker.shown).count(HOSTILE) >= 10
 
 
 def test_the_page_says_what_ran_and_how_to_do_it_again():
@@ -154,6 +157,7 @@ def test_the_page_says_what_ran_and_how_to_do_it_again():
     '4 x TPU v5',
     'jax 0.10.2',
     'c0ffee with uncommitted changes',
+    'toy: a claim',
     'One seed: no claim about significance.',
     'python -m selective_t5x.main --gin_file=selective.gin',
     'run it',
@@ -180,7 +184,8 @@ def test_text_tables_have_the_figures_in_aligned_columns():
   assert lines[3].split() == ['selective', '1.5000', '1.5000']
   assert lines[4].split()[-2:] == ['-0.5000', '-0.5000']
   assert len({len(line) for line in lines[1:5]}) == 1
-  assert '1.50' in lines[-3]  # 90 seconds.
+  assert lines[-3] == 'toy: a claim'
+  assert '1.50' in lines[-5]  # 90 seconds.
   assert lines[-1] == 'One seed: no claim about significance.'
 
 

@@ -56,7 +56,10 @@ def _section(number: int, section: Section) -> str:
       f'<section><h2>{name}</h2>',
       f'<p>{html.escape(section.text)}</p>' if section.text else '',
       '<div class="note">',
-      *(f'<p>{html.escape(line)}</p>' for line in comparison['caveats']),
+      *(
+        f'<p>{html.escape(line)}</p>'
+        for line in (*comparison['claims'], *comparison['caveats'])
+      ),
       '</div>',
       *map(_table, tables.tables(comparison)),
       '<h3>Learning curves</h3>',

@@ -31,7 +31,7 @@ def tables(comparison: dict[str, Any]) -> list[Table]:
     comparison: see `comparison.compare_cells`.
   """
   metrics = (comparison['loss'], 'accuracy')
-  reference = comparison['variants'][0]
+  references = comparison['references']
   by_task: dict[str, list] = {}
   for result in comparison['results']:
     by_task.setdefault(result['task'], []).append(result)
@@ -41,7 +41,11 @@ def tables(comparison: dict[str, Any]) -> list[Table]:
       header=('variant', *map(label, metrics)),
       rows=(
         *(_row(e, metrics) for e in entries),
-        *(_difference_row(e, metrics, reference) for e in entries[1:]),
+        *(
+          _difference_row(e, metrics, references[e['variant']])
+          for e in entries
+          if e['variant'] != references[e['variant']]
+        ),
       ),
     )
     for task, entries in by_task.items()
@@ -55,9 +59,12 @@ def tables(comparison: dict[str, Any]) -> list[Table]:
 
 
 def as_text(comparison: dict[str, Any]) -> str:
-  """Returns all tables and caveats as aligned lines."""
+  """Returns all tables as aligned lines, with what they show and caveats."""
   blocks = [text(table) for table in tables(comparison)]
-  return '\n\n'.join([*blocks, '\n'.join(comparison['caveats'])]) + '\n'
+  for lines in (comparison['claims'], comparison['caveats']):
+    if lines:
+      blocks.append('\n'.join(lines))
+  return '\n\n'.join(blocks) + '\n'
 
 
 def text(table: Table) -> str:
