@@ -14,8 +14,10 @@ ordinary blocked attention.
 
 Blocks are run in spans: one loop a span over its blocks, all of which read the
 keys up to the span's end. Few spans keep the program short, many skip more of
-what lies after a query. The loops also keep XLA:CPU from holding the forward
-pass's tiles for the backward pass, instead of computing them again.
+what lies after a query. The loops also keep XLA from holding the forward pass's
+tiles for the backward pass, instead of computing them again. On CPU rows of up
+to 512 tokens have a span for each block, without loops: their tiles are small
+enough to hold, which saves up to a quarter of the time.
 
 Tiles are [B, H, K, Q], keys before queries: products with triangular matrices
 and the sums of a softmax then run along contiguous memory.
@@ -36,6 +38,8 @@ from selective_t5x.attention.selection import Selection
 
 # With S spans (1 + 1 / S) / 2 of the square is computed.
 MAX_SPANS = 8
+# Tokens of a row whose tiles XLA:CPU may hold.
+_SHORT = 512
 
 
 class _Queries(NamedTuple):
@@ -146,8 +150,10 @@ def attention(
     padded_ids = jnp.pad(segment_ids, ((0, 0), (0, added)))
   else:
     padded_ids = None
-  # A loop of one block would be no loop, see above.
-  static = _Static(memory_tau, max(2, -(-blocks // MAX_SPANS)))
+  # A loop of one block is no loop.
+  is_short = length <= _SHORT and jax.default_backend() == 'cpu'
+  least = 1 if is_short else 2
+  static = _Static(memory_tau, max(least, -(-blocks // MAX_SPANS)))
   out, seen = _attend(queries, keys, padded_ids, static)
   seen = None if seen is None else joined(seen)
   return joined(out).astype(value.dtype), seen
@@ -156,7 +162,7 @@ def attention(
 def _default_block(length: int) -> int:
   """Returns the fastest block size: measured on 2 CPU cores."""
   # Several small blocks skip more of what is masked than one large one.
-  return 64 if 128 < length <= 512 else 128
+  return 64 if 128 < length <= _SHORT else 128
 
 
 # Traced once for all layers of a model, compiled as one where it stands alone.

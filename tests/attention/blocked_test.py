@@ -293,7 +293,8 @@ def test_live_memory_grows_with_the_length_and_not_with_its_square():
     compiled = jax.jit(jax.grad(loss)).lower(arrays).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
-  assert temporaries(512) < 2.6 * temporaries(256)
+  # Shorter ones may hold their tiles.
+  assert temporaries(2048) < 2.6 * temporaries(1024)
 
 
 _SHARDED = """
