@@ -39,11 +39,15 @@ def page(
     sections: at least one.
   """
   parts = [_section(number, s) for number, s in enumerate(sections)]
-  parts.append(f'<h2>Run it again</h2>\n{_pre(command)}')
+  return fill(title, intro, '\n'.join(parts), command)
+
+
+def fill(title: str, intro: str, body: str, command: str) -> str:
+  """Returns an HTML page with a body of HTML, and the command that made it."""
   return string.Template(_TEMPLATE.read_text()).substitute(
     title=html.escape(title),
     intro=html.escape(intro),
-    sections='\n'.join(parts),
+    sections=f'{body}\n<h2>Run it again</h2>\n{_pre(command)}',
   )
 
 
@@ -61,7 +65,7 @@ def _section(number: int, section: Section) -> str:
         for line in (*comparison['claims'], *comparison['caveats'])
       ),
       '</div>',
-      *map(_table, tables.tables(comparison)),
+      *map(html_table, tables.tables(comparison)),
       '<h3>Learning curves</h3>',
       f'<figure role="img" aria-label="Learning curves of {name}">{figure}',
       '</figure>',
@@ -76,7 +80,8 @@ def _section(number: int, section: Section) -> str:
   )
 
 
-def _table(table: tables.Table, kind: str = '') -> str:
+def html_table(table: tables.Table, kind: str = '') -> str:
+  """Returns a table as HTML, of a CSS class; its text is shown as text."""
   head = ''.join(f'<th scope="col">{html.escape(c)}</th>' for c in table.header)
   rows = '\n'.join(
     f'<tr><th scope="row">{html.escape(first)}</th>'
@@ -99,7 +104,7 @@ def _differences(comparison) -> str:
     for name, values in comparison['differences'].items()
   )
   header = ('gin binding', *comparison['variants'])
-  return _table(tables.Table('', header, rows), 'words')
+  return html_table(tables.Table('', header, rows), 'words')
 
 
 def _what_ran(comparison) -> str:

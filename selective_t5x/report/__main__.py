@@ -1,0 +1,125 @@
+r"""Shows what a trained model masks: makes a page with the masking viewer.
+
+  python -m selective_t5x.report --checkpoint=results/selective \
+    --text="The cat sat on the mat. The cat slept." --output_dir=results/masking
+
+Without --text the first rows of the evaluation split are shown. --gin_file and
+--gin.KEY=VALUE change the run's own configuration, e.g. EVAL_SPLIT. Writes
+masking.html, which needs no network, and run.json.
+
+Exit codes: 0 done; 2 something given is wrong.
+"""
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from selective_t5x import compare, results, trained
+from selective_t5x.errors import UserError
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs `python -m selective_t5x.report`."""
+  made = compare.parser('selective_t5x.report', __doc__)
+  made.add_argument(
+    '--checkpoint', metavar='DIR', help='of a run, or a checkpoint_N in it'
+  )
+  made.add_argument(
+    '--text',
+    action='append',
+    default=[],
+    help='what the model reads; give it again for more',
+  )
+  made.add_argument(
+    '--examples', type=int, default=3, metavar='N', help='rows without --text'
+  )
+  args, bindings = compare.parse(made, argv)
+  for name in ('checkpoint', 'output_dir'):
+    if not getattr(args, name):
+      raise UserError(f'no --{name}: it is needed; --help has an example')
+  if args.examples < 1:
+    raise UserError(f'--examples={args.examples}: expected 1 or more')
+  trained.find(args.checkpoint)
+  with trained.restored(
+    args.checkpoint, gin_files=args.gin_file, gin_bindings=bindings
+  ) as run:
+    # It takes seconds to import.
+    from selective_t5x.report import masking, page, viewer
+
+    vocabulary = run.model.output_vocabulary
+    batches = (
+      [_read(run, vocabulary, text) for text in args.text]
+      if args.text
+      else [_first(run, args.examples)]
+    )
+    if args.dry_run:
+      print(f'{run.checkpoint}: {sum(map(_rows, batches))} examples')
+      return
+    rows = [
+      row
+      for batch in batches
+      for row in masking.capture(run.model, run.params, batch, vocabulary)
+    ]
+    checkpoint = run.checkpoint
+  budgets = [k for row in rows for k in row.evicted if 4 * k <= len(row.tokens)]
+  made = viewer.section(rows, max(budgets, default=None))
+  folder = pathlib.Path(args.output_dir)
+  folder.mkdir(parents=True, exist_ok=True)
+  file = folder / 'masking.html'
+  file.write_text(
+    page.fill(
+      title='What selection masks',
+      intro=f'{checkpoint}, {len(rows)} examples.',
+      body=made,
+      command=compare.command_line(),
+    ),
+    encoding='utf-8',
+  )
+  results.write_run_record(folder, run_mode='report', seed=None)
+  print(f'{file} shows {len(rows)} examples.')
+
+
+def _rows(batch) -> int:
+  return len(batch['decoder_target_tokens'])
+
+
+def _first(run, count) -> dict[str, np.ndarray]:
+  """Returns the first rows of the evaluation split."""
+  (batch,) = run.batches(1)
+  if _rows(batch) < count:
+    raise UserError(
+      f'--examples={count}: a batch has {_rows(batch)} rows; ask for fewer, or '
+      'raise BATCH_SIZE'
+    )
+  return {name: x[:count] for name, x in batch.items()}
+
+
+def _read(run, vocabulary, text: str) -> dict[str, np.ndarray]:
+  """Returns a batch of one row: the start token, and a text."""
+  if hasattr(run.model.module, 'encode'):
+    raise UserError(
+      '--text: an encoder-decoder reads two texts; leave it out to see rows of '
+      'the evaluation split'
+    )
+  tokens = vocabulary.encode(text)
+  if not tokens:
+    raise UserError('--text: there is nothing in it')
+  if len(tokens) >= run.length:
+    raise UserError(
+      f'--text: {len(tokens)} tokens, the model reads {run.length - 1} at most'
+    )
+  inputs = np.array([[0, *tokens]], np.int32)
+  ones = np.ones_like(inputs)
+  return {
+    'decoder_input_tokens': inputs,
+    # Nothing is predicted: no padding is all that counts.
+    'decoder_target_tokens': ones,
+    'decoder_loss_weights': ones,
+    'decoder_positions': np.arange(inputs.size, dtype=np.int32)[None],
+    'decoder_segment_ids': ones,
+  }
+
+
+if __name__ == '__main__':
+  compare.run_command(main)

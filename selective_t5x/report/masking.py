@@ -1,0 +1,233 @@
+"""What selection masks in a trained model: captured for the masking viewer.
+
+Each layer's F and its attention weights, with selection and, by the same
+parameters, with F set to 0; and when a pruned cache would evict each key.
+
+Shapes: L layers, N tokens of a row, H heads.
+"""
+
+import copy
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from selective_t5x.attention import masks, memory
+from selective_t5x.errors import UserError
+from selective_t5x.pruning import Selective
+from selective_t5x.pruning.greedy import budget_steps
+from selective_t5x.pruning.keep import keep_mask
+from selective_t5x.pruning.whole_rows import selects
+
+# Masked this much, a token counts as gone: the tau of the paper's memory loss.
+TAU = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Masked:
+  """One row of tokens, as a model sees it.
+
+  Attributes:
+    tokens: N strings: what the decoder reads.
+    masking: f32[L, N, N], F; axis 1 is the query.
+    attention: f32[L, N, N], the weights, the mean over heads.
+    attention_off: the same with F = 0.
+    evicted: {K: i32[L, N]}, the query at which a cache of K keys in each layer
+      evicts the key; N where it never does.
+    visible: f32[L], the share of its context that a query still sees: the mean
+      over queries of `memory.visible_tokens` over all tokens that it may see.
+  """
+
+  tokens: tuple[str, ...]
+  masking: np.ndarray
+  attention: np.ndarray
+  attention_off: np.ndarray
+  evicted: dict[int, np.ndarray]
+  visible: np.ndarray
+
+
+def capture(
+  model: Any, params: Any, batch: dict[str, np.ndarray], vocabulary: Any
+) -> list[Masked]:
+  """Runs a model on whole rows and returns what it masks in each.
+
+  Args:
+    model: T5X's; its module has a config with an attention_fn that selects.
+    params: of the module.
+    batch: as the model's loss takes it, B rows; padding lies at the end.
+    vocabulary: of the decoder's tokens.
+
+  Raises:
+    UserError: if the model does not select.
+  """
+  attention_fn = getattr(model.module.config, 'attention_fn', None)
+  if attention_fn is None or not selects(attention_fn):
+    raise UserError(
+      'the model does not select, so there is nothing masked to show: expected '
+      'one trained with gin/attention/selective.gin'
+    )
+  on = _weights(model, params, batch, attention_fn)
+  off = _weights(
+    model, params, batch, functools.partial(attention_fn, masking_scale=0.0)
+  )
+  inputs = np.asarray(batch['decoder_input_tokens'])
+  segments = np.asarray(
+    batch.get('decoder_segment_ids', batch['decoder_target_tokens'] > 0)
+  ).astype(np.int32)
+  evicted = {
+    budget: np.stack([_evicted(rows, segments, budget) for _, rows in on])
+    for budget in budget_steps('ladder', inputs.shape[1])[1:]
+  }
+  found = []
+  for row, ids in enumerate(segments):
+    length = int(np.max(np.nonzero(ids)[0], initial=-1)) + 1
+    if not length:
+      continue
+    cut = np.s_[row, :length, :length]
+    rows = np.stack([np.asarray(x[1])[cut] for x in on])
+    found.append(
+      Masked(
+        tokens=tuple(token_text(vocabulary, i) for i in inputs[row, :length]),
+        masking=rows,
+        attention=np.stack([np.asarray(x[0])[cut] for x in on]),
+        attention_off=np.stack([np.asarray(x[0])[cut] for x in off]),
+        evicted={
+          budget: np.minimum(queries[:, row, :length], length)
+          for budget, queries in evicted.items()
+          if budget < length
+        },
+        visible=_visible(rows, jnp.asarray(ids[None, :length])),
+      )
+    )
+  return found
+
+
+def token_text(vocabulary: Any, token: int) -> str:
+  """Returns a token as a reader would write it, spaces and all."""
+  if token == vocabulary.pad_id:
+    return '<start>'  # T5X's decoders start with it.
+  pieces = getattr(vocabulary, 'tokenizer', None)
+  if hasattr(pieces, 'id_to_piece') and token < pieces.get_piece_size():
+    piece = pieces.id_to_piece(int(token))
+    byte = re.fullmatch('<0x([0-9A-F]{2})>', piece)
+    if byte:
+      return bytes.fromhex(byte[1]).decode(errors='replace')
+    return piece.replace('\u2581', ' ')
+  return vocabulary.decode([int(token)])
+
+
+def _weights(model, params, batch, attention_fn) -> list[tuple]:
+  """Returns each layer's (weights, F), both f32[B, N, N]."""
+  records = []
+  recorded = copy.copy(model)
+  recorded.module = model.module.clone(
+    config=dataclasses.replace(
+      model.module.config,
+      attention_fn=_recorder(attention_fn, records),
+      pruning=None,
+    )
+  )
+
+  @jax.jit
+  def run(params, batch):
+    records.clear()
+    recorded._compute_logits(params, batch)
+    return list(records)
+
+  return run(params, batch)
+
+
+def _recorder(attention_fn: Callable[..., Any], records: list):
+  """Returns an attention function that also records weights and F."""
+
+  @functools.wraps(attention_fn)
+  def attend(query, key, value, **settings):
+    out, masking = attention_fn(
+      query,
+      key,
+      value,
+      **settings,
+      implementation='reference',
+      return_masking=True,
+    )
+    scale = settings.get('scale')
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    logits = scale * jnp.einsum('bqhd,bkhd->bhqk', query, key)
+    if settings.get('bias') is not None:
+      logits += settings['bias']
+    visible = masks.visible(query.shape[1], settings.get('segment_ids'))
+    # Finite, for padding rows, which see nothing.
+    least = jnp.finfo(logits.dtype).min
+    logits = jnp.where(visible[:, None], logits - masking[:, None], least)
+    weights = jnp.where(visible[:, None], jax.nn.softmax(logits), 0)
+    records.append((jnp.mean(weights, axis=1), masking))
+    return out
+
+  return attend
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _evicted(masking, segment_ids, budget):
+  """Returns i32[B, N], the first query that a key is held for no more."""
+  kept, _ = keep_mask(Selective(), segment_ids, budget=budget, masking=masking)
+  length = kept.shape[-1]
+  queries = jnp.arange(length)[:, None]
+  gone = ~kept & masks.visible(length, segment_ids)
+  return jnp.min(jnp.where(gone, queries, length), axis=1)
+
+
+def _visible(masking, segment_ids) -> np.ndarray:
+  tokens = jnp.sum(masks.visible(masking.shape[-1], segment_ids), axis=-1)
+  seen = memory.visible_tokens(masking, TAU, segment_ids=segment_ids)
+  live = segment_ids != 0
+  shares = jnp.where(live, seen / jnp.maximum(tokens, 1), 0)
+  return np.asarray(jnp.sum(shares, axis=1) / jnp.sum(live))
+
+
+def kinds(rows: Sequence[Masked], budget: int) -> dict[str, tuple[int, float]]:
+  """Tells which kinds of tokens a pruned cache gives up first.
+
+  Args:
+    rows: of one model.
+    budget: K, a budget of `Masked.evicted`.
+
+  Returns:
+    {kind: (its tokens, the share of them that is evicted within K queries of
+    becoming old enough to be)}: of tokens that K or more others follow, over
+    rows and layers. A token has the first kind that fits.
+  """
+  counts: dict[str, list[float]] = {}
+  for row in rows:
+    if budget not in row.evicted:
+      continue
+    length = len(row.tokens)
+    for position in range(1, length - budget):
+      kind = _kind(row.tokens, position)
+      gone = np.mean(row.evicted[budget][:, position] <= position + budget)
+      tally = counts.setdefault(kind, [0, 0.0])
+      tally[0] += 1
+      tally[1] += float(gone)
+  return {kind: (int(n), total / n) for kind, (n, total) in counts.items()}
+
+
+def _kind(tokens: Sequence[str], position: int) -> str:
+  token, before = tokens[position], tokens[position - 1]
+  text = token.strip()
+  if not text:
+    return 'space'
+  if before.endswith('\n'):
+    return 'start of a line'
+  if not any(c.isalnum() for c in text):
+    return 'punctuation'
+  if any(c.isdigit() for c in text):
+    return 'number'
+  if not token[0].isspace() and before[-1:].isalpha():
+    return 'rest of a word'
+  if token in tokens[:position]:
+    return 'repeated word'
+  return 'new word'

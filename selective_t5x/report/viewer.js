@@ -1,0 +1,209 @@
+'use strict';
+(() => {
+  const rows = JSON.parse(document.getElementById('masking-data').textContent);
+  const get = (name) => document.getElementById('m-' + name);
+  const state = {example: 0, layer: 0, query: 0, budget: ''};
+  const inflated = new Map();
+  let spans = [];
+  // Of the layer and the cache shown; null while they are inflated.
+  let masking = null;
+  let evicted = null;
+  let timer = null;
+
+  async function inflate(text) {
+    const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+    const stream = new Blob([bytes]).stream()
+      .pipeThrough(new DecompressionStream('deflate'));
+    return new Uint8Array(await new Response(stream).arrayBuffer());
+  }
+
+  // A layer's F, its levels summed down the queries again, and its maps.
+  async function layerOf(example, layer) {
+    const key = example + '/' + layer;
+    if (!inflated.has(key)) {
+      const row = rows[example];
+      const packed = row.layers[layer];
+      const [f, on, off] = await Promise.all(
+        [packed.masking, packed.on.data, packed.off.data].map(inflate));
+      const length = row.tokens.length;
+      for (let i = length; i < f.length; i++) f[i] += f[i - length];
+      inflated.set(key, {f, on, off, size: packed.on.size});
+    }
+    return inflated.get(key);
+  }
+
+  // The query at which each key is evicted, layer by layer; none without a cache.
+  async function evictedOf(example, budget) {
+    if (!budget) return null;
+    const key = example + '/cache/' + budget;
+    if (!inflated.has(key)) {
+      const bytes = await inflate(rows[example].evicted[budget]);
+      inflated.set(key, new Uint16Array(bytes.buffer));
+    }
+    return inflated.get(key);
+  }
+
+  function option(select, value, text) {
+    const made = document.createElement('option');
+    made.value = value;
+    made.textContent = text;
+    select.append(made);
+  }
+
+  function paint(canvas, levels, size) {
+    canvas.width = canvas.height = size;
+    const image = new ImageData(size, size);
+    for (let i = 0; i < levels.length; i++) {
+      image.data[4 * i] = levels[i];
+      image.data[4 * i + 1] = Math.min(255, 1.3 * levels[i]);
+      image.data[4 * i + 2] = 60 + 0.5 * levels[i];
+      image.data[4 * i + 3] = 255;
+    }
+    canvas.getContext('2d').putImageData(image, 0, 0);
+  }
+
+  // Only what has changed is written to the page.
+  function show() {
+    const row = rows[state.example];
+    const length = row.tokens.length;
+    const first = state.layer * length;
+    const start = state.query * length;
+    let gone = 0;
+    for (let j = 0; j < length; j++) {
+      let kind = '';
+      let opacity = '';
+      if (j > state.query) {
+        kind = 'later';
+      } else {
+        if (j === state.query) kind = 'query';
+        const f = masking[start + j] / 255 * row.cap;
+        opacity = Math.max(0.08, Math.exp(-f)).toFixed(2);
+        if (evicted && evicted[first + j] <= state.query) {
+          kind = 'gone';
+          gone++;
+        }
+      }
+      const span = spans[j];
+      if (span.className !== kind) span.className = kind;
+      if (span.style.opacity !== opacity) span.style.opacity = opacity;
+    }
+    get('layer').value = state.layer;
+    get('layer-is').textContent = state.layer;
+    get('query').value = state.query;
+    get('query-is').textContent = state.query;
+    get('says').textContent = 'Layer ' + state.layer + ', query ' +
+      state.query + ' of ' + length + ': ' + (state.query + 1 - gone) +
+      ' tokens held' + (state.budget ? ', ' + gone + ' evicted.' : '.');
+  }
+
+  async function showLayer() {
+    const {example, layer, budget} = state;
+    masking = null;
+    const [found, queries] = await Promise.all(
+      [layerOf(example, layer), evictedOf(example, budget)]);
+    // Another one was chosen meanwhile.
+    if (example !== state.example || layer !== state.layer ||
+        budget !== state.budget) return;
+    masking = found.f;
+    evicted = queries;
+    paint(get('masking'), found.f, rows[example].tokens.length);
+    paint(get('on'), found.on, found.size);
+    paint(get('off'), found.off, found.size);
+    get('visible').querySelectorAll('li').forEach((item, i) => {
+      item.className = i === layer ? 'chosen' : '';
+    });
+    show();
+  }
+
+  async function showExample() {
+    const row = rows[state.example];
+    state.layer = Math.min(state.layer, row.layers.length - 1);
+    state.query = row.tokens.length - 1;
+    get('layer').max = row.layers.length - 1;
+    get('query').max = state.query;
+    spans = row.tokens.map((token, j) => {
+      const span = document.createElement('span');
+      span.textContent = token === '' ? '\u2205' : token;
+      span.addEventListener('click', () => move(j));
+      return span;
+    });
+    get('tokens').replaceChildren(...spans);
+    get('budget').replaceChildren();
+    option(get('budget'), '', 'all keys');
+    for (const budget of Object.keys(row.evicted)) {
+      option(get('budget'), budget, budget + ' keys');
+    }
+    if (!(state.budget in row.evicted)) state.budget = '';
+    get('budget').value = state.budget;
+    get('visible').replaceChildren(...row.visible.map((share) => {
+      const item = document.createElement('li');
+      const bar = document.createElement('span');
+      bar.className = 'bar';
+      bar.style.width = (60 * share).toFixed(1) + '%';
+      item.append(bar, (100 * share).toFixed(1) + ' %');
+      return item;
+    }));
+    await showLayer();
+  }
+
+  function move(query) {
+    const last = rows[state.example].tokens.length - 1;
+    state.query = Math.max(0, Math.min(last, query));
+    if (masking) show();
+  }
+
+  function setLayer(layer) {
+    const last = rows[state.example].layers.length - 1;
+    state.layer = Math.max(0, Math.min(last, layer));
+    return showLayer();
+  }
+
+  function play() {
+    if (timer !== null) {
+      clearInterval(timer);
+      timer = null;
+    } else {
+      const last = rows[state.example].tokens.length - 1;
+      if (state.query === last) move(0);
+      timer = setInterval(() => {
+        move(state.query + 1);
+        if (state.query === rows[state.example].tokens.length - 1) play();
+      }, 120);
+    }
+    get('play').textContent = timer === null ? 'play' : 'stop';
+  }
+
+  const keys = {
+    ArrowLeft: () => move(state.query - 1),
+    ArrowRight: () => move(state.query + 1),
+    ArrowUp: () => setLayer(state.layer - 1),
+    ArrowDown: () => setLayer(state.layer + 1),
+    Home: () => move(0),
+    End: () => move(Infinity),
+    ' ': play,
+  };
+  document.getElementById('masking').addEventListener('keydown', (event) => {
+    // Controls have keys of their own.
+    if (event.target !== event.currentTarget || !(event.key in keys)) return;
+    event.preventDefault();
+    keys[event.key]();
+  });
+  get('example').addEventListener('change', (event) => {
+    state.example = Number(event.target.value);
+    showExample();
+  });
+  get('budget').addEventListener('change', (event) => {
+    state.budget = event.target.value;
+    showLayer();
+  });
+  get('layer').addEventListener('input',
+    (event) => setLayer(Number(event.target.value)));
+  get('query').addEventListener('input',
+    (event) => move(Number(event.target.value)));
+  get('back').addEventListener('click', () => move(state.query - 1));
+  get('next').addEventListener('click', () => move(state.query + 1));
+  get('play').addEventListener('click', play);
+  rows.forEach((row, i) => option(get('example'), i,
+    (i + 1) + ': ' + row.tokens.slice(0, 8).join('').slice(0, 40)));
+  showExample();
+})();
