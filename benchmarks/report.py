@@ -20,8 +20,8 @@ from tests import browser
 
 EXAMPLES, LAYERS, LENGTH, STEPS = 3, 12, 1024, 60
 _SCRIPT = """
-const box = document.getElementById('masking');
-const press = (key) => box.dispatchEvent(new KeyboardEvent('keydown', {key}));
+const press = (key) => document.body.dispatchEvent(
+  new KeyboardEvent('keydown', {key, bubbles: true}));
 await until(() => document.getElementById('m-masking').width === LENGTH);
 const times = [];
 for (let i = 0; i < STEPS; i++) {

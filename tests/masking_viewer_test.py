@@ -161,7 +161,8 @@ def test_steps_through_queries_change_what_is_shown():
     const find = (id) => document.getElementById('m-' + id);
     const tokens = () => [...find('tokens').children];
     const look = () => tokens().map((t) => [t.className, t.style.opacity]);
-    const press = (key) => document.getElementById('masking').dispatchEvent(
+    // As after a click on a button.
+    const press = (key) => find('next').dispatchEvent(
       new KeyboardEvent('keydown', {key, bubbles: true}));
     const choose = (id, value) => {
       find(id).value = value;

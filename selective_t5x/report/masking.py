@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from selective_t5x.attention import masks, memory
+from selective_t5x.attention import masks, memory, reference
 from selective_t5x.errors import UserError
 from selective_t5x.pruning import Selective
 from selective_t5x.pruning.greedy import budget_steps
@@ -157,9 +157,7 @@ def _recorder(attention_fn: Callable[..., Any], records: list):
     )
     scale = settings.get('scale')
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    logits = scale * jnp.einsum('bqhd,bkhd->bhqk', query, key)
-    if settings.get('bias') is not None:
-      logits += settings['bias']
+    logits = reference.attention_logits(query, key, scale, settings.get('bias'))
     visible = masks.visible(query.shape[1], settings.get('segment_ids'))
     # Finite, for padding rows, which see nothing.
     least = jnp.finfo(logits.dtype).min

@@ -182,9 +182,11 @@
     End: () => move(Infinity),
     ' ': play,
   };
-  document.getElementById('masking').addEventListener('keydown', (event) => {
+  document.addEventListener('keydown', (event) => {
     // Controls have keys of their own.
-    if (event.target !== event.currentTarget || !(event.key in keys)) return;
+    const own = event.target.matches('input, select, summary') ||
+      (event.target.matches('button') && event.key === ' ');
+    if (own || !(event.key in keys)) return;
     event.preventDefault();
     keys[event.key]();
   });
