@@ -17,7 +17,7 @@
     return new Uint8Array(await new Response(stream).arrayBuffer());
   }
 
-  // A layer's F, its levels summed down the queries again, and its maps.
+  // A layer's 1 - exp(-F), summed down the queries again, and its maps.
   async function layerOf(example, layer) {
     const key = example + '/' + layer;
     if (!inflated.has(key)) {
@@ -76,8 +76,7 @@
         kind = 'later';
       } else {
         if (j === state.query) kind = 'query';
-        const f = masking[start + j] / 255 * row.cap;
-        opacity = Math.max(0.08, Math.exp(-f)).toFixed(2);
+        opacity = Math.max(0.08, 1 - masking[start + j] / 255).toFixed(2);
         if (evicted && evicted[first + j] <= state.query) {
           kind = 'gone';
           gone++;

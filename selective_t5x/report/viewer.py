@@ -16,8 +16,6 @@ import numpy as np
 from selective_t5x.report import masking, page, tables
 
 _FOLDER = pathlib.Path(__file__).parent
-# exp(-8) = 0.0003 of its weight is left to a token: more looks the same.
-MASKING_CAP = 8.0
 # An attention map has at most so many rows and columns.
 MAP_SIZE = 256
 
@@ -47,7 +45,6 @@ def payload(row: masking.Masked) -> dict[str, Any]:
   """Returns what viewer.js reads of one row of tokens."""
   return {
     'tokens': row.tokens,
-    'cap': MASKING_CAP,
     'visible': [round(float(x), 4) for x in row.visible],
     # u16[L, N], little-endian.
     'evicted': {k: _deflate(x.astype('<u2')) for k, x in row.evicted.items()},
@@ -61,11 +58,12 @@ def payload(row: masking.Masked) -> dict[str, Any]:
 
 
 def pack_masking(f: np.ndarray) -> str:
-  """Packs f32[N, N], F: 8 bits up to MASKING_CAP, differences down the queries.
+  """Packs f32[N, N], F: 8 bits of 1 - exp(-F), differences down the queries.
 
-  F grows query by query, by little or nothing: the differences deflate well.
+  That is the share of its weight that selection takes from a token. It grows
+  query by query, by little, and soon stays at 1: the differences deflate well.
   """
-  levels = np.round(np.clip(f / MASKING_CAP, 0, 1) * 255).astype(np.uint8)
+  levels = np.round(-np.expm1(-f) * 255).astype(np.uint8)
   return _deflate(np.diff(levels, axis=0, prepend=np.uint8(0)))
 
 
