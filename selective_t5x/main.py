@@ -148,12 +148,12 @@ def main(argv: list[str]) -> None:
   bindings = [*FLAGS.gin_bindings, *config.path_bindings()]
   config_parse.parse(config, FLAGS.gin_file, bindings, paths)
   config_values.check(config, entry)
-  # Made here, a model refuses settings that do not go together.
-  model = config_parse.bound(entry, 'model')
   if FLAGS.dry_run:
     print(gin.config_str())
     return
-  vocabulary = getattr(model, 'output_vocabulary', None)
+  vocabulary = getattr(
+    config_parse.bound(entry, 'model'), 'output_vocabulary', None
+  )
   _check_vocabulary(entry, vocabulary)
   with startup.recorded_run(
     config_parse.bound(entry, 'model_dir', 'output_dir'),

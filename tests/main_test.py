@@ -175,14 +175,13 @@ seqio.TaskRegistry.add(
 """
 
 
-def test_a_dry_run_makes_the_model(refused):
+def test_budgets_of_another_model_are_refused(refused):
   message = refused(
     *EXPERIMENT,
     '--gin_file=gin/attention/baseline.gin',
     '--gin_file=gin/pruning/window.gin',
     '--gin.CACHE_BUDGETS=[4, 8]',
     FOLDER,
-    '--dry_run',
   )
   assert 'has 2 budgets, [4, 8], but the decoder has 1 layer' in message
 
