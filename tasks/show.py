@@ -87,7 +87,11 @@ def _show(args: argparse.Namespace) -> None:
 def _line(provider) -> str:
   """Returns the name, the features and the splits of a task or mixture."""
   features = ', '.join(provider.output_features)
-  return f'{provider.name}: {features}; splits {", ".join(provider.splits)}'
+  try:
+    splits = ', '.join(provider.splits)
+  except ValueError:  # Those of TensorFlow Datasets, say, not prepared here.
+    splits = 'unknown'
+  return f'{provider.name}: {features}; splits {splits}'
 
 
 def _examples(provider, args) -> Iterator[str]:

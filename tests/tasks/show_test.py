@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import gin
 import official
 import pytest
@@ -16,6 +19,22 @@ def test_the_list_has_every_task_with_features_and_splits(capsys):
   assert 'siqa: inputs, targets; splits train, validation' in lines
   (downstream,) = [line for line in lines if line.startswith('downstream:')]
   assert all(name in downstream for name in official.SETS)
+
+
+def test_tasks_of_data_that_is_not_there_are_listed():
+  # In a process of its own: tasks stay registered.
+  command = [sys.executable, '-m', 'selective_t5x.tasks.show']
+  done = subprocess.run(
+    [*command, '--module=t5.data.tasks'],
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert any(
+    line.startswith('c4_noclean_v020_unsupervised: ')
+    and line.endswith('; splits unknown')
+    for line in done.stdout.splitlines()
+  )
 
 
 def test_examples_are_decoded(tmp_path, capsys):
