@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
     ]
     checkpoint = run.checkpoint
   budgets = [k for row in rows for k in row.evicted if 4 * k <= len(row.tokens)]
-  made = viewer.section(rows, max(budgets, default=None))
+  body = viewer.section(rows, max(budgets, default=None))
   folder = pathlib.Path(args.output_dir)
   folder.mkdir(parents=True, exist_ok=True)
   file = folder / 'masking.html'
@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
     page.fill(
       title='What selection masks',
       intro=f'{checkpoint}, {len(rows)} examples.',
-      body=made,
+      body=body,
       command=compare.command_line(),
     ),
     encoding='utf-8',

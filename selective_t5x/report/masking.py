@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from selective_t5x import fading
 from selective_t5x.attention import masks, memory, reference
 from selective_t5x.errors import UserError
 from selective_t5x.pruning import Selective
@@ -71,10 +72,8 @@ def capture(
       'the model does not select, so there is nothing masked to show: expected '
       'one trained with gin/attention/selective.gin'
     )
-  on = _weights(model, params, batch, attention_fn)
-  off = _weights(
-    model, params, batch, functools.partial(attention_fn, masking_scale=0.0)
-  )
+  on = _weights(model, params, batch)
+  off = _weights(fading.at_masking_scale(model, 0.0), params, batch)
   inputs = np.asarray(batch['decoder_input_tokens'])
   segments = np.asarray(
     batch.get('decoder_segment_ids', batch['decoder_target_tokens'] > 0)
@@ -121,14 +120,15 @@ def token_text(vocabulary: Any, token: int) -> str:
   return vocabulary.decode([int(token)])
 
 
-def _weights(model, params, batch, attention_fn) -> list[tuple]:
+def _weights(model, params, batch) -> list[tuple]:
   """Returns each layer's (weights, F), both f32[B, N, N]."""
   records = []
   recorded = copy.copy(model)
+  config = model.module.config
   recorded.module = model.module.clone(
     config=dataclasses.replace(
-      model.module.config,
-      attention_fn=_recorder(attention_fn, records),
+      config,
+      attention_fn=_recorder(config.attention_fn, records),
       pruning=None,
     )
   )
