@@ -5,6 +5,7 @@ from selective_t5x.attention.api import (
   full_attention,
   selective_attention,
 )
+from selective_t5x.attention.patterns import strided_attention, window_attention
 from selective_t5x.attention.selection import masking_matrix
 
 __all__ = [
@@ -12,4 +13,6 @@ __all__ = [
   'full_attention',
   'masking_matrix',
   'selective_attention',
+  'strided_attention',
+  'window_attention',
 ]
