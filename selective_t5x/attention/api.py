@@ -3,9 +3,9 @@
 import numbers
 
 import jax
-import jax.numpy as jnp
 
 from selective_t5x.attention import (
+  checks,
   implementations,
   reference,
   steps,
@@ -42,7 +42,7 @@ def full_attention(
   Raises:
     ValueError: if the shapes do not fit together.
   """
-  _check_key_shapes(query, key, value)
+  checks.keys(query, key, value)
   for name, ids, of in (
     ('query_ids', query_ids, query),
     ('key_ids', key_ids, key),
@@ -51,7 +51,7 @@ def full_attention(
       raise ValueError(
         f'attention: {name} must be {list(of.shape[:2])}, got {list(ids.shape)}'
       )
-  _check_bias(bias, query, key)
+  checks.bias_fits(bias, query, key)
   return reference.full_attention(
     query,
     key,
@@ -107,11 +107,11 @@ def causal_attention(
   """
   scale = query.shape[-1] ** -0.5 if scale is None else scale
   if position is not None:
-    _check_step(query, key, value, bias, position)
+    checks.step(query, key, value, bias, position)
     return steps.causal_step(
       query, key, value, scale=scale, bias=bias, position=position
     )
-  _check_shapes(query, key, value, bias, segment_ids, prefix)
+  checks.whole_rows(query, key, value, bias, segment_ids, prefix)
   name = implementations.choose(
     implementation,
     'causal_attention',
@@ -189,9 +189,9 @@ def selective_attention(
       the implementation cannot do what is asked.
   """
   if position is None:
-    _check_shapes(query, key, value, bias, segment_ids)
+    checks.whole_rows(query, key, value, bias, segment_ids)
   else:
-    _check_step(query, key, value, bias, position)
+    checks.step(query, key, value, bias, position)
     if masking is None or masking.shape != key.shape[:2]:
       raise ValueError(
         'attention: a selective step needs masking, [B, N] = '
@@ -256,62 +256,3 @@ def selective_attention(
   if return_masking:
     returned += (rows[:, 0],)
   return returned if len(returned) > 1 else out
-
-
-def _check_shapes(query, key, value, bias, segment_ids, prefix=None):
-  if not query.ndim == 4 or not query.shape == key.shape == value.shape:
-    raise ValueError(
-      'attention: query, key and value must have one shape [B, N, H, D], got '
-      f'{list(query.shape)}, {list(key.shape)}, {list(value.shape)}'
-    )
-  batch, length = query.shape[:2]
-  for name, ids in (('segment_ids', segment_ids), ('prefix', prefix)):
-    if ids is not None and ids.shape != (batch, length):
-      raise ValueError(
-        f'attention: {name} must be [B, N] = {[batch, length]}, got '
-        f'{list(ids.shape)}'
-      )
-  _check_bias(bias, query, key)
-
-
-def _check_step(query, key, value, bias, position):
-  _check_key_shapes(query, key, value)
-  batch = key.shape[0]
-  if query.shape[1] != 1:
-    raise ValueError(
-      'attention: a step takes one query, [B, 1, H, D], got '
-      f'{list(query.shape)}'
-    )
-  if position.shape != (batch,):
-    raise ValueError(
-      f'attention: position must be [B] = {[batch]}, got {list(position.shape)}'
-    )
-  _check_bias(bias, query, key)
-
-
-def _check_key_shapes(query, key, value):
-  if (
-    not query.ndim == key.ndim == 4
-    or key.shape != value.shape
-    or query.shape[::2] != key.shape[::2]
-    or query.shape[3] != key.shape[3]
-  ):
-    raise ValueError(
-      'attention: query must be [B, Q, H, D] and key and value [B, N, H, D], '
-      f'got {list(query.shape)}, {list(key.shape)}, {list(value.shape)}'
-    )
-
-
-def _check_bias(bias, query, key):
-  batch, queries, heads, _ = query.shape
-  full = (batch, heads, queries, key.shape[1])
-  if bias is not None:
-    try:
-      fits = jnp.broadcast_shapes(bias.shape, full) == full
-    except ValueError:
-      fits = False
-    if not fits:
-      raise ValueError(
-        f'attention: bias must broadcast to [B, H, Q, N] = {list(full)}, got '
-        f'{list(bias.shape)}'
-      )

@@ -1,0 +1,66 @@
+"""Whether arrays given to an attention function fit together."""
+
+import jax.numpy as jnp
+
+
+def whole_rows(query, key, value, bias, segment_ids, prefix=None):
+  """Raises ValueError unless all are of rows [B, N, H, D]."""
+  if not query.ndim == 4 or not query.shape == key.shape == value.shape:
+    raise ValueError(
+      'attention: query, key and value must have one shape [B, N, H, D], got '
+      f'{list(query.shape)}, {list(key.shape)}, {list(value.shape)}'
+    )
+  batch, length = query.shape[:2]
+  for name, ids in (('segment_ids', segment_ids), ('prefix', prefix)):
+    if ids is not None and ids.shape != (batch, length):
+      raise ValueError(
+        f'attention: {name} must be [B, N] = {[batch, length]}, got '
+        f'{list(ids.shape)}'
+      )
+  bias_fits(bias, query, key)
+
+
+def step(query, key, value, bias, position):
+  """Raises ValueError unless they are one query a row and a cache of keys."""
+  keys(query, key, value)
+  batch = key.shape[0]
+  if query.shape[1] != 1:
+    raise ValueError(
+      'attention: a step takes one query, [B, 1, H, D], got '
+      f'{list(query.shape)}'
+    )
+  if position.shape != (batch,):
+    raise ValueError(
+      f'attention: position must be [B] = {[batch]}, got {list(position.shape)}'
+    )
+  bias_fits(bias, query, key)
+
+
+def keys(query, key, value):
+  """Raises ValueError unless they are [B, Q, H, D] and twice [B, N, H, D]."""
+  if (
+    not query.ndim == key.ndim == 4
+    or key.shape != value.shape
+    or query.shape[::2] != key.shape[::2]
+    or query.shape[3] != key.shape[3]
+  ):
+    raise ValueError(
+      'attention: query must be [B, Q, H, D] and key and value [B, N, H, D], '
+      f'got {list(query.shape)}, {list(key.shape)}, {list(value.shape)}'
+    )
+
+
+def bias_fits(bias, query, key):
+  """Raises ValueError unless bias is None or broadcasts to [B, H, Q, N]."""
+  batch, queries, heads, _ = query.shape
+  full = (batch, heads, queries, key.shape[1])
+  if bias is not None:
+    try:
+      fits = jnp.broadcast_shapes(bias.shape, full) == full
+    except ValueError:
+      fits = False
+    if not fits:
+      raise ValueError(
+        f'attention: bias must broadcast to [B, H, Q, N] = {list(full)}, got '
+        f'{list(bias.shape)}'
+      )
