@@ -6,7 +6,7 @@ array of a step is longer.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -26,8 +26,9 @@ class EvictingCache(nn.Module):
   Leaves, K slots each: cached_key and cached_value [B, K, H, D];
   cached_key_position i32[B, K], the original positions; where the attention
   selects, cached_masking f32[B, K], the next query's row of F; where the policy
-  accumulates, cached_score f32[B, K]. Slots fill from 0, so the decoder's
-  position tells which are in use: all before it.
+  accumulates, cached_score f32[B, K]; where there is an extension, also
+  cached_<name> [B, K, ...] of what it keeps. Slots fill from 0, so the
+  decoder's position tells which are in use: all before it.
 
   Attributes:
     attention_fn: `attention.causal_attention`, `attention.selective_attention`
@@ -49,6 +50,7 @@ class EvictingCache(nn.Module):
     where: Place,
     *,
     bias_fn: Callable[..., jax.Array] | None = None,
+    kept: Mapping[str, jax.Array] | None = None,
     **settings,
   ) -> jax.Array:
     """Attends causally; nothing is padding while a model decodes.
@@ -60,11 +62,13 @@ class EvictingCache(nn.Module):
       where: the place of these tokens.
       bias_fn: gives the bias for (N, None) of whole rows, and for (i32[B, K],
         i32[B]), the positions of keys and queries, of steps.
+      kept: of these tokens, [B, N, ...] each, see `extensions.Extended`.
       **settings: of the attention function.
 
     Returns:
       As query.
     """
+    tokens = {'key': key, 'value': value, **(kept or {})}
     batch, length = key.shape[:2]
     size = min(self.pruning.budget, length)
     dtype = jnp.promote_types(key.dtype, jnp.float32)
@@ -75,17 +79,17 @@ class EvictingCache(nn.Module):
       )
 
     leaves = {
-      'key': leaf('cached_key', key.dtype, *key.shape[2:]),
-      'value': leaf('cached_value', value.dtype, *value.shape[2:]),
-      'position': leaf('cached_key_position', jnp.int32),
+      name: leaf(f'cached_{name}', x.dtype, *x.shape[2:])
+      for name, x in tokens.items()
     }
+    leaves['position'] = leaf('cached_key_position', jnp.int32)
     if selects(self.attention_fn):
       leaves['masking'] = leaf('cached_masking', dtype)
     if self.pruning.policy.accumulates:
       leaves['score'] = leaf('cached_score', dtype)
     if where.position is not None:
       return self._step(
-        leaves, query, key, value, where.position, bias_fn, settings
+        leaves, query, tokens, where.position, bias_fn, settings
       )
 
     pruned = pruned_attention(
@@ -98,19 +102,20 @@ class EvictingCache(nn.Module):
       layer=self.pruning.layer,
       bias=None if bias_fn is None else bias_fn(length, None),
       **settings,
+      **(kept or {}),
     )
     if where.lengths is not None:
-      self._fill(leaves, key, value, pruned, where.lengths)
+      self._fill(leaves, tokens, pruned, where.lengths)
     return pruned.out
 
-  def _step(self, leaves, query, key, value, position, bias_fn, settings):
+  def _step(self, leaves, query, tokens, position, bias_fn, settings):
     """Makes room for one token a row, keeps it, attends; [B, 1, H, D]."""
     held = {name: leaf.value for name, leaf in leaves.items()}
     if bias_fn is not None:
       bias_fn = functools.partial(bias_fn, position=position)
     logits = None
     if self.pruning.policy.reads_logits:
-      logits = _logits(query, key, held, position, bias_fn, settings)
+      logits = _logits(query, tokens['key'], held, position, bias_fn, settings)
     slot, scores = slots.admit(
       self.pruning.policy,
       position,
@@ -120,7 +125,8 @@ class EvictingCache(nn.Module):
       masking=held.get('masking'),
       logits=logits,
     )
-    new = {'key': key[:, 0], 'value': value[:, 0], 'position': position}
+    new = {name: x[:, 0] for name, x in tokens.items()}
+    new['position'] = position
     if 'score' in held:
       held['score'], new['score'] = scores[:, :-1], scores[:, -1]
     if 'masking' in held:
@@ -132,18 +138,18 @@ class EvictingCache(nn.Module):
       settings['bias'] = bias_fn(held['position'])
     if 'masking' in held:
       settings['masking'] = held['masking']
-    out = self.attention_fn(
-      query, held['key'], held['value'], position=last, **settings
-    )
+    settings |= {name: held[name] for name in tokens}
+    out = self.attention_fn(query, position=last, **settings)
     if 'masking' in held:
       out, held['masking'] = out
     for name, x in held.items():
       leaves[name].value = x
     return out
 
-  def _fill(self, leaves, key, value, pruned, lengths):
+  def _fill(self, leaves, tokens, pruned, lengths):
     """Keeps what the last query of each prompt, lengths - 1, leaves."""
-    length, size = key.shape[1], leaves['position'].value.shape[1]
+    batch, length = tokens['key'].shape[:2]
+    size = leaves['position'].value.shape[1]
     if length < size:
       raise ValueError(
         f'prompts of {length} tokens and a cache of {size}: expected at least '
@@ -151,9 +157,8 @@ class EvictingCache(nn.Module):
       )
     last = jnp.maximum(lengths - 1, 0)
     found = {
-      'key': key,
-      'value': value,
-      'position': jnp.broadcast_to(jnp.arange(length), key.shape[:2]),
+      **tokens,
+      'position': jnp.broadcast_to(jnp.arange(length), (batch, length)),
     }
     if pruned.masking is not None:
       # The row of F that the next token reads. A full row has no next token.

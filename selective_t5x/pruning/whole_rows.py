@@ -88,7 +88,7 @@ def pruned_attention(
       'a pruned cache reads causally: with PRUNING set, use '
       'models.LanguageModel.inputs_bidirectional_attention = False'
     )
-  check_selects(policy, attention_fn)
+  check_suits(policy, attention_fn)
   if 'implementation' in inspect.signature(attention_fn).parameters:
     # Faster ones have no F to return, and save no memory with this bias.
     settings['implementation'] = 'reference'
@@ -132,10 +132,21 @@ def pruned_attention(
   return Pruned(out, kept, masking, scores, memory)
 
 
-def check_selects(policy: Policy, attention_fn: Callable[..., Any]):
-  """Raises UserError if a policy needs F and the attention has none."""
+def check_suits(policy: Policy, attention_fn: Callable[..., Any]):
+  """Raises UserError if a policy needs F and the attention has none.
+
+  Also if the attention function does without pruning.
+  """
+  name = getattr(attention_fn, '__name__', attention_fn)
+  inner = getattr(attention_fn, 'func', attention_fn)
+  if getattr(inner, 'needs_every_key', False):
+    raise UserError(
+      f'pruning.{type(policy).__name__}: the attention function ({name}) needs '
+      'every key where it is, which a pruned cache has not: use PRUNING = None '
+      'or ATTENTION = @attention.selective_attention '
+      '(gin/attention/selective.gin)'
+    )
   if policy.reads_masking and not selects(attention_fn):
-    name = getattr(attention_fn, '__name__', attention_fn)
     raise UserError(
       f'pruning.{type(policy).__name__} evicts by what selection has masked, '
       f'but the attention function ({name}) does not select: '
