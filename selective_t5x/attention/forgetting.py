@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from selective_t5x.attention import api, masks
+from selective_t5x.attention.implementations import needs_every_key
 
 
 def forget_bias(
@@ -32,6 +33,7 @@ def forget_bias(
   return -jnp.cumsum(log_forget, axis=1).transpose(0, 2, 1)[:, :, None]
 
 
+@needs_every_key
 def forgetting_attention(
   query: jax.Array,
   key: jax.Array,

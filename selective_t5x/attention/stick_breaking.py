@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from selective_t5x.attention import checks, masks, reference, steps
+from selective_t5x.attention.implementations import needs_every_key
 
 
 def stick_breaking_weights(logits: jax.Array, visible: jax.Array) -> jax.Array:
@@ -32,6 +33,7 @@ def stick_breaking_weights(logits: jax.Array, visible: jax.Array) -> jax.Array:
   return jnp.where(visible, weights, 0)
 
 
+@needs_every_key
 def stick_breaking_attention(
   query: jax.Array,
   key: jax.Array,

@@ -11,22 +11,6 @@ import jax.numpy as jnp
 from selective_t5x.attention import masks
 
 
-def positions(length: int, segment_ids: jax.Array | None = None) -> jax.Array:
-  """Counts the tokens of each segment from 1.
-
-  Args:
-    length: N.
-    segment_ids: i32[B, N], 0 for padding, each segment contiguous; None for
-      one segment.
-
-  Returns:
-    i32[B, N], i32[1, N] without segment_ids; 1 or more, also in padding.
-  """
-  here = jnp.arange(length)
-  first = masks.first_in_segment(length, segment_ids)
-  return here - jax.lax.cummax(jnp.where(first, here, 0), axis=1) + 1
-
-
 def inverse_temperature(
   token: jax.Array | None = None,
   alpha: jax.Array | None = None,
@@ -43,7 +27,7 @@ def inverse_temperature(
   Args:
     token: f32[B, N], f(x); None without this term.
     alpha: f32[], how much the position matters; None without this term.
-    position: i32[B, N], from 1 (`positions`); with alpha.
+    position: i32[B, N], in its segment, from 1; with alpha.
     segment_ids: i32[B, N], 0 for padding, where the token says nothing; None
       where there is none.
 

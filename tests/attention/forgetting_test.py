@@ -1,5 +1,6 @@
 """Forgetting attention, against gates multiplied one by one."""
 
+import functools
 import math
 
 import jax
@@ -8,12 +9,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.test_util import check_grads
 
 from selective_t5x import attention
 from tests.attention import loops, properties
 
-attend = attention.forgetting_attention
+attend = functools.partial(
+  attention.forgetting_attention, implementation='reference'
+)
+plain = functools.partial(
+  attention.causal_attention, implementation='reference'
+)
 
 
 def gates(seed=3, dtype=np.float32):
@@ -42,8 +47,10 @@ def attention_loop(query, key, value, log_forget, scale, bias, segment_ids):
   return out
 
 
-@pytest.mark.parametrize('segment_ids', [None, properties.PACKED])
-@pytest.mark.parametrize('bias', [None, properties.bias_like(1, 2, 9, 9)])
+@pytest.mark.parametrize(
+  ('segment_ids', 'bias'),
+  [(None, None), (properties.PACKED, properties.bias_like(1, 2, 9, 9))],
+)
 @pytest.mark.parametrize('implementation', ['reference', 'blocked'])
 def test_it_is_the_written_out_product(segment_ids, bias, implementation):
   inputs = properties.arrays()
@@ -73,10 +80,8 @@ def test_equal_gates_are_a_bias_by_distance_and_1_is_plain(seed, gate):
   distance = math.log(gate) * (places[:, None] - places)
   for bias in (distance, None if gate == 1.0 else distance):
     np.testing.assert_allclose(
-      attend(*inputs, log_forget=equal, implementation='reference'),
-      attention.causal_attention(
-        *inputs, bias=bias, implementation='reference'
-      ),
+      attend(*inputs, log_forget=equal),
+      plain(*inputs, bias=bias),
       rtol=1e-4,
       atol=1e-4,
     )
@@ -86,7 +91,7 @@ def test_a_shut_gate_hides_all_before_it():
   query, key, value = properties.arrays()
   shut = jnp.zeros(key.shape[:3]).at[:, 4].set(-1e4)
   out = attend(query, key, value, log_forget=shut)
-  alone = attention.causal_attention(query[:, 4:], key[:, 4:], value[:, 4:])
+  alone = plain(query[:, 4:], key[:, 4:], value[:, 4:])
   np.testing.assert_allclose(out[:, 4:], alone, rtol=1e-3, atol=1e-3)
 
 
@@ -103,28 +108,13 @@ def test_fast_and_written_out_have_the_same_gradients():
     return jnp.sum(jnp.sin(out))
 
   fast, slow = (
-    jax.jit(
+    properties.compiled(
       jax.grad(lambda *a, n=name: loss(*a, implementation=n), (0, 1, 2, 3))
     )(*inputs)
     for name in ('blocked', 'reference')
   )
   for one, other in zip(fast, slow, strict=True):
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
-
-
-def test_its_gradient(float64):
-  def function(query, key, value, log_forget):
-    return attend(
-      query,
-      key,
-      value,
-      log_forget=log_forget,
-      segment_ids=properties.PACKED,
-      implementation='reference',
-    )
-
-  inputs = (*properties.arrays(dtype=np.float64), gates(dtype=np.float64))
-  check_grads(function, inputs, order=1, modes=('rev',))
 
 
 def test_padding_does_not_matter():
@@ -145,9 +135,9 @@ def test_steps_are_the_rows_of_the_parallel_form(bias):
 
 
 def test_a_long_row_keeps_its_digits():
-  # The sum of 2,048 gates of 0.5 is -1,420; what matters are differences.
+  # The sum of 1,024 gates of 0.5 is -710; what matters are differences.
   rng = np.random.default_rng(0)
-  length = 2048
+  length = 1024
   query, key, value = (
     jnp.asarray(rng.normal(size=(1, length, 1, 4)), jnp.float32)
     for _ in range(3)

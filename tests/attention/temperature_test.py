@@ -1,8 +1,8 @@
 """Temperatures of SSA, against the softmax written out."""
 
+import functools
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selective_t5x import attention
-from selective_t5x.attention import temperature
+from selective_t5x.attention import masks, temperature
 from tests.attention import loops, properties
 
 SHAPE = (properties.BATCH, properties.LENGTH)
@@ -27,7 +27,7 @@ def attend(
 ):
   """SSA with both terms on all three, by whole rows."""
   base = base or attention.causal_attention
-  places = temperature.positions(query.shape[1], segment_ids)
+  places = 1 + masks.position_in_segment(query.shape[1], segment_ids)
   given = [
     temperature.tempered(
       x,
@@ -38,7 +38,7 @@ def attend(
     )
     for name, x in (('q', query), ('k', key), ('v', value))
   ]
-  return base(*given, segment_ids=segment_ids)
+  return base(*given, segment_ids=segment_ids, implementation='reference')
 
 
 def per_token(seed=5):
@@ -59,8 +59,9 @@ def tempered_loop(x, token, alpha, ids):
   return out
 
 
-@pytest.mark.parametrize('segment_ids', [None, properties.PACKED])
-@pytest.mark.parametrize('head', [None, 0])
+@pytest.mark.parametrize(
+  ('segment_ids', 'head'), [(None, None), (properties.PACKED, 0)]
+)
 def test_it_is_the_written_out_softmax(segment_ids, head):
   inputs = properties.arrays()
   ids = loops.segments_of(*SHAPE, segment_ids)
@@ -78,14 +79,6 @@ def test_it_is_the_written_out_softmax(segment_ids, head):
   )
   out = attend(*inputs, segment_ids=segment_ids, base=base, **per_token())
   np.testing.assert_allclose(out, wanted, rtol=1e-5, atol=1e-5)
-
-
-def test_positions_count_from_1_in_each_segment():
-  np.testing.assert_array_equal(temperature.positions(3), [[1, 2, 3]])
-  places = np.asarray(temperature.positions(9, properties.PACKED))
-  np.testing.assert_array_equal(places[0, :7], [1, 2, 3, 4, 1, 2, 3])
-  np.testing.assert_array_equal(places[1, 4:], [1, 2, 3, 4, 5])
-  assert np.all(places >= 1)
 
 
 @settings(max_examples=30, deadline=None)
@@ -117,18 +110,18 @@ def test_without_terms_it_is_plain_attention(seed):
   nothing = {name: jnp.zeros(SHAPE) for name in 'qkv'}
   np.testing.assert_allclose(
     attend(*inputs, alpha=-100.0, **nothing),
-    attention.causal_attention(*inputs),
+    attention.causal_attention(*inputs, implementation='reference'),
     rtol=1e-5,
     atol=1e-6,
   )
 
 
-@pytest.mark.parametrize('name', ['causal_attention', 'selective_attention'])
-def test_padding_does_not_matter(name):
-  def function(*args, **kwargs):
-    return attend(*args, base=getattr(attention, name), **kwargs)
-
-  properties.check_padding(function, properties.arrays(), per_token())
+def test_padding_does_not_matter():
+  properties.check_padding(
+    functools.partial(attend, base=attention.selective_attention),
+    properties.arrays(),
+    per_token(),
+  )
 
 
 def test_packed_is_separate():
@@ -146,13 +139,13 @@ def test_what_is_cached_is_already_tempered():
     temperature.tempered(
       x,
       temperature.inverse_temperature(
-        of[name], alpha, temperature.positions(properties.LENGTH)
+        of[name], alpha, 1 + masks.position_in_segment(properties.LENGTH)
       ),
     )
     for name, x in (('k', key), ('v', value))
   ]
 
-  @jax.jit
+  @properties.compiled
   def step(position):
     rows = jnp.arange(properties.BATCH)
     t = temperature.inverse_temperature(
