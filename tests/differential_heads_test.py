@@ -48,7 +48,12 @@ def test_a_layer_is_the_difference_normalised_and_scaled():
     for name in ('query', 'key', 'value')
   )
   out = attention.differential_attention(
-    query, key, value, share=share, segment_ids=SEGMENTS
+    query,
+    key,
+    value,
+    share=share,
+    segment_ids=SEGMENTS,
+    implementation='reference',
   )
   out /= np.sqrt(np.mean(np.square(out), axis=-1, keepdims=True) + 1e-5)
   out *= (1 - initial) * learned['norm']['scale']

@@ -31,6 +31,18 @@ def arrays(seed=0):
   return Heads(*rng.normal(size=(3, 2, 5, 2, 4)).astype(np.float32))
 
 
+def initial(module):
+  heads = arrays()
+  return module.init(
+    jax.random.key(0),
+    jnp.zeros((2, 5, 16)),
+    heads,
+    heads,
+    jnp.ones((1, 5), int),
+    deterministic=True,
+  )['params']
+
+
 def test_each_array_is_multiplied_by_its_formula():
   projected, heads = arrays(0), arrays(1)
   position = np.array([[1, 2, 3, 1, 2]])
@@ -62,20 +74,9 @@ def test_each_array_is_multiplied_by_its_formula():
 def test_each_switch_is_one_parameter(name):
   switches = dict.fromkeys(NAMES, False) | {name: True}
   module = ssa.SSA(num_heads=2, head_dim=4, **switches)
-  heads = arrays()
-  variables = jax.eval_shape(
-    lambda: module.init(
-      jax.random.key(0),
-      jnp.zeros((2, 5, 16)),
-      heads,
-      heads,
-      jnp.ones((1, 5), int),
-      deterministic=True,
-    )
-  )
-  assert set(variables['params']) == {name}
-  shape = (8,) if name.endswith('token') else ()
-  assert variables['params'][name].shape == shape
+  params = jax.eval_shape(lambda: initial(module))
+  assert set(params) == {name}
+  assert params[name].shape == ((8,) if name.endswith('token') else ())
 
 
 def parameters(extension):
@@ -100,9 +101,12 @@ def test_it_adds_under_a_tenth_of_a_percent():
   assert added / plain < 0.001
 
 
-@pytest.mark.parametrize('kind', ['decoder', 't5'])
 @pytest.mark.parametrize(
-  'attention_fn', [attention.causal_attention, attention.selective_attention]
+  ('kind', 'attention_fn'),
+  [
+    ('decoder', attention.causal_attention),
+    ('t5', attention.selective_attention),
+  ],
 )
 def test_it_can_start_as_plain_attention(kind, attention_fn):
   plain = cached_models.build(kind, attention_fn)
@@ -126,33 +130,25 @@ def test_it_can_start_as_plain_attention(kind, attention_fn):
 
 
 def _with_extensions(params):
-  """A checkpoint's parameters, and SSA's of every decoder layer at its start."""
+  """A checkpoint's parameters, and SSA's of each decoder layer at its start."""
   start = {
     'query_token': jnp.zeros(16),
     'query_position': jnp.array(-10.0),
     'value_token': jnp.zeros(16),
   }
   params = jax.tree.map(lambda x: x, params)
-  for name, layer in params['decoder' if 'decoder' in params else ()].items():
+  for name, layer in params.get('decoder', params).items():
     if name.startswith('layers_'):
       layer['self_attention']['extension'] = start
   return params
 
 
 def test_its_initial_values_are_those_of_its_start():
-  heads = arrays()
   for module, last_layer, alpha in (
     (ssa.SSA(num_heads=2, head_dim=4), 8**-0.5, 0.0),
     (StartsPlain(num_heads=2, head_dim=4), 0.0, -10.0),
   ):
-    params = module.init(
-      jax.random.key(0),
-      jnp.zeros((2, 5, 16)),
-      heads,
-      heads,
-      jnp.ones((1, 5), int),
-      deterministic=True,
-    )['params']
+    params = initial(module)
     assert set(params) == {'query_token', 'query_position', 'value_token'}
     assert params['query_position'] == alpha
     size = np.std(

@@ -42,7 +42,7 @@ def full_attention(
   Raises:
     ValueError: if the shapes do not fit together.
   """
-  checks.keys(query, key, value)
+  checks.key_shapes(query, key, value)
   for name, ids, of in (
     ('query_ids', query_ids, query),
     ('key_ids', key_ids, key),
@@ -51,7 +51,7 @@ def full_attention(
       raise ValueError(
         f'attention: {name} must be {list(of.shape[:2])}, got {list(ids.shape)}'
       )
-  checks.bias_fits(bias, query, key)
+  checks.bias_shape(bias, query, key)
   return reference.full_attention(
     query,
     key,
@@ -111,7 +111,7 @@ def causal_attention(
     return steps.causal_step(
       query, key, value, scale=scale, bias=bias, position=position
     )
-  checks.whole_rows(query, key, value, bias, segment_ids, prefix)
+  checks.shapes(query, key, value, bias, segment_ids, prefix)
   name = implementations.choose(
     implementation,
     'causal_attention',
@@ -189,7 +189,7 @@ def selective_attention(
       the implementation cannot do what is asked.
   """
   if position is None:
-    checks.whole_rows(query, key, value, bias, segment_ids)
+    checks.shapes(query, key, value, bias, segment_ids)
   else:
     checks.step(query, key, value, bias, position)
     if masking is None or masking.shape != key.shape[:2]:

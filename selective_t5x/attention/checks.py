@@ -1,10 +1,10 @@
-"""Whether arrays given to an attention function fit together."""
+"""Checks of the arrays that the public attention functions are given."""
 
 import jax.numpy as jnp
 
 
-def whole_rows(query, key, value, bias, segment_ids, prefix=None):
-  """Raises ValueError unless all are of rows [B, N, H, D]."""
+def shapes(query, key, value, bias, segment_ids, prefix=None):
+  """Raises ValueError unless arrays of whole rows fit together."""
   if not query.ndim == 4 or not query.shape == key.shape == value.shape:
     raise ValueError(
       'attention: query, key and value must have one shape [B, N, H, D], got '
@@ -17,12 +17,12 @@ def whole_rows(query, key, value, bias, segment_ids, prefix=None):
         f'attention: {name} must be [B, N] = {[batch, length]}, got '
         f'{list(ids.shape)}'
       )
-  bias_fits(bias, query, key)
+  bias_shape(bias, query, key)
 
 
 def step(query, key, value, bias, position):
-  """Raises ValueError unless they are one query a row and a cache of keys."""
-  keys(query, key, value)
+  """Raises ValueError unless the arrays of a step fit together."""
+  key_shapes(query, key, value)
   batch = key.shape[0]
   if query.shape[1] != 1:
     raise ValueError(
@@ -33,11 +33,11 @@ def step(query, key, value, bias, position):
     raise ValueError(
       f'attention: position must be [B] = {[batch]}, got {list(position.shape)}'
     )
-  bias_fits(bias, query, key)
+  bias_shape(bias, query, key)
 
 
-def keys(query, key, value):
-  """Raises ValueError unless they are [B, Q, H, D] and twice [B, N, H, D]."""
+def key_shapes(query, key, value):
+  """Raises ValueError unless keys and values are what queries need."""
   if (
     not query.ndim == key.ndim == 4
     or key.shape != value.shape
@@ -50,8 +50,8 @@ def keys(query, key, value):
     )
 
 
-def bias_fits(bias, query, key):
-  """Raises ValueError unless bias is None or broadcasts to [B, H, Q, N]."""
+def bias_shape(bias, query, key):
+  """Raises ValueError unless a bias broadcasts to the logits."""
   batch, queries, heads, _ = query.shape
   full = (batch, heads, queries, key.shape[1])
   if bias is not None:

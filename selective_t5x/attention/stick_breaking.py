@@ -79,7 +79,7 @@ def stick_breaking_attention(
     logits = steps.query_logits(query, key, scale, bias)
     weights = stick_breaking_weights(logits, earlier[:, None, None])
   else:
-    checks.whole_rows(query, key, value, bias, segment_ids)
+    checks.shapes(query, key, value, bias, segment_ids)
     query, key, value = (
       masks.zero_padding(x, segment_ids) for x in (query, key, value)
     )

@@ -96,9 +96,7 @@ def test_huge_logits_have_finite_gradients():
 
 def test_its_gradient(float64):
   inputs = properties.arrays(dtype=np.float64)
-  function = properties.compiled(
-    lambda *args: attend(*args, segment_ids=properties.PACKED)
-  )
+  function = jax.jit(lambda *args: attend(*args, segment_ids=properties.PACKED))
   check_grads(function, inputs, order=1, modes=('rev',))
 
 
