@@ -88,8 +88,9 @@ class KeyValueCache(nn.Module):
   """Attends with the keys and values of earlier tokens, and keeps the new ones.
 
   Leaves: cached_key and cached_value [B, N, H, D]; where the attention function
-  selects, also cached_masking f32[B, N], what earlier tokens have masked; where
-  there is an extension, also cached_<name> [B, N, ...] of what it keeps.
+  selects, also cached_masking f32[B, N], what earlier tokens have masked, or
+  f32[B, G, N] where G > 1 heads select; where there is an extension, also
+  cached_<name> [B, N, ...] of what it keeps.
 
   Attributes:
     attention_fn: `attention.causal_attention`, `attention.selective_attention`
@@ -132,13 +133,19 @@ class KeyValueCache(nn.Module):
       for name, x in tokens.items()
     }
     slots = leaves['key'].value.shape[1]
-    if selects:
-      dtype = jnp.promote_types(key.dtype, jnp.float32)
-      masking = self.variable(
-        'cache', 'cached_masking', jnp.zeros, key.shape[:2], dtype
-      )
     if bias_fn is not None:
       settings['bias'] = bias_fn(slots, where.position)
+
+    def attend(**asked):
+      return self.attention_fn(query, key, value, **kept, **settings, **asked)
+
+    def nothing_masked():
+      """A row of F: how many heads select is the attention function's own."""
+      _, rows = jax.eval_shape(lambda: attend(return_masking=True))
+      return jnp.zeros((*rows.shape[:-2], slots), rows.dtype)
+
+    if selects:
+      masking = self.variable('cache', 'cached_masking', nothing_masked)
 
     if where.position is not None:
       # In place, in the loop of decoding; a row that is over writes nothing.
@@ -160,9 +167,8 @@ class KeyValueCache(nn.Module):
         out, masking.value = out
       return out
 
-    settings |= kept
     if where.lengths is None:
-      return self.attention_fn(query, key, value, **settings)
+      return attend()
 
     if key.shape != leaves['key'].value.shape:
       raise ValueError(
@@ -173,11 +179,15 @@ class KeyValueCache(nn.Module):
     for name, x in tokens.items():
       leaves[name].value = masks.zero_padding(x, filled)
     if not selects:
-      return self.attention_fn(query, key, value, **settings)
-    out, rows = self.attention_fn(
-      query, key, value, return_masking=True, **settings
-    )
+      return attend()
+    out, rows = attend(return_masking=True)
     # The row of F that the next token reads. A full row has no next token.
-    following = jnp.minimum(where.lengths, slots - 1)[:, None, None]
-    masking.value = jnp.take_along_axis(rows, following, axis=1)[:, 0]
+    following = jnp.minimum(where.lengths, slots - 1)
+    masking.value = row_of(rows, following)
     return out
+
+
+def row_of(x: jax.Array, query: jax.Array) -> jax.Array:
+  """Picks [B, ..., N] of [B, ..., N, N] by i32[B] on the query axis."""
+  index = query.reshape(-1, *(1,) * (x.ndim - 1))
+  return jnp.take_along_axis(x, index, axis=-2)[..., 0, :]

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from selective_t5x.attention import masks, steps
-from selective_t5x.cache import Place
+from selective_t5x.attention.selection import spread
+from selective_t5x.cache import Place, row_of
 from selective_t5x.pruning import slots
 from selective_t5x.pruning.config import LayerPruning
 from selective_t5x.pruning.whole_rows import pruned_attention, selects
@@ -25,7 +26,8 @@ class EvictingCache(nn.Module):
 
   Leaves, K slots each: cached_key and cached_value [B, K, H, D];
   cached_key_position i32[B, K], the original positions; where the attention
-  selects, cached_masking f32[B, K], the next query's row of F; where the policy
+  selects, cached_masking f32[B, K], the next query's row of F, or f32[B, K, G]
+  where G > 1 heads select, whose mean the policy goes by; where the policy
   accumulates, cached_score f32[B, K]; where there is an extension, also
   cached_<name> [B, K, ...] of what it keeps. Slots fill from 0, so the
   decoder's position tells which are in use: all before it.
@@ -83,11 +85,11 @@ class EvictingCache(nn.Module):
       for name, x in tokens.items()
     }
     leaves['position'] = leaf('cached_key_position', jnp.int32)
-    if selects(self.attention_fn):
-      leaves['masking'] = leaf('cached_masking', dtype)
     if self.pruning.policy.accumulates:
       leaves['score'] = leaf('cached_score', dtype)
     if where.position is not None:
+      if selects(self.attention_fn):
+        leaves['masking'] = leaf('cached_masking', dtype)
       return self._step(
         leaves, query, tokens, where.position, bias_fn, settings
       )
@@ -104,6 +106,9 @@ class EvictingCache(nn.Module):
       **settings,
       **(kept or {}),
     )
+    if pruned.masking is not None:
+      groups = pruned.masking.shape[1:-2]
+      leaves['masking'] = leaf('cached_masking', dtype, *groups)
     if where.lengths is not None:
       self._fill(leaves, tokens, pruned, where.lengths)
     return pruned.out
@@ -122,7 +127,7 @@ class EvictingCache(nn.Module):
       held['position'],
       layer=self.pruning.layer,
       scores=held.get('score'),
-      masking=held.get('masking'),
+      masking=_mean(held.get('masking')),
       logits=logits,
     )
     new = {name: x[:, 0] for name, x in tokens.items()}
@@ -130,18 +135,19 @@ class EvictingCache(nn.Module):
     if 'score' in held:
       held['score'], new['score'] = scores[:, :-1], scores[:, -1]
     if 'masking' in held:
-      new['masking'] = jnp.zeros(position.shape, held['masking'].dtype)
+      new['masking'] = jnp.zeros_like(held['masking'][:, 0])
     last = slots.last_slot(position, held['position'].shape[1])
     for name, x in held.items():
       held[name] = slots.put(x, new[name], slot, last)
     if bias_fn is not None:
       settings['bias'] = bias_fn(held['position'])
     if 'masking' in held:
-      settings['masking'] = held['masking']
+      settings['masking'] = _slots_last(held['masking'])
     settings |= {name: held[name] for name in tokens}
     out = self.attention_fn(query, position=last, **settings)
     if 'masking' in held:
-      out, held['masking'] = out
+      out, masking = out
+      held['masking'] = _slots_last(masking)
     for name, x in held.items():
       leaves[name].value = x
     return out
@@ -163,19 +169,26 @@ class EvictingCache(nn.Module):
     if pruned.masking is not None:
       # The row of F that the next token reads. A full row has no next token.
       following = jnp.minimum(lengths, length - 1)
-      found['masking'] = _row(pruned.masking, following)
+      found['masking'] = _slots_last(row_of(pruned.masking, following))
     if pruned.scores is not None:
-      found['score'] = _row(pruned.scores, last)
-    index = slots.gather_kept(_row(pruned.kept, last), size)
+      found['score'] = row_of(pruned.scores, last)
+    index = slots.gather_kept(row_of(pruned.kept, last), size)
     filled = jnp.arange(size) < lengths[:, None]
     rows = jnp.arange(index.shape[0])[:, None]
     for name, x in found.items():
       leaves[name].value = masks.zero_padding(x[rows, index], filled)
 
 
-def _row(x, query):
-  """Picks [B, N] of [B, N, N] by i32[B] on the query axis."""
-  return jnp.take_along_axis(x, query[:, None, None], axis=1)[:, 0]
+def _slots_last(masking):
+  """Exchanges [B, K, G] and [B, G, K], where there is a G."""
+  return masking if masking.ndim == 2 else masking.swapaxes(1, 2)
+
+
+def _mean(masking):
+  """Returns f32[B, K], the mean over the G; None for None."""
+  if masking is None or masking.ndim == 2:
+    return masking
+  return jnp.mean(masking, axis=2)
 
 
 def _logits(query, key, held, position, bias_fn, settings):
@@ -192,5 +205,8 @@ def _logits(query, key, held, position, bias_fn, settings):
     )
   logits = logits[:, :, 0]
   if 'masking' in held:
-    logits -= jnp.pad(held['masking'], ((0, 0), (0, 1)))[:, None]
+    masking = held['masking']
+    masking = masking.reshape(*masking.shape[:2], -1).swapaxes(1, 2)
+    masking = spread(masking, logits.shape[1])
+    logits -= jnp.pad(masking, ((0, 0), (0, 0), (0, 1)))
   return logits

@@ -7,6 +7,7 @@ from selective_t5x.attention.api import (
 )
 from selective_t5x.attention.differential import differential_attention
 from selective_t5x.attention.forgetting import forgetting_attention
+from selective_t5x.attention.patterns import strided_attention, window_attention
 from selective_t5x.attention.selection import masking_matrix
 from selective_t5x.attention.stick_breaking import stick_breaking_attention
 
@@ -18,4 +19,6 @@ __all__ = [
   'masking_matrix',
   'selective_attention',
   'stick_breaking_attention',
+  'strided_attention',
+  'window_attention',
 ]

@@ -64,3 +64,42 @@ def bias_shape(bias, query, key):
         f'attention: bias must broadcast to [B, H, Q, N] = {list(full)}, got '
         f'{list(bias.shape)}'
       )
+
+
+def selection(query, key, selection_query, selection_key):
+  """Returns what selects in the heads' place, or None if there is none.
+
+  Raises:
+    ValueError: unless there are both or neither, of shapes that fit.
+  """
+  own = selection_query, selection_key
+  if selection_query is None and selection_key is None:
+    return None
+  (batch, queries, heads, _), keys = query.shape, key.shape[1]
+  if (
+    any(x is None or x.ndim != 4 for x in own)
+    or selection_query.shape[:2] != (batch, queries)
+    or selection_key.shape[:2] != (batch, keys)
+    or selection_query.shape[2:] != selection_key.shape[2:]
+    or heads % selection_query.shape[2]
+  ):
+    found = ', '.join(str(None if x is None else list(x.shape)) for x in own)
+    raise ValueError(
+      'attention: selection_query and selection_key must be '
+      f'[{batch}, {queries}, G, E] and [{batch}, {keys}, G, E], G a divisor of '
+      f'the {heads} heads, got {found}'
+    )
+  return own
+
+
+def masking(masking, selection_key):
+  """Raises ValueError unless a step is given a row of F."""
+  batch, slots, groups, _ = selection_key.shape
+  axes, shape = '[B, N]', (batch, slots)
+  if groups > 1:
+    axes, shape = '[B, G, N]', (batch, groups, slots)
+  if masking is None or masking.shape != shape:
+    raise ValueError(
+      f'attention: a selective step needs masking, {axes} = {list(shape)}, got '
+      f'{None if masking is None else list(masking.shape)}'
+    )
