@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import gin
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
