@@ -21,8 +21,7 @@ def inverse_temperature(
 
   The paper's two terms: what the token says of itself, tanh(f(x)), and how far
   into its segment it stands, 1 + sigmoid(alpha) * log(n). Differs from the
-  paper, where t is one of them or their sum: the 1 stays without the second,
-  so that f = 0 is plain attention.
+  paper: the 1 stays without the second, so that f = 0 is plain attention.
 
   Args:
     token: f32[B, N], f(x); None without this term.
