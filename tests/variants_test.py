@@ -24,7 +24,7 @@ from selective_t5x import cache, config_files, layers, network, t5_layers
 BATCH, LENGTH, WIDTH, HEADS, SIZE, LAYERS = 2, 11, 8, 2, 4, 2
 ONE = np.ones((BATCH, LENGTH), np.int32)
 PACKED = np.array([[1] * 4 + [2] * 7, [3] * 8 + [0] * 3], np.int32)
-NOT_VARIANTS = {'fade_in', 'memory_loss'}
+NOT_VARIANTS = {'fade_in', 'memory_loss', 'ssa_finetune'}
 
 
 @dataclasses.dataclass
@@ -135,6 +135,78 @@ def strided(segment, stride):
   )
 
 
+def tempered(segment, **terms):
+  """The segment with SSA's temperatures; terms default to the gin file's."""
+  terms = {'query': 'token position', 'key': '', 'value': 'token'} | terms
+  changed = {}
+  for (name, terms_of), raw in zip(
+    terms.items(), segment.projected, strict=True
+  ):
+    changed[name] = np.array(getattr(segment, name))
+    for i in range(segment.length):
+      t = 1.0
+      if 'token' in terms_of:
+        flat = raw[i].reshape(-1)
+        # gelu, by its tanh form.
+        inner = math.sqrt(2 / math.pi) * (flat + 0.044715 * flat**3)
+        gelu = flat * (1 + np.tanh(inner)) / 2
+        t += math.tanh(gelu @ segment.params[f'{name}_token'])
+      if 'position' in terms_of:
+        share = 1 / (1 + math.exp(-segment.params[f'{name}_position']))
+        t += share * math.log(i + 1)
+      changed[name][i] *= t
+  return dataclasses.replace(segment, **changed)
+
+
+def forgetting(segment):
+  params = segment.params
+  gates = segment.x @ params['kernel']['kernel'] + params['bias']
+  gates = 1 / (1 + np.exp(-gates))
+
+  def faded(h, i, j):
+    passed = math.prod(gates[k, h] for k in range(j + 1, i + 1))
+    return segment.logit(h, i, j) + math.log(passed)
+
+  return softmax(segment, faded)
+
+
+def differential(segment):
+  half = SIZE // 2
+  # A head is two of half the size; T5 has its scale in the kernels.
+  scale = 1.0 if segment.scale == 1 else half**-0.5
+  first, second = (
+    softmax(
+      dataclasses.replace(
+        segment,
+        query=segment.query[..., part],
+        key=segment.key[..., part],
+        scale=scale,
+      )
+    )
+    for part in (slice(half), slice(half, SIZE))
+  )
+  learned = segment.params
+  initial = 0.8 - 0.6 * math.exp(-0.3 * segment.layer)
+  share = initial + sum(
+    sign * math.exp(learned[f'share_query_{i}'] @ learned[f'share_key_{i}'])
+    for i, sign in ((1, 1), (2, -1))
+  )
+  out = first - share * second
+  out /= np.sqrt(np.mean(out**2, axis=-1, keepdims=True) + 1e-5)
+  return (1 - initial) * learned['norm']['scale'] * out
+
+
+def stick_breaking(segment):
+  out = np.zeros_like(segment.value)
+  for h, i in np.ndindex(out.shape[1], segment.length):
+    left = 1.0
+    for j in reversed(range(i)):
+      taken = left / (1 + math.exp(-segment.logit(h, i, j)))
+      out[i, h] += taken * segment.value[j, h]
+      left -= taken
+  return out
+
+
 @dataclasses.dataclass(frozen=True)
 class Variant:
   """A row of the table.
@@ -185,6 +257,24 @@ VARIANTS = {
     ('WINDOW = 3', 'KEEP_FIRST = True'),
   ),
   'strided': Variant('strided', lambda s: strided(s, 3), ('STRIDE = 3',)),
+  'ssa': Variant('ssa', lambda s: baseline(tempered(s))),
+  'ssa of other terms': Variant(
+    'ssa',
+    lambda s: baseline(tempered(s, query='', key='token', value='position')),
+    (
+      'ssa.SSA.query_token = False',
+      'ssa.SSA.query_position = False',
+      'ssa.SSA.key_token = True',
+      'ssa.SSA.value_token = False',
+      'ssa.SSA.value_position = True',
+    ),
+  ),
+  'ssa and selective': Variant(
+    'ssa_selective', lambda s: selective(tempered(s), head(0))
+  ),
+  'forgetting': Variant('forgetting', forgetting),
+  'differential': Variant('differential', differential),
+  'stick-breaking': Variant('stick_breaking', stick_breaking),
 }
 
 
