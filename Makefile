@@ -8,7 +8,7 @@ TFDS := $(shell grep -i '^tensorflow-datasets==' constraints.txt)
 
 .PHONY: install install-aot quickstart study-t5 study-pruning test test-aot \
   test-fast lint format conformance clean bench-attention bench-decode \
-  bench-engine bench-report bench-tasks bench-tpu
+  bench-engine bench-report bench-tasks bench-tpu bench-variants
 
 install: $(VENV)/.installed
 
@@ -54,6 +54,10 @@ bench-engine: install
 # Time and memory of selective attention over attention written out.
 bench-attention: install
 	$(BIN)/python benchmarks/attention.py $(ARGS)
+
+# The training step of every variant of attention over the baseline's.
+bench-variants: install
+	$(BIN)/python benchmarks/variants.py $(ARGS)
 
 # Weight of a page with the masking viewer, and its steps in Chromium.
 bench-report: install
