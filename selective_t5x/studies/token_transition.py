@@ -8,7 +8,8 @@ with small weights. Tokens 0 to 7 go, each as likely, to their next 1, 1, 2, 2,
 4, 4, 8, 8 tokens on a circle. One attention head is all of the model: the
 chance of j after i is its weight, softmax_j of t_i * <W_q e_i, W_k e_j> /
 sqrt(D), with random embeddings e of size D, 4 or 8; t is 1, or SSA's 1 +
-tanh(f), `attention.temperature`. Both fit the matrix by Adam on the exact expected
+tanh(f), `attention.temperature`. Both fit the matrix by Adam on the exact
+expected
 cross-entropy: nothing is sampled. A seed gives embeddings and initial weights
 to both. The paper draws its graph as a figure, which this one is not; its
 sizes and training are not known to us.
