@@ -9,10 +9,9 @@ with small weights. Tokens 0 to 7 go, each as likely, to their next 1, 1, 2, 2,
 chance of j after i is its weight, softmax_j of t_i * <W_q e_i, W_k e_j> /
 sqrt(D), with random embeddings e of size D, 4 or 8; t is 1, or SSA's 1 +
 tanh(f), `attention.temperature`. Both fit the matrix by Adam on the exact
-expected
-cross-entropy: nothing is sampled. A seed gives embeddings and initial weights
-to both. The paper draws its graph as a figure, which this one is not; its
-sizes and training are not known to us.
+expected cross-entropy: nothing is sampled. A seed gives embeddings and initial
+weights to both. The paper draws its graph as a figure, which this one is not;
+its sizes and training are not known to us.
 
 Printed are means over the seeds of the cross-entropy above its floor (nats a
 token), the L1 distance of the matrices (mean over rows) and the spectral norm
