@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from selective_t5x import cells, results
+from selective_t5x.cell_runs import run_cells
 from selective_t5x.comparison import compare_cells, spread
 from tests import fake_training
 
@@ -17,8 +18,7 @@ def setting(tmp_path):
 
 def trained(setting, **change):
   made = cells.make_cells(**{**setting, **change})
-  for cell in made:
-    cells.run_cell(cell, fake_training.PROGRAM)
+  run_cells(made, program=fake_training.PROGRAM)
   return made
 
 
