@@ -1,5 +1,6 @@
 import json
 import os
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -35,6 +36,12 @@ def test_a_run_writes_what_t5x_writes(whole_run):
   info = (model_dir / 'model-info.txt').read_text()
   assert 'Total number of parameters: ' in info
   assert 'target/token_embedder/embedding' in info
+  costs = json.loads((model_dir / 'costs.json').read_text())
+  # Forward and back, of every weight for every token, and some attention.
+  found = re.search('Total number of parameters: (.*)', info)
+  assert costs['flops_per_step'] > 6 * int(found[1]) * 4 * tiny.LENGTH / 2
+  # At least the weights and Adam's two moments.
+  assert 3 * 4 * int(found[1]) < costs['step_bytes'] < 100_000_000
   assert [step for step, _ in _losses(model_dir)] == [1, 2, 3, 4]
   evals = _losses(model_dir, f'training_eval/{tiny.TASK}')
   assert [step for step, _ in evals] == [2, 4]
