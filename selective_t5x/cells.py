@@ -12,7 +12,7 @@ import os
 import pathlib
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import selective_t5x
@@ -186,12 +186,44 @@ def differences(cells: Sequence[Cell]) -> dict[str, dict[str, str | None]]:
 
   A variant that does not set the binding has None there. Seeds are left out.
   """
-  by_variant = {cell.variant: cell.bindings for cell in cells}
+  return _differing({cell.variant: cell.bindings for cell in cells})
+
+
+def used_differences(
+  cells: Sequence[Cell],
+) -> dict[str, dict[str, str | None]] | None:
+  """Returns {binding: {variant: value}} of the values that finished runs used.
+
+  Those that no gin file sets are among them. Seeds and MODEL_DIR are left out;
+  where the runs of a variant differ in more than these, all values are there.
+
+  Returns:
+    None where a run did not write them.
+  """
+  by_variant: dict[str, dict[str, list[str]]] = {}
+  for cell in cells:
+    path = cell.folder / results.OPERATIVE_CONFIG_FILE
+    if not path.exists():
+      return None
+    used = by_variant.setdefault(cell.variant, {})
+    for key, value in _bindings(config_check.load([str(path)], [], ['.'])):
+      values = used.setdefault(key, [])
+      if value not in values:
+        values.append(value)
+  return _differing(
+    {
+      variant: {key: '; '.join(values) for key, values in used.items()}
+      for variant, used in by_variant.items()
+    }
+  )
+
+
+def _differing(by_variant):
   keys = dict.fromkeys(key for b in by_variant.values() for key in b)
   found = {}
   for key in keys:
     values = {name: b.get(key) for name, b in by_variant.items()}
-    if key not in _SEEDS and len(set(values.values())) > 1:
+    if key not in _OWN_MACROS and len(set(values.values())) > 1:
       found[key] = values
   return found
 
@@ -209,11 +241,7 @@ def _make_cell(gin_files, variant, seed, gin_bindings, output_dir) -> Cell:
   paths = ['.', str(config_files.search_path())]
   config = config_check.load(files, bindings, paths)
   config_check.check(config)
-  in_force = {}
-  for binding in config.final():
-    scope = f'{binding.scope}/' if binding.scope else ''
-    selector = f'{binding.full_selector}.' if binding.selector else ''
-    in_force[f'{scope}{selector}{binding.name}'] = _gin_text(binding.value)
+  in_force = dict(_bindings(config))
   del in_force['MODEL_DIR']
   flags = [
     *(f'--gin_file={file}' for file in files),
@@ -227,6 +255,14 @@ def _make_cell(gin_files, variant, seed, gin_bindings, output_dir) -> Cell:
     arguments=('--run_mode=train', *flags),
     bindings=in_force,
   )
+
+
+def _bindings(config: config_check.Config) -> Iterator[tuple[str, str]]:
+  """Yields the left and the right side of each binding in force."""
+  for binding in config.final():
+    scope = f'{binding.scope}/' if binding.scope else ''
+    selector = f'{binding.full_selector}.' if binding.selector else ''
+    yield f'{scope}{selector}{binding.name}', _gin_text(binding.value)
 
 
 def _gin_text(value) -> str:

@@ -29,6 +29,7 @@ from selective_t5x.errors import UserError
 RUN_FILE = 'run.json'
 SUMMARY_FILE = 'summary.json'
 COSTS_FILE = 'costs.json'
+OPERATIVE_CONFIG_FILE = 'operative_config.gin'
 METRICS_FILE = 'metrics.jsonl'
 TRAIN_FOLDER = 'train'
 EVAL_FOLDER = 'training_eval'

@@ -140,7 +140,9 @@ def recorded_run(folder: str, *, run_mode: str, seed: int | None, vocabulary):
         folder.rmdir()
     raise
   results.write_peak_memory(folder)
-  (folder / 'operative_config.gin').write_text(gin.operative_config_str())
+  (folder / results.OPERATIVE_CONFIG_FILE).write_text(
+    gin.operative_config_str()
+  )
   if run_mode == 'train' and '://' not in str(folder):
     results.write_summary(folder)
   if run_mode == 'eval':
