@@ -30,7 +30,7 @@ from collections.abc import Callable, Sequence
 from selective_t5x import cell_runs, cells, results
 from selective_t5x.comparison import Comparison, compare_cells
 from selective_t5x.errors import UserError, did_you_mean
-from selective_t5x.report import page, plots, tables
+from selective_t5x.report import events, page, plots, tables
 
 _VARIANT_GIN = '--variant_gin.'
 
@@ -48,7 +48,8 @@ def compare(
   """Trains what is missing of a comparison, and writes its figures.
 
   In output_dir: a result folder for each variant and seed, comparison.json (all
-  figures), curves.csv, table.txt and learning_curves.png.
+  figures), curves.csv, table.txt, learning_curves.png, and the curves as
+  TensorBoard events.
 
   Args:
     gin_files: what all variants share.
@@ -77,9 +78,9 @@ def compare(
     tables.curves_csv(figures), encoding='utf-8'
   )
   (folder / 'table.txt').write_text(tables.as_text(figures), encoding='utf-8')
-  (folder / 'learning_curves.png').write_bytes(
-    plots.png(plots.learning_curves(figures))
-  )
+  curves = plots.png(plots.learning_curves(figures))
+  (folder / 'learning_curves.png').write_bytes(curves)
+  events.write(folder, figures, curves)
   return results.read_json(folder / 'comparison.json')
 
 

@@ -90,12 +90,13 @@ def curves_csv(comparison: dict[str, Any]) -> str:
   """Returns every point of every learning curve, one a line."""
   text = io.StringIO()
   writer = csv.writer(text, lineterminator='\n')
+  columns = ('step', 'train_seconds', 'loss', 'accuracy')
+  names = {'loss': comparison['loss']}
   writer.writerow(
-    ['variant', 'seed', 'task', 'step', comparison['loss'], 'accuracy']
+    ['variant', 'seed', 'task', *(names.get(c, c) for c in columns)]
   )
   for curve in comparison['curves']:
-    points = zip(curve['step'], curve['loss'], curve['accuracy'], strict=True)
-    for point in points:
+    for point in zip(*(curve[c] for c in columns), strict=True):
       writer.writerow([curve['variant'], curve['seed'], curve['task'], *point])
   return text.getvalue()
 
