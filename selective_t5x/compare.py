@@ -30,7 +30,15 @@ from collections.abc import Callable, Sequence
 from selective_t5x import cell_runs, cells, results
 from selective_t5x.comparison import Comparison, compare_cells
 from selective_t5x.errors import UserError, did_you_mean
-from selective_t5x.report import events, page, plots, tables
+from selective_t5x.report import (
+  events,
+  examples,
+  memory,
+  page,
+  plots,
+  tables,
+  viewer,
+)
 
 _VARIANT_GIN = '--variant_gin.'
 
@@ -157,6 +165,38 @@ class _Parser(argparse.ArgumentParser):
     raise UserError(message)
 
 
+def add_examples_flag(made: argparse.ArgumentParser) -> None:
+  """Adds the flag of commands whose page has the masking viewer."""
+  made.add_argument(
+    '--examples',
+    type=_row_count,
+    default=3,
+    metavar='N',
+    help='rows in the masking viewer, of all selective variants; 0 for none',
+  )
+
+
+def _row_count(text: str) -> int:
+  if not text.isdigit():
+    raise argparse.ArgumentTypeError(f'{text!r}, expected 0 or more')
+  return int(text)
+
+
+def masking_viewer(
+  comparisons: Sequence[tuple[str, pathlib.Path, Comparison]], count: int
+) -> list[str]:
+  """Returns the viewer as parts of a page, see `report.examples.collect`.
+
+  Args:
+    comparisons: of the page: name, folder and figures of each.
+    count: rows; 0 for none.
+  """
+  models = examples.collect(comparisons, count) if count else {}
+  if not models:
+    return []
+  return [f'<h2>What selection masks</h2>\n{viewer.section(models)}']
+
+
 def command_line() -> str:
   """Returns the shell command that this process was started with."""
   return shlex.join(['python', *sys.orig_argv[1:]])
@@ -220,12 +260,19 @@ def main(argv: Sequence[str]) -> None:
   made.add_argument(
     '--seeds', type=int, default=1, metavar='N', help='seeds a variant'
   )
+  made.add_argument(
+    '--frontier',
+    metavar='DIR',
+    help='of selective_t5x.pruning.frontier, to show on the page',
+  )
+  add_examples_flag(made)
   of_one = [arg for arg in argv if arg.startswith(_VARIANT_GIN)]
   args, bindings = parse(made, [arg for arg in argv if arg not in of_one])
   for name in ('gin_file', 'variant', 'output_dir'):
     if not getattr(args, name):
       raise UserError(f'no --{name}: it is needed; --help has an example')
   check_count('seeds', args.seeds)
+  curves = args.frontier and memory.read(args.frontier)
   variants = [_variant(text) for text in args.variant]
   variants = _with_bindings(variants, of_one)
   variants = cells.sweep(variants, dict(map(_swept, args.sweep)))
@@ -243,7 +290,8 @@ def main(argv: Sequence[str]) -> None:
     gin_bindings=bindings,
     jobs=args.jobs,
   )
-  report = pathlib.Path(args.output_dir) / 'report.html'
+  folder = pathlib.Path(args.output_dir)
+  report = folder / 'report.html'
   references = dict.fromkeys(figures['references'].values())
   others = [name for name in figures['variants'] if name not in references]
   report.write_text(
@@ -252,6 +300,10 @@ def main(argv: Sequence[str]) -> None:
       intro=f'Trained from {", ".join(args.gin_file)}.',
       command=command_line(),
       sections=[page.Section('Results', '', figures)],
+      more=[
+        *([memory.section(curves)] if curves else []),
+        *masking_viewer([('', folder, figures)], args.examples),
+      ],
     ),
     encoding='utf-8',
   )

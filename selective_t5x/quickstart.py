@@ -75,6 +75,7 @@ def main(argv: Sequence[str]) -> None:
   """Runs `python -m selective_t5x.quickstart`."""
   made = compare.parser('selective_t5x.quickstart', __doc__)
   made.set_defaults(output_dir=DEFAULT_OUTPUT_DIR)
+  compare.add_examples_flag(made)
   args, bindings = compare.parse(made, argv)
   output_dir = pathlib.Path(args.output_dir)
   started = time.monotonic()
@@ -118,6 +119,10 @@ def main(argv: Sequence[str]) -> None:
         page.Section(name, EXPERIMENTS[name], comparison)
         for name, comparison in comparisons.items()
       ],
+      more=compare.masking_viewer(
+        [(name, every[name][1], c) for name, c in comparisons.items()],
+        args.examples,
+      ),
     ),
     encoding='utf-8',
   )

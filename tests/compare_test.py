@@ -130,6 +130,23 @@ def test_the_command_prints_the_table_and_writes_the_page(
   assert '--gin.LEARNING_RATE=0.3' in page
 
 
+def test_the_page_has_the_memory_curves_of_a_frontier(
+  setting, monkeypatch, tmp_path
+):
+  fake = functools.partial(compare.compare, program=fake_training.PROGRAM)
+  monkeypatch.setattr(compare, 'compare', fake)
+  point = {'budgets': [4, 4], 'memory_factor': 16.0, 'loss': 3.21}
+  curve = {'model': 'm<b>', 'policy': 'window', 'points': [point]}
+  searched = {'model': 's', 'policy': 'searched', 'points': [point]}
+  state = {'curves': [curve], 'searched': [searched]}
+  (tmp_path / 'frontier.json').write_text(json.dumps(state))
+  compare.main([*arguments(setting), f'--frontier={tmp_path}'])
+  page = (setting['output_dir'] / 'report.html').read_text()
+  assert 'Loss against the size of the cache' in page
+  assert 'm&lt;b&gt;' in page and 'm<b>' not in page
+  assert '3.2100' in page and 'searched' in page
+
+
 def test_dry_run_prints_cells_and_differences_and_writes_nothing(
   setting, capsys
 ):
@@ -192,6 +209,8 @@ def test_a_sweep_compares_at_each_point_of_the_grid(
       [*NEEDED, '--variant_gin.ab.X=1'],
       '--variant_gin.ab.X=1: no variant of this name; nearest: abc',
     ),
+    ([*NEEDED, '--examples=-1'], "--examples: '-1', expected 0 or more"),
+    ([*NEEDED, '--frontier=f'], 'f: no frontier.json; expected a folder'),
     ([*NEEDED, '--variant_gin.abc.X'], 'expected --variant_gin.abc.X=VALUE'),
     ([*NEEDED, '--sweep=X=3'], '--sweep=X=3: expected .* a list of plain'),
     ([*NEEDED, '--sweep=X=[]'], 'a list of plain values'),

@@ -28,7 +28,11 @@ class Section:
 
 
 def page(
-  title: str, intro: str, command: str, sections: Sequence[Section]
+  title: str,
+  intro: str,
+  command: str,
+  sections: Sequence[Section],
+  more: Sequence[str] = (),
 ) -> str:
   """Returns an HTML page; all text given is shown as text.
 
@@ -37,8 +41,10 @@ def page(
     intro: the line below it.
     command: the shell command that made it.
     sections: at least one.
+    more: further parts, as HTML.
   """
   parts = [_section(number, s) for number, s in enumerate(sections)]
+  parts += more
   return fill(title, intro, '\n'.join(parts), command)
 
 
