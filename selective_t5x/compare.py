@@ -27,10 +27,11 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from selective_t5x import cells, results
+from selective_t5x import cell_runs, cells, results
 from selective_t5x.comparison import Comparison, compare_cells
 from selective_t5x.errors import UserError, did_you_mean
 from selective_t5x.report import (
+  events,
   examples,
   memory,
   page,
@@ -49,12 +50,14 @@ def compare(
   output_dir: str | os.PathLike,
   seeds: int = 1,
   gin_bindings: Sequence[str] = (),
-  program: Sequence[str] = cells.MAIN,
+  jobs: int = 1,
+  program: Sequence[str] = cell_runs.MAIN,
 ) -> Comparison:
   """Trains what is missing of a comparison, and writes its figures.
 
   In output_dir: a result folder for each variant and seed, comparison.json (all
-  figures), curves.csv, table.txt and learning_curves.png.
+  figures), curves.csv, table.txt, learning_curves.png, and the curves as
+  TensorBoard events.
 
   Args:
     gin_files: what all variants share.
@@ -62,30 +65,20 @@ def compare(
     output_dir: a local folder; what is finished there is kept.
     seeds: how many; they are 0, 1, ... for every variant.
     gin_bindings: 'KEY = VALUE' texts for all runs.
-    program: what runs a cell, see `cells.run_cell`.
+    jobs: how many runs are trained at a time.
+    program: what runs a cell, see `cell_runs.run_cells`.
 
   Returns:
     the figures, see `comparison.compare_cells`.
 
   Raises:
     UserError: something given is wrong.
-    cells.CellError: runs failed; all others were finished first.
+    cell_runs.CellError: runs failed; all others were finished first.
   """
   runs = cells.make_cells(
     gin_files, variants, range(seeds), gin_bindings, output_dir
   )
-  failures = []
-  for run in runs:
-    try:
-      cells.run_cell(run, program)
-    except cells.CellError as error:
-      print(error, file=sys.stderr)
-      failures.append(run.name)
-  if failures:
-    raise cells.CellError(
-      f'{len(failures)} of {len(runs)} runs failed: {", ".join(failures)}; the '
-      'others are kept, and the same command goes on from there'
-    )
+  cell_runs.run_cells(runs, jobs=jobs, program=program)
   figures = compare_cells(runs)
   folder = pathlib.Path(output_dir)
   results.write_json(folder / 'comparison.json', figures)
@@ -93,9 +86,9 @@ def compare(
     tables.curves_csv(figures), encoding='utf-8'
   )
   (folder / 'table.txt').write_text(tables.as_text(figures), encoding='utf-8')
-  (folder / 'learning_curves.png').write_bytes(
-    plots.png(plots.learning_curves(figures))
-  )
+  curves = plots.png(plots.learning_curves(figures))
+  (folder / 'learning_curves.png').write_bytes(curves)
+  events.write(folder, figures, curves)
   return results.read_json(folder / 'comparison.json')
 
 
@@ -122,6 +115,13 @@ def parser(module: str, description: str) -> argparse.ArgumentParser:
   )
   made.add_argument('--output_dir', metavar='DIR', help='where all results go')
   made.add_argument(
+    '--jobs',
+    type=int,
+    default=1,
+    metavar='N',
+    help='runs trained at a time, each in a process of its own',
+  )
+  made.add_argument(
     '--dry_run',
     action='store_true',
     help='print the runs and the bindings they differ in; run nothing',
@@ -147,8 +147,15 @@ def parse(
     known = re.findall(r'--[\w.]+', made.format_usage())
     name = unknown[0].partition('=')[0]
     raise UserError(f'{name}: no such flag{did_you_mean(name, known)}')
+  check_count('jobs', args.jobs)
   texts = [b.removeprefix('--gin.').replace('=', ' = ', 1) for b in bindings]
   return args, texts
+
+
+def check_count(flag: str, value: int) -> None:
+  """Raises UserError where the value of a flag is not 1 or more."""
+  if value < 1:
+    raise UserError(f'--{flag}={value}: expected 1 or more')
 
 
 class _Parser(argparse.ArgumentParser):
@@ -195,9 +202,9 @@ def command_line() -> str:
   return shlex.join(['python', *sys.orig_argv[1:]])
 
 
-def describe(runs: Sequence[cells.Cell]) -> str:
+def describe(runs: Sequence[cells.Cell], jobs: int) -> str:
   """Returns the commands of runs and the bindings they differ in."""
-  lines = []
+  lines = [f'{len(runs)} runs, {jobs} at a time']
   for run in runs:
     state = 'finished' if run.finished else 'to run'
     lines += [f'{run.name} ({state})', f'  {run.command}']
@@ -219,7 +226,7 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
   except UserError as error:
     print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
     sys.exit(2)
-  except cells.CellError as error:
+  except cell_runs.CellError as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(1)
   except KeyboardInterrupt:
@@ -264,8 +271,7 @@ def main(argv: Sequence[str]) -> None:
   for name in ('gin_file', 'variant', 'output_dir'):
     if not getattr(args, name):
       raise UserError(f'no --{name}: it is needed; --help has an example')
-  if args.seeds < 1:
-    raise UserError(f'--seeds={args.seeds}: expected 1 or more')
+  check_count('seeds', args.seeds)
   curves = args.frontier and memory.read(args.frontier)
   variants = [_variant(text) for text in args.variant]
   variants = _with_bindings(variants, of_one)
@@ -274,7 +280,7 @@ def main(argv: Sequence[str]) -> None:
     runs = cells.make_cells(
       args.gin_file, variants, range(args.seeds), bindings, args.output_dir
     )
-    print(describe(runs))
+    print(describe(runs, args.jobs))
     return
   figures = compare(
     args.gin_file,
@@ -282,6 +288,7 @@ def main(argv: Sequence[str]) -> None:
     output_dir=args.output_dir,
     seeds=args.seeds,
     gin_bindings=bindings,
+    jobs=args.jobs,
   )
   folder = pathlib.Path(args.output_dir)
   report = folder / 'report.html'

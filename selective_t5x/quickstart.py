@@ -90,11 +90,15 @@ def main(argv: Sequence[str]) -> None:
     for run in cells.make_cells(files, VARIANTS, range(1), bindings, folder)
   ]
   if args.dry_run:
-    print(compare.describe(runs))
+    print(compare.describe(runs, args.jobs))
     return
   comparisons = {
     name: compare.compare(
-      files, VARIANTS, output_dir=folder, gin_bindings=bindings
+      files,
+      VARIANTS,
+      output_dir=folder,
+      gin_bindings=bindings,
+      jobs=args.jobs,
     )
     for name, (files, folder) in every.items()
   }

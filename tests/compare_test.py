@@ -1,5 +1,6 @@
 import functools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import time
 import pytest
 
 from selective_t5x import compare
-from selective_t5x.cells import CellError
+from selective_t5x.cell_runs import CellError
 from selective_t5x.errors import UserError
 from tests import fake_training
 
@@ -87,20 +88,24 @@ def test_killed_and_started_again_it_gives_the_same_figures(setting, how):
     'compare.run_command(compare.main)\n'
   )
   command = [sys.executable, '-c', code, *arguments(setting), *slow]
+  command += ['--jobs=2']
   process = subprocess.Popen(command, stderr=subprocess.PIPE)
-  train = setting['output_dir'] / 'baseline-seed0' / 'train' / 'metrics.jsonl'
+  both = [
+    setting['output_dir'] / f'{variant.name}-seed0' / 'train' / 'metrics.jsonl'
+    for variant in setting['variants']
+  ]
   deadline = time.monotonic() + 60
-  while not train.exists() and time.monotonic() < deadline:
+  while not all(map(os.path.exists, both)) and time.monotonic() < deadline:
     time.sleep(0.05)
   process.send_signal(how)
   process.communicate()
   assert process.returncode == (-how if how == signal.SIGKILL else 128 + how)
   assert not (setting['output_dir'] / 'comparison.json').exists()
-  if how == signal.SIGTERM:  # The run in progress was ended with it.
-    assert len(train.read_text().splitlines()) < 4
-  # After SIGKILL the run lives on; a second one must not write beside it.
+  if how == signal.SIGTERM:  # The runs in progress were ended with it.
+    assert all(len(train.read_text().splitlines()) < 4 for train in both)
+  # After SIGKILL they live on; second ones must not write beside them.
   subprocess.run(command, check=True, capture_output=True)
-  assert len(train.read_text().splitlines()) == 4
+  assert all(len(train.read_text().splitlines()) == 4 for train in both)
   again = setting['output_dir'] / 'comparison.json'
 
   fresh = {**setting, 'output_dir': setting['output_dir'].with_name('fresh')}
