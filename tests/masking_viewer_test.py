@@ -15,7 +15,7 @@ from selective_t5x.errors import UserError
 from selective_t5x.pruning import Selective
 from selective_t5x.pruning.keep import keep_mask
 from selective_t5x.report import __main__ as report
-from selective_t5x.report import masking, page, viewer
+from selective_t5x.report import masking, packing, page, viewer
 from tests import browser
 
 needs_chromium = pytest.mark.skipif(
@@ -28,6 +28,7 @@ HOSTILE = (
   '<!--<script>',
   '',
   '\n',
+  '\t\0',
 )
 
 
@@ -52,13 +53,18 @@ def levels(text, dtype=np.uint8):
 
 
 def make_page(*rows, budget=None):
-  body = viewer.section(rows, budget)
+  figures = {
+    'examples': [packing.payload(row) for row in rows],
+    'budget': budget,
+    'kinds': masking.kinds(rows, budget) if budget else {},
+  }
+  body = viewer.section({'': figures})
   return page.fill('a title', 'an intro', body, 'a command')
 
 
 def test_masking_is_packed_to_half_a_level():
   f = np.cumsum(np.random.default_rng(0).exponential(0.1, (50, 50)), axis=0)
-  packed = levels(viewer.pack_masking(f)).reshape(50, 50)
+  packed = levels(packing.pack_masking(f)).reshape(50, 50)
   # The sums wrap around as the browser's bytes do.
   got = np.cumsum(packed, axis=0, dtype=np.uint8) / 255
   np.testing.assert_allclose(got, 1 - np.exp(-f), atol=0.51 / 255)
@@ -67,9 +73,9 @@ def test_masking_is_packed_to_half_a_level():
 @pytest.mark.parametrize('length', [3, 256, 300])
 def test_maps_are_means_of_what_falls_together(length):
   weights = np.random.default_rng(0).random((length, length))
-  packed = viewer.pack_map(weights)
+  packed = packing.pack_map(weights)
   size = packed['size']
-  assert size == min(length, viewer.MAP_SIZE)
+  assert size == min(length, packing.MAP_SIZE)
   got = (levels(packed['data']).reshape(size, size) / 255) ** 2
   of = (
     np.searchsorted(
@@ -179,6 +185,9 @@ def test_steps_through_queries_change_what_is_shown():
     await until(() => look().some((t) => t[0] === 'gone'));
     found.pruned = look();
     found.says = find('says').textContent;
+    const map = find('masking').getBoundingClientRect();
+    const line = find('masking').nextSibling.getBoundingClientRect();
+    found.line = (line.top - map.top) / map.height;
     press('Home');
     find('play').click();
     await until(() => find('query-is').textContent === '5');
@@ -201,7 +210,9 @@ def test_steps_through_queries_change_what_is_shown():
   assert [kind for kind, _ in shown['pruned']] == ['gone'] * 2 + [''] * 3 + [
     'query'
   ]
-  assert '4 tokens held, 2 evicted' in shown['says']
+  # In the second layer F is 6, 4, 2, 0, 0, 0.
+  assert 'sees 3.0 of 6 tokens (50.0 %); 4 held, 2' in shown['says']
+  assert shown['line'] == pytest.approx(5.5 / 6, abs=0.01)
   assert shown['stopped'] == 'play'
   assert shown['budgets'] == ['all keys', '2 keys']
   assert shown['wide']
@@ -213,11 +224,12 @@ def test_hostile_tokens_are_shown_as_text():
     make_page(masked(tokens=HOSTILE)),
     """
     const box = document.getElementById('m-tokens');
-    await until(() => box.children.length === 6);
+    await until(() => box.children.length === 7);
     return [...box.children].map((t) => [t.textContent, t.children.length]);
     """,
   )
-  assert shown == [[text or '\u2205', 0] for text in HOSTILE]
+  shown_as = {'': '\u2205', '\n': '\u21b5\n', '\t\0': '\u2192\t\u2400'}
+  assert shown == [[shown_as.get(text, text), 0] for text in HOSTILE]
 
 
 @pytest.mark.slow
@@ -236,14 +248,13 @@ def test_the_command_shows_a_run(selective_run, tmp_path, capsys):
   assert first['tokens'][0] == '<start>'
   report.main([*flags, '--text=a 3 b 7 a 5'])
   (row,) = data()
-  assert row['tokens'] == ['<start>', *'a3b7a5']
+  assert row['tokens'] == ['<start>', 'a', ' 3', ' b', ' 7', ' a', ' 5']
   size = len(row['tokens'])
   assert levels(row['layers'][1]['masking']).shape == (size * size,)
 
   for wrong, message in [
     (['--text='], 'there is nothing in it'),
     (['--text=' + 'a ' * 999], 'the model reads .* at most'),
-    (['--examples=99'], 'a batch has 4 rows'),
     (['--gin_file=gin/attention/baseline.gin'], 'the model does not select'),
   ]:
     with pytest.raises(UserError, match=message):

@@ -93,7 +93,7 @@ def capture(
     rows = np.stack([np.asarray(x[1])[cut] for x in on])
     found.append(
       Masked(
-        tokens=tuple(token_text(vocabulary, i) for i in inputs[row, :length]),
+        tokens=token_texts(vocabulary, inputs[row, :length]),
         masking=rows,
         attention=np.stack([np.asarray(x[0])[cut] for x in on]),
         attention_off=np.stack([np.asarray(x[0])[cut] for x in off]),
@@ -108,18 +108,35 @@ def capture(
   return found
 
 
-def token_text(vocabulary: Any, token: int) -> str:
-  """Returns a token as a reader would write it, spaces and all."""
-  if token == vocabulary.pad_id:
-    return '<start>'  # T5X's decoders start with it.
+def token_texts(vocabulary: Any, tokens: Sequence[int]) -> tuple[str, ...]:
+  """Returns the tokens as a reader would write them, spaces and all."""
   pieces = getattr(vocabulary, 'tokenizer', None)
-  if hasattr(pieces, 'id_to_piece') and token < pieces.get_piece_size():
-    piece = pieces.id_to_piece(int(token))
-    byte = re.fullmatch('<0x([0-9A-F]{2})>', piece)
-    if byte:
-      return bytes.fromhex(byte[1]).decode(errors='replace')
-    return piece.replace('\u2581', ' ')
-  return vocabulary.decode([int(token)])
+  found = []
+  for before, token in zip((None, *tokens), map(int, tokens), strict=False):
+    if token == vocabulary.pad_id:
+      found.append('<start>')  # T5X's decoders start with it.
+    elif hasattr(pieces, 'id_to_piece') and token < pieces.get_piece_size():
+      found.append(_piece_text(pieces.id_to_piece(token)))
+    else:
+      found.append(_added_text(vocabulary, before, token))
+  return tuple(found)
+
+
+def _piece_text(piece: str) -> str:
+  byte = re.fullmatch('<0x([0-9A-F]{2})>', piece)
+  if byte:
+    return bytes.fromhex(byte[1]).decode(errors='replace')
+  return piece.replace('\u2581', ' ')
+
+
+def _added_text(vocabulary, before, token: int) -> str:
+  """Returns what a token adds to the text: the space of a symbol, too."""
+  alone = vocabulary.decode([token])
+  if before is None or before == vocabulary.pad_id:
+    return alone
+  left = vocabulary.decode([int(before)])
+  both = vocabulary.decode([int(before), token])
+  return both.removeprefix(left) if both.startswith(left) else alone
 
 
 def _weights(model, params, batch) -> list[tuple]:

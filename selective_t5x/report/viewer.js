@@ -4,6 +4,9 @@
   const get = (name) => document.getElementById('m-' + name);
   const state = {example: 0, layer: 0, query: 0, budget: ''};
   const inflated = new Map();
+  // min(F, 1) of each of the 256 levels of 1 - exp(-F).
+  const counted = Float64Array.from(
+    {length: 256}, (_, level) => Math.min(1, -Math.log(1 - level / 255)));
   let spans = [];
   // Of the layer and the cache shown; null while they are inflated.
   let masking = null;
@@ -50,6 +53,14 @@
     select.append(made);
   }
 
+  // Breaks and tabs with a sign before them, other controls as their pictures.
+  function readable(token) {
+    if (token === '') return '\u2205';
+    return token.replace(/[\n\t]/g, (c) => (c === '\n' ? '\u21b5' : '\u2192') + c)
+      .replace(/[\0-\x08\x0b-\x1f]/g,
+        (c) => String.fromCharCode(0x2400 + c.charCodeAt(0)));
+  }
+
   function paint(canvas, levels, size) {
     canvas.width = canvas.height = size;
     const image = new ImageData(size, size);
@@ -69,6 +80,7 @@
     const first = state.layer * length;
     const start = state.query * length;
     let gone = 0;
+    let seen = 0;
     for (let j = 0; j < length; j++) {
       let kind = '';
       let opacity = '';
@@ -76,6 +88,7 @@
         kind = 'later';
       } else {
         if (j === state.query) kind = 'query';
+        seen += 1 - counted[masking[start + j]];
         opacity = Math.max(0.08, 1 - masking[start + j] / 255).toFixed(2);
         if (evicted && evicted[first + j] <= state.query) {
           kind = 'gone';
@@ -91,15 +104,34 @@
     get('query').value = state.query;
     get('query-is').textContent = state.query;
     get('says').textContent = 'Layer ' + state.layer + ', query ' +
-      state.query + ' of ' + length + ': ' + (state.query + 1 - gone) +
-      ' tokens held' + (state.budget ? ', ' + gone + ' evicted.' : '.');
+      state.query + ' of ' + length + ': sees ' + seen.toFixed(1) + ' of ' +
+      (state.query + 1) + ' tokens (' +
+      (100 * seen / (state.query + 1)).toFixed(1) + ' %)' +
+      (state.budget ? '; ' + (state.query + 1 - gone) + ' held, ' + gone +
+        ' evicted.' : '.');
+    // The box scrolls, the page does not.
+    const box = get('tokens');
+    const query = spans[state.query];
+    const below = query.offsetTop - box.offsetTop - box.clientHeight / 2;
+    if (box.scrollHeight > box.clientHeight) box.scrollTop = below;
+    const at = 100 * (state.query + 0.5) / length + '%';
+    for (const line of document.querySelectorAll('#masking .at')) {
+      line.style.top = at;
+    }
   }
 
   async function showLayer() {
     const {example, layer, budget} = state;
     masking = null;
-    const [found, queries] = await Promise.all(
-      [layerOf(example, layer), evictedOf(example, budget)]);
+    let found, queries;
+    try {
+      [found, queries] = await Promise.all(
+        [layerOf(example, layer), evictedOf(example, budget)]);
+    } catch (error) {
+      get('says').textContent = 'This browser cannot inflate the data (' +
+        error.message + '): one of 2023 or later can.';
+      return;
+    }
     // Another one was chosen meanwhile.
     if (example !== state.example || layer !== state.layer ||
         budget !== state.budget) return;
@@ -122,7 +154,7 @@
     get('query').max = state.query;
     spans = row.tokens.map((token, j) => {
       const span = document.createElement('span');
-      span.textContent = token === '' ? '\u2205' : token;
+      span.textContent = readable(token);
       span.addEventListener('click', () => move(j));
       return span;
     });
@@ -205,6 +237,7 @@
   get('next').addEventListener('click', () => move(state.query + 1));
   get('play').addEventListener('click', play);
   rows.forEach((row, i) => option(get('example'), i,
-    (i + 1) + ': ' + row.tokens.slice(0, 8).join('').slice(0, 40)));
+    (row.model ? row.model + ', ' : '') + (i + 1) + ': ' +
+      row.tokens.slice(0, 8).join('').slice(0, 40)));
   showExample();
 })();
