@@ -59,7 +59,9 @@ class Segment:
 
   def logit(self, h, i, j):
     """Of head h, query i and key j."""
-    dot = sum(a * b for a, b in zip(self.query[i, h], self.key[j, h]))
+    dot = sum(
+      a * b for a, b in zip(self.query[i, h], self.key[j, h], strict=True)
+    )
     return self.scale * dot + self.bias[h, i, j]
 
 
