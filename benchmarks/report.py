@@ -62,6 +62,7 @@ def synthetic(seed: int) -> masking.Masked:
       budget: rng.integers(0, LENGTH, (LAYERS, LENGTH))
       for budget in (512, 256, 128, 64, 32, 16, 8, 6, 4, 3, 2)
     },
+    temperatures={},
     visible=rng.random(LAYERS),
   )
 

@@ -35,6 +35,10 @@ def payload(row: masking.Masked) -> dict[str, Any]:
   return {
     'tokens': row.tokens,
     'visible': [round(float(x), 4) for x in row.visible],
+    'temperatures': {
+      name: [[round(float(t), 2) for t in layer] for layer in x]
+      for name, x in row.temperatures.items()
+    },
     # u16[L, N], little-endian.
     'evicted': {k: _deflate(x.astype('<u2')) for k, x in row.evicted.items()},
     'layers': [
@@ -51,8 +55,9 @@ def pack_masking(f: np.ndarray) -> str:
 
   That is the share of its weight that selection takes from a token. It grows
   query by query, by little, and soon stays at 1: the differences deflate well.
+  Without relu F may be negative, which is shown as 0.
   """
-  levels = np.round(-np.expm1(-f) * 255).astype(np.uint8)
+  levels = np.round(-np.expm1(-np.maximum(f, 0)) * 255).astype(np.uint8)
   return _deflate(np.diff(levels, axis=0, prepend=np.uint8(0)))
 
 

@@ -2,7 +2,7 @@
 (() => {
   const rows = JSON.parse(document.getElementById('masking-data').textContent);
   const get = (name) => document.getElementById('m-' + name);
-  const state = {example: 0, layer: 0, query: 0, budget: ''};
+  const state = {example: 0, layer: 0, query: 0, budget: '', heat: ''};
   const inflated = new Map();
   // min(F, 1) of each of the 256 levels of 1 - exp(-F).
   const counted = Float64Array.from(
@@ -73,6 +73,25 @@
     canvas.getContext('2d').putImageData(image, 0, 0);
   }
 
+  // SSA's inverse temperatures in this layer, of what was chosen; or null.
+  function heatsOf(row) {
+    return state.heat ? row.temperatures[state.heat][state.layer] : null;
+  }
+
+  // Orange is hotter than plain attention, blue colder, twice or half is full.
+  function showHeats() {
+    const heats = heatsOf(rows[state.example]);
+    spans.forEach((span, j) => {
+      if (!heats) {
+        span.style.backgroundColor = '';
+        return;
+      }
+      const depth = Math.min(0.7, Math.abs(Math.log2(Math.max(heats[j], 0.01))));
+      span.style.backgroundColor = heats[j] < 1 ?
+        'rgb(255 140 30 / ' + depth + ')' : 'rgb(42 134 200 / ' + depth + ')';
+    });
+  }
+
   // Only what has changed is written to the page.
   function show() {
     const row = rows[state.example];
@@ -99,6 +118,7 @@
       if (span.className !== kind) span.className = kind;
       if (span.style.opacity !== opacity) span.style.opacity = opacity;
     }
+    const heats = heatsOf(row);
     get('layer').value = state.layer;
     get('layer-is').textContent = state.layer;
     get('query').value = state.query;
@@ -108,7 +128,8 @@
       (state.query + 1) + ' tokens (' +
       (100 * seen / (state.query + 1)).toFixed(1) + ' %)' +
       (state.budget ? '; ' + (state.query + 1 - gone) + ' held, ' + gone +
-        ' evicted.' : '.');
+        ' evicted' : '') + (heats ? '; its ' + state.heat +
+        ' temperature is 1 / ' + heats[state.query] : '') + '.';
     // The box scrolls, the page does not.
     const box = get('tokens');
     const query = spans[state.query];
@@ -140,6 +161,7 @@
     paint(get('masking'), found.f, rows[example].tokens.length);
     paint(get('on'), found.on, found.size);
     paint(get('off'), found.off, found.size);
+    showHeats();
     get('visible').querySelectorAll('li').forEach((item, i) => {
       item.className = i === layer ? 'chosen' : '';
     });
@@ -166,6 +188,13 @@
     }
     if (!(state.budget in row.evicted)) state.budget = '';
     get('budget').value = state.budget;
+    const kinds = Object.keys(row.temperatures);
+    get('heat').replaceChildren();
+    option(get('heat'), '', 'none');
+    for (const kind of kinds) option(get('heat'), kind, kind);
+    if (!kinds.includes(state.heat)) state.heat = '';
+    get('heat').value = state.heat;
+    get('heat').parentElement.hidden = kinds.length === 0;
     get('visible').replaceChildren(...row.visible.map((share) => {
       const item = document.createElement('li');
       const bar = document.createElement('span');
@@ -228,6 +257,11 @@
   get('budget').addEventListener('change', (event) => {
     state.budget = event.target.value;
     showLayer();
+  });
+  get('heat').addEventListener('change', (event) => {
+    state.heat = event.target.value;
+    showHeats();
+    show();
   });
   get('layer').addEventListener('input',
     (event) => setLayer(Number(event.target.value)));
