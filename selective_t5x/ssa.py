@@ -92,21 +92,22 @@ class SSA(Extension):
   ) -> Extended:
     """Tempers the heads; arguments as of Extension."""
     del x, deterministic
-    return Extended(
-      Heads(
-        *(
-          self._tempered(name, *both, position)
-          for name, *both in zip(Heads._fields, projected, heads, strict=True)
-        )
-      )
-    )
+    by = self.temperatures(projected, position)
+    return Extended(Heads(*map(temperature.tempered, heads, by)))
 
-  def _tempered(self, name, projected, heads, position):
-    token = None
-    if name in self.weights:
-      hidden = nn.gelu(projected.reshape(*projected.shape[:2], -1))
-      token = hidden.astype(jnp.float32) @ self.weights[name]
-    return temperature.tempered(
-      heads,
-      temperature.inverse_temperature(token, self.alphas.get(name), position),
-    )
+  def temperatures(self, projected: Heads, position: jax.Array) -> Heads:
+    """Returns those of queries, keys and values; arguments as of Extension.
+
+    Returns:
+      f32[B, N] each, with axes of 1 where they depend on less.
+    """
+    found = []
+    for name, x in zip(Heads._fields, projected, strict=True):
+      token = None
+      if name in self.weights:
+        hidden = nn.gelu(x.reshape(*x.shape[:2], -1))
+        token = hidden.astype(jnp.float32) @ self.weights[name]
+      found.append(
+        temperature.inverse_temperature(token, self.alphas.get(name), position)
+      )
+    return Heads(*found)
