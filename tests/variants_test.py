@@ -175,7 +175,7 @@ def differential(segment):
   # A head is two of half the size; T5 has its scale in the kernels.
   scale = 1.0 if segment.scale == 1 else half**-0.5
   first, second = (
-    softmax(
+    baseline(
       dataclasses.replace(
         segment,
         query=segment.query[..., part],
