@@ -19,6 +19,7 @@ import numpy as np
 
 from selective_t5x import fading
 from selective_t5x.attention import masks, memory, reference
+from selective_t5x.attention.selection import spread
 from selective_t5x.errors import UserError
 from selective_t5x.pruning import Selective
 from selective_t5x.pruning.greedy import budget_steps
@@ -35,7 +36,8 @@ class Masked:
 
   Attributes:
     tokens: N strings: what the decoder reads.
-    masking: f32[L, N, N], F; axis 1 is the query.
+    masking: f32[L, N, N], F, the mean over the heads that select; axis 1 is the
+      query.
     attention: f32[L, N, N], the weights, the mean over heads.
     attention_off: the same with F = 0.
     evicted: {K: i32[L, N]}, the query at which a cache of K keys in each layer
@@ -178,9 +180,11 @@ def _recorder(attention_fn: Callable[..., Any], records: list):
     visible = masks.visible(query.shape[1], settings.get('segment_ids'))
     # Finite, for padding rows, which see nothing.
     least = jnp.finfo(logits.dtype).min
-    logits = jnp.where(visible[:, None], logits - masking[:, None], least)
+    groups = masking if masking.ndim == 4 else masking[:, None]
+    logits = logits - spread(groups, logits.shape[1])
+    logits = jnp.where(visible[:, None], logits, least)
     weights = jnp.where(visible[:, None], jax.nn.softmax(logits), 0)
-    records.append((jnp.mean(weights, axis=1), masking))
+    records.append((jnp.mean(weights, axis=1), jnp.mean(groups, axis=1)))
     return out
 
   return attend

@@ -109,6 +109,11 @@
       (100 * seen / (state.query + 1)).toFixed(1) + ' %)' +
       (state.budget ? '; ' + (state.query + 1 - gone) + ' held, ' + gone +
         ' evicted.' : '.');
+    // The box scrolls, the page does not.
+    const box = get('tokens');
+    const query = spans[state.query];
+    const below = query.offsetTop - box.offsetTop - box.clientHeight / 2;
+    if (box.scrollHeight > box.clientHeight) box.scrollTop = below;
     const at = 100 * (state.query + 0.5) / length + '%';
     for (const line of document.querySelectorAll('#masking .at')) {
       line.style.top = at;
