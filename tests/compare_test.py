@@ -109,11 +109,13 @@ def test_killed_and_started_again_it_gives_the_same_figures(setting, how):
   again = setting['output_dir'] / 'comparison.json'
 
   fresh = {**setting, 'output_dir': setting['output_dir'].with_name('fresh')}
-  run(fresh, seeds=1)
+  run(fresh, seeds=1, jobs=2)
   expected = json.loads((fresh['output_dir'] / 'comparison.json').read_text())
   got = json.loads(again.read_text())
-  for name in ('results', 'costs', 'curves', 'caveats'):
+  for name in ('results', 'costs', 'curves', 'caveats', 'equal_time'):
     assert got[name] == expected[name]
+  tables = [s['output_dir'] / 'table.txt' for s in (setting, fresh)]
+  assert tables[0].read_bytes() == tables[1].read_bytes()
 
 
 def test_the_command_prints_the_table_and_writes_the_page(
