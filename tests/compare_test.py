@@ -152,8 +152,9 @@ def test_the_page_has_the_memory_curves_of_a_frontier(
 def test_dry_run_prints_cells_and_differences_and_writes_nothing(
   setting, capsys
 ):
-  compare.main([*arguments(setting), '--seeds=2', '--dry_run'])
+  compare.main([*arguments(setting), '--seeds=2', '--jobs=3', '--dry_run'])
   said = capsys.readouterr().out
+  assert said.startswith('4 runs, 3 at a time\n')
   assert said.count('python -m selective_t5x.main --run_mode=train') == 4
   assert 'selective-seed1 (to run)' in said
   assert 'model.attention\n  baseline: @causal()' in said
@@ -198,6 +199,8 @@ def test_a_sweep_compares_at_each_point_of_the_grid(
     (['--gin_file=a', '--variant=a'], 'no --output_dir'),
     (['--sedes=1'], r'--sedes: no such flag; nearest: --seeds'),
     (['--seeds=x'], 'invalid int value'),
+    (['--jobs=0'], '--jobs=0: expected 1 or more'),
+    (['--jobs=auto'], "argument --jobs: invalid int value: 'auto'"),
     (['--gin.A'], 'expected --gin.A=VALUE'),
     (
       ['--gin_file=a', '--variant=a', '--output_dir=o', '--seeds=0'],
