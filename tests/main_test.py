@@ -257,6 +257,7 @@ def test_commands_of_the_docs_leave_their_records(command, tmp_path):
   (run,) = json.loads((folder / 'run.json').read_text())['runs']
   assert run['run_mode'] == 'train'
   assert run['seed'] == 0
+  assert run['peak_rss_bytes'] > 2**27
   operative = (folder / 'operative_config.gin').read_text()
   assert f"'{folder}'" in operative
 
