@@ -10,6 +10,11 @@ import math
 
 from selective_t5x.errors import UserError, did_you_mean
 
+MISSING_LIBTPU = (
+  'libtpu, which holds the TPU compiler, is missing: make install-aot, or pip '
+  'install "selective_t5x[aot]"'
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
