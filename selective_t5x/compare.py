@@ -115,18 +115,22 @@ def parser(module: str, description: str) -> argparse.ArgumentParser:
   )
   made.add_argument('--output_dir', metavar='DIR', help='where all results go')
   made.add_argument(
+    '--dry_run',
+    action='store_true',
+    help='print the runs and the bindings they differ in; run nothing',
+  )
+  return made
+
+
+def add_jobs_flag(made: argparse.ArgumentParser) -> None:
+  """Adds the flag of the commands that train what they compare."""
+  made.add_argument(
     '--jobs',
     type=int,
     default=1,
     metavar='N',
     help='runs trained at a time, each in a process of its own',
   )
-  made.add_argument(
-    '--dry_run',
-    action='store_true',
-    help='print the runs and the bindings they differ in; run nothing',
-  )
-  return made
 
 
 def parse(
@@ -147,7 +151,8 @@ def parse(
     known = re.findall(r'--[\w.]+', made.format_usage())
     name = unknown[0].partition('=')[0]
     raise UserError(f'{name}: no such flag{did_you_mean(name, known)}')
-  check_count('jobs', args.jobs)
+  if 'jobs' in args:
+    check_count('jobs', args.jobs)
   texts = [b.removeprefix('--gin.').replace('=', ' = ', 1) for b in bindings]
   return args, texts
 
@@ -237,6 +242,7 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
 def main(argv: Sequence[str]) -> None:
   """Runs `python -m selective_t5x.compare`."""
   made = parser('selective_t5x.compare', __doc__)
+  add_jobs_flag(made)
   made.add_argument(
     '--variant',
     action='append',
