@@ -23,12 +23,12 @@ from typing import Any
 import tqdm
 
 import selective_t5x
-from selective_t5x import config_check, config_files, results
-from selective_t5x.errors import UserError
+from selective_t5x import config_check, config_files, results, run_lock
+from selective_t5x.errors import INTERRUPTED, UserError, changes
 
 CELL_FILE = 'cell.json'
 LOG_FILE = 'log.txt'
-_LOCK = '.lock'
+_LOCK = '.cell.lock'
 MAIN = (sys.executable, '-m', 'selective_t5x.main')
 
 # Macros that a comparison sets itself.
@@ -215,7 +215,8 @@ def run_cell(cell: Cell, program: Sequence[str] = MAIN) -> None:
 
   What the run prints goes to log.txt in its folder; meanwhile a progress bar
   is shown on a terminal, and a line now and then elsewhere. Where another
-  process is already at this cell, waits for it first.
+  process is already at this cell, waits for it first. A run that was stopped by
+  SIGTERM, but not this process, goes on.
 
   Args:
     cell: which.
@@ -232,27 +233,34 @@ def run_cell(cell: Cell, program: Sequence[str] = MAIN) -> None:
       return
     _say(f'{cell.name}: training; its log is {cell.folder / LOG_FILE}')
     results.write_json(cell.folder / CELL_FILE, _identity(cell))
-    with open(cell.folder / LOG_FILE, 'ab') as log:
-      process = subprocess.Popen(
-        [*program, *cell.arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        # The run holds the lock too, so that it outlasts a killed comparison.
-        pass_fds=[lock],
-      )
-    try:
-      _watch(process, cell)
-    finally:
-      if process.poll() is None:
-        process.terminate()
-        process.wait()
-    if process.returncode:
+    while (code := _run(program, cell, lock)) == INTERRUPTED:
+      _say(f'{cell.name}: stopped by SIGTERM and saved; it goes on')
+    if code:
       raise CellError(
-        f'{cell.name} failed with exit code {process.returncode}; '
+        f'{cell.name} failed with exit code {code}; '
         f'the end of {cell.folder / LOG_FILE}:\n{_tail(cell)}'
       )
     results.write_summary(cell.folder)
+
+
+def _run(program: Sequence[str], cell: Cell, lock: int) -> int:
+  """Starts a run, waits for its end, and returns its exit code."""
+  with open(cell.folder / LOG_FILE, 'ab') as log:
+    process = subprocess.Popen(
+      [*program, *cell.arguments],
+      stdin=subprocess.DEVNULL,
+      stdout=log,
+      stderr=log,
+      # The run holds the lock too, so that it outlasts a killed comparison.
+      pass_fds=[lock],
+    )
+  try:
+    _watch(process, cell)
+  finally:
+    if process.poll() is None:
+      process.terminate()
+      process.wait()
+  return process.returncode
 
 
 def _make_cell(gin_files, variant, seed, gin_bindings, output_dir) -> Cell:
@@ -272,7 +280,9 @@ def _make_cell(gin_files, variant, seed, gin_bindings, output_dir) -> Cell:
   for binding in config.final():
     scope = f'{binding.scope}/' if binding.scope else ''
     selector = f'{binding.full_selector}.' if binding.selector else ''
-    in_force[f'{scope}{selector}{binding.name}'] = _gin_text(binding.value)
+    in_force[f'{scope}{selector}{binding.name}'] = config_check.gin_text(
+      binding.value
+    )
   del in_force['MODEL_DIR']
   flags = [
     *(f'--gin_file={file}' for file in files),
@@ -286,22 +296,6 @@ def _make_cell(gin_files, variant, seed, gin_bindings, output_dir) -> Cell:
     arguments=('--run_mode=train', *flags),
     bindings=in_force,
   )
-
-
-def _gin_text(value) -> str:
-  """Returns a parsed gin value as it is written in gin."""
-  if isinstance(value, config_check.Macro):
-    return f'%{value.name}'
-  if isinstance(value, config_check.Reference):
-    return f'@{value.selector}{"()" if value.evaluate else ""}'
-  if isinstance(value, dict):
-    items = (f'{_gin_text(k)}: {_gin_text(v)}' for k, v in value.items())
-    return '{' + ', '.join(items) + '}'
-  if isinstance(value, list):
-    return '[' + ', '.join(map(_gin_text, value)) + ']'
-  if isinstance(value, tuple):
-    return '(' + ''.join(f'{_gin_text(item)}, ' for item in value) + ')'
-  return repr(value)
 
 
 def _shell_word(word: str) -> str:
@@ -324,7 +318,8 @@ def _identity(cell: Cell) -> dict:
 def _check_folder(cell: Cell) -> None:
   """Raises UserError where the cell's folder holds something else."""
   held = set(os.listdir(cell.folder) if cell.folder.exists() else ())
-  if held <= {_LOCK, CELL_FILE, LOG_FILE, results.RUN_FILE}:
+  ours = {_LOCK, run_lock.LOCK_FILE, CELL_FILE, LOG_FILE, results.RUN_FILE}
+  if held <= ours:
     return  # Nothing was trained yet: a mistake can be mended in place.
   path = cell.folder / CELL_FILE
   if not path.exists():
@@ -335,15 +330,11 @@ def _check_folder(cell: Cell) -> None:
   there, here = results.read_json(path), _identity(cell)
   was = {**there['bindings'], 'engine': there['engine']}
   now = {**here['bindings'], 'engine': here['engine']}
-  changed = [k for k in {**was, **now} if was.get(k) != now.get(k)]
+  changed = changes(was, now)
   if changed:
-    shown = '; '.join(
-      f'{k} is {was.get(k)} there, {now.get(k)} here' for k in changed[:3]
-    )
-    more = f'; {len(changed) - 3} more differ' if len(changed) > 3 else ''
     raise UserError(
-      f'{cell.folder}: holds a run of another configuration: {shown}{more}; '
-      'give another --output_dir'
+      f'{cell.folder}: holds a run of another configuration: {changed}; give '
+      'another --output_dir'
     )
 
 

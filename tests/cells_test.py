@@ -169,7 +169,7 @@ def test_waits_for_another_process_at_the_same_cell(setting):
     'from selective_t5x import cells, results\n'
     'import fake_training\n'
     'folder = pathlib.Path(sys.argv[1])\n'
-    'with open(folder / ".lock", "w") as lock:\n'
+    'with open(folder / ".cell.lock", "w") as lock:\n'
     '  fcntl.flock(lock, fcntl.LOCK_EX)\n'
     '  print("locked", flush=True)\n'
     '  sys.stdin.readline()\n'

@@ -13,7 +13,7 @@ BATCH_SIZE. Started again, the same command keeps what it has.
 
 Writes frontier.json, frontier.txt, frontier.md, frontier.png and run.json.
 
-Exit codes: 0 done; 2 something given is wrong.
+Exit codes: 0 done; 2 something given is wrong; 75 stopped by SIGTERM.
 """
 
 import os

@@ -14,7 +14,7 @@ BATCH_SIZE. Killed at any moment and started again, it goes on.
 Writes budgets.gin, which eval, infer and decoding take after the run's
 config.gin, search.json, every cut with its losses, and run.json.
 
-Exit codes: 0 done; 2 something given is wrong.
+Exit codes: 0 done; 2 something given is wrong; 75 stopped by SIGTERM.
 """
 
 import math
