@@ -142,6 +142,7 @@ def searched(folder: str) -> dict[str, Any]:
   if not file.exists():
     raise UserError(f'--search={folder}: no {search.STATE_FILE} in it')
   state = results.read_json(file)
+  search.check_state(file, state)
   if not state['finished']:
     raise UserError(
       f'--search={folder}: not finished; the command that began it goes on'
