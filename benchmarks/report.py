@@ -15,7 +15,7 @@ import statistics
 
 import numpy as np
 
-from selective_t5x.report import masking, page, viewer
+from selective_t5x.report import masking, packing, page, viewer
 from tests import browser
 
 EXAMPLES, LAYERS, LENGTH, STEPS = 3, 12, 1024, 60
@@ -62,6 +62,7 @@ def synthetic(seed: int) -> masking.Masked:
       budget: rng.integers(0, LENGTH, (LAYERS, LENGTH))
       for budget in (512, 256, 128, 64, 32, 16, 8, 6, 4, 3, 2)
     },
+    temperatures={},
     visible=rng.random(LAYERS),
   )
 
@@ -69,7 +70,8 @@ def synthetic(seed: int) -> masking.Masked:
 def main() -> None:
   """Runs the benchmark."""
   rows = [synthetic(seed) for seed in range(EXAMPLES)]
-  text = page.fill('Benchmark', '', viewer.section(rows, 256), 'none')
+  figures = packing.figures(rows)
+  text = page.fill('Benchmark', '', viewer.section({'': figures}), 'none')
   script = _SCRIPT.replace('LENGTH', str(LENGTH)).replace('STEPS', str(STEPS))
   repaint = None
   if browser.CHROMIUM is not None:

@@ -12,12 +12,14 @@ of those names occurs here.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
+from selective_t5x.attention import masks
 
 
 class Place(NamedTuple):
@@ -86,7 +88,9 @@ class KeyValueCache(nn.Module):
   """Attends with the keys and values of earlier tokens, and keeps the new ones.
 
   Leaves: cached_key and cached_value [B, N, H, D]; where the attention function
-  selects, also cached_masking f32[B, N], what earlier tokens have masked.
+  selects, also cached_masking f32[B, N], what earlier tokens have masked, or
+  f32[B, G, N] where G > 1 heads select; where there is an extension, also
+  cached_<name> [B, N, ...] of what it keeps.
 
   Attributes:
     attention_fn: `attention.causal_attention`, `attention.selective_attention`
@@ -104,6 +108,7 @@ class KeyValueCache(nn.Module):
     where: Place,
     *,
     bias_fn: Callable[..., jax.Array] | None = None,
+    kept: Mapping[str, jax.Array] | None = None,
     **settings,
   ) -> jax.Array:
     """Attends causally; nothing is padding while a model decodes.
@@ -114,35 +119,48 @@ class KeyValueCache(nn.Module):
       value: as query.
       where: the place of these tokens.
       bias_fn: gives the bias for (N, position), position None for whole rows.
+      kept: of these tokens, [B, N, ...] each, see `extensions.Extended`.
       **settings: of the attention function.
 
     Returns:
       As query.
     """
+    kept = kept or {}
     selects = 'masking' in inspect.signature(self.attention_fn).parameters
-    keys = self.variable('cache', 'cached_key', jnp.zeros_like, key)
-    values = self.variable('cache', 'cached_value', jnp.zeros_like, value)
-    slots = keys.value.shape[1]
-    if selects:
-      dtype = jnp.promote_types(key.dtype, jnp.float32)
-      masking = self.variable(
-        'cache', 'cached_masking', jnp.zeros, key.shape[:2], dtype
-      )
+    tokens = {'key': key, 'value': value, **kept}
+    leaves = {
+      name: self.variable('cache', f'cached_{name}', jnp.zeros_like, x)
+      for name, x in tokens.items()
+    }
+    slots = leaves['key'].value.shape[1]
     if bias_fn is not None:
       settings['bias'] = bias_fn(slots, where.position)
+
+    def attend(**asked):
+      return self.attention_fn(query, key, value, **kept, **settings, **asked)
+
+    def nothing_masked():
+      """A row of F: how many heads select is the attention function's own."""
+      _, rows = jax.eval_shape(lambda: attend(return_masking=True))
+      return jnp.zeros((*rows.shape[:-2], slots), rows.dtype)
+
+    if selects:
+      masking = self.variable('cache', 'cached_masking', nothing_masked)
 
     if where.position is not None:
       # In place, in the loop of decoding; a row that is over writes nothing.
       own = jnp.arange(key.shape[0]), where.position
-      keys.value = keys.value.at[own].set(key[:, 0])
-      values.value = values.value.at[own].set(value[:, 0])
+      for name, x in tokens.items():
+        leaves[name].value = leaves[name].value.at[own].set(x[:, 0])
       if selects:
         settings['masking'] = masking.value
+      keys, values, *others = (leaf.value for leaf in leaves.values())
       out = self.attention_fn(
         query,
-        keys.value,
-        values.value,
+        keys,
+        values,
         position=where.position,
+        **dict(zip(kept, others, strict=True)),
         **settings,
       )
       if selects:
@@ -150,22 +168,26 @@ class KeyValueCache(nn.Module):
       return out
 
     if where.lengths is None:
-      return self.attention_fn(query, key, value, **settings)
+      return attend()
 
-    if key.shape != keys.value.shape:
+    if key.shape != leaves['key'].value.shape:
       raise ValueError(
         f'prompts of {key.shape[1]} tokens and a cache of {slots}: they must '
         'have one length'
       )
     filled = jnp.arange(slots) < where.lengths[:, None]
-    keys.value = jnp.where(filled[..., None, None], key, 0)
-    values.value = jnp.where(filled[..., None, None], value, 0)
+    for name, x in tokens.items():
+      leaves[name].value = masks.zero_padding(x, filled)
     if not selects:
-      return self.attention_fn(query, key, value, **settings)
-    out, rows = self.attention_fn(
-      query, key, value, return_masking=True, **settings
-    )
+      return attend()
+    out, rows = attend(return_masking=True)
     # The row of F that the next token reads. A full row has no next token.
-    following = jnp.minimum(where.lengths, slots - 1)[:, None, None]
-    masking.value = jnp.take_along_axis(rows, following, axis=1)[:, 0]
+    following = jnp.minimum(where.lengths, slots - 1)
+    masking.value = row_of(rows, following)
     return out
+
+
+def row_of(x: jax.Array, query: jax.Array) -> jax.Array:
+  """Picks [B, ..., N] of [B, ..., N, N] by i32[B] on the query axis."""
+  index = query.reshape(-1, *(1,) * (x.ndim - 1))
+  return jnp.take_along_axis(x, index, axis=-2)[..., 0, :]

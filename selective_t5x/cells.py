@@ -6,37 +6,26 @@ the run goes on from its latest checkpoint.
 """
 
 import ast
-import contextlib
 import dataclasses
-import fcntl
 import itertools
 import os
 import pathlib
 import re
 import shlex
-import subprocess
-import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import tqdm
-
 import selective_t5x
 from selective_t5x import config_check, config_files, results, run_lock
-from selective_t5x.errors import INTERRUPTED, UserError, changes
+from selective_t5x.errors import UserError, changes
 
 CELL_FILE = 'cell.json'
 LOG_FILE = 'log.txt'
-_LOCK = '.cell.lock'
-MAIN = (sys.executable, '-m', 'selective_t5x.main')
+LOCK_FILE = '.cell.lock'
 
 # Macros that a comparison sets itself.
 _SEEDS = ('RANDOM_SEED', 'TRAIN_SEED')
 _OWN_MACROS = (*_SEEDS, 'MODEL_DIR')
-_POLL_SECONDS = 0.5
-_LINE_SECONDS = 20
-_TAIL_LINES = 15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +80,8 @@ class Cell:
   @property
   def command(self) -> str:
     """The shell command that runs this cell alone."""
-    return ' '.join(map(_shell_word, ['python', *MAIN[1:], *self.arguments]))
+    words = ('python', '-m', 'selective_t5x.main', *self.arguments)
+    return ' '.join(map(_shell_word, words))
 
   @property
   def total_steps(self) -> int | None:
@@ -142,10 +132,6 @@ def sweep(
   return found
 
 
-class CellError(RuntimeError):
-  """The run of a cell failed; the message ends with the tail of its log."""
-
-
 def make_cells(
   gin_files: Sequence[str],
   variants: Sequence[Variant],
@@ -191,7 +177,7 @@ def make_cells(
     for variant in variants
   ]
   for cell in cells:
-    _check_folder(cell)
+    check_folder(cell)
   return cells
 
 
@@ -200,67 +186,46 @@ def differences(cells: Sequence[Cell]) -> dict[str, dict[str, str | None]]:
 
   A variant that does not set the binding has None there. Seeds are left out.
   """
-  by_variant = {cell.variant: cell.bindings for cell in cells}
+  return _differing({cell.variant: cell.bindings for cell in cells})
+
+
+def used_differences(
+  cells: Sequence[Cell],
+) -> dict[str, dict[str, str | None]] | None:
+  """Returns {binding: {variant: value}} of the values that finished runs used.
+
+  Those that no gin file sets are among them. Seeds and MODEL_DIR are left out;
+  where the runs of a variant differ in more than these, all values are there.
+
+  Returns:
+    None where a run did not write them.
+  """
+  by_variant: dict[str, dict[str, list[str]]] = {}
+  for cell in cells:
+    path = cell.folder / results.OPERATIVE_CONFIG_FILE
+    if not path.exists():
+      return None
+    used = by_variant.setdefault(cell.variant, {})
+    for key, value in _bindings(config_check.load([str(path)], [], ['.'])):
+      values = used.setdefault(key, [])
+      if value not in values:
+        values.append(value)
+  return _differing(
+    {
+      variant: {key: '; '.join(values) for key, values in used.items()}
+      for variant, used in by_variant.items()
+    }
+  )
+
+
+def _differing(by_variant):
   keys = dict.fromkeys(key for b in by_variant.values() for key in b)
   found = {}
   for key in keys:
     values = {name: b.get(key) for name, b in by_variant.items()}
-    if key not in _SEEDS and len(set(values.values())) > 1:
+    if key not in _OWN_MACROS and len(set(values.values())) > 1:
       found[key] = values
   return found
-
-
-def run_cell(cell: Cell, program: Sequence[str] = MAIN) -> None:
-  """Trains a cell, or what is left of it; a finished cell is kept.
-
-  What the run prints goes to log.txt in its folder; meanwhile a progress bar
-  is shown on a terminal, and a line now and then elsewhere. Where another
-  process is already at this cell, waits for it first. A run that was stopped by
-  SIGTERM, but not this process, goes on.
-
-  Args:
-    cell: which.
-    program: what is started with the cell's arguments.
-
-  Raises:
-    CellError: the run failed. The folder stays as it is.
-  """
-  cell.folder.mkdir(parents=True, exist_ok=True)
-  with _lock(cell) as lock:
-    _check_folder(cell)
-    if cell.finished:
-      _say(f'{cell.name}: finished before, kept')
-      return
-    _say(f'{cell.name}: training; its log is {cell.folder / LOG_FILE}')
-    results.write_json(cell.folder / CELL_FILE, _identity(cell))
-    while (code := _run(program, cell, lock)) == INTERRUPTED:
-      _say(f'{cell.name}: stopped by SIGTERM and saved; it goes on')
-    if code:
-      raise CellError(
-        f'{cell.name} failed with exit code {code}; '
-        f'the end of {cell.folder / LOG_FILE}:\n{_tail(cell)}'
-      )
-    results.write_summary(cell.folder)
-
-
-def _run(program: Sequence[str], cell: Cell, lock: int) -> int:
-  """Starts a run, waits for its end, and returns its exit code."""
-  with open(cell.folder / LOG_FILE, 'ab') as log:
-    process = subprocess.Popen(
-      [*program, *cell.arguments],
-      stdin=subprocess.DEVNULL,
-      stdout=log,
-      stderr=log,
-      # The run holds the lock too, so that it outlasts a killed comparison.
-      pass_fds=[lock],
-    )
-  try:
-    _watch(process, cell)
-  finally:
-    if process.poll() is None:
-      process.terminate()
-      process.wait()
-  return process.returncode
 
 
 def _make_cell(gin_files, variant, seed, gin_bindings, output_dir) -> Cell:
@@ -276,13 +241,7 @@ def _make_cell(gin_files, variant, seed, gin_bindings, output_dir) -> Cell:
   paths = ['.', str(config_files.search_path())]
   config = config_check.load(files, bindings, paths)
   config_check.check(config)
-  in_force = {}
-  for binding in config.final():
-    scope = f'{binding.scope}/' if binding.scope else ''
-    selector = f'{binding.full_selector}.' if binding.selector else ''
-    in_force[f'{scope}{selector}{binding.name}'] = config_check.gin_text(
-      binding.value
-    )
+  in_force = dict(_bindings(config))
   del in_force['MODEL_DIR']
   flags = [
     *(f'--gin_file={file}' for file in files),
@@ -298,6 +257,17 @@ def _make_cell(gin_files, variant, seed, gin_bindings, output_dir) -> Cell:
   )
 
 
+def _bindings(config: config_check.Config) -> Iterator[tuple[str, str]]:
+  """Yields the left and the right side of each binding in force."""
+  for binding in config.final():
+    scope = f'{binding.scope}/' if binding.scope else ''
+    selector = f'{binding.full_selector}.' if binding.selector else ''
+    yield (
+      f'{scope}{selector}{binding.name}',
+      config_check.gin_text(binding.value),
+    )
+
+
 def _shell_word(word: str) -> str:
   """Quotes a word for the shell; a gin string stays readable."""
   if "'" in word and not set(word) & set('"$`\\!'):
@@ -305,7 +275,8 @@ def _shell_word(word: str) -> str:
   return shlex.quote(word)
 
 
-def _identity(cell: Cell) -> dict:
+def identity(cell: Cell) -> dict[str, Any]:
+  """Returns what cell.json says: which configuration its folder belongs to."""
   return {
     'variant': cell.variant,
     'seed': cell.seed,
@@ -315,10 +286,10 @@ def _identity(cell: Cell) -> dict:
   }
 
 
-def _check_folder(cell: Cell) -> None:
+def check_folder(cell: Cell) -> None:
   """Raises UserError where the cell's folder holds something else."""
   held = set(os.listdir(cell.folder) if cell.folder.exists() else ())
-  ours = {_LOCK, run_lock.LOCK_FILE, CELL_FILE, LOG_FILE, results.RUN_FILE}
+  ours = {LOCK_FILE, CELL_FILE, LOG_FILE, run_lock.LOCK_FILE, results.RUN_FILE}
   if held <= ours:
     return  # Nothing was trained yet: a mistake can be mended in place.
   path = cell.folder / CELL_FILE
@@ -327,7 +298,7 @@ def _check_folder(cell: Cell) -> None:
       f'{cell.folder}: holds something that no comparison wrote; move it away '
       'or give another --output_dir'
     )
-  there, here = results.read_json(path), _identity(cell)
+  there, here = results.read_json(path), identity(cell)
   was = {**there['bindings'], 'engine': there['engine']}
   now = {**here['bindings'], 'engine': here['engine']}
   changed = changes(was, now)
@@ -336,68 +307,3 @@ def _check_folder(cell: Cell) -> None:
       f'{cell.folder}: holds a run of another configuration: {changed}; give '
       'another --output_dir'
     )
-
-
-@contextlib.contextmanager
-def _lock(cell: Cell) -> Iterator[int]:
-  """Holds the cell's lock and gives its file descriptor."""
-  with open(cell.folder / _LOCK, 'w') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      _say(f'{cell.name}: another process is training it; waiting for that')
-      fcntl.flock(file, fcntl.LOCK_EX)
-    yield file.fileno()
-
-
-def _watch(process: subprocess.Popen, cell: Cell) -> None:
-  """Shows how far a run is until it ends."""
-  with tqdm.tqdm(
-    total=cell.total_steps,
-    desc=cell.name,
-    unit='step',
-    dynamic_ncols=True,
-    disable=not sys.stderr.isatty(),
-  ) as bar:
-    # T5X's metrics are TensorBoard events, which are read at the end alone.
-    embedded = selective_t5x.engine_name() == 'embedded'
-    bar.set_postfix_str('starting' if embedded else 'running, see its log')
-    shown, line_at = None, time.monotonic()
-    while True:
-      with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(_POLL_SECONDS)
-      row = _last_row(cell.folder / results.TRAIN_FOLDER)
-      if row and row['step'] != shown:
-        loss = 'n/a' if row['loss'] is None else f'{row["loss"]:.4f}'
-        if shown is None:
-          # Neither start-up nor the steps of an earlier start count for the
-          # rate.
-          bar.reset()
-          bar.initial = bar.n = row['step']
-        shown = row['step']
-        bar.set_postfix_str(f'loss {loss}', refresh=False)
-        bar.update(shown - bar.n)
-        if bar.disable and time.monotonic() - line_at > _LINE_SECONDS:
-          line_at = time.monotonic()
-          total = cell.total_steps or '?'
-          _say(f'{cell.name}: step {shown}/{total}, loss {loss}')
-      bar.refresh()
-      if process.returncode is not None:
-        return
-
-
-def _last_row(folder: pathlib.Path) -> results.Row | None:
-  """Returns the newest metrics, None before there are any."""
-  if not (folder / results.METRICS_FILE).exists():
-    return None
-  rows = results.read_metrics(folder)
-  return rows[-1] if rows else None
-
-
-def _tail(cell: Cell) -> str:
-  lines = (cell.folder / LOG_FILE).read_text(errors='replace').splitlines()
-  return '\n'.join(f'  {line}' for line in lines[-_TAIL_LINES:])
-
-
-def _say(line: str) -> None:
-  print(line, file=sys.stderr, flush=True)

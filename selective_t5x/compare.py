@@ -14,7 +14,7 @@ values; given again, at each point of the grid. Started again, the same command
 keeps what is finished and goes on with the rest.
 
 Exit codes: 0 done; 1 a run failed; 2 something given is wrong, nothing was run;
-75 stopped by SIGTERM, the run in progress has saved: the same command goes on.
+75 stopped by SIGTERM, its runs have saved: the same command goes on.
 """
 
 import argparse
@@ -28,10 +28,18 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from selective_t5x import cells, failures, results
+from selective_t5x import cell_runs, cells, failures, results
 from selective_t5x.comparison import Comparison, compare_cells
 from selective_t5x.errors import UserError, did_you_mean
-from selective_t5x.report import page, plots, tables
+from selective_t5x.report import (
+  events,
+  examples,
+  memory,
+  page,
+  plots,
+  tables,
+  viewer,
+)
 
 _VARIANT_GIN = '--variant_gin.'
 
@@ -43,12 +51,14 @@ def compare(
   output_dir: str | os.PathLike,
   seeds: int = 1,
   gin_bindings: Sequence[str] = (),
-  program: Sequence[str] = cells.MAIN,
+  jobs: int = 1,
+  program: Sequence[str] = cell_runs.MAIN,
 ) -> Comparison:
   """Trains what is missing of a comparison, and writes its figures.
 
   In output_dir: a result folder for each variant and seed, comparison.json (all
-  figures), curves.csv, table.txt and learning_curves.png.
+  figures), curves.csv, table.txt, learning_curves.png, and the curves as
+  TensorBoard events.
 
   Args:
     gin_files: what all variants share.
@@ -56,30 +66,20 @@ def compare(
     output_dir: a local folder; what is finished there is kept.
     seeds: how many; they are 0, 1, ... for every variant.
     gin_bindings: 'KEY = VALUE' texts for all runs.
-    program: what runs a cell, see `cells.run_cell`.
+    jobs: how many runs are trained at a time.
+    program: what runs a cell, see `cell_runs.run_cells`.
 
   Returns:
     the figures, see `comparison.compare_cells`.
 
   Raises:
     UserError: something given is wrong.
-    cells.CellError: runs failed; all others were finished first.
+    cell_runs.CellError: runs failed; all others were finished first.
   """
   runs = cells.make_cells(
     gin_files, variants, range(seeds), gin_bindings, output_dir
   )
-  failures = []
-  for run in runs:
-    try:
-      cells.run_cell(run, program)
-    except cells.CellError as error:
-      print(error, file=sys.stderr)
-      failures.append(run.name)
-  if failures:
-    raise cells.CellError(
-      f'{len(failures)} of {len(runs)} runs failed: {", ".join(failures)}; the '
-      'others are kept, and the same command goes on from there'
-    )
+  cell_runs.run_cells(runs, jobs=jobs, program=program)
   figures = compare_cells(runs)
   folder = pathlib.Path(output_dir)
   results.write_json(folder / 'comparison.json', figures)
@@ -87,9 +87,9 @@ def compare(
     tables.curves_csv(figures), encoding='utf-8'
   )
   (folder / 'table.txt').write_text(tables.as_text(figures), encoding='utf-8')
-  (folder / 'learning_curves.png').write_bytes(
-    plots.png(plots.learning_curves(figures))
-  )
+  curves = plots.png(plots.learning_curves(figures))
+  (folder / 'learning_curves.png').write_bytes(curves)
+  events.write(folder, figures, curves)
   return results.read_json(folder / 'comparison.json')
 
 
@@ -116,6 +116,13 @@ def parser(module: str, description: str) -> argparse.ArgumentParser:
   )
   made.add_argument('--output_dir', metavar='DIR', help='where all results go')
   made.add_argument(
+    '--jobs',
+    type=int,
+    default=1,
+    metavar='N',
+    help='runs trained at a time, each in a process of its own',
+  )
+  made.add_argument(
     '--dry_run',
     action='store_true',
     help='print the runs and the bindings they differ in; run nothing',
@@ -141,8 +148,15 @@ def parse(
     known = re.findall(r'--[\w.]+', made.format_usage())
     name = unknown[0].partition('=')[0]
     raise UserError(f'{name}: no such flag{did_you_mean(name, known)}')
+  check_count('jobs', args.jobs)
   texts = [b.removeprefix('--gin.').replace('=', ' = ', 1) for b in bindings]
   return args, texts
+
+
+def check_count(flag: str, value: int) -> None:
+  """Raises UserError where the value of a flag is not 1 or more."""
+  if value < 1:
+    raise UserError(f'--{flag}={value}: expected 1 or more')
 
 
 class _Parser(argparse.ArgumentParser):
@@ -152,14 +166,46 @@ class _Parser(argparse.ArgumentParser):
     raise UserError(message)
 
 
+def add_examples_flag(made: argparse.ArgumentParser) -> None:
+  """Adds the flag of commands whose page has the masking viewer."""
+  made.add_argument(
+    '--examples',
+    type=_row_count,
+    default=3,
+    metavar='N',
+    help='rows in the masking viewer, of all selective variants; 0 for none',
+  )
+
+
+def _row_count(text: str) -> int:
+  if not text.isdigit():
+    raise argparse.ArgumentTypeError(f'{text!r}, expected 0 or more')
+  return int(text)
+
+
+def masking_viewer(
+  comparisons: Sequence[tuple[str, pathlib.Path, Comparison]], count: int
+) -> list[str]:
+  """Returns the viewer as parts of a page, see `report.examples.collect`.
+
+  Args:
+    comparisons: of the page: name, folder and figures of each.
+    count: rows; 0 for none.
+  """
+  models = examples.collect(comparisons, count) if count else {}
+  if not models:
+    return []
+  return [f'<h2>What selection masks</h2>\n{viewer.section(models)}']
+
+
 def command_line() -> str:
   """Returns the shell command that this process was started with."""
   return shlex.join(['python', *sys.orig_argv[1:]])
 
 
-def describe(runs: Sequence[cells.Cell]) -> str:
+def describe(runs: Sequence[cells.Cell], jobs: int) -> str:
   """Returns the commands of runs and the bindings they differ in."""
-  lines = []
+  lines = [f'{len(runs)} runs, {jobs} at a time']
   for run in runs:
     state = 'finished' if run.finished else 'to run'
     lines += [f'{run.name} ({state})', f'  {run.command}']
@@ -174,11 +220,11 @@ def describe(runs: Sequence[cells.Cell]) -> str:
 
 def run_command(main: Callable[[Sequence[str]], None]) -> None:
   """Runs a command's main function; turns errors into lines and exit codes."""
-  # As with Ctrl-C: the run in progress is ended too, and saves.
+  # As with Ctrl-C: the runs in progress are ended too, and save.
   failures.stop_at_sigterm()
   try:
     main(sys.argv[1:])
-  except cells.CellError as error:
+  except cell_runs.CellError as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(1)
   except KeyboardInterrupt:
@@ -218,13 +264,19 @@ def main(argv: Sequence[str]) -> None:
   made.add_argument(
     '--seeds', type=int, default=1, metavar='N', help='seeds a variant'
   )
+  made.add_argument(
+    '--frontier',
+    metavar='DIR',
+    help='of selective_t5x.pruning.frontier, to show on the page',
+  )
+  add_examples_flag(made)
   of_one = [arg for arg in argv if arg.startswith(_VARIANT_GIN)]
   args, bindings = parse(made, [arg for arg in argv if arg not in of_one])
   for name in ('gin_file', 'variant', 'output_dir'):
     if not getattr(args, name):
       raise UserError(f'no --{name}: it is needed; --help has an example')
-  if args.seeds < 1:
-    raise UserError(f'--seeds={args.seeds}: expected 1 or more')
+  check_count('seeds', args.seeds)
+  curves = args.frontier and memory.read(args.frontier)
   variants = [_variant(text) for text in args.variant]
   variants = _with_bindings(variants, of_one)
   variants = cells.sweep(variants, dict(map(_swept, args.sweep)))
@@ -232,7 +284,7 @@ def main(argv: Sequence[str]) -> None:
     runs = cells.make_cells(
       args.gin_file, variants, range(args.seeds), bindings, args.output_dir
     )
-    print(describe(runs))
+    print(describe(runs, args.jobs))
     return
   figures = compare(
     args.gin_file,
@@ -240,8 +292,10 @@ def main(argv: Sequence[str]) -> None:
     output_dir=args.output_dir,
     seeds=args.seeds,
     gin_bindings=bindings,
+    jobs=args.jobs,
   )
-  report = pathlib.Path(args.output_dir) / 'report.html'
+  folder = pathlib.Path(args.output_dir)
+  report = folder / 'report.html'
   references = dict.fromkeys(figures['references'].values())
   others = [name for name in figures['variants'] if name not in references]
   report.write_text(
@@ -250,6 +304,10 @@ def main(argv: Sequence[str]) -> None:
       intro=f'Trained from {", ".join(args.gin_file)}.',
       command=command_line(),
       sections=[page.Section('Results', '', figures)],
+      more=[
+        *([memory.section(curves)] if curves else []),
+        *masking_viewer([('', folder, figures)], args.examples),
+      ],
     ),
     encoding='utf-8',
   )

@@ -4,18 +4,21 @@ The figures are one JSON value, comparison.json, that tables, plots and page
 are made from; nothing of them needs the runs again.
 """
 
-import statistics
+import bisect
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
+from selective_t5x import results, views
+from selective_t5x.cells import CELL_FILE, Cell, differences, used_differences
+from selective_t5x.spreads import SEEDS_FOR_A_TEST, SIGNIFICANT, spread
 
-from selective_t5x import results
-from selective_t5x.cells import Cell, differences
-
-# Fewer pairs give a paired test nothing to estimate a spread from.
-_SEEDS_FOR_A_TEST = 3
-SIGNIFICANT = 0.05
+_COSTS_OF_SEEDS = (
+  'steps_per_second',
+  'tokens_per_second',
+  'train_seconds',
+  'peak_rss_bytes',
+)
 
 Comparison = dict[str, Any]
 
@@ -35,12 +38,17 @@ def compare_cells(cells: Sequence[Cell]) -> Comparison:
       (one a seed), 'mean', 'min', 'max', and 'difference', the spread of the
       paired differences to the reference, see `spread`.
     claims: lines that say what the differences of the losses show.
-    costs: one entry a variant: parameters, steps, and the spreads
-      steps_per_second and train_seconds.
-    curves: one entry a cell and task: 'step', 'loss' and 'accuracy' as lists;
-      the task 'train' is what the train steps saw.
+    equal_time, equal_parameters: see `views`.
+    costs: one entry a variant: parameters, steps, flops_per_step, step_bytes,
+      and the spreads steps_per_second, tokens_per_second, train_seconds and
+      peak_rss_bytes; see `results.write_summary`.
+    curves: one entry a cell and task: 'step', 'train_seconds', 'loss' and
+      'accuracy' as lists; the task 'train' is what the train steps saw, and
+      train_seconds what they had taken, or None.
     cells: what ran: folder, command and the last entry of run.json.
-    differences: {binding: {variant: value}}.
+    differences: {binding: {variant: value}}, of what gin files set.
+    used_differences: the same of all values that were used, those that no gin
+      file sets among them; None where a run did not write them.
 
   Raises:
     UserError: a cell has no metrics.
@@ -86,10 +94,19 @@ def compare_cells(cells: Sequence[Cell]) -> Comparison:
       'variant': variant,
       'parameters': of_seeds(variant, 'parameters')[0],
       'steps': max(of_seeds(variant, 'steps')),
-      'steps_per_second': spread(of_seeds(variant, 'steps_per_second')),
-      'train_seconds': spread(of_seeds(variant, 'train_seconds')),
+      'flops_per_step': of_seeds(variant, 'flops_per_step')[0],
+      'step_bytes': of_seeds(variant, 'step_bytes')[0],
+      **{name: spread(of_seeds(variant, name)) for name in _COSTS_OF_SEEDS},
     }
 
+  costs = [cost(variant) for variant in variants]
+  curves = [
+    curve
+    for cell in by_key.values()
+    for curve in _curves(cell, loss, ['train', *tasks])
+  ]
+  equal_time = views.equal_time(curves, references, seeds)
+  equal_parameters = views.equal_parameters(costs, references)
   found = [result(task, variant) for task in tasks for variant in variants]
   return {
     'variants': variants,
@@ -97,20 +114,22 @@ def compare_cells(cells: Sequence[Cell]) -> Comparison:
     'seeds': seeds,
     'loss': loss,
     'train_task': cells[0].macro('MIXTURE_OR_TASK_NAME'),
-    'caveats': _caveats(seeds, summaries, runs),
+    'caveats': [
+      *_caveats(seeds, summaries, runs),
+      *_shared_machine(cells),
+      *views.caveats(equal_time, equal_parameters),
+    ],
     'results': found,
     'claims': [
       _claim(entry, references[entry['variant']], loss)
       for entry in found
-      if len(seeds) >= _SEEDS_FOR_A_TEST
+      if len(seeds) >= SEEDS_FOR_A_TEST
       and entry['variant'] != references[entry['variant']]
     ],
-    'costs': [cost(variant) for variant in variants],
-    'curves': [
-      curve
-      for cell in by_key.values()
-      for curve in _curves(cell, loss, ['train', *tasks])
-    ],
+    'equal_time': equal_time,
+    'equal_parameters': equal_parameters,
+    'costs': costs,
+    'curves': curves,
     'cells': [
       {
         'name': cell.name,
@@ -122,55 +141,7 @@ def compare_cells(cells: Sequence[Cell]) -> Comparison:
       for key, cell in by_key.items()
     ],
     'differences': differences(cells),
-  }
-
-
-def spread(
-  values: Sequence[float | None],
-  reference: Sequence[float | None] | None = None,
-) -> dict[str, Any]:
-  """Returns mean and range of one value a seed, and of paired differences.
-
-  Args:
-    values: one a seed; None where a run has none (it was not finite).
-    reference: the values of the reference with the same seeds.
-
-  Returns:
-    values, mean, min, max, all None where a value is; with a reference also
-    'difference', the same of value - reference with a 'p_value', of a two-sided
-    paired t-test, and an 'interval', [low, high] of its mean: 95 %, by the
-    percentiles of bootstrap samples of the seeds. Both are None below three
-    seeds, and where all differences are equal.
-  """
-  values = list(values)
-  known = values and None not in values
-  out = {
-    'values': values,
-    'mean': statistics.fmean(values) if known else None,
-    'min': min(values) if known else None,
-    'max': max(values) if known else None,
-  }
-  if reference is not None:
-    pairs = list(zip(values, reference, strict=True))
-    missing = any(None in pair for pair in pairs)
-    values = [None if missing else a - b for a, b in pairs]
-    out['difference'] = {**spread(values), **_inference(values)}
-  return out
-
-
-def _inference(differences) -> dict[str, Any]:
-  """Returns what paired differences say of their mean, see `spread`."""
-  few = len(differences) < _SEEDS_FOR_A_TEST
-  if few or None in differences or len(set(differences)) == 1:
-    return {'p_value': None, 'interval': None}
-  from scipy import stats  # Takes a second to import.
-
-  interval = stats.bootstrap(
-    (differences,), np.mean, method='percentile', random_state=0
-  ).confidence_interval
-  return {
-    'p_value': float(stats.ttest_1samp(differences, 0).pvalue),
-    'interval': [float(interval.low), float(interval.high)],
+    'used_differences': used_differences(cells),
   }
 
 
@@ -220,6 +191,7 @@ def _loss_metric(summaries) -> str:
 def _curves(cell: Cell, loss: str, tasks: Sequence[str]):
   """Yields the curves of a cell's train steps and evaluations."""
   metrics = results.read_run(cell.folder)
+  seconds_at = _train_seconds(metrics.train)
   for task, rows in {'train': metrics.train, **metrics.training_eval}.items():
     if task in tasks:
       yield {
@@ -227,9 +199,20 @@ def _curves(cell: Cell, loss: str, tasks: Sequence[str]):
         'seed': cell.seed,
         'task': task,
         'step': [row['step'] for row in rows],
+        'train_seconds': [seconds_at(row['step']) for row in rows],
         'loss': [row[loss] for row in rows],
         'accuracy': [row.get('accuracy') for row in rows],
       }
+
+
+def _train_seconds(rows: list[results.Row]):
+  """Returns a function: what the train steps up to a step took, or None."""
+  steps = [row['step'] for row in rows]
+  seconds = [row.get('timing/seconds') for row in rows]
+  if None in seconds:
+    return lambda step: None
+  total = [0.0, *itertools.accumulate(seconds)]
+  return lambda step: total[bisect.bisect_right(steps, step)]
 
 
 def _last_train_run(cell: Cell) -> dict[str, Any]:
@@ -238,12 +221,24 @@ def _last_train_run(cell: Cell) -> dict[str, Any]:
   return results.read_json(path)['runs'][-1] if path.exists() else {}
 
 
+def _shared_machine(cells) -> list[str]:
+  """Returns a line where runs trained beside each other."""
+  paths = [cell.folder / CELL_FILE for cell in cells]
+  jobs = [results.read_json(path).get('jobs', 1) for path in paths]
+  if max(jobs) == 1:
+    return []
+  return [
+    f'Up to {max(jobs)} runs trained at a time: times and speeds are those of '
+    'a machine that they share.'
+  ]
+
+
 def _caveats(seeds, summaries, runs) -> list[str]:
   """Returns what a reader of the figures must know."""
   lines = []
   if len(seeds) == 1:
     lines.append('One seed: no claim about significance.')
-  elif len(seeds) < _SEEDS_FOR_A_TEST:
+  elif len(seeds) < SEEDS_FOR_A_TEST:
     lines.append(
       f'{len(seeds)} seeds: mean [lowest, highest]; too few for a test.'
     )

@@ -13,6 +13,11 @@ def difference(minuend: float, subtrahend: float) -> float:
   return minuend - subtrahend
 
 
+def twice(number: int) -> int:
+  """Returns 2 * number: see gin/attention/twice_the_heads.gin."""
+  return 2 * number
+
+
 def logical_factor_rules() -> dict[str, object]:
   """Returns T5X's rules for Adafactor, and one for learned positions.
 

@@ -6,6 +6,7 @@ them; activations are in `dtype`.
 """
 
 import functools
+import inspect
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,9 @@ from flax import linen as nn
 from flax.linen import partitioning
 
 from selective_t5x import cache, evicting_cache
+from selective_t5x.attention import masks
+from selective_t5x.errors import UserError
+from selective_t5x.extensions import Extended, Extension, Heads
 from selective_t5x.pruning import LayerPruning, pruned_attention
 
 # Kernels: variance 1 / fan-in keeps activations at unit size at every width.
@@ -248,6 +252,9 @@ class SelfAttention(nn.Module):
     kernel_init: gives the initial kernels.
     query_init: gives that of the queries.
     pruning: which keys are kept, and how many; None for all.
+    extension: makes the `extensions.Extension` that goes with the attention
+      function, parameters under `extension`; None for none.
+    layer: the layer's number, from 0: what an extension may go by.
   """
 
   num_heads: int
@@ -260,6 +267,8 @@ class SelfAttention(nn.Module):
   kernel_init: Callable[..., jax.Array] = KERNEL_INIT
   query_init: Callable[..., jax.Array] = KERNEL_INIT
   pruning: LayerPruning | None = None
+  extension: Callable[..., Extension] | None = None
+  layer: int = 0
 
   @nn.compact
   def __call__(
@@ -290,6 +299,10 @@ class SelfAttention(nn.Module):
 
     Returns:
       [B, N, M], zero in padding rows.
+
+    Raises:
+      UserError: if the attention function does not take what the extension
+        gives.
     """
 
     def heads(name, init):
@@ -304,16 +317,33 @@ class SelfAttention(nn.Module):
 
     query = heads('query', self.query_init)
     key = heads('key', self.kernel_init)
+    value = heads('value', self.kernel_init)
+    projected = Heads(query, key, value)
     if self.normalise:
       query = RMSNorm('kv', self.dtype, name='query_norm')(query)
       key = RMSNorm('kv', self.dtype, name='key_norm')(key)
-    value = drop_keys(
-      heads('value', self.kernel_init),
-      self.dropout_rate,
-      deterministic=deterministic,
-    )
+    extended = Extended(Heads(query, key, value))
+    if self.extension is not None:
+      extension = self.extension(
+        num_heads=self.num_heads,
+        head_dim=self.head_dim,
+        layer=self.layer,
+        dtype=self.dtype,
+        name='extension',
+      )
+      extended = extension(
+        x,
+        projected,
+        extended.heads,
+        _position(x.shape[1], segment_ids, where),
+        deterministic=deterministic,
+      )
+      _check_takes(self.attention_fn, extension, extended)
+    query, key, value = extended.heads
+    value = drop_keys(value, self.dropout_rate, deterministic=deterministic)
     asked = {'scale': self.scale, 'memory_tau': memory_tau, 'prefix': prefix}
     asked = {k: v for k, v in asked.items() if v is not None}
+    asked |= extended.given
     if where is not None:
       keys = (
         cache.KeyValueCache(self.attention_fn, name='cache')
@@ -322,7 +352,9 @@ class SelfAttention(nn.Module):
           self.attention_fn, self.pruning, name='cache'
         )
       )
-      out = keys(query, key, value, where, bias_fn=bias_fn, **asked)
+      out = keys(
+        query, key, value, where, bias_fn=bias_fn, kept=extended.kept, **asked
+      )
     else:
       if bias_fn is not None:
         asked['bias'] = bias_fn(x.shape[1], None)
@@ -331,13 +363,40 @@ class SelfAttention(nn.Module):
         attend = functools.partial(
           _attend_pruned, self.attention_fn, self.pruning, budget=budget
         )
-      out = attend(query, key, value, segment_ids=segment_ids, **asked)
+      out = attend(
+        query, key, value, segment_ids=segment_ids, **asked, **extended.kept
+      )
     if memory_tau is not None:
       out, memory = out
       self.sow('intermediates', 'memory', memory)
+    if self.extension is not None:
+      out = extension.finish(x, out)
     return join_heads(
       out, x.shape[-1], dtype=self.dtype, kernel_init=self.kernel_init
     )
+
+
+def _position(length, segment_ids, where):
+  """Returns i32[B or 1, N], positions in the segment, from 1."""
+  if where is None:
+    return 1 + masks.position_in_segment(length, segment_ids)
+  # Nothing is packed while a model decodes.
+  if where.position is None:
+    return 1 + jnp.arange(length)[None]
+  return 1 + where.position[:, None]
+
+
+def _check_takes(attention_fn, extension, extended):
+  """Refuses an attention function that does not know what is extended."""
+  taken = inspect.signature(attention_fn).parameters
+  for name in (*extended.kept, *extended.given):
+    if name not in taken:
+      raise UserError(
+        f'ATTENTION_EXTENSION = @{type(extension).__name__} gives {name}, '
+        'which the attention function '
+        f'({getattr(attention_fn, "__name__", attention_fn)}) does not take: '
+        'use the gin/attention/ file that provides both'
+      )
 
 
 def _attend_pruned(

@@ -17,6 +17,7 @@ from flax.linen import partitioning
 
 from selective_t5x import attention, cache, layers
 from selective_t5x.errors import UserError
+from selective_t5x.extensions import Extension
 from selective_t5x.pruning import Pruning
 
 
@@ -38,6 +39,8 @@ class DecoderConfig:
     attention_fn: `attention.causal_attention`, `attention.selective_attention`
       or a function with their leading signature.
     pruning: which keys the layers keep, and how many; None for all.
+    attention_extension: makes what an attention function with parameters of its
+      own needs: a subclass of `extensions.Extension`, or None.
   """
 
   vocab_size: int
@@ -51,12 +54,14 @@ class DecoderConfig:
   dtype: Any = jnp.float32
   attention_fn: Callable[..., Any] = attention.causal_attention
   pruning: Pruning | None = None
+  attention_extension: Callable[..., Extension] | None = None
 
   def __post_init__(self):
     """Refuses what would fail later and less clearly."""
 
     check_settings(self, 'network.DecoderConfig')
     check_function(self, 'network.DecoderConfig', 'attention_fn')
+    check_extension(self, 'network.DecoderConfig')
     check_pruning(self, 'network.DecoderConfig', self.num_layers)
 
 
@@ -90,6 +95,21 @@ def check_function(config: Any, name: str, field: str):
   if not callable(getattr(config, field)):
     refuse(
       config, name, field, 'a function, e.g. @attention.selective_attention'
+    )
+
+
+def check_extension(config: Any, name: str):
+  """Raises UserError if a config's attention_extension is not a class of it."""
+  extension = config.attention_extension
+  if extension is None:
+    return
+  if not isinstance(extension, type) or not issubclass(extension, Extension):
+    refuse(
+      config,
+      name,
+      'attention_extension',
+      'None or a subclass of extensions.Extension, without brackets (the macro '
+      'ATTENTION_EXTENSION)',
     )
 
 
@@ -190,6 +210,8 @@ class DecoderLayer(nn.Module):
       cfg.dropout_rate,
       cfg.dtype,
       pruning=cfg.pruning and cfg.pruning.of_layer(self.layer, cfg.num_layers),
+      extension=cfg.attention_extension,
+      layer=self.layer,
       name='self_attention',
     )(
       y,

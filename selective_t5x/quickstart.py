@@ -75,6 +75,7 @@ def main(argv: Sequence[str]) -> None:
   """Runs `python -m selective_t5x.quickstart`."""
   made = compare.parser('selective_t5x.quickstart', __doc__)
   made.set_defaults(output_dir=DEFAULT_OUTPUT_DIR)
+  compare.add_examples_flag(made)
   args, bindings = compare.parse(made, argv)
   output_dir = pathlib.Path(args.output_dir)
   started = time.monotonic()
@@ -89,11 +90,15 @@ def main(argv: Sequence[str]) -> None:
     for run in cells.make_cells(files, VARIANTS, range(1), bindings, folder)
   ]
   if args.dry_run:
-    print(compare.describe(runs))
+    print(compare.describe(runs, args.jobs))
     return
   comparisons = {
     name: compare.compare(
-      files, VARIANTS, output_dir=folder, gin_bindings=bindings
+      files,
+      VARIANTS,
+      output_dir=folder,
+      gin_bindings=bindings,
+      jobs=args.jobs,
     )
     for name, (files, folder) in every.items()
   }
@@ -114,6 +119,10 @@ def main(argv: Sequence[str]) -> None:
         page.Section(name, EXPERIMENTS[name], comparison)
         for name, comparison in comparisons.items()
       ],
+      more=compare.masking_viewer(
+        [(name, every[name][1], c) for name, c in comparisons.items()],
+        args.examples,
+      ),
     ),
     encoding='utf-8',
   )

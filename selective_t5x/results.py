@@ -13,9 +13,11 @@ import os
 import pathlib
 import platform
 import re
+import resource
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
@@ -26,11 +28,11 @@ from selective_t5x.errors import UserError
 
 RUN_FILE = 'run.json'
 SUMMARY_FILE = 'summary.json'
-EVALUATION_FILE = 'evaluation.json'
+COSTS_FILE = 'costs.json'
+OPERATIVE_CONFIG_FILE = 'operative_config.gin'
 METRICS_FILE = 'metrics.jsonl'
 TRAIN_FOLDER = 'train'
 EVAL_FOLDER = 'training_eval'
-TASK_METRICS_FOLDER = 'inference_eval'
 
 # The metric that comparisons use; see `loss_per_token`.
 LOSS = 'loss_per_token'
@@ -104,8 +106,20 @@ def write_run_record(
     },
   }
   path = epath.Path(folder) / RUN_FILE
-  runs = read_json(path)['runs'] if path.exists() else []
-  write_json(path, {'runs': [*runs, record]})
+  write_json(path, {'runs': [*_runs(folder), record]})
+
+
+def write_peak_memory(folder: str | os.PathLike) -> None:
+  """Adds to the newest entry of run.json how much memory this process held.
+
+  peak_rss_bytes: the most of it that was in main memory at one time, libraries
+  and input pipeline included.
+  """
+  runs = _runs(folder)
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  # macOS counts bytes, Linux kilobytes.
+  runs[-1]['peak_rss_bytes'] = peak * (1 if sys.platform == 'darwin' else 1024)
+  write_json(epath.Path(folder) / RUN_FILE, {'runs': runs})
 
 
 def read_metrics(folder: str | os.PathLike) -> list[Row]:
@@ -122,7 +136,7 @@ def read_metrics(folder: str | os.PathLike) -> list[Row]:
   """
   folder = epath.Path(folder)
   if (folder / METRICS_FILE).exists():
-    return _merge_steps(_read_json_lines(folder / METRICS_FILE))
+    return _merge_steps(read_json_lines(folder / METRICS_FILE))
   # The time of its creation is at the front of an event file's name.
   events = sorted(folder.glob('events.out.tfevents.*'))
   if not events:
@@ -190,7 +204,9 @@ def write_summary(model_dir: str | os.PathLike) -> dict[str, Any]:
 
   Of each evaluated task it has the last row of metrics and the best, the one
   with the lowest loss (a choice made on that very task: never report it as
-  held-out). train_seconds is the time of the train steps alone, without
+  held-out). flops_per_step, step_bytes (of one device) and peak_rss_bytes (of
+  the process that trained last) are None where they were not written, as by
+  T5X. train_seconds is the time of the train steps alone, without
   start-up, compilation and saving; evaluation_seconds that of the evaluations,
   the compilation for the first included.
 
@@ -201,23 +217,26 @@ def write_summary(model_dir: str | os.PathLike) -> dict[str, Any]:
   metrics = read_run(model_dir)
   if not metrics.train:
     raise UserError(f'{model_dir / TRAIN_FOLDER}: no step was trained')
-  path = model_dir / RUN_FILE
-  runs = read_json(path)['runs'] if path.exists() else []
-  trained = [run for run in runs if run['run_mode'] == 'train']
-  seconds = _values(metrics.train, 'timing/seconds')
-  speeds = _values(metrics.train, 'timing/steps_per_second')
-  timed_steps = sum(a * b for a, b in zip(seconds, speeds, strict=True))
+  trained = [run for run in _runs(model_dir) if run['run_mode'] == 'train']
+  last_run = trained[-1] if trained else {}
+  costs = model_dir / COSTS_FILE
+  costs = read_json(costs) if costs.exists() else {}
+  seconds = sum(_values(metrics.train, 'timing/seconds'))
   summary = {
-    'engine': trained[-1]['engine'] if trained else None,
-    'seed': trained[-1]['seed'] if trained else None,
+    'engine': last_run.get('engine'),
+    'seed': last_run.get('seed'),
     'steps': metrics.train[-1]['step'],
     'parameters': _parameter_count(model_dir),
-    'train_seconds': sum(seconds),
+    'flops_per_step': costs.get('flops_per_step'),
+    'step_bytes': costs.get('step_bytes'),
+    'peak_rss_bytes': last_run.get('peak_rss_bytes'),
+    'train_seconds': seconds,
     'evaluation_seconds': sum(
       sum(_values(rows, 'timing/seconds'))
       for rows in metrics.training_eval.values()
     ),
-    'steps_per_second': timed_steps / sum(seconds) if sum(seconds) else None,
+    'steps_per_second': _rate(metrics.train, _steps_per_second),
+    'tokens_per_second': _rate(metrics.train, _tokens_per_second),
     'train': metrics.train[-1],
     'training_eval': {
       task: {'last': rows[-1], 'best': min(rows, key=_loss_order)}
@@ -227,42 +246,6 @@ def write_summary(model_dir: str | os.PathLike) -> dict[str, Any]:
   }
   write_json(model_dir / SUMMARY_FILE, summary)
   return read_json(model_dir / SUMMARY_FILE)
-
-
-def write_evaluation(
-  output_dir: str | os.PathLike,
-) -> dict[str, dict[str, Any]]:
-  """Writes evaluation.json, the metrics of an evaluation run; returns them.
-
-  Returns:
-    {task: {'step': …, metric: value}}: what seqio's JSON logger wrote of the
-    tasks' own metrics, and teacher forcing under 'training_eval/<task>'.
-  """
-  output_dir = epath.Path(output_dir)
-  tasks = {
-    path.name.removesuffix('-metrics.jsonl'): list(_read_json_lines(path))[-1]
-    for path in sorted(
-      output_dir.glob(f'{TASK_METRICS_FOLDER}/*-metrics.jsonl')
-    )
-  }
-  for folder in sorted(output_dir.glob(f'{EVAL_FOLDER}/*')):
-    row = read_metrics(folder)[-1]
-    tasks[f'{EVAL_FOLDER}/{folder.name}'] = {
-      k: v for k, v in row.items() if not k.startswith('timing/')
-    }
-  write_json(output_dir / EVALUATION_FILE, tasks)
-  return tasks
-
-
-def evaluation_text(tasks: dict[str, dict[str, Any]]) -> str:
-  """Returns a line for each task: its metrics, and those of teacher forcing."""
-  lines = []
-  for task, row in tasks.items():
-    forced = task.startswith(f'{EVAL_FOLDER}/')
-    names = ('loss', 'accuracy') if forced else [k for k in row if k != 'step']
-    values = [f'{k} {row[k]:.5g}' for k in names if row.get(k) is not None]
-    lines.append(f'{task}: {", ".join(values)}')
-  return '\n'.join(lines)
 
 
 def read_json(path: str | os.PathLike) -> Any:
@@ -312,7 +295,12 @@ def _merge_steps(rows) -> list[Row]:
   return [by_step[step] for step in sorted(by_step)]
 
 
-def _read_json_lines(path):
+def read_json_lines(path: epath.Path) -> Iterator[Any]:
+  """Yields what each line holds; a last one that is cut off is left out.
+
+  Raises:
+    UserError: another line is not JSON.
+  """
   lines = path.read_text().splitlines()
   for number, line in enumerate(lines, 1):
     try:
@@ -340,6 +328,34 @@ def _read_events(path):
         row[value.tag] = number if math.isfinite(number) else None
     if row:
       yield {'step': event.step, **row}
+
+
+def _runs(folder) -> list[dict[str, Any]]:
+  """Returns the entries of run.json, none where it is missing."""
+  path = epath.Path(folder) / RUN_FILE
+  return read_json(path)['runs'] if path.exists() else []
+
+
+def _steps_per_second(row: Row) -> float | None:
+  return row.get('timing/steps_per_second')
+
+
+def _tokens_per_second(row: Row) -> float | None:
+  """Returns a window's target tokens a second, padding left out."""
+  # Of packed rows, of rows that are not, and of models that say neither.
+  names = ('decoder', 'decoder_target_tokens', 'loss_weights')
+  shares = [row.get(f'non_padding_fraction/{name}') for name in names]
+  share = next((x for x in shares if x is not None), None)
+  tokens = row.get('timing/target_tokens_per_second')
+  return None if None in (share, tokens) else share * tokens
+
+
+def _rate(rows: list[Row], of_row) -> float | None:
+  """Returns a rate over all windows, each weighed by its seconds."""
+  pairs = [(row.get('timing/seconds'), of_row(row)) for row in rows]
+  known = [pair for pair in pairs if None not in pair]
+  seconds = sum(pair[0] for pair in known)
+  return sum(a * b for a, b in known) / seconds if seconds else None
 
 
 def _values(rows: list[Row], name: str) -> list[float]:

@@ -101,7 +101,7 @@ def recorded_run(folder: str, *, run_mode: str, seed: int | None, vocabulary):
   from etils import epath
 
   import selective_t5x
-  from selective_t5x import results, run_vocabulary
+  from selective_t5x import evaluation_file, results, run_vocabulary
 
   devices = jax.devices()
   logging.info(
@@ -139,8 +139,11 @@ def recorded_run(folder: str, *, run_mode: str, seed: int | None, vocabulary):
       if not any(folder.iterdir()):
         folder.rmdir()
     raise
-  (folder / 'operative_config.gin').write_text(gin.operative_config_str())
+  results.write_peak_memory(folder)
+  (folder / results.OPERATIVE_CONFIG_FILE).write_text(
+    gin.operative_config_str()
+  )
   if run_mode == 'train' and '://' not in str(folder):
     results.write_summary(folder)
   if run_mode == 'eval':
-    print(results.evaluation_text(results.write_evaluation(folder)))
+    print(evaluation_file.text(evaluation_file.write(folder)))

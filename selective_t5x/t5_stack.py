@@ -16,6 +16,7 @@ from flax.linen import partitioning
 
 from selective_t5x import attention, cache, layers, network, t5_layers
 from selective_t5x.errors import did_you_mean
+from selective_t5x.extensions import Extension
 from selective_t5x.pruning import Pruning
 
 
@@ -39,6 +40,9 @@ class StackConfig(abc.ABC):
       `attention.selective_attention` or a function with their arguments.
     pruning: which keys the decoder's self-attention keeps, and how many a
       layer; None for all.
+    attention_extension: of the decoder's self-attention: makes what an
+      attention function with parameters of its own needs, a subclass of
+      `extensions.Extension`, or None.
   """
 
   vocab_size: int
@@ -52,6 +56,7 @@ class StackConfig(abc.ABC):
   logits_via_embedding: bool = False
   attention_fn: Callable[..., Any] = attention.causal_attention
   pruning: Pruning | None = None
+  attention_extension: Callable[..., Extension] | None = None
 
   @property
   def gin_name(self) -> str:
@@ -68,6 +73,7 @@ class StackConfig(abc.ABC):
     name = self.gin_name
     network.check_settings(self, name)
     network.check_function(self, name, 'attention_fn')
+    network.check_extension(self, name)
     network.check_pruning(self, name, self.decoder_layers)
     # gin gives lists; a tuple can be hashed, as flax asks of a config.
     activations = self.mlp_activations
@@ -159,6 +165,8 @@ class DecoderLayer(nn.Module):
       query_init=t5_layers.query_init(cfg.head_dim),
       pruning=cfg.pruning
       and cfg.pruning.of_layer(self.layer, cfg.decoder_layers),
+      extension=cfg.attention_extension,
+      layer=self.layer,
       name='self_attention',
     )(
       y,

@@ -51,9 +51,13 @@ class Model:
 
 # Compiling takes most of a test's time: each model is built once.
 @functools.cache
-def build(kind, attention_fn, dtype='float32'):
+def build(kind, attention_fn, dtype='float32', attention_extension=None):
   """Returns a Model of one of three kinds, with random parameters."""
-  settings = SIZES | dict(attention_fn=attention_fn, dtype=dtype)
+  settings = SIZES | dict(
+    attention_fn=attention_fn,
+    attention_extension=attention_extension,
+    dtype=dtype,
+  )
   tokens = jnp.asarray(TOKENS)
   ones = jnp.ones_like(tokens)
   if kind == 'decoder':

@@ -1,5 +1,6 @@
 import functools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import time
 import pytest
 
 from selective_t5x import compare
-from selective_t5x.cells import CellError
+from selective_t5x.cell_runs import CellError
 from selective_t5x.errors import UserError
 from tests import fake_training
 
@@ -87,20 +88,24 @@ def test_killed_and_started_again_it_gives_the_same_figures(setting, how):
     'compare.run_command(compare.main)\n'
   )
   command = [sys.executable, '-c', code, *arguments(setting), *slow]
+  command += ['--jobs=2']
   process = subprocess.Popen(command, stderr=subprocess.PIPE)
-  train = setting['output_dir'] / 'baseline-seed0' / 'train' / 'metrics.jsonl'
+  both = [
+    setting['output_dir'] / f'{variant.name}-seed0' / 'train' / 'metrics.jsonl'
+    for variant in setting['variants']
+  ]
   deadline = time.monotonic() + 60
-  while not train.exists() and time.monotonic() < deadline:
+  while not all(map(os.path.exists, both)) and time.monotonic() < deadline:
     time.sleep(0.05)
   process.send_signal(how)
   process.communicate()
   assert process.returncode == (-how if how == signal.SIGKILL else 128 + how)
   assert not (setting['output_dir'] / 'comparison.json').exists()
-  if how == signal.SIGTERM:  # The run in progress was ended with it.
-    assert len(train.read_text().splitlines()) < 4
-  # After SIGKILL the run lives on; a second one must not write beside it.
+  if how == signal.SIGTERM:  # The runs in progress were ended with it.
+    assert all(len(train.read_text().splitlines()) < 4 for train in both)
+  # After SIGKILL they live on; second ones must not write beside them.
   subprocess.run(command, check=True, capture_output=True)
-  assert len(train.read_text().splitlines()) == 4
+  assert all(len(train.read_text().splitlines()) == 4 for train in both)
   again = setting['output_dir'] / 'comparison.json'
 
   fresh = {**setting, 'output_dir': setting['output_dir'].with_name('fresh')}
@@ -123,6 +128,23 @@ def test_the_command_prints_the_table_and_writes_the_page(
   page = (setting['output_dir'] / 'report.html').read_text()
   assert 'selective against baseline' in page
   assert '--gin.LEARNING_RATE=0.3' in page
+
+
+def test_the_page_has_the_memory_curves_of_a_frontier(
+  setting, monkeypatch, tmp_path
+):
+  fake = functools.partial(compare.compare, program=fake_training.PROGRAM)
+  monkeypatch.setattr(compare, 'compare', fake)
+  point = {'budgets': [4, 4], 'memory_factor': 16.0, 'loss': 3.21}
+  curve = {'model': 'm<b>', 'policy': 'window', 'points': [point]}
+  searched = {'model': 's', 'policy': 'searched', 'points': [point]}
+  state = {'curves': [curve], 'searched': [searched]}
+  (tmp_path / 'frontier.json').write_text(json.dumps(state))
+  compare.main([*arguments(setting), f'--frontier={tmp_path}'])
+  page = (setting['output_dir'] / 'report.html').read_text()
+  assert 'Loss against the size of the cache' in page
+  assert 'm&lt;b&gt;' in page and 'm<b>' not in page
+  assert '3.2100' in page and 'searched' in page
 
 
 def test_dry_run_prints_cells_and_differences_and_writes_nothing(
@@ -187,6 +209,8 @@ def test_a_sweep_compares_at_each_point_of_the_grid(
       [*NEEDED, '--variant_gin.ab.X=1'],
       '--variant_gin.ab.X=1: no variant of this name; nearest: abc',
     ),
+    ([*NEEDED, '--examples=-1'], "--examples: '-1', expected 0 or more"),
+    ([*NEEDED, '--frontier=f'], 'f: no frontier.json; expected a folder'),
     ([*NEEDED, '--variant_gin.abc.X'], 'expected --variant_gin.abc.X=VALUE'),
     ([*NEEDED, '--sweep=X=3'], '--sweep=X=3: expected .* a list of plain'),
     ([*NEEDED, '--sweep=X=[]'], 'a list of plain values'),

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from selective_t5x import cells, results
-from selective_t5x.comparison import compare_cells, spread
+from selective_t5x.cell_runs import run_cells
+from selective_t5x.comparison import compare_cells
+from selective_t5x.report import tables
 from tests import fake_training
 
 
@@ -17,8 +19,7 @@ def setting(tmp_path):
 
 def trained(setting, **change):
   made = cells.make_cells(**{**setting, **change})
-  for cell in made:
-    cells.run_cell(cell, fake_training.PROGRAM)
+  run_cells(made, program=fake_training.PROGRAM)
   return made
 
 
@@ -74,14 +75,33 @@ def test_figures_are_what_the_raw_files_say(setting):
 
 def test_costs_and_curves_are_those_of_the_runs(setting):
   figures = compare_cells(trained(setting))
-  cost = figures['costs'][0]
+  cost, slower = figures['costs']
   assert (cost['parameters'], cost['steps']) == (1234, 40)
   assert cost['train_seconds']['values'] == [2.0, 2.0]
+  assert slower['train_seconds']['values'] == [3.0, 3.0]
   assert cost['steps_per_second']['mean'] == 20
+  for entry in (cost, slower):
+    folder = setting['output_dir'] / f'{entry["variant"]}-seed1'
+    costs = json.loads((folder / 'costs.json').read_text())
+    assert entry['flops_per_step'] == costs['flops_per_step']
+    assert entry['step_bytes'] == costs['step_bytes']
+    run = json.loads((folder / 'run.json').read_text())['runs'][-1]
+    assert entry['peak_rss_bytes']['values'][1] == run['peak_rss_bytes']
+    rows = [json.loads(r) for r in open(folder / 'train/metrics.jsonl')]
+    tokens = sum(
+      row['timing/seconds']
+      * row['timing/target_tokens_per_second']
+      * row['non_padding_fraction/loss_weights']
+      for row in rows
+    )
+    seconds = sum(row['timing/seconds'] for row in rows)
+    got = entry['tokens_per_second']['values'][1]
+    assert got == pytest.approx(tokens / seconds)
   curves = {(c['variant'], c['seed'], c['task']): c for c in figures['curves']}
   assert len(curves) == 2 * 2 * 2
   curve = curves['selective', 1, 'toy']
   assert curve['step'] == [10, 20, 30, 40]
+  assert curve['train_seconds'] == [0.75, 1.5, 2.25, 3.0]
   assert curve['loss'] == [
     fake_training.loss_at(step, seed=1, selective=True)
     for step in curve['step']
@@ -89,9 +109,97 @@ def test_costs_and_curves_are_those_of_the_runs(setting):
   assert figures['train_task'] == 'toy'
 
 
+def test_losses_at_equal_time_are_what_the_raw_files_say(setting):
+  figures = compare_cells(trained(setting, seeds=[0, 1, 2]))
+  view = figures['equal_time']
+  # The baseline's last step. Selective is between its steps 20 and 30 then.
+  assert view['train_seconds'] == 2.0
+  expected = {'baseline': [], 'selective': []}
+  for seed in range(3):
+    folder = setting['output_dir'] / f'baseline-seed{seed}'
+    row = last_row(folder / 'training_eval/toy/metrics.jsonl')
+    expected['baseline'].append(row['loss'])
+    folder = setting['output_dir'] / f'selective-seed{seed}'
+    lines = (folder / 'training_eval/toy/metrics.jsonl').read_text()
+    at = {r['step']: r['loss'] for r in map(json.loads, lines.splitlines())}
+    # A third of the way from 1.5 to 2.25 seconds is left.
+    expected['selective'].append(at[20] / 3 + at[30] * 2 / 3)
+  for entry in view['results']:
+    got = entry['loss']['values']
+    assert got == pytest.approx(expected[entry['variant']])
+  gaps = np.subtract(expected['selective'], expected['baseline'])
+  difference = view['results'][1]['loss']['difference']
+  assert difference['values'] == pytest.approx(gaps)
+  assert difference['interval'][0] <= difference['mean']
+
+
+def test_what_was_not_evaluated_around_equal_time_has_no_loss_there(setting):
+  made = trained(setting, seeds=[0])
+  path = made[1].folder / 'training_eval/toy/metrics.jsonl'
+  path.write_text(path.read_text().splitlines(keepends=True)[-1])
+  results.write_summary(made[1].folder)
+  baseline, selective = compare_cells(made)['equal_time']['results']
+  assert baseline['loss']['mean'] is not None
+  assert selective['loss']['values'] == [None]
+
+
+def test_runs_that_measured_no_time_have_no_view_of_it(setting):
+  made = trained(setting, seeds=[0])
+  path = made[0].folder / 'train/metrics.jsonl'
+  path.write_text(path.read_text().replace('timing/seconds', 'other'))
+  results.write_summary(made[0].folder)
+  figures = compare_cells(made)
+  assert figures['equal_time'] is None
+  assert any(c.startswith('No view at equal time') for c in figures['caveats'])
+
+
+@pytest.mark.parametrize(
+  ('parameters', 'agree', 'said'),
+  [
+    ('1234', True, 'as many parameters as its reference'),
+    ('2345', False, 'Numbers of parameters differ'),
+    ('?', None, 'are not known'),
+  ],
+)
+def test_whether_parameters_agree_is_said(setting, parameters, agree, said):
+  made = trained(setting, seeds=[0])
+  path = made[1].folder / 'model-info.txt'
+  path.write_text(path.read_text().replace('1234', parameters))
+  results.write_summary(made[1].folder)
+  figures = compare_cells(made)
+  assert figures['equal_parameters']['agree'] is agree
+  assert said in figures['caveats'][-1]
+  table = [t for t in tables.tables(figures) if 'against param' in t.title]
+  assert [t.rows[-1][:2] for t in table] == (
+    [('selective', '2,345')] if agree is False else []
+  )
+
+
+def test_values_that_were_used_and_differ_are_there(setting):
+  made = trained(setting)
+  assert compare_cells(made)['used_differences'] == {
+    'model.attention': {'baseline': '@causal()', 'selective': '@selective()'},
+    'causal.scale': {'baseline': 'None', 'selective': None},
+    'selective.scale': {'baseline': None, 'selective': 'None'},
+  }
+  path = made[-1].folder / 'operative_config.gin'
+  path.write_text(path.read_text().replace('STEPS = 40', 'STEPS = 50'))
+  steps = compare_cells(made)['used_differences']['TRAIN_STEPS']
+  assert steps == {'baseline': '40', 'selective': '40; 50'}
+  path.unlink()
+  assert compare_cells(made)['used_differences'] is None
+
+
+def test_runs_that_shared_the_machine_are_said_to(setting):
+  made = cells.make_cells(**{**setting, 'seeds': [0]})
+  run_cells(made, jobs=2, program=fake_training.PROGRAM)
+  assert any('Up to 2 runs' in c for c in compare_cells(made)['caveats'])
+
+
 def test_one_seed_makes_no_claim(setting):
   figures = compare_cells(trained(setting, seeds=[0]))
-  assert figures['caveats'] == ['One seed: no claim about significance.']
+  assert figures['caveats'][0] == 'One seed: no claim about significance.'
+  assert not any('trained at a time' in c for c in figures['caveats'])
   difference = figures['results'][1]['metrics'][results.LOSS]['difference']
   assert difference['p_value'] is None
 
@@ -131,33 +239,6 @@ def test_what_makes_runs_unlike_is_said(setting):
   assert (
     'selective, seed 0: toy was last evaluated at step 30 of 40' in (caveats[2])
   )
-
-
-def test_a_loss_that_is_not_finite_gives_no_mean():
-  got = spread([None, 1.0, 2.0], reference=[1.0, 1.0, 1.0])
-  assert got['mean'] is None and got['difference']['mean'] is None
-  assert got['difference']['p_value'] is None
-
-
-def test_equal_differences_have_no_p_value():
-  got = spread([2.0, 3.0, 4.0], reference=[1.0, 2.0, 3.0])
-  assert got['difference']['mean'] == 1
-  assert got['difference']['p_value'] is None
-  assert got['difference']['interval'] is None
-
-
-def test_an_interval_narrows_with_seeds():
-  rng = np.random.default_rng(0)
-  differences = rng.normal(1, 1, 400).tolist()
-  widths = []
-  for seeds in (25, 400):
-    found = spread(differences[:seeds], reference=[0.0] * seeds)['difference']
-    low, high = found['interval']
-    assert low < found['mean'] < high
-    widths.append(high - low)
-  # 2 x 1.96 x 1 / sqrt(400); a quarter of that of 25.
-  assert widths[1] == pytest.approx(0.196, rel=0.15)
-  assert widths[0] == pytest.approx(4 * widths[1], rel=0.3)
 
 
 def test_what_is_not_shown_is_not_claimed(setting):

@@ -1,6 +1,8 @@
 """What the masking viewer is given, and what it shows in a real browser."""
 
 import base64
+import dataclasses
+import functools
 import json
 import re
 import zlib
@@ -10,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selective_t5x import attention
+from selective_t5x import attention, ssa
 from selective_t5x.errors import UserError
 from selective_t5x.pruning import Selective
 from selective_t5x.pruning.keep import keep_mask
 from selective_t5x.report import __main__ as report
-from selective_t5x.report import masking, page, viewer
-from tests import browser
+from selective_t5x.report import masking, packing, page, viewer
+from tests import browser, cached_models
 
 needs_chromium = pytest.mark.skipif(
   browser.CHROMIUM is None, reason='chromium is not installed'
@@ -28,10 +30,11 @@ HOSTILE = (
   '<!--<script>',
   '',
   '\n',
+  '\t\0',
 )
 
 
-def masked(length=6, layers=2, tokens=None):
+def masked(length=6, layers=2, tokens=None, temperatures=None):
   """A row in which each query masks the key two before it by 1."""
   queries = np.arange(length)[:, None]
   f = np.clip(queries - np.arange(length) - 2, 0, None) * 1.0
@@ -43,6 +46,7 @@ def masked(length=6, layers=2, tokens=None):
     attention=np.stack([weights] * layers),
     attention_off=np.stack([weights] * layers),
     evicted={k: np.stack([np.arange(length) + k] * layers) for k in budgets},
+    temperatures=temperatures or {},
     visible=np.array([0.5, 0.25][:layers]),
   )
 
@@ -52,13 +56,18 @@ def levels(text, dtype=np.uint8):
 
 
 def make_page(*rows, budget=None):
-  body = viewer.section(rows, budget)
+  figures = {
+    'examples': [packing.payload(row) for row in rows],
+    'budget': budget,
+    'kinds': masking.kinds(rows, budget) if budget else {},
+  }
+  body = viewer.section({'': figures})
   return page.fill('a title', 'an intro', body, 'a command')
 
 
 def test_masking_is_packed_to_half_a_level():
   f = np.cumsum(np.random.default_rng(0).exponential(0.1, (50, 50)), axis=0)
-  packed = levels(viewer.pack_masking(f)).reshape(50, 50)
+  packed = levels(packing.pack_masking(f)).reshape(50, 50)
   # The sums wrap around as the browser's bytes do.
   got = np.cumsum(packed, axis=0, dtype=np.uint8) / 255
   np.testing.assert_allclose(got, 1 - np.exp(-f), atol=0.51 / 255)
@@ -67,9 +76,9 @@ def test_masking_is_packed_to_half_a_level():
 @pytest.mark.parametrize('length', [3, 256, 300])
 def test_maps_are_means_of_what_falls_together(length):
   weights = np.random.default_rng(0).random((length, length))
-  packed = viewer.pack_map(weights)
+  packed = packing.pack_map(weights)
   size = packed['size']
-  assert size == min(length, viewer.MAP_SIZE)
+  assert size == min(length, packing.MAP_SIZE)
   got = (levels(packed['data']).reshape(size, size) / 255) ** 2
   of = (
     np.searchsorted(
@@ -105,6 +114,81 @@ def test_recorded_weights_are_those_of_the_output():
     query, key, value, **asked, implementation='reference', return_masking=True
   )
   np.testing.assert_array_equal(f, wanted)
+
+
+class Symbols:
+  """A vocabulary whose symbols have spaces between them."""
+
+  pad_id = 0
+
+  def decode(self, ids):
+    """Returns the text of tokens."""
+    return ' '.join(f't{i}' for i in ids)
+
+
+def of_network(kind, attention_fn, extension=None):
+  """What the capture needs of a T5X model, by a small network, and a row."""
+  built = cached_models.build(kind, attention_fn, attention_extension=extension)
+
+  class Model:
+    module = built.module
+
+    def _compute_logits(self, params, batch):
+      ids, targets = (
+        batch['decoder_input_tokens'],
+        batch['decoder_target_tokens'],
+      )
+      return self.module.apply({'params': params}, ids, targets)
+
+  ids = cached_models.TOKENS[:1]
+  batch = {'decoder_input_tokens': ids, 'decoder_target_tokens': ids + 1}
+  return Model(), built.params, batch, Symbols()
+
+
+def test_symbols_have_the_space_that_decoding_puts_before_them():
+  texts = masking.token_texts(Symbols(), [0, 7, 8, 0, 9])
+  assert texts == ('<start>', 't7', ' t8', '<start>', 't9')
+
+
+def test_ssa_shows_its_temperatures():
+  (row,) = masking.capture(
+    *of_network('decoder', attention.causal_attention, ssa.SSA)
+  )
+  # By default queries and values have them, and the query's grow with log(n).
+  assert set(row.temperatures) == {'query', 'value'}
+  for found in row.temperatures.values():
+    assert found.shape == (2, len(row.tokens))
+  alone = row.temperatures['query'][0] - 0.5 * np.log(1 + np.arange(10))
+  assert np.all(np.abs(alone - 1) < 1) and np.ptp(alone) > 0
+  assert not row.masking.any() and row.evicted == {}
+  np.testing.assert_allclose(row.attention.sum(axis=-1), 1, atol=1e-5)
+
+
+def test_of_selection_per_head_the_mean_is_shown():
+  attend = functools.partial(
+    attention.selective_attention, selection_head='per_head'
+  )
+  model, params, batch, vocabulary = of_network('decoder', attend)
+  (row,) = masking.capture(model, params, batch, vocabulary)
+  records = []
+
+  def spy(*args, **settings):
+    asked = {**settings, 'implementation': 'reference'}
+    out, f = attend(*args, **asked, return_masking=True)
+    records.append(f)
+    return out
+
+  config = dataclasses.replace(model.module.config, attention_fn=spy)
+  model.module = model.module.clone(config=config)
+  model._compute_logits(params, batch)
+  got = row.masking
+  assert records[0].shape == (1, 2, 10, 10)
+  np.testing.assert_allclose(got[0], records[0][0].mean(axis=0), atol=1e-5)
+
+
+def test_a_model_that_neither_selects_nor_has_temperatures_is_refused():
+  with pytest.raises(UserError, match='the model does not select'):
+    masking.capture(*of_network('decoder', attention.causal_attention))
 
 
 def test_a_key_is_evicted_when_the_policy_lets_it_go():
@@ -154,7 +238,11 @@ def test_hostile_tokens_stay_text():
 @needs_chromium
 def test_steps_through_queries_change_what_is_shown():
   shown = browser.run(
-    make_page(masked(), masked(4), budget=2),
+    make_page(
+      masked(temperatures={'query': np.array([[1.0] * 6, [0.5, *[2] * 5]])}),
+      masked(4),
+      budget=2,
+    ),
     """
     const find = (id) => document.getElementById('m-' + id);
     const tokens = () => [...find('tokens').children];
@@ -179,13 +267,21 @@ def test_steps_through_queries_change_what_is_shown():
     await until(() => look().some((t) => t[0] === 'gone'));
     found.pruned = look();
     found.says = find('says').textContent;
+    const map = find('masking').getBoundingClientRect();
+    const line = find('masking').nextSibling.getBoundingClientRect();
+    found.line = (line.top - map.top) / map.height;
     press('Home');
+    found.cold = tokens().map((t) => t.style.backgroundColor);
+    choose('heat', 'query');
+    found.hot = tokens().map((t) => t.style.backgroundColor);
+    found.told = find('says').textContent;
     find('play').click();
     await until(() => find('query-is').textContent === '5');
     found.stopped = find('play').textContent;
     choose('example', '1');
     await until(() => tokens().length === 4);
     await until(() => find('masking').width === 4);
+    found.heat = find('heat').parentElement.hidden;
     found.budgets = [...find('budget').options].map((o) => o.textContent);
     found.wide = document.documentElement.scrollWidth <= innerWidth;
     return found;
@@ -201,7 +297,14 @@ def test_steps_through_queries_change_what_is_shown():
   assert [kind for kind, _ in shown['pruned']] == ['gone'] * 2 + [''] * 3 + [
     'query'
   ]
-  assert '4 tokens held, 2 evicted' in shown['says']
+  # In the second layer F is 6, 4, 2, 0, 0, 0.
+  assert 'sees 3.0 of 6 tokens (50.0 %); 4 held, 2' in shown['says']
+  assert shown['line'] == pytest.approx(5.5 / 6, abs=0.01)
+  assert set(shown['cold']) == {''}
+  assert shown['hot'][0].startswith('rgba(255, 140, 30')
+  assert shown['hot'][1].startswith('rgba(42, 134, 200')
+  assert shown['told'].endswith('its query temperature is 1 / 0.5.')
+  assert shown['heat']
   assert shown['stopped'] == 'play'
   assert shown['budgets'] == ['all keys', '2 keys']
   assert shown['wide']
@@ -213,11 +316,12 @@ def test_hostile_tokens_are_shown_as_text():
     make_page(masked(tokens=HOSTILE)),
     """
     const box = document.getElementById('m-tokens');
-    await until(() => box.children.length === 6);
+    await until(() => box.children.length === 7);
     return [...box.children].map((t) => [t.textContent, t.children.length]);
     """,
   )
-  assert shown == [[text or '\u2205', 0] for text in HOSTILE]
+  shown_as = {'': '\u2205', '\n': '\u21b5\n', '\t\0': '\u2192\t\u2400'}
+  assert shown == [[shown_as.get(text, text), 0] for text in HOSTILE]
 
 
 @pytest.mark.slow
@@ -236,14 +340,13 @@ def test_the_command_shows_a_run(selective_run, tmp_path, capsys):
   assert first['tokens'][0] == '<start>'
   report.main([*flags, '--text=a 3 b 7 a 5'])
   (row,) = data()
-  assert row['tokens'] == ['<start>', *'a3b7a5']
+  assert row['tokens'] == ['<start>', 'a', ' 3', ' b', ' 7', ' a', ' 5']
   size = len(row['tokens'])
   assert levels(row['layers'][1]['masking']).shape == (size * size,)
 
   for wrong, message in [
     (['--text='], 'there is nothing in it'),
     (['--text=' + 'a ' * 999], 'the model reads .* at most'),
-    (['--examples=99'], 'a batch has 4 rows'),
     (['--gin_file=gin/attention/baseline.gin'], 'the model does not select'),
   ]:
     with pytest.raises(UserError, match=message):

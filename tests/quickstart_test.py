@@ -1,5 +1,6 @@
 import functools
 import json
+import re
 
 import pytest
 
@@ -72,6 +73,12 @@ def test_the_real_thing_at_a_tiny_size(tmp_path, capsys):
     for name in ('accuracy', 'ood_accuracy')
   }
   assert figures['train_minutes'] > 0
+  (data,) = re.findall(
+    'id="masking-data">(.*?)</script>', (tmp_path / 'report.html').read_text()
+  )
+  assert [row['model'] for row in json.loads(data)] == [
+    f'{name}, selective' for name in quickstart.EXPERIMENTS
+  ]
   # All is finished: started again it says the same, at once.
   quickstart.main(flags)
   assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures

@@ -4,9 +4,10 @@ import io
 import re
 
 import pytest
+from tensorboard.backend.event_processing import event_accumulator
 
-from selective_t5x.comparison import spread
-from selective_t5x.report import page, plots, tables
+from selective_t5x.report import events, page, plots, tables
+from selective_t5x.spreads import spread
 
 HOSTILE = '<script>alert("x")</script> & \'quotes\' </td> \u202eright-to-left'
 VOID = {'meta', 'link', 'br', 'img', 'hr', 'input'}
@@ -44,13 +45,25 @@ def comparison(seeds=1, task='toy', **change):
       {'task': task, 'variant': v, 'step': 2000, 'metrics': metrics(v)}
       for v in losses
     ],
+    'equal_time': {
+      'train_seconds': 90.0,
+      'results': [
+        {'task': task, 'variant': v, 'loss': metrics(v)['accuracy']}
+        for v in losses
+      ],
+    },
+    'equal_parameters': {'agree': True, 'parameters': dict.fromkeys(losses, 1)},
     'costs': [
       {
         'variant': v,
         'parameters': 12345,
         'steps': 2000,
+        'flops_per_step': 2_500_000_000,
+        'step_bytes': 3 * 2**20,
         'steps_per_second': spread([8.0] * seeds),
+        'tokens_per_second': spread([8000.4] * seeds),
         'train_seconds': spread([90.0] * seeds),
+        'peak_rss_bytes': spread([1000 * 2**20] * seeds),
       }
       for v in losses
     ],
@@ -60,6 +73,7 @@ def comparison(seeds=1, task='toy', **change):
         'seed': seed,
         'task': name,
         'step': [1000, 2000],
+        'train_seconds': [45.0, 90.0],
         'loss': [3.0, losses[v][seed]],
         'accuracy': [None, 0.5],
       }
@@ -78,6 +92,7 @@ def comparison(seeds=1, task='toy', **change):
       for v in losses
     ],
     'differences': {'ATTENTION': {'baseline': '@a', 'selective': None}},
+    'used_differences': {'a.scale': {'baseline': '0.5', 'selective': None}},
     **change,
   }
 
@@ -137,6 +152,7 @@ def test_hostile_text_is_shown_as_text():
     claims=[HOSTILE],
     caveats=[HOSTILE],
     differences={HOSTILE: {'baseline': HOSTILE, 'selective': None}},
+    used_differences={HOSTILE: {'baseline': HOSTILE, 'selective': None}},
   )
   hostile['cells'][0]['command'] = HOSTILE
   hostile['cells'][0]['run'] = {
@@ -147,7 +163,7 @@ def test_hostile_text_is_shown_as_text():
   checker = Checker(text)
   assert checker.stack == []
   assert 'script' not in checker.tags
-  assert ''.join(checker.shown).count(HOSTILE) >= 10
+  assert ''.join(checker.shown).count(HOSTILE) >= 12
 
 
 def test_the_page_says_what_ran_and_how_to_do_it_again():
@@ -164,6 +180,7 @@ def test_the_page_says_what_ran_and_how_to_do_it_again():
     '(not set)',
     '1.5000',
     '12,345',
+    'a.scale',
   ):
     assert fact in shown
 
@@ -185,7 +202,11 @@ def test_text_tables_have_the_figures_in_aligned_columns():
   assert lines[4].split()[-2:] == ['-0.5000', '-0.5000']
   assert len({len(line) for line in lines[1:5]}) == 1
   assert lines[-3] == 'toy: a claim'
-  assert '1.50' in lines[-5]  # 90 seconds.
+  assert lines[6] == 'toy, equal train time: 1.50 minutes'
+  cost = next(i for i, line in enumerate(lines) if line == 'cost')
+  cells = ['selective', '12,345', '2,000', '8.00', '8,000', '1.50']
+  assert lines[cost + 3].split() == cells
+  assert lines[-5].split() == ['selective', '2.50', '3.0', '1,000']
   assert lines[-1] == 'One seed: no claim about significance.'
 
 
@@ -198,10 +219,18 @@ def test_several_seeds_show_their_range_and_test():
 def test_what_is_not_known_is_not_a_number():
   figures = comparison()
   figures['results'][0]['metrics']['accuracy'] = spread([None])
-  figures['costs'][0]['parameters'] = None
+  figures['costs'][0] |= dict.fromkeys(
+    ('parameters', 'flops_per_step', 'step_bytes')
+  )
+  figures['costs'][0]['tokens_per_second'] = spread([None])
+  figures['equal_time'] = figures['used_differences'] = None
   found = tables.tables(figures)
   assert found[0].rows[0][2] == 'n/a'
-  assert found[-1].rows[0][1] == 'n/a'
+  unknown = ('n/a', '2,000', '8.00', 'n/a', '1.50')
+  assert found[-2].rows[0] == ('baseline', *unknown)
+  assert found[-1].rows[0] == ('baseline', 'n/a', 'n/a', '1,000')
+  assert not any('equal' in table.title for table in found)
+  assert 'A run did not write the values' in make_page(figures)
 
 
 def test_csv_has_every_point():
@@ -212,6 +241,7 @@ def test_csv_has_every_point():
     'seed': '0',
     'task': 'train',
     'step': '1000',
+    'train_seconds': '45.0',
     'loss_per_token': '3.0',
     'accuracy': '',
   }
@@ -244,3 +274,21 @@ def test_svg_takes_its_colours_from_the_page():
   assert 'currentColor' in text and 'var(--line)' in text
   assert plots._INK not in text and plots._GRID not in text
   assert '<style' not in text and 'metadata' not in text
+
+
+def test_tensorboard_has_the_mean_curves_and_their_picture(tmp_path):
+  figures = comparison(2)
+  picture = plots.png(plots.learning_curves(figures))
+  for _ in range(2):  # Written again, it replaces the first.
+    events.write(tmp_path, figures, picture)
+  loader = event_accumulator.EventAccumulator(str(tmp_path))
+  loader.Reload()
+  points = loader.Scalars('toy/loss/selective')
+  assert [point.step for point in points] == [1000, 2000]
+  assert [p.value for p in points] == pytest.approx([3.0, (1.5 + 1.65) / 2])
+  # Not where a seed has no value.
+  (accuracy,) = loader.Scalars('toy/accuracy/baseline')
+  assert (accuracy.step, accuracy.value) == (2000, 0.5)
+  (image,) = loader.Images('learning_curves')
+  assert image.encoded_image_string == picture
+  assert (image.step, image.width) == (2000, 1350)

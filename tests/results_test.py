@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import shlex
 import subprocess
 import sys
@@ -113,7 +114,14 @@ def test_summary_holds_last_and_best_of_every_task(tmp_path):
       metrics_row(
         step,
         3.0,
-        **{'timing/seconds': 20 / s, 'timing/steps_per_second': s},
+        **{
+          'timing/seconds': 20 / s,
+          'timing/steps_per_second': s,
+          'timing/target_tokens_per_second': 100 * s,
+          # The loss may be of fewer tokens than there are.
+          'non_padding_fraction/decoder': step / 100,
+          'non_padding_fraction/loss_weights': 0.01,
+        },
       )
       for step, s in speeds.items()
     ],
@@ -132,6 +140,10 @@ def test_summary_holds_last_and_best_of_every_task(tmp_path):
     tmp_path / 'run.json',
     {'runs': [{'run_mode': 'train', 'engine': 'embedded', 'seed': 3}]},
   )
+  results.write_peak_memory(tmp_path)
+  results.write_json(
+    tmp_path / 'costs.json', {'flops_per_step': 5, 'step_bytes': None}
+  )
   summary = results.write_summary(tmp_path)
   assert summary == json.loads((tmp_path / 'summary.json').read_text())
   assert summary['steps'] == 60
@@ -139,6 +151,13 @@ def test_summary_holds_last_and_best_of_every_task(tmp_path):
   assert (summary['engine'], summary['seed']) == ('embedded', 3)
   assert summary['steps_per_second'] == pytest.approx(60 / (20 + 5 + 4))
   assert summary['train_seconds'] == pytest.approx(20 + 5 + 4)
+  # 20 steps of 100 tokens in each window, of which 20, 40 and 60 %.
+  tokens = 20 * (20 + 40 + 60)
+  assert summary['tokens_per_second'] == pytest.approx(tokens / (20 + 5 + 4))
+  assert (summary['flops_per_step'], summary['step_bytes']) == (5, None)
+  # More than Python, less than this machine.
+  memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  assert 2**23 < summary['peak_rss_bytes'] < memory
   assert summary['evaluation_seconds'] == pytest.approx(3.0)
   steps = {
     task: {name: row['step'] for name, row in rows.items()}
@@ -185,28 +204,3 @@ def test_reading_results_imports_neither_jax_nor_tensorflow():
     'assert not {"jax", "tensorflow"} & set(sys.modules), "heavy import"'
   )
   subprocess.run([sys.executable, '-c', code], check=True)
-
-
-def test_an_evaluation_is_gathered_in_one_file(tmp_path):
-  metrics = tmp_path / 'inference_eval'
-  metrics.mkdir()
-  (metrics / 'piqa-metrics.jsonl').write_text(
-    '{"step": 4, "accuracy": 0.1}\n{"step": 8, "accuracy": 0.5, "n": NaN}\n'
-  )
-  forced = tmp_path / 'training_eval' / 'text_lm'
-  forced.mkdir(parents=True)
-  (forced / 'metrics.jsonl').write_text(
-    '{"step": 8, "loss": 2.0, "accuracy": 0.25, "timing/seconds": 3.0}\n'
-  )
-  tasks = results.write_evaluation(tmp_path)
-  written = json.loads((tmp_path / results.EVALUATION_FILE).read_text())
-  assert written['piqa'] == {'step': 8, 'accuracy': 0.5, 'n': None}
-  assert written['training_eval/text_lm'] == {
-    'step': 8,
-    'loss': 2.0,
-    'accuracy': 0.25,
-  }
-  tasks['piqa'].pop('n')
-  assert results.evaluation_text(tasks) == (
-    'piqa: accuracy 0.5\ntraining_eval/text_lm: loss 2, accuracy 0.25'
-  )

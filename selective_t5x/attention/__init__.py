@@ -5,11 +5,20 @@ from selective_t5x.attention.api import (
   full_attention,
   selective_attention,
 )
+from selective_t5x.attention.differential import differential_attention
+from selective_t5x.attention.forgetting import forgetting_attention
+from selective_t5x.attention.patterns import strided_attention, window_attention
 from selective_t5x.attention.selection import masking_matrix
+from selective_t5x.attention.stick_breaking import stick_breaking_attention
 
 __all__ = [
   'causal_attention',
+  'differential_attention',
+  'forgetting_attention',
   'full_attention',
   'masking_matrix',
   'selective_attention',
+  'stick_breaking_attention',
+  'strided_attention',
+  'window_attention',
 ]

@@ -3,14 +3,19 @@
 import numbers
 
 import jax
-import jax.numpy as jnp
 
 from selective_t5x.attention import (
+  checks,
   implementations,
   reference,
   steps,
 )
-from selective_t5x.attention.selection import of_head
+from selective_t5x.attention.selection import (
+  MEAN,
+  PER_HEAD,
+  Constraints,
+  select,
+)
 from selective_t5x.errors import UserError
 
 
@@ -42,7 +47,7 @@ def full_attention(
   Raises:
     ValueError: if the shapes do not fit together.
   """
-  _check_key_shapes(query, key, value)
+  checks.key_shapes(query, key, value)
   for name, ids, of in (
     ('query_ids', query_ids, query),
     ('key_ids', key_ids, key),
@@ -51,7 +56,7 @@ def full_attention(
       raise ValueError(
         f'attention: {name} must be {list(of.shape[:2])}, got {list(ids.shape)}'
       )
-  _check_bias(bias, query, key)
+  checks.bias_shape(bias, query, key)
   return reference.full_attention(
     query,
     key,
@@ -107,11 +112,11 @@ def causal_attention(
   """
   scale = query.shape[-1] ** -0.5 if scale is None else scale
   if position is not None:
-    _check_step(query, key, value, bias, position)
+    checks.step(query, key, value, bias, position)
     return steps.causal_step(
       query, key, value, scale=scale, bias=bias, position=position
     )
-  _check_shapes(query, key, value, bias, segment_ids, prefix)
+  checks.shapes(query, key, value, bias, segment_ids, prefix)
   name = implementations.choose(
     implementation,
     'causal_attention',
@@ -134,8 +139,13 @@ def selective_attention(
   scale: float | None = None,
   bias: jax.Array | None = None,
   segment_ids: jax.Array | None = None,
-  selection_head: int = 0,
+  selection_head: int | str = 0,
   selection_bias: bool = True,
+  relu: bool = True,
+  protect_bos: bool = True,
+  protect_self: bool = True,
+  selection_query: jax.Array | None = None,
+  selection_key: jax.Array | None = None,
   masking_scale: jax.Array | float | None = None,
   memory_tau: float | None = None,
   implementation: str | None = None,
@@ -148,9 +158,12 @@ def selective_attention(
   out = softmax(A - F + mask) V with A = scale * <query_i, key_j> + bias, F the
   masking matrix of head `selection_head` (`masking_matrix`), the same for every
   head, that one included. No parameters are added. Source: arXiv 2410.02703,
-  section 3.
+  section 3. Its variants: the mean of all heads' logits selects, every head
+  selects for itself (G = H heads select, else G = 1), or queries and keys of
+  its own do, for H / G heads each; and selection without one of its constraints
+  (`selection.Constraints`).
 
-  Gin:
+  Gin (a file of gin/attention/ for each variant):
     ATTENTION = @attention.selective_attention
     attention.selective_attention.selection_head = 0
 
@@ -162,8 +175,18 @@ def selective_attention(
     bias: added to the logits; broadcasts to [B, H, N, N].
     segment_ids: i32[B, N], 0 for padding, each segment contiguous; None for
       one segment without padding.
-    selection_head: the head whose logits select, 0 <= selection_head < H.
+    selection_head: the head whose logits select, 0 <= selection_head < H, or
+      'mean' or 'per_head'.
     selection_bias: whether they do so with their bias.
+    relu: whether negative logits mask nothing; else they unmask, and F may be
+      negative.
+    protect_bos: whether the first token of a segment is never masked.
+    protect_self: whether a token does not mask itself for later queries.
+    selection_query: [B, N, G, E], G dividing H, in a step [B, 1, G, E]: with
+      selection_key they select in the head's place, by their products as they
+      are, with its bias. `selection_projections.SelectionProjections` gives
+      both.
+    selection_key: [B, N, G, E].
     masking_scale: multiplies F, zero or more: 0 is plain causal attention, None
       is 1. It may be traced; no gradient for it is promised.
     memory_tau: with a positive number, M is returned too.
@@ -174,13 +197,15 @@ def selective_attention(
       query is then [B, 1, H, D], the token at this position, and bias
       broadcasts to [B, H, 1, N]. Returns out, [B, 1, H, D], and the masking of
       the next step.
-    masking: f32[B, N], with position: row `position` of F, zeros at first.
+    masking: f32[B, N], or [B, G, N] where G > 1, with position: row `position`
+      of F, zeros at first.
 
   Returns:
     out, or a tuple of those asked for, in this order:
       out: [B, N, H, D] in value's dtype; zero in padding rows.
-      M: f32[B, N], the tokens each query still sees (`memory.visible_tokens`).
-      F: f32[B, N, N].
+      M: f32[B, N], the tokens each query still sees (`memory.visible_tokens`),
+        the mean over the G.
+      F: f32[B, N, N], or [B, G, N, N] where G > 1.
     Logits, M and F are float32 for every input dtype but float64.
 
   Raises:
@@ -189,39 +214,38 @@ def selective_attention(
       the implementation cannot do what is asked.
   """
   if position is None:
-    _check_shapes(query, key, value, bias, segment_ids)
+    checks.shapes(query, key, value, bias, segment_ids)
   else:
-    _check_step(query, key, value, bias, position)
-    if masking is None or masking.shape != key.shape[:2]:
-      raise ValueError(
-        'attention: a selective step needs masking, [B, N] = '
-        f'{list(key.shape[:2])}, got '
-        f'{None if masking is None else list(masking.shape)}'
-      )
+    checks.step(query, key, value, bias, position)
   heads = query.shape[2]
-  if (
-    not isinstance(selection_head, numbers.Integral)
-    or not 0 <= selection_head < heads
+  is_number = isinstance(selection_head, numbers.Integral)
+  if selection_head not in (MEAN, PER_HEAD) and not (
+    is_number and 0 <= selection_head < heads
   ):
     raise UserError(
       f'selective_attention.selection_head = {selection_head!r}: expected an '
-      f'integer from 0 to {heads - 1}, there are {heads} heads'
+      f"integer from 0 to {heads - 1}, there are {heads} heads, or 'mean' or "
+      "'per_head'"
     )
+  own = checks.selection(query, key, selection_query, selection_key)
   if memory_tau is not None and not memory_tau > 0:
     raise UserError(
       f'selective_attention.memory_tau = {memory_tau!r}: expected a positive '
       'number or None'
     )
   scale = query.shape[-1] ** -0.5 if scale is None else scale
-  selection = of_head(
+  selection = select(
     query,
     key,
     head=selection_head,
     scale=scale,
     bias=bias if selection_bias else None,
+    own=own,
     masking_scale=masking_scale,
+    constraints=Constraints(relu, protect_bos, protect_self),
   )
   if position is not None:
+    checks.masking(masking, selection.key)
     return steps.selective_step(
       query,
       key,
@@ -238,6 +262,7 @@ def selective_attention(
     dtype=query.dtype,
     bias=bias is not None,
     return_masking=return_masking,
+    constraints=selection.constraints,
   )
   asked = dict(
     selection=selection,
@@ -254,64 +279,5 @@ def selective_attention(
   if memory_tau is not None:
     returned += (seen,)
   if return_masking:
-    returned += (rows[:, 0],)
+    returned += (rows[:, 0] if rows.shape[1] == 1 else rows,)
   return returned if len(returned) > 1 else out
-
-
-def _check_shapes(query, key, value, bias, segment_ids, prefix=None):
-  if not query.ndim == 4 or not query.shape == key.shape == value.shape:
-    raise ValueError(
-      'attention: query, key and value must have one shape [B, N, H, D], got '
-      f'{list(query.shape)}, {list(key.shape)}, {list(value.shape)}'
-    )
-  batch, length = query.shape[:2]
-  for name, ids in (('segment_ids', segment_ids), ('prefix', prefix)):
-    if ids is not None and ids.shape != (batch, length):
-      raise ValueError(
-        f'attention: {name} must be [B, N] = {[batch, length]}, got '
-        f'{list(ids.shape)}'
-      )
-  _check_bias(bias, query, key)
-
-
-def _check_step(query, key, value, bias, position):
-  _check_key_shapes(query, key, value)
-  batch = key.shape[0]
-  if query.shape[1] != 1:
-    raise ValueError(
-      'attention: a step takes one query, [B, 1, H, D], got '
-      f'{list(query.shape)}'
-    )
-  if position.shape != (batch,):
-    raise ValueError(
-      f'attention: position must be [B] = {[batch]}, got {list(position.shape)}'
-    )
-  _check_bias(bias, query, key)
-
-
-def _check_key_shapes(query, key, value):
-  if (
-    not query.ndim == key.ndim == 4
-    or key.shape != value.shape
-    or query.shape[::2] != key.shape[::2]
-    or query.shape[3] != key.shape[3]
-  ):
-    raise ValueError(
-      'attention: query must be [B, Q, H, D] and key and value [B, N, H, D], '
-      f'got {list(query.shape)}, {list(key.shape)}, {list(value.shape)}'
-    )
-
-
-def _check_bias(bias, query, key):
-  batch, queries, heads, _ = query.shape
-  full = (batch, heads, queries, key.shape[1])
-  if bias is not None:
-    try:
-      fits = jnp.broadcast_shapes(bias.shape, full) == full
-    except ValueError:
-      fits = False
-    if not fits:
-      raise ValueError(
-        f'attention: bias must broadcast to [B, H, Q, N] = {list(full)}, got '
-        f'{list(bias.shape)}'
-      )

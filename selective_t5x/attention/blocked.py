@@ -34,7 +34,12 @@ import jax
 import jax.numpy as jnp
 
 from selective_t5x.attention import masks
-from selective_t5x.attention.selection import Selection
+from selective_t5x.attention.selection import (
+  ALL,
+  Constraints,
+  Selection,
+  spread,
+)
 
 # With S spans (1 + 1 / S) / 2 of the square is computed.
 MAX_SPANS = 8
@@ -72,6 +77,7 @@ class _Static(NamedTuple):
 
   memory_tau: float | None
   blocks_a_span: int
+  constraints: Constraints
 
 
 def attention(
@@ -153,7 +159,11 @@ def attention(
   # A loop of one block is no loop.
   is_short = length <= _SHORT and jax.default_backend() == 'cpu'
   least = 1 if is_short else 2
-  static = _Static(memory_tau, max(least, -(-blocks // MAX_SPANS)))
+  static = _Static(
+    memory_tau,
+    max(least, -(-blocks // MAX_SPANS)),
+    ALL if selection is None else selection.constraints,
+  )
   out, seen = _attend(queries, keys, padded_ids, static)
   seen = None if seen is None else joined(seen)
   return joined(out).astype(value.dtype), seen
@@ -180,13 +190,14 @@ def _forward(queries, keys, segment_ids, static):
     span = _up_to(width, keys)
 
     def step(columns, block, span=span):
-      tile = _Tile(*block, span, segment_ids)
+      tile = _Tile(*block, span, segment_ids, static.constraints)
       before, masking, seen = columns, None, None
       if columns is not None:
         masking, _, columns = tile.masking(columns)
         if static.memory_tau is not None:
           counted = tile.visible & (masking < static.memory_tau)
-          left = jnp.where(counted, 1 - masking / static.memory_tau, 0)
+          left = jnp.where(masking < 0, 1, 1 - masking / static.memory_tau)
+          left = jnp.where(counted, left, 0)
           seen = jnp.mean(jnp.sum(left, axis=2), axis=1)
       logits = tile.logits(masking)
       peak = jnp.max(logits, axis=2)
@@ -222,10 +233,10 @@ def _backward(static, saved, cotangents):
     def step(grown, xs, span=span):
       d_keys, d_columns = grown
       block, before, norm, delta, d_out, d_seen = xs
-      tile = _Tile(*block, span, segment_ids)
-      masking = positive = None
+      tile = _Tile(*block, span, segment_ids, static.constraints)
+      masking = scored = None
       if before is not None:
-        masking, positive, _ = tile.masking(before)
+        masking, scored, _ = tile.masking(before)
       weights = jnp.exp(tile.logits(masking) - norm[:, :, None])
       d_weights = _dot('bhkd,bhdq->bhkq', span.value, d_out)
       d_logits = weights * (d_weights - delta[:, :, None])
@@ -239,12 +250,12 @@ def _backward(static, saved, cotangents):
         return (d_keys, None), _Queries(d_query)
       d_masking = -_sum_heads(d_logits, masking.shape[1])
       if d_seen is not None:
-        counted = tile.visible & (masking < static.memory_tau)
+        counted = tile.visible & (masking < static.memory_tau) & (masking >= 0)
         share = d_seen[:, None, None] / (static.memory_tau * masking.shape[1])
         d_masking -= jnp.where(counted, share, 0)
       later = jnp.tril(_ones(d_masking), -1)
       d_scores = d_columns[..., None] + _sum_by(d_masking, later)
-      d_scores = jnp.where(positive, d_scores, 0)
+      d_scores = jnp.where(scored, d_scores, 0)
       d_keys = d_keys._replace(
         selection_key=d_keys.selection_key
         + _dot('bgkq,bgeq->bgke', d_scores, tile.selection_query),
@@ -275,7 +286,7 @@ _attend.__wrapped__.defvjp(_forward, _backward)
 class _Tile:
   """One block of queries and all keys of its span."""
 
-  def __init__(self, index, queries, span, segment_ids):
+  def __init__(self, index, queries, span, segment_ids, constraints):
     """Finds who may see, and who may mask, whom.
 
     Args:
@@ -283,7 +294,9 @@ class _Tile:
       queries: `_Queries` of the one block.
       span: `_Keys` up to the span's end.
       segment_ids: i32[B, N] or None.
+      constraints: what is not masked.
     """
+    self._relu = constraints.relu
     self.query, self.selection_query = queries
     self._span = span
     width, block = span.key.shape[2], self.query.shape[-1]
@@ -299,11 +312,14 @@ class _Tile:
       first = masks.first_in_segment(width, of_keys)
       of_keys = of_keys[:, None, :, None]
       self.visible &= (of_keys == of_queries) & (of_queries != 0)
-    self._may_mask = self.visible & (keys < positions)
-    self._may_mask &= ~first[:, None, :, None]
+    self._may_mask = self.visible
+    if constraints.protect_self:
+      self._may_mask &= keys < positions
+    if constraints.protect_bos:
+      self._may_mask &= ~first[:, None, :, None]
 
   def masking(self, columns):
-    """Returns (F, where scores are positive, column sums after this block).
+    """Returns (F, where scores are the logits, column sums after this block).
 
     Args:
       columns: f32[B, G, K], the scores of earlier blocks summed.
@@ -312,11 +328,11 @@ class _Tile:
     logits = _dot('bgke,bgeq->bgkq', span.selection_key, self.selection_query)
     if span.selection_bias is not None:
       logits += self._of_bias(span.selection_bias)
-    positive = self._may_mask & (logits > 0)
-    scores = jnp.where(positive, logits, 0)
+    scored = self._may_mask & (logits > 0) if self._relu else self._may_mask
+    scores = jnp.where(scored, logits, 0)
     earlier = jnp.triu(_ones(scores), 1)
     masking = columns[..., None] + _sum_by(scores, earlier)
-    return masking, positive, masking[..., -1] + scores[..., -1]
+    return masking, scored, masking[..., -1] + scores[..., -1]
 
   def logits(self, masking):
     """Returns what the softmax is of, f32[B, H, K, Q]."""
@@ -324,7 +340,7 @@ class _Tile:
     if self._span.bias is not None:
       logits += self._of_bias(self._span.bias)
     if masking is not None:
-      logits -= jnp.repeat(masking, logits.shape[1] // masking.shape[1], axis=1)
+      logits -= spread(masking, logits.shape[1])
     # Finite: a padding row sees no key, and a softmax of -inf alone is NaN.
     return jnp.where(self.visible, logits, jnp.finfo(logits.dtype).min)
 

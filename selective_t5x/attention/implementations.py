@@ -9,6 +9,7 @@ from absl import logging
 
 from selective_t5x.attention import blocked, pallas_tpu
 from selective_t5x.attention.mesh import platform
+from selective_t5x.attention.selection import ALL
 from selective_t5x.errors import UserError, did_you_mean
 
 # (query, key, value, *, selection, scale, bias, segment_ids, memory_tau) ->
@@ -20,7 +21,7 @@ FAST: Mapping[str, Callable[..., Any]] = {
 
 
 def choose(
-  implementation: str | None, caller: str, *, dtype=jnp.float32, **asked: bool
+  implementation: str | None, caller: str, *, dtype=jnp.float32, **asked: Any
 ) -> str:
   """Names the implementation that runs, and logs a choice once.
 
@@ -31,7 +32,8 @@ def choose(
     implementation: 'reference', a name in FAST, or None.
     caller: the function that asks, for messages.
     dtype: of the queries.
-    **asked: bias, prefix, return_masking: whether there is one.
+    **asked: bias, prefix, return_masking: whether there is one; constraints: of
+      the selection.
 
   Returns:
     'reference' or a name in FAST.
@@ -61,7 +63,7 @@ def choose(
   return implementation
 
 
-def _lacks(name: str, dtype, asked: Mapping[str, bool]) -> str | None:
+def _lacks(name: str, dtype, asked: Mapping[str, Any]) -> str | None:
   """Says what an implementation cannot do of what is asked, or None."""
   if name == 'reference':
     return None
@@ -70,8 +72,22 @@ def _lacks(name: str, dtype, asked: Mapping[str, bool]) -> str | None:
   if asked.get('prefix'):
     return 'it is causal, and a bidirectional prefix is asked for'
   if name == 'pallas_tpu':
-    return pallas_tpu.unsupported(dtype, bias=asked.get('bias', False))
+    return pallas_tpu.unsupported(
+      dtype,
+      bias=asked.get('bias', False),
+      constraints=asked.get('constraints', ALL),
+    )
   return None
+
+
+def needs_every_key(function: Callable[..., Any]) -> Callable[..., Any]:
+  """Marks an attention function that no pruned cache can serve.
+
+  One that goes by where keys are, or by those between a key and the query: a
+  pruned cache has lost some of them and keeps the others in any order.
+  """
+  function.needs_every_key = True
+  return function
 
 
 @functools.cache

@@ -49,6 +49,21 @@ def first_in_segment(
   return jnp.pad(changes, ((0, 0), (1, 0)), constant_values=True)
 
 
+def position_in_segment(
+  length: int, segment_ids: jax.Array | None = None
+) -> jax.Array:
+  """Returns i32[B, N], the positions of tokens in their segment, from 0.
+
+  Args:
+    length: N, the number of tokens in a row.
+    segment_ids: i32[B, N], each segment contiguous; None for one segment, which
+      gives i32[1, N]. Padding is counted like a segment.
+  """
+  slots = jnp.arange(length)
+  first = first_in_segment(length, segment_ids)
+  return slots - jax.lax.cummax(jnp.where(first, slots, 0), axis=1)
+
+
 def zero_padding(x: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
   """Zeroes the padding rows of an array and of its gradient.
 

@@ -14,7 +14,8 @@ def visible_tokens(
   M[b, i] = sum over non-padding j <= i of i's segment of
   1 - min(F[b, i, j], tau) / tau. Differentiable: the cotangent g of M enters
   that of F as -g[b, i] / tau where F < tau, and nowhere else. Source: arXiv
-  2410.02703, section 5.
+  2410.02703, section 5. Where selection has no relu, a key with F below zero
+  counts as one token, and has no gradient.
 
   Args:
     masking: f32[B, N, N], F; axis 1 is the query.
@@ -26,7 +27,8 @@ def visible_tokens(
     1; 0 for padding.
   """
   counted = masks.visible(masking.shape[-1], segment_ids) & (masking < tau)
-  return jnp.sum(jnp.where(counted, 1 - masking / tau, 0), axis=-1)
+  left = jnp.where(masking < 0, 1, 1 - masking / tau)
+  return jnp.sum(jnp.where(counted, left, 0), axis=-1)
 
 
 def fraction_visible(memory: jax.Array, segment_ids: jax.Array) -> jax.Array:

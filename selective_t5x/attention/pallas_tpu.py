@@ -39,21 +39,30 @@ from selective_t5x.attention.pallas_plan import (
   heads_a_program,
   padded_length,
 )
-from selective_t5x.attention.selection import Selection
+from selective_t5x.attention.selection import ALL, Constraints, Selection
 
 __all__ = ['BlockSizes', 'attention', 'unsupported']
 
 
-def unsupported(dtype, *, bias: bool, interpret: bool = False) -> str | None:
+def unsupported(
+  dtype,
+  *,
+  bias: bool,
+  constraints: Constraints = ALL,
+  interpret: bool = False,
+) -> str | None:
   """Returns why `attention` cannot run here, or None if it can.
 
   Args:
     dtype: of the queries.
     bias: whether the logits or the selection have one.
+    constraints: of the selection.
     interpret: as of `attention`.
   """
   if bias:
     return 'its kernels add no bias: the gradient of one is N x N'
+  if constraints != ALL:
+    return "its kernels have the paper's three constraints of selection"
   if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float32):
     return f'its kernels take bfloat16 or float32, these are {jnp.dtype(dtype)}'
   if not interpret and mesh.platform() != 'tpu':
@@ -107,6 +116,7 @@ def attention(
   why = unsupported(
     query.dtype,
     bias=bias is not None or selection_bias is not None,
+    constraints=ALL if selection is None else selection.constraints,
     interpret=interpret,
   )
   if why:

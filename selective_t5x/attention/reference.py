@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from selective_t5x.attention import masks, memory
-from selective_t5x.attention.selection import masking_matrix
+from selective_t5x.attention.selection import masking_matrix, spread
 
 
 def attention_logits(query, key, scale, bias):
@@ -99,11 +99,14 @@ def selective_attention(
     selection.bias,
   )
   masking = jax.vmap(
-    lambda one: masking_matrix(one, segment_ids=segment_ids), 1, 1
+    lambda one: masking_matrix(
+      one, segment_ids=segment_ids, constraints=selection.constraints
+    ),
+    1,
+    1,
   )(scores)
   visible = masks.visible(logits.shape[-1], segment_ids)
-  shared = logits.shape[1] // masking.shape[1]
-  out = attend(logits - jnp.repeat(masking, shared, axis=1), value, visible)
+  out = attend(logits - spread(masking, logits.shape[1]), value, visible)
   seen = None
   if memory_tau is not None:
     seen = jax.vmap(

@@ -11,6 +11,29 @@ import jax.numpy as jnp
 
 from selective_t5x.attention import masks
 
+# Who selects, beside one head by its number.
+MEAN, PER_HEAD = 'mean', 'per_head'
+
+
+class Constraints(NamedTuple):
+  """What selection may not do; the paper has all three.
+
+  Attributes:
+    relu: negative logits mask nothing. Without it a score is the logit itself
+      and F may be negative, which draws attention to a key.
+    protect_bos: nobody masks the first token of a segment, <BOS>.
+    protect_self: a token does not mask itself for later queries. (For itself it
+      never does, since a selection acts on later queries only.)
+  """
+
+  relu: bool = True
+  protect_bos: bool = True
+  protect_self: bool = True
+
+
+# The paper's.
+ALL = Constraints()
+
 
 class Selection(NamedTuple):
   """What selects: G heads, each of which masks keys for H / G others.
@@ -23,54 +46,98 @@ class Selection(NamedTuple):
     key: [B, N, G, E].
     scale: multiplies the products.
     bias: broadcasts to [B, G, N, N]; None for none.
-    head: the head of the model whose query, key and scale these are, so that
-      who has its products need not compute them again; None for none.
+    head: the head of the model whose query, key and scale these are, MEAN or
+      PER_HEAD, so that who has the products of all heads need not compute
+      these; None for none.
+    constraints: what is not masked.
   """
 
   query: jax.Array
   key: jax.Array
   scale: float
   bias: jax.Array | None = None
-  head: int | None = None
+  head: int | str | None = None
+  constraints: Constraints = ALL
 
 
-def of_head(
+def of_heads(logits: jax.Array, head: int | str) -> jax.Array:
+  """Returns those of the heads that select: [B, H, Q, N] to [B, G, Q, N]."""
+  if head == MEAN:
+    return jnp.mean(logits, axis=1, keepdims=True)
+  return logits if head == PER_HEAD else logits[:, head : head + 1]
+
+
+def select(
   query: jax.Array,
   key: jax.Array,
   *,
-  head: int,
+  head: int | str,
   scale: float,
   bias: jax.Array | None = None,
+  own: tuple[jax.Array, jax.Array] | None = None,
   masking_scale: jax.Array | float | None = None,
+  constraints: Constraints = ALL,
 ) -> Selection:
-  """Makes one attention head select, by its own logits.
+  """Makes attention heads select by their logits, or others by their own.
+
+  The mean of the heads' logits is one head with all of them side by side,
+  divided by H.
 
   Args:
     query: [B, Q, H, D].
     key: [B, N, H, D].
-    head: which of the H.
+    head: which of the H, MEAN or PER_HEAD.
     scale: multiplies the logits.
-    bias: of the logits, broadcasts to [B, H, Q, N]; None to select without.
+    bias: of the logits, broadcasts to [B, H, Q, N]; None to select without. It
+      is that of the head, or the mean, or each head's.
+    own: [B, Q, G, E] and [B, N, G, E], scaled already, which select in place of
+      the heads; G divides H, and the bias is as if the head selected.
     masking_scale: multiplies all scores, and so F: zero or more; None for 1.
       It multiplies the queries, which is the same since relu(c x) = c relu(x).
-
-  Returns:
-    The selection, G = 1 and E = D.
+    constraints: what is not masked.
   """
-  query, key = (x[:, :, head : head + 1] for x in (query, key))
+  heads, size = query.shape[2:]
   if bias is not None:
     # [B or 1, H or 1, Q or 1, N or 1], with leading axes where it had none.
     bias = bias.reshape((1,) * (4 - bias.ndim) + bias.shape)
-    bias = bias if bias.shape[1] == 1 else bias[:, head : head + 1]
-  if masking_scale is None:
-    return Selection(query, key, scale, bias, head)
-  query = query * jnp.asarray(masking_scale, query.dtype)
-  bias = None if bias is None else bias * masking_scale
-  return Selection(query, key, scale, bias)
+    bias = bias if bias.shape[1] == 1 else of_heads(bias, head)
+  if own is not None:
+    (query, key), scale, head = own, 1.0, None
+  elif head == MEAN:
+    query, key = (
+      x.reshape(*x.shape[:2], 1, heads * size) for x in (query, key)
+    )
+    scale /= heads
+  elif head != PER_HEAD:
+    query, key = (x[:, :, head : head + 1] for x in (query, key))
+  if masking_scale is not None:
+    query = query * jnp.asarray(masking_scale, query.dtype)
+    bias = None if bias is None else bias * masking_scale
+    head = None
+  return Selection(query, key, scale, bias, head, constraints)
+
+
+def spread(masking: jax.Array, heads: int) -> jax.Array:
+  """Gives every head the F that it reads.
+
+  Args:
+    masking: f32[B, G, ...].
+    heads: H.
+
+  Returns:
+    f32[B, H, ...], or [B, 1, ...] where all heads read the same.
+  """
+  groups = masking.shape[1]
+  return (
+    masking if groups == 1 else jnp.repeat(masking, heads // groups, axis=1)
+  )
 
 
 def selection_scores(
-  head_logits: jax.Array, *, segment_ids: jax.Array | None = None
+  head_logits: jax.Array,
+  *,
+  segment_ids: jax.Array | None = None,
+  constraints: Constraints = ALL,
 ) -> jax.Array:
   """Clips the logits of the selection head to what a token may mask.
 
@@ -82,19 +149,26 @@ def selection_scores(
     head_logits: f32[B, N, N], logits of the selection head before any mask;
       axis 1 is the query.
     segment_ids: i32[B, N], 0 for padding; None for one segment.
+    constraints: what is not masked.
 
   Returns:
-    [B, N, N] of head_logits' dtype, zero or more.
+    [B, N, N] of head_logits' dtype, zero or more with relu.
   """
   length = head_logits.shape[-1]
-  earlier = ~jnp.eye(length, dtype=bool)
-  not_first = ~masks.first_in_segment(length, segment_ids)[:, None, :]
-  may_mask = masks.visible(length, segment_ids) & earlier & not_first
-  return jnp.where(may_mask, jax.nn.relu(head_logits), 0)
+  may_mask = masks.visible(length, segment_ids)
+  if constraints.protect_self:
+    may_mask &= ~jnp.eye(length, dtype=bool)
+  if constraints.protect_bos:
+    may_mask &= ~masks.first_in_segment(length, segment_ids)[:, None, :]
+  scores = jax.nn.relu(head_logits) if constraints.relu else head_logits
+  return jnp.where(may_mask, scores, 0)
 
 
 def masking_matrix(
-  head_logits: jax.Array, *, segment_ids: jax.Array | None = None
+  head_logits: jax.Array,
+  *,
+  segment_ids: jax.Array | None = None,
+  constraints: Constraints = ALL,
 ) -> jax.Array:
   """Sums the selection scores of earlier queries: what each key is masked by.
 
@@ -107,9 +181,11 @@ def masking_matrix(
       axis 1 is the query. Other float types are computed in float32 at least.
     segment_ids: i32[B, N], 0 for padding, each segment contiguous; None for
       one segment.
+    constraints: what is not masked; all of the paper's unless said otherwise.
 
   Returns:
-    f32[B, N, N], zero or more; 0 wherever the query may not see the key.
+    f32[B, N, N], zero or more with relu; 0 wherever the query may not see
+    the key.
 
   Raises:
     ValueError: if head_logits is not [B, N, N] or segment_ids not [B, N].
@@ -125,7 +201,9 @@ def masking_matrix(
       f'{list(shape[:2])}, got {list(segment_ids.shape)}'
     )
   dtype = jnp.promote_types(head_logits.dtype, jnp.float32)
-  scores = selection_scores(head_logits.astype(dtype), segment_ids=segment_ids)
+  scores = selection_scores(
+    head_logits.astype(dtype), segment_ids=segment_ids, constraints=constraints
+  )
   # Strictly later queries: shift the inclusive sum by one. (Subtracting a
   # query's own score from it instead would cancel digits.)
   summed = jnp.cumsum(scores, axis=1)

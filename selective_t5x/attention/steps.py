@@ -8,8 +8,7 @@ they hold. Each function computes one row i of its parallel form.
 import jax
 import jax.numpy as jnp
 
-from selective_t5x.attention import masks
-from selective_t5x.attention.selection import Selection
+from selective_t5x.attention.selection import Selection, of_heads, spread
 
 
 def query_logits(
@@ -66,6 +65,7 @@ def causal_step(
   scale: float,
   bias: jax.Array | None,
   position: jax.Array,
+  seen: jax.Array | bool = True,
 ) -> jax.Array:
   """Attends from the token at `position` to all up to itself.
 
@@ -76,12 +76,13 @@ def causal_step(
     scale: multiplies the logits.
     bias: added to the logits; broadcasts to [B, H, 1, N].
     position: i32[B], the slot of each row's token.
+    seen: bool[B, N], to which of these, its own among them; True for all.
 
   Returns:
     [B, 1, H, D] in value's dtype.
   """
   filled = jnp.arange(key.shape[1]) <= position[:, None]
-  return _attend(query_logits(query, key, scale, bias), value, filled)
+  return _attend(query_logits(query, key, scale, bias), value, filled & seen)
 
 
 def selective_step(
@@ -101,29 +102,39 @@ def selective_step(
     query: [B, 1, H, D].
     key: [B, N, H, D], the token's own included.
     value: [B, N, H, D].
-    selection: G = 1; its query [B, 1, 1, E], key [B, N, 1, E], bias broadcasts
-      to [B, 1, 1, N].
+    selection: its query [B, 1, G, E], key [B, N, G, E], bias broadcasts to
+      [B, G, 1, N].
     scale: multiplies the logits.
     bias: added to the logits; broadcasts to [B, H, 1, N].
     position: i32[B], the slot of each row's token.
     masking: f32[B, N], row `position` of F: the selection scores of all earlier
-      tokens, summed.
+      tokens, summed; f32[B, G, N] where G > 1.
 
   Returns:
-    [B, 1, H, D] in value's dtype, and f32[B, N], the next row of F.
+    [B, 1, H, D] in value's dtype, and the next row of F, as masking.
   """
   slots = jnp.arange(key.shape[1])
   filled = slots <= position[:, None]
-  masking = masks.zero_padding(masking, filled)
+  shape = masking.shape
+  masking = jnp.where(
+    filled[:, None], masking.reshape(shape[0], -1, shape[-1]), 0
+  )
   logits = query_logits(query, key, scale, None)
   if selection.head is None:
     asked = query_logits(selection.query, selection.key, selection.scale, None)
   else:
-    asked = logits[:, selection.head : selection.head + 1]
+    asked = of_heads(logits, selection.head)
   asked = asked if selection.bias is None else asked + selection.bias
   logits = logits if bias is None else logits + bias
-  out = _attend(logits - masking[:, None, None], value, filled)
-  # Neither itself nor the first token, as in selection.selection_scores.
-  may_mask = (slots > 0) & (slots < position[:, None])
-  scores = jnp.where(may_mask, jax.nn.relu(asked[:, 0, 0]), 0)
-  return out, masking + scores
+  masked = spread(masking, logits.shape[1])[:, :, None]
+  out = _attend(logits - masked, value, filled)
+  # As in selection.selection_scores.
+  relu, protect_bos, protect_self = selection.constraints
+  may_mask = filled
+  if protect_self:
+    may_mask &= slots < position[:, None]
+  if protect_bos:
+    may_mask &= slots > 0
+  scores = jax.nn.relu(asked[:, :, 0]) if relu else asked[:, :, 0]
+  masking += jnp.where(may_mask[:, None], scores, 0)
+  return out, masking.reshape(shape)

@@ -84,7 +84,7 @@ def total(costs: list[tuple[str, Cost]]) -> Cost:
 def _kernels(jaxpr, times):
   for eqn in jaxpr.eqns:
     if eqn.primitive.name == 'pallas_call':
-      cost = _kernel_cost(eqn.params)
+      cost = kernel_cost(eqn.params)
       name = eqn.params['name'] or eqn.params['jaxpr'].debug_info.func_name
       yield name, Cost(*(times * x for x in cost))
       continue
@@ -93,7 +93,12 @@ def _kernels(jaxpr, times):
       yield from _kernels(sub, inside)
 
 
-def _kernel_cost(params) -> Cost:
+def kernel_cost(params) -> Cost:
+  """Returns the cost of one kernel: the parameters of its `pallas_call`.
+
+  Raises:
+    ValueError: see `kernel_costs`.
+  """
   mapping = params['grid_mapping']
   grid = mapping.grid
   indices = np.indices(grid).reshape(len(grid), math.prod(grid))
@@ -195,7 +200,7 @@ class _Body:
       name = eqn.primitive.name
       times = rounds * int(np.sum(runs))
       if name == 'dot_general':
-        self.flops += times * _product_flops(eqn)
+        self.flops += times * product_flops(eqn)
       elif name in ('exp', 'exp2', 'log'):
         self.transcendentals += times * math.prod(eqn.outvars[0].aval.shape)
       elif name == 'cond':
@@ -229,7 +234,8 @@ def _arguments(names, operands, known):
   return {name: value for name, value in pairs if value is not None}
 
 
-def _product_flops(eqn) -> int:
+def product_flops(eqn) -> int:
+  """Returns the operations of a `dot_general`: two for each multiply-add."""
   (contract, _), _ = eqn.params['dimension_numbers']
   shape = eqn.invars[0].aval.shape
   depth = math.prod(shape[axis] for axis in contract)

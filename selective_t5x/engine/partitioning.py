@@ -150,6 +150,10 @@ class _PartitionedFn:
     with self._mesh, flax_partitioning.axis_rules(self._rules):
       return self._jitted(*args)
 
+  def trace(self, *args):
+    with self._mesh, flax_partitioning.axis_rules(self._rules):
+      return self._jitted.trace(*args)
+
   def lower(self, *args):
     with self._mesh, flax_partitioning.axis_rules(self._rules):
       return self._jitted.lower(*args)

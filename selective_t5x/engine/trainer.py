@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5x import metrics as metrics_lib
-from t5x import models, partitioning, schedules, train_state
+from t5x import models, partitioning, schedules, step_costs, train_state
 
 # T5X has the actions under this module's name.
 from t5x.actions import (  # noqa: F401
@@ -97,6 +97,7 @@ class BaseTrainer(abc.ABC):
     self._partitioner = partitioner
     self._train_state_axes = train_state_axes
     self._base_rng = rng
+    self._summary_dir = summary_dir
     self._compiled_train_step = None
     self._compiled_eval_steps = {}
     self._start_time = time.time()
@@ -185,14 +186,24 @@ class BaseTrainer(abc.ABC):
     )
 
   def compile_train(self, batch: Batch) -> None:
-    """Compiles the train step for batches like `batch`, ahead of the loop."""
+    """Compiles the train step for batches like `batch`, ahead of the loop.
+
+    Writes what a step costs, see `step_costs`.
+    """
     start = time.time()
+    train_step = self._partitioned_train_step
     self._compiled_train_step = self._partitioner.compile(
-      self._partitioned_train_step, self.train_state, batch
+      train_step, self.train_state, batch
     )
     self.train_metrics_manager.write_scalar(
       'timing/compilation_seconds', time.time() - start, self.train_state.step
     )
+    if self._summary_dir and jax.process_index() == 0:
+      step_costs.write(
+        self._summary_dir,
+        train_step.trace(self.train_state, batch).jaxpr,
+        self._compiled_train_step,
+      )
 
   def eval(
     self, batch_iters: Mapping[str, Iterator[Batch]]

@@ -7,7 +7,7 @@ from typing import Any
 
 from selective_t5x.errors import UserError
 from selective_t5x.pruning.policy import Policy
-from selective_t5x.pruning.whole_rows import check_selects
+from selective_t5x.pruning.whole_rows import check_suits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,4 +117,4 @@ class Pruning:
         'selective_t5x.pruning.search finds (BUDGETS_FOUND_FOR = None takes '
         'these all the same)'
       )
-    check_selects(self.policy, attention_fn)
+    check_suits(self.policy, attention_fn)

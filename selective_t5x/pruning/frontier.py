@@ -33,7 +33,7 @@ from selective_t5x.pruning.selective import Selective
 from selective_t5x.pruning.tova import TOVA
 from selective_t5x.pruning.whole_rows import selects
 from selective_t5x.pruning.window import Window
-from selective_t5x.report import plots, tables
+from selective_t5x.report import memory, plots, tables
 
 NAME = 'frontier'
 POLICIES: dict[str, Policy] = {
@@ -50,6 +50,7 @@ def frontier(
   *,
   output_dir: str | os.PathLike,
   policies: Sequence[str] = tuple(POLICIES),
+  searches: Sequence[str] = (),
   batches: int = 8,
   gin_files: Sequence[str] = (),
   gin_bindings: Sequence[str] = (),
@@ -60,18 +61,21 @@ def frontier(
     checkpoints: by name, see `trained.restored`.
     output_dir: where frontier.json is, or will be.
     policies: names among POLICIES.
+    searches: folders of finished searches of budgets.
     batches: the first of the evaluation split.
     gin_files: for all checkpoints.
     gin_bindings: 'KEY = VALUE' texts for all checkpoints.
 
   Returns:
-    a curve for each checkpoint and policy: 'model', 'policy', and 'points',
-    each with budgets, memory_factor and loss, in nats a token.
+    a curve for each checkpoint and policy, and for each search: 'model',
+    'policy', and 'points', each with budgets, memory_factor and loss, in nats a
+    token.
 
   Raises:
     UserError: a checkpoint is not there, or output_dir holds other figures.
   """
-  file = pathlib.Path(output_dir) / f'{NAME}.json'
+  file = pathlib.Path(output_dir) / memory.FILE
+  found = [searched(folder) for folder in searches]
   settings = {
     'checkpoints': {
       name: os.path.relpath(trained.find(path)[1])
@@ -84,6 +88,8 @@ def frontier(
   }
   state = search.read_state(file, settings)
   state = state or {'settings': settings, 'curves': []}
+  # Read anew each time: they cost nothing.
+  state['searched'] = found
   done = {(curve['model'], curve['policy']) for curve in state['curves']}
   for name, path in checkpoints.items():
     if all((name, policy) in done for policy in policies):
@@ -112,7 +118,8 @@ def frontier(
           }
         )
         results.write_json(file, state)
-  return state['curves']
+  results.write_json(file, state)
+  return [*state['curves'], *found]
 
 
 def _points(run, policy, data) -> list[dict[str, Any]]:
@@ -161,30 +168,6 @@ def searched(folder: str) -> dict[str, Any]:
   }
 
 
-def table(curves: Sequence[dict[str, Any]]) -> tables.Table:
-  """Returns the losses of curves, a row for each point."""
-  return tables.Table(
-    title='loss (nats/token) with pruned caches',
-    header=('model', 'policy', 'times fewer keys', 'loss', 'budgets'),
-    rows=tuple(
-      (
-        curve['model'],
-        curve['policy'],
-        f'{point["memory_factor"]:.1f}',
-        f'{point["loss"]:.4f}',
-        _budgets(point['budgets']),
-      )
-      for curve in curves
-      for point in curve['points']
-    ),
-  )
-
-
-def _budgets(budgets) -> str:
-  """Returns one number where all layers have the same."""
-  return ' '.join(map(str, budgets if len(set(budgets)) > 1 else budgets[:1]))
-
-
 def main(argv: Sequence[str]) -> None:
   """Runs `python -m selective_t5x.pruning.frontier`."""
   made = compare.parser('selective_t5x.pruning.frontier', __doc__)
@@ -210,38 +193,29 @@ def main(argv: Sequence[str]) -> None:
   made.add_argument('--batches', type=int, default=8, metavar='N')
   args, bindings = compare.parse(made, argv)
   checkpoints, policies = _check(args)
-  curves = [searched(folder) for folder in args.search]
+  for folder in args.search:
+    searched(folder)
   for path in checkpoints.values():
     trained.find(path)
   if args.dry_run:
     for name, path in checkpoints.items():
       print(f'{name}: {trained.find(path)[1]}, {", ".join(policies)}')
     return
-  curves = [
-    *frontier(
-      checkpoints,
-      output_dir=args.output_dir,
-      policies=policies,
-      batches=args.batches,
-      gin_files=args.gin_file,
-      gin_bindings=bindings,
-    ),
-    *curves,
-  ]
+  curves = frontier(
+    checkpoints,
+    output_dir=args.output_dir,
+    policies=policies,
+    searches=args.search,
+    batches=args.batches,
+    gin_files=args.gin_file,
+    gin_bindings=bindings,
+  )
   folder = pathlib.Path(args.output_dir)
   results.write_run_record(folder, run_mode='frontier', seed=None)
-  found = table(curves)
+  found = memory.table(curves)
   (folder / f'{NAME}.txt').write_text(tables.text(found) + '\n')
   (folder / f'{NAME}.md').write_text(tables.markdown(found))
-  drawn = [
-    plots.Curve(
-      f'{curve["model"]}, {curve["policy"]}',
-      [point['memory_factor'] for point in curve['points']],
-      [point['loss'] for point in curve['points']],
-    )
-    for curve in curves
-  ]
-  (folder / f'{NAME}.png').write_bytes(plots.png(plots.memory_curves(drawn)))
+  (folder / f'{NAME}.png').write_bytes(plots.png(memory.figure(curves)))
   print(tables.text(found))
   print(f'{folder / NAME}.png shows this.')
 

@@ -37,9 +37,7 @@ def keep_mask(
   """
   length = segment_ids.shape[1]
   slots = jnp.arange(length)
-  first = masks.first_in_segment(length, segment_ids)
-  start = jax.lax.cummax(jnp.where(first, slots, 0), axis=1)
-  positions = slots - start
+  positions = masks.position_in_segment(length, segment_ids)
   dtype = jnp.float32 if logits is None else logits.dtype
 
   def serve(state, rows):

@@ -14,7 +14,9 @@ class Selective(Policy):
 
   Source: arXiv 2410.02703, section 4. A key that was evicted cannot come back,
   and F is summed for held keys alone, which changes nothing: a query's
-  selection of a key does not depend on other keys. Needs a selective model.
+  selection of a key does not depend on other keys. Where G > 1 heads select,
+  it goes by the mean of their F: all heads share one kept set. Needs a
+  selective model.
 
   Gin: gin/pruning/selective.gin.
   """

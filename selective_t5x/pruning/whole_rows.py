@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from selective_t5x import attention
 from selective_t5x.attention import reference
+from selective_t5x.attention.selection import spread
 from selective_t5x.errors import UserError
 from selective_t5x.pruning.keep import keep_mask
 from selective_t5x.pruning.policy import Policy
@@ -21,7 +22,8 @@ class Pruned(NamedTuple):
   Attributes:
     out: [B, N, H, D] in value's dtype, zero in padding rows.
     kept: bool[B, N, N], axis 1 the query: the keys it attends to.
-    masking: f32[B, N, N], F; None where the attention does not select.
+    masking: F as the attention function returns it, f32[B, N, N], or
+      [B, G, N, N] where G > 1 heads select; None where none does.
     scores: f32[B, N, N], what the policy has accumulated after each query; None
       unless it accumulates.
     memory: f32[B, N], M with memory_tau, as if nothing were evicted; else None.
@@ -59,7 +61,8 @@ def pruned_attention(
 
   F does not depend on what is evicted, so it comes of one pass; then a scan
   over queries finds what is kept, and all attend at once. Takes O(N^2) memory.
-  A budget of N or more prunes nothing. Source: arXiv 2410.02703, section 4.
+  A budget of N or more prunes nothing. Where G > 1 heads select, policies read
+  the mean of their F. Source: arXiv 2410.02703, section 4.
 
   Args:
     attention_fn: `attention.causal_attention`, `attention.selective_attention`
@@ -88,21 +91,23 @@ def pruned_attention(
       'a pruned cache reads causally: with PRUNING set, use '
       'models.LanguageModel.inputs_bidirectional_attention = False'
     )
-  check_selects(policy, attention_fn)
+  check_suits(policy, attention_fn)
   if 'implementation' in inspect.signature(attention_fn).parameters:
     # Faster ones have no F to return, and save no memory with this bias.
     settings['implementation'] = 'reference'
   attend = functools.partial(
     attention_fn, scale=scale, segment_ids=segment_ids, **settings
   )
-  masking = memory = None
+  masking = groups = memory = None
   if selects(attention_fn):
     asked = {} if memory_tau is None else {'memory_tau': memory_tau}
     _, *memory, masking = attend(
       query, key, value, bias=bias, return_masking=True, **asked
     )
     memory = memory[0] if memory else None
-    bias = -masking[:, None] if bias is None else bias - masking[:, None]
+    groups = masking if masking.ndim == 4 else masking[:, None]
+    masked = spread(groups, query.shape[2])
+    bias = -masked if bias is None else bias - masked
     attend = functools.partial(
       attention.causal_attention,
       scale=scale,
@@ -120,7 +125,7 @@ def pruned_attention(
     else segment_ids,
     budget=budget,
     layer=layer,
-    masking=masking,
+    masking=None if groups is None else jnp.mean(groups, axis=1),
     logits=logits,
   )
   dtype = jnp.promote_types(query.dtype, jnp.float32)
@@ -132,10 +137,21 @@ def pruned_attention(
   return Pruned(out, kept, masking, scores, memory)
 
 
-def check_selects(policy: Policy, attention_fn: Callable[..., Any]):
-  """Raises UserError if a policy needs F and the attention has none."""
+def check_suits(policy: Policy, attention_fn: Callable[..., Any]):
+  """Raises UserError if a policy needs F and the attention has none.
+
+  Also if the attention function does without pruning.
+  """
+  name = getattr(attention_fn, '__name__', attention_fn)
+  inner = getattr(attention_fn, 'func', attention_fn)
+  if getattr(inner, 'needs_every_key', False):
+    raise UserError(
+      f'pruning.{type(policy).__name__}: the attention function ({name}) needs '
+      'every key where it is, which a pruned cache has not: use PRUNING = None '
+      'or ATTENTION = @attention.selective_attention '
+      '(gin/attention/selective.gin)'
+    )
   if policy.reads_masking and not selects(attention_fn):
-    name = getattr(attention_fn, '__name__', attention_fn)
     raise UserError(
       f'pruning.{type(policy).__name__} evicts by what selection has masked, '
       f'but the attention function ({name}) does not select: '

@@ -5,11 +5,12 @@ r"""Shows what a trained model masks: makes a page with the masking viewer.
 
 Without --text the first rows of the evaluation split are shown. --gin_file and
 --gin.KEY=VALUE change the run's own configuration, e.g. EVAL_SPLIT. Writes
-masking.html, which needs no network, and run.json.
+masking.html, which needs no network, masking.json, its data, and run.json.
 
 Exit codes: 0 done; 2 something given is wrong.
 """
 
+import math
 import pathlib
 from collections.abc import Sequence
 
@@ -45,13 +46,13 @@ def main(argv: Sequence[str]) -> None:
     args.checkpoint, gin_files=args.gin_file, gin_bindings=bindings
   ) as run:
     # It takes seconds to import.
-    from selective_t5x.report import masking, page, viewer
+    from selective_t5x.report import masking, packing, page, viewer
 
     vocabulary = run.model.output_vocabulary
     batches = (
       [_read(run, vocabulary, text) for text in args.text]
       if args.text
-      else [_first(run, args.examples)]
+      else _first(run, args.examples)
     )
     if args.dry_run:
       print(f'{run.checkpoint}: {sum(map(_rows, batches))} examples')
@@ -62,16 +63,15 @@ def main(argv: Sequence[str]) -> None:
       for row in masking.capture(run.model, run.params, batch, vocabulary)
     ]
     checkpoint = run.checkpoint
-  budgets = [k for row in rows for k in row.evicted if 4 * k <= len(row.tokens)]
-  body = viewer.section(rows, max(budgets, default=None))
+  figures = packing.figures(rows)
   folder = pathlib.Path(args.output_dir)
-  folder.mkdir(parents=True, exist_ok=True)
+  results.write_json(folder / viewer.FILE, figures)
   file = folder / 'masking.html'
   file.write_text(
     page.fill(
       title='What selection masks',
       intro=f'{checkpoint}, {len(rows)} examples.',
-      body=body,
+      body=viewer.section({'': figures}),
       command=compare.command_line(),
     ),
     encoding='utf-8',
@@ -84,15 +84,13 @@ def _rows(batch) -> int:
   return len(batch['decoder_target_tokens'])
 
 
-def _first(run, count) -> dict[str, np.ndarray]:
-  """Returns the first rows of the evaluation split."""
-  (batch,) = run.batches(1)
-  if _rows(batch) < count:
-    raise UserError(
-      f'--examples={count}: a batch has {_rows(batch)} rows; ask for fewer, or '
-      'raise BATCH_SIZE'
-    )
-  return {name: x[:count] for name, x in batch.items()}
+def _first(run, count) -> list[dict[str, np.ndarray]]:
+  """Returns the first rows of the evaluation split, in batches."""
+  size = run.dataset_cfg.batch_size
+  batches = run.batches(math.ceil(count / size))
+  left = count - size * (len(batches) - 1)
+  batches[-1] = {name: x[:left] for name, x in batches[-1].items()}
+  return batches
 
 
 def _read(run, vocabulary, text: str) -> dict[str, np.ndarray]:

@@ -1,7 +1,8 @@
 """What selection masks in a trained model: captured for the masking viewer.
 
 Each layer's F and its attention weights, with selection and, by the same
-parameters, with F set to 0; and when a pruned cache would evict each key.
+parameters, with F set to 0; when a pruned cache would evict each key; and SSA's
+temperatures, of models that have them.
 
 Shapes: L layers, N tokens of a row, H heads.
 """
@@ -9,6 +10,7 @@ Shapes: L layers, N tokens of a row, H heads.
 import copy
 import dataclasses
 import functools
+import inspect
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,9 +18,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
-from selective_t5x import fading
-from selective_t5x.attention import masks, memory, reference
+from selective_t5x import attention, extensions, fading, ssa
+from selective_t5x.attention import masks, memory, reference, selection
 from selective_t5x.errors import UserError
 from selective_t5x.pruning import Selective
 from selective_t5x.pruning.greedy import budget_steps
@@ -35,11 +38,14 @@ class Masked:
 
   Attributes:
     tokens: N strings: what the decoder reads.
-    masking: f32[L, N, N], F; axis 1 is the query.
+    masking: f32[L, N, N], F, the mean over the heads that select; axis 1 is the
+      query.
     attention: f32[L, N, N], the weights, the mean over heads.
     attention_off: the same with F = 0.
     evicted: {K: i32[L, N]}, the query at which a cache of K keys in each layer
       evicts the key; N where it never does.
+    temperatures: {'query' | 'key' | 'value': f32[L, N]}, SSA's inverse
+      temperatures, of those that vary.
     visible: f32[L], the share of its context that a query still sees: the mean
       over queries of `memory.visible_tokens` over all tokens that it may see.
   """
@@ -49,6 +55,7 @@ class Masked:
   attention: np.ndarray
   attention_off: np.ndarray
   evicted: dict[int, np.ndarray]
+  temperatures: dict[str, np.ndarray]
   visible: np.ndarray
 
 
@@ -58,22 +65,26 @@ def capture(
   """Runs a model on whole rows and returns what it masks in each.
 
   Args:
-    model: T5X's; its module has a config with an attention_fn that selects.
+    model: T5X's; its module has a config with an attention_fn that selects, or
+      with SSA as its extension.
     params: of the module.
     batch: as the model's loss takes it, B rows; padding lies at the end.
     vocabulary: of the decoder's tokens.
 
   Raises:
-    UserError: if the model does not select.
+    UserError: if the model has neither.
   """
   attention_fn = getattr(model.module.config, 'attention_fn', None)
-  if attention_fn is None or not selects(attention_fn):
+  does_select = attention_fn is not None and selects(attention_fn)
+  on, temperatures = _weights(model, params, batch)
+  if not does_select and not temperatures:
     raise UserError(
       'the model does not select, so there is nothing masked to show: expected '
-      'one trained with gin/attention/selective.gin'
+      'one trained with gin/attention/selective.gin, or with SSA'
     )
-  on = _weights(model, params, batch)
-  off = _weights(fading.at_masking_scale(model, 0.0), params, batch)
+  off = on
+  if does_select:
+    off, _ = _weights(fading.at_masking_scale(model, 0.0), params, batch)
   inputs = np.asarray(batch['decoder_input_tokens'])
   segments = np.asarray(
     batch.get('decoder_segment_ids', batch['decoder_target_tokens'] > 0)
@@ -81,6 +92,7 @@ def capture(
   evicted = {
     budget: np.stack([_evicted(rows, segments, budget) for _, rows in on])
     for budget in budget_steps('ladder', inputs.shape[1])[1:]
+    if does_select
   }
   found = []
   for row, ids in enumerate(segments):
@@ -91,7 +103,7 @@ def capture(
     rows = np.stack([np.asarray(x[1])[cut] for x in on])
     found.append(
       Masked(
-        tokens=tuple(token_text(vocabulary, i) for i in inputs[row, :length]),
+        tokens=token_texts(vocabulary, inputs[row, :length]),
         masking=rows,
         attention=np.stack([np.asarray(x[0])[cut] for x in on]),
         attention_off=np.stack([np.asarray(x[0])[cut] for x in off]),
@@ -100,29 +112,57 @@ def capture(
           for budget, queries in evicted.items()
           if budget < length
         },
+        temperatures={
+          name: np.stack([np.asarray(x)[row, :length] for x in of_layers])
+          for name, of_layers in temperatures.items()
+        },
         visible=_visible(rows, jnp.asarray(ids[None, :length])),
       )
     )
   return found
 
 
-def token_text(vocabulary: Any, token: int) -> str:
-  """Returns a token as a reader would write it, spaces and all."""
-  if token == vocabulary.pad_id:
-    return '<start>'  # T5X's decoders start with it.
+def token_texts(vocabulary: Any, tokens: Sequence[int]) -> tuple[str, ...]:
+  """Returns the tokens as a reader would write them, spaces and all."""
   pieces = getattr(vocabulary, 'tokenizer', None)
-  if hasattr(pieces, 'id_to_piece') and token < pieces.get_piece_size():
-    piece = pieces.id_to_piece(int(token))
-    byte = re.fullmatch('<0x([0-9A-F]{2})>', piece)
-    if byte:
-      return bytes.fromhex(byte[1]).decode(errors='replace')
-    return piece.replace('\u2581', ' ')
-  return vocabulary.decode([int(token)])
+  found = []
+  for before, token in zip((None, *tokens), map(int, tokens), strict=False):
+    if token == vocabulary.pad_id:
+      found.append('<start>')  # T5X's decoders start with it.
+    elif hasattr(pieces, 'id_to_piece') and token < pieces.get_piece_size():
+      found.append(_piece_text(pieces.id_to_piece(token)))
+    else:
+      found.append(_added_text(vocabulary, before, token))
+  return tuple(found)
 
 
-def _weights(model, params, batch) -> list[tuple]:
-  """Returns each layer's (weights, F), both f32[B, N, N]."""
-  records = []
+def _piece_text(piece: str) -> str:
+  byte = re.fullmatch('<0x([0-9A-F]{2})>', piece)
+  if byte:
+    return bytes.fromhex(byte[1]).decode(errors='replace')
+  return piece.replace('\u2581', ' ')
+
+
+def _added_text(vocabulary, before, token: int) -> str:
+  """Returns what a token adds to the text: the space of a symbol, too."""
+  alone = vocabulary.decode([token])
+  if before is None or before == vocabulary.pad_id:
+    return alone
+  left = vocabulary.decode([int(before)])
+  both = vocabulary.decode([int(before), token])
+  return both.removeprefix(left) if both.startswith(left) else alone
+
+
+def _weights(
+  model, params, batch
+) -> tuple[list[tuple], dict[str, list[jax.Array]]]:
+  """Returns what each layer does.
+
+  Returns:
+    (weights, F) of each, both f32[B, N, N], and SSA's temperatures by what they
+    are of, f32[B, N] of each.
+  """
+  records, tempered = [], []
   recorded = copy.copy(model)
   config = model.module.config
   recorded.module = model.module.clone(
@@ -133,37 +173,65 @@ def _weights(model, params, batch) -> list[tuple]:
     )
   )
 
+  def record(call, args, kwargs, context):
+    found = call(*args, **kwargs)
+    of_ssa = isinstance(context.module, ssa.SSA)
+    if of_ssa and context.method_name == 'temperatures':
+      tempered.append(found)
+    return found
+
   @jax.jit
   def run(params, batch):
     records.clear()
-    recorded._compute_logits(params, batch)
-    return list(records)
+    tempered.clear()
+    with nn.intercept_methods(record):
+      recorded._compute_logits(params, batch)
+    return list(records), list(tempered)
 
-  return run(params, batch)
+  weights, layers = run(params, batch)
+  shape = batch['decoder_input_tokens'].shape
+  return weights, {
+    name: [np.broadcast_to(getattr(layer, name), shape) for layer in layers]
+    for name in extensions.Heads._fields
+    # [1, 1] is that of a projection that has none.
+    if layers and getattr(layers[0], name).size > 1
+  }
 
 
 def _recorder(attention_fn: Callable[..., Any], records: list):
   """Returns an attention function that also records weights and F."""
+  does_select = selects(attention_fn)
+  if not does_select and (
+    inspect.unwrap(attention_fn) is not attention.causal_attention
+  ):
+    return attention_fn  # Its weights are its own.
 
   @functools.wraps(attention_fn)
   def attend(query, key, value, **settings):
-    out, masking = attention_fn(
-      query,
-      key,
-      value,
-      **settings,
-      implementation='reference',
-      return_masking=True,
-    )
+    if does_select:
+      out, masking = attention_fn(
+        query,
+        key,
+        value,
+        **settings,
+        implementation='reference',
+        return_masking=True,
+      )
+    else:
+      out = attention_fn(query, key, value, **settings)
+      masking = jnp.zeros((query.shape[0], query.shape[1], query.shape[1]))
+    if masking.ndim == 3:
+      masking = masking[:, None]
     scale = settings.get('scale')
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     logits = reference.attention_logits(query, key, scale, settings.get('bias'))
     visible = masks.visible(query.shape[1], settings.get('segment_ids'))
     # Finite, for padding rows, which see nothing.
     least = jnp.finfo(logits.dtype).min
-    logits = jnp.where(visible[:, None], logits - masking[:, None], least)
+    logits -= selection.spread(masking, logits.shape[1])
+    logits = jnp.where(visible[:, None], logits, least)
     weights = jnp.where(visible[:, None], jax.nn.softmax(logits), 0)
-    records.append((jnp.mean(weights, axis=1), masking))
+    records.append((jnp.mean(weights, axis=1), jnp.mean(masking, axis=1)))
     return out
 
   return attend

@@ -28,7 +28,11 @@ class Section:
 
 
 def page(
-  title: str, intro: str, command: str, sections: Sequence[Section]
+  title: str,
+  intro: str,
+  command: str,
+  sections: Sequence[Section],
+  more: Sequence[str] = (),
 ) -> str:
   """Returns an HTML page; all text given is shown as text.
 
@@ -37,8 +41,10 @@ def page(
     intro: the line below it.
     command: the shell command that made it.
     sections: at least one.
+    more: further parts, as HTML.
   """
   parts = [_section(number, s) for number, s in enumerate(sections)]
+  parts += more
   return fill(title, intro, '\n'.join(parts), command)
 
 
@@ -70,7 +76,11 @@ def _section(number: int, section: Section) -> str:
       f'<figure role="img" aria-label="Learning curves of {name}">{figure}',
       '</figure>',
       '<h3>How the variants differ</h3>',
-      _differences(comparison),
+      _differences(comparison, 'differences'),
+      '<details><summary>All values that were used and differ, those that no '
+      'gin file sets among them</summary>',
+      _differences(comparison, 'used_differences'),
+      '</details>',
       '<h3>What ran</h3>',
       _what_ran(comparison),
       '<details><summary>The command of each run</summary>',
@@ -96,12 +106,15 @@ def html_table(table: tables.Table, kind: str = '') -> str:
   )
 
 
-def _differences(comparison) -> str:
-  if not comparison['differences']:
-    return '<p>In nothing that a gin file sets.</p>'
+def _differences(comparison, name) -> str:
+  found = comparison[name]
+  if found is None:
+    return '<p>A run did not write the values that it used.</p>'
+  if not found:
+    return '<p>In nothing that gin sets.</p>'
   rows = tuple(
-    (name, *(value or '(not set)' for value in values.values()))
-    for name, values in comparison['differences'].items()
+    (key, *(value or '(not set)' for value in values.values()))
+    for key, values in found.items()
   )
   header = ('gin binding', *comparison['variants'])
   return html_table(tables.Table('', header, rows), 'words')

@@ -116,6 +116,36 @@ def memory_curves(curves: Sequence[Curve]) -> Figure:
   return figure
 
 
+def mean_curve(comparison, variant, task, metric) -> tuple[list, ...]:
+  """Returns (steps, means, lowest, highest) over the seeds of a variant.
+
+  Only of the steps that every seed has, with a finite value.
+
+  Args:
+    comparison: see `comparison.compare_cells`.
+    variant: its name.
+    task: as in the curves, 'train' for the train steps.
+    metric: 'loss' or 'accuracy'.
+  """
+  by_step: dict[int, list] = {}
+  for curve in comparison['curves']:
+    if (curve['variant'], curve['task']) == (variant, task):
+      for step, value in zip(curve['step'], curve[metric], strict=True):
+        by_step.setdefault(step, []).append(value)
+  complete = {
+    step: values
+    for step, values in sorted(by_step.items())
+    if len(values) == len(comparison['seeds']) and None not in values
+  }
+  values = complete.values()
+  return (
+    list(complete),
+    [sum(v) / len(v) for v in values],
+    [min(v) for v in values],
+    [max(v) for v in values],
+  )
+
+
 def png(figure: Figure) -> bytes:
   """Returns the figure as a PNG file on white."""
   file = io.BytesIO()
@@ -152,10 +182,10 @@ def _panel(axis, comparison, task, metric, train_task) -> None:
   for number, variant in enumerate(comparison['variants']):
     color = _COLORS[number % len(_COLORS)]
     if task == train_task:
-      points = _points(comparison, variant, 'train', metric)
+      points = mean_curve(comparison, variant, 'train', metric)
       axis.plot(*points[:2], color=color, linewidth=0.8, alpha=0.6)
     if task != 'train':
-      steps, means, lows, highs = _points(comparison, variant, task, metric)
+      steps, means, lows, highs = mean_curve(comparison, variant, task, metric)
       axis.plot(steps, means, 'o-', color=color, linewidth=1.8, markersize=3)
       if len(comparison['seeds']) > 1:
         axis.fill_between(
@@ -170,27 +200,6 @@ def _panel(axis, comparison, task, metric, train_task) -> None:
     bottom = axis.get_ylim()[0]
     axis.set_ylim(bottom, max(highest) + 0.08 * (max(highest) - bottom))
   axis.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
-
-
-def _points(comparison, variant, task, metric) -> tuple[list, ...]:
-  """Returns (steps, means, lowest, highest) over the seeds of a variant."""
-  by_step: dict[int, list] = {}
-  for curve in comparison['curves']:
-    if (curve['variant'], curve['task']) == (variant, task):
-      for step, value in zip(curve['step'], curve[metric], strict=True):
-        by_step.setdefault(step, []).append(value)
-  complete = {
-    step: values
-    for step, values in sorted(by_step.items())
-    if len(values) == len(comparison['seeds']) and None not in values
-  }
-  values = complete.values()
-  return (
-    list(complete),
-    [sum(v) / len(v) for v in values],
-    [min(v) for v in values],
-    [max(v) for v in values],
-  )
 
 
 def _legend(comparison) -> list[Line2D]:

@@ -10,6 +10,9 @@ from selective_t5x import results
 _LABELS = {results.LOSS: 'loss (nats/token)', 'loss': 'loss'}
 
 
+_MIB = 2**-20
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
   """Text in rows: the first column names the row, the others are numbers."""
@@ -25,7 +28,10 @@ def label(metric: str) -> str:
 
 
 def tables(comparison: dict[str, Any]) -> list[Table]:
-  """Returns a table for each evaluated task, and one of the costs.
+  """Returns tables: tasks, at equal time, against parameters, the costs.
+
+  At equal time only where the runs measured it, against parameters only where
+  variants differ in their number.
 
   Args:
     comparison: see `comparison.compare_cells`.
@@ -39,23 +45,15 @@ def tables(comparison: dict[str, Any]) -> list[Table]:
     Table(
       title=f'{task}, step {entries[0]["step"]:,}',
       header=('variant', *map(label, metrics)),
-      rows=(
-        *(_row(e, metrics) for e in entries),
-        *(
-          _difference_row(e, metrics, references[e['variant']])
-          for e in entries
-          if e['variant'] != references[e['variant']]
-        ),
-      ),
+      rows=_with_differences(entries, metrics, references),
     )
     for task, entries in by_task.items()
   ]
-  costs = Table(
-    title='cost',
-    header=('variant', 'parameters', 'steps', 'steps/s', 'train minutes'),
-    rows=tuple(_cost_row(entry) for entry in comparison['costs']),
-  )
-  return [*found, costs]
+  if comparison['equal_time']:
+    found += _at_equal_time(comparison)
+  if comparison['equal_parameters']['agree'] is False:
+    found.append(_against_parameters(comparison))
+  return [*found, *_costs(comparison['costs'])]
 
 
 def as_text(comparison: dict[str, Any]) -> str:
@@ -92,14 +90,27 @@ def curves_csv(comparison: dict[str, Any]) -> str:
   """Returns every point of every learning curve, one a line."""
   text = io.StringIO()
   writer = csv.writer(text, lineterminator='\n')
+  columns = ('step', 'train_seconds', 'loss', 'accuracy')
+  names = {'loss': comparison['loss']}
   writer.writerow(
-    ['variant', 'seed', 'task', 'step', comparison['loss'], 'accuracy']
+    ['variant', 'seed', 'task', *(names.get(c, c) for c in columns)]
   )
   for curve in comparison['curves']:
-    points = zip(curve['step'], curve['loss'], curve['accuracy'], strict=True)
-    for point in points:
+    for point in zip(*(curve[c] for c in columns), strict=True):
       writer.writerow([curve['variant'], curve['seed'], curve['task'], *point])
   return text.getvalue()
+
+
+def _with_differences(entries, metrics, references) -> tuple:
+  """Returns a row for each variant, and then those of the differences."""
+  return (
+    *(_row(e, metrics) for e in entries),
+    *(
+      _difference_row(e, metrics, references[e['variant']])
+      for e in entries
+      if e['variant'] != references[e['variant']]
+    ),
+  )
 
 
 def _row(entry, metrics) -> tuple[str, ...]:
@@ -115,25 +126,108 @@ def _difference_row(entry, metrics, reference) -> tuple[str, ...]:
   )
 
 
-def _cost_row(entry) -> tuple[str, ...]:
-  minutes = {
-    key: _each(value, lambda seconds: seconds / 60)
-    for key, value in entry['train_seconds'].items()
+def _at_equal_time(comparison) -> list[Table]:
+  """Returns the losses of each task after the same train time."""
+  loss, references = comparison['loss'], comparison['references']
+  by_task: dict[str, list] = {}
+  for entry in comparison['equal_time']['results']:
+    entry = {**entry, 'metrics': {loss: entry['loss']}}
+    by_task.setdefault(entry['task'], []).append(entry)
+  minutes = comparison['equal_time']['train_seconds'] / 60
+  return [
+    Table(
+      title=f'{task}, equal train time: {minutes:.2f} minutes',
+      header=('variant', label(loss)),
+      rows=_with_differences(entries, (loss,), references),
+    )
+    for task, entries in by_task.items()
+  ]
+
+
+def _against_parameters(comparison) -> Table:
+  """Returns the losses of all tasks, by rising number of parameters."""
+  parameters = comparison['equal_parameters']['parameters']
+  tasks = list(dict.fromkeys(r['task'] for r in comparison['results']))
+  losses = {
+    (r['task'], r['variant']): r['metrics'][comparison['loss']]
+    for r in comparison['results']
   }
-  parameters = entry['parameters']
-  return (
-    entry['variant'],
-    'n/a' if parameters is None else f'{parameters:,}',
-    f'{entry["steps"]:,}',
-    _number(entry['steps_per_second'], '.2f'),
-    _number(minutes, '.2f'),
+  return Table(
+    title=f'{label(comparison["loss"])} against parameters',
+    header=('variant', 'parameters', *tasks),
+    rows=tuple(
+      (
+        variant,
+        f'{parameters[variant]:,}',
+        *(_number(losses[task, variant], '.4f') for task in tasks),
+      )
+      for variant in sorted(parameters, key=parameters.get)
+    ),
   )
 
 
-def _each(value, function):
+def _costs(costs) -> list[Table]:
+  """Returns what the runs took, and what one train step needs."""
+  return [
+    Table(
+      title='cost',
+      header=(
+        'variant',
+        'parameters',
+        'steps',
+        'steps/s',
+        'tokens/s',
+        'train minutes',
+      ),
+      rows=tuple(
+        (
+          cost['variant'],
+          _integer(cost['parameters']),
+          f'{cost["steps"]:,}',
+          _number(cost['steps_per_second'], '.2f'),
+          _number(cost['tokens_per_second'], ',.0f'),
+          _number(_scaled(cost['train_seconds'], 1 / 60), '.2f'),
+        )
+        for cost in costs
+      ),
+    ),
+    Table(
+      title='a train step',
+      header=(
+        'variant',
+        'GFLOPs in matrix products',
+        'memory of the step (MiB)',
+        'peak of the process (MiB)',
+      ),
+      rows=tuple(
+        (
+          cost['variant'],
+          _scaled_number(cost['flops_per_step'], 1e-9, ',.2f'),
+          _scaled_number(cost['step_bytes'], _MIB, ',.1f'),
+          _number(_scaled(cost['peak_rss_bytes'], _MIB), ',.0f'),
+        )
+        for cost in costs
+      ),
+    ),
+  ]
+
+
+def _integer(value: int | None) -> str:
+  return 'n/a' if value is None else f'{value:,}'
+
+
+def _scaled_number(value: float | None, factor: float, form: str) -> str:
+  return 'n/a' if value is None else format(value * factor, form)
+
+
+def _scaled(spread: dict[str, Any], factor: float) -> dict[str, Any]:
+  return {key: _each(value, factor) for key, value in spread.items()}
+
+
+def _each(value, factor):
   if isinstance(value, list):
-    return [_each(item, function) for item in value]
-  return None if value is None else function(value)
+    return [_each(item, factor) for item in value]
+  return None if value is None else factor * value
 
 
 def _number(spread: dict[str, Any], form: str) -> str:

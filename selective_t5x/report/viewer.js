@@ -2,8 +2,11 @@
 (() => {
   const rows = JSON.parse(document.getElementById('masking-data').textContent);
   const get = (name) => document.getElementById('m-' + name);
-  const state = {example: 0, layer: 0, query: 0, budget: ''};
+  const state = {example: 0, layer: 0, query: 0, budget: '', heat: ''};
   const inflated = new Map();
+  // min(F, 1) of each of the 256 levels of 1 - exp(-F).
+  const counted = Float64Array.from(
+    {length: 256}, (_, level) => Math.min(1, -Math.log(1 - level / 255)));
   let spans = [];
   // Of the layer and the cache shown; null while they are inflated.
   let masking = null;
@@ -50,6 +53,14 @@
     select.append(made);
   }
 
+  // Breaks and tabs with a sign before them, other controls as their pictures.
+  function readable(token) {
+    if (token === '') return '\u2205';
+    return token.replace(/[\n\t]/g, (c) => (c === '\n' ? '\u21b5' : '\u2192') + c)
+      .replace(/[\0-\x08\x0b-\x1f]/g,
+        (c) => String.fromCharCode(0x2400 + c.charCodeAt(0)));
+  }
+
   function paint(canvas, levels, size) {
     canvas.width = canvas.height = size;
     const image = new ImageData(size, size);
@@ -62,6 +73,25 @@
     canvas.getContext('2d').putImageData(image, 0, 0);
   }
 
+  // SSA's inverse temperatures in this layer, of what was chosen; or null.
+  function heatsOf(row) {
+    return state.heat ? row.temperatures[state.heat][state.layer] : null;
+  }
+
+  // Orange is hotter than plain attention, blue colder, twice or half is full.
+  function showHeats() {
+    const heats = heatsOf(rows[state.example]);
+    spans.forEach((span, j) => {
+      if (!heats) {
+        span.style.backgroundColor = '';
+        return;
+      }
+      const depth = Math.min(0.7, Math.abs(Math.log2(Math.max(heats[j], 0.01))));
+      span.style.backgroundColor = heats[j] < 1 ?
+        'rgb(255 140 30 / ' + depth + ')' : 'rgb(42 134 200 / ' + depth + ')';
+    });
+  }
+
   // Only what has changed is written to the page.
   function show() {
     const row = rows[state.example];
@@ -69,6 +99,7 @@
     const first = state.layer * length;
     const start = state.query * length;
     let gone = 0;
+    let seen = 0;
     for (let j = 0; j < length; j++) {
       let kind = '';
       let opacity = '';
@@ -76,6 +107,7 @@
         kind = 'later';
       } else {
         if (j === state.query) kind = 'query';
+        seen += 1 - counted[masking[start + j]];
         opacity = Math.max(0.08, 1 - masking[start + j] / 255).toFixed(2);
         if (evicted && evicted[first + j] <= state.query) {
           kind = 'gone';
@@ -86,20 +118,41 @@
       if (span.className !== kind) span.className = kind;
       if (span.style.opacity !== opacity) span.style.opacity = opacity;
     }
+    const heats = heatsOf(row);
     get('layer').value = state.layer;
     get('layer-is').textContent = state.layer;
     get('query').value = state.query;
     get('query-is').textContent = state.query;
     get('says').textContent = 'Layer ' + state.layer + ', query ' +
-      state.query + ' of ' + length + ': ' + (state.query + 1 - gone) +
-      ' tokens held' + (state.budget ? ', ' + gone + ' evicted.' : '.');
+      state.query + ' of ' + length + ': sees ' + seen.toFixed(1) + ' of ' +
+      (state.query + 1) + ' tokens (' +
+      (100 * seen / (state.query + 1)).toFixed(1) + ' %)' +
+      (state.budget ? '; ' + (state.query + 1 - gone) + ' held, ' + gone +
+        ' evicted' : '') + (heats ? '; its ' + state.heat +
+        ' temperature is 1 / ' + heats[state.query] : '') + '.';
+    // The box scrolls, the page does not.
+    const box = get('tokens');
+    const query = spans[state.query];
+    const below = query.offsetTop - box.offsetTop - box.clientHeight / 2;
+    if (box.scrollHeight > box.clientHeight) box.scrollTop = below;
+    const at = 100 * (state.query + 0.5) / length + '%';
+    for (const line of document.querySelectorAll('#masking .at')) {
+      line.style.top = at;
+    }
   }
 
   async function showLayer() {
     const {example, layer, budget} = state;
     masking = null;
-    const [found, queries] = await Promise.all(
-      [layerOf(example, layer), evictedOf(example, budget)]);
+    let found, queries;
+    try {
+      [found, queries] = await Promise.all(
+        [layerOf(example, layer), evictedOf(example, budget)]);
+    } catch (error) {
+      get('says').textContent = 'This browser cannot inflate the data (' +
+        error.message + '): one of 2023 or later can.';
+      return;
+    }
     // Another one was chosen meanwhile.
     if (example !== state.example || layer !== state.layer ||
         budget !== state.budget) return;
@@ -108,6 +161,7 @@
     paint(get('masking'), found.f, rows[example].tokens.length);
     paint(get('on'), found.on, found.size);
     paint(get('off'), found.off, found.size);
+    showHeats();
     get('visible').querySelectorAll('li').forEach((item, i) => {
       item.className = i === layer ? 'chosen' : '';
     });
@@ -122,7 +176,7 @@
     get('query').max = state.query;
     spans = row.tokens.map((token, j) => {
       const span = document.createElement('span');
-      span.textContent = token === '' ? '\u2205' : token;
+      span.textContent = readable(token);
       span.addEventListener('click', () => move(j));
       return span;
     });
@@ -134,6 +188,13 @@
     }
     if (!(state.budget in row.evicted)) state.budget = '';
     get('budget').value = state.budget;
+    const kinds = Object.keys(row.temperatures);
+    get('heat').replaceChildren();
+    option(get('heat'), '', 'none');
+    for (const kind of kinds) option(get('heat'), kind, kind);
+    if (!kinds.includes(state.heat)) state.heat = '';
+    get('heat').value = state.heat;
+    get('heat').parentElement.hidden = kinds.length === 0;
     get('visible').replaceChildren(...row.visible.map((share) => {
       const item = document.createElement('li');
       const bar = document.createElement('span');
@@ -197,6 +258,11 @@
     state.budget = event.target.value;
     showLayer();
   });
+  get('heat').addEventListener('change', (event) => {
+    state.heat = event.target.value;
+    showHeats();
+    show();
+  });
   get('layer').addEventListener('input',
     (event) => setLayer(Number(event.target.value)));
   get('query').addEventListener('input',
@@ -205,6 +271,7 @@
   get('next').addEventListener('click', () => move(state.query + 1));
   get('play').addEventListener('click', play);
   rows.forEach((row, i) => option(get('example'), i,
-    (i + 1) + ': ' + row.tokens.slice(0, 8).join('').slice(0, 40)));
+    (row.model ? row.model + ', ' : '') + (i + 1) + ': ' +
+      row.tokens.slice(0, 8).join('').slice(0, 40)));
   showExample();
 })();

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 from selective_t5x import cells, compare
 from selective_t5x.comparison import Comparison
-from selective_t5x.errors import UserError
 
 
 def parse(
@@ -38,8 +37,7 @@ def parse(
     )
   args, bindings = compare.parse(made, argv)
   for flag in counts:
-    if getattr(args, flag) < 1:
-      raise UserError(f'--{flag}={getattr(args, flag)}: expected 1 or more')
+    compare.check_count(flag, getattr(args, flag))
   return args, bindings
 
 
@@ -63,11 +61,8 @@ def compared(
   files = [*gin_files, *args.gin_file]
   if args.dry_run:
     seeds = range(args.seeds)
-    print(
-      compare.describe(
-        cells.make_cells(files, variants, seeds, bindings, args.output_dir)
-      )
-    )
+    runs = cells.make_cells(files, variants, seeds, bindings, args.output_dir)
+    print(compare.describe(runs, args.jobs))
     return None
   return compare.compare(
     files,
@@ -75,4 +70,5 @@ def compared(
     output_dir=args.output_dir,
     seeds=args.seeds,
     gin_bindings=bindings,
+    jobs=args.jobs,
   )

@@ -1,9 +1,12 @@
 import json
 import os
+import re
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing import event_accumulator
+from tensorboard.util import tensor_util
 
 from selective_t5x.errors import UserError
 from t5x import checkpoints, train, trainer, utils
@@ -35,9 +38,33 @@ def test_a_run_writes_what_t5x_writes(whole_run):
   info = (model_dir / 'model-info.txt').read_text()
   assert 'Total number of parameters: ' in info
   assert 'target/token_embedder/embedding' in info
+  costs = json.loads((model_dir / 'costs.json').read_text())
+  # Forward and back, of every weight for every token, and some attention.
+  found = re.search('Total number of parameters: (.*)', info)
+  assert costs['flops_per_step'] > 6 * int(found[1]) * 4 * tiny.LENGTH / 2
+  # At least the weights and Adam's two moments.
+  assert 3 * 4 * int(found[1]) < costs['step_bytes'] < 100_000_000
   assert [step for step, _ in _losses(model_dir)] == [1, 2, 3, 4]
   evals = _losses(model_dir, f'training_eval/{tiny.TASK}')
   assert [step for step, _ in evals] == [2, 4]
+
+
+def test_events_hold_the_scalars_of_the_json_lines(whole_run):
+  model_dir, _ = whole_run
+  for name in ('train', f'training_eval/{tiny.TASK}'):
+    events = {}
+    loader = event_accumulator.EventAccumulator(str(model_dir / name))
+    loader.Reload()
+    for tag in loader.Tags()['scalars'] + loader.Tags()['tensors']:
+      for event in loader.Tensors(tag):
+        value = tensor_util.make_ndarray(event.tensor_proto)
+        events[tag, event.step] = value
+    lines = _lines(model_dir / name)
+    assert len(lines) in (2, 4) and 'loss' in lines[0]
+    for line in lines:
+      step = line.pop('step')
+      for tag, value in line.items():
+        assert events[tag, step] == pytest.approx(value), (name, tag)
 
 
 @pytest.mark.parametrize('stop', [2, 3])

@@ -1,0 +1,105 @@
+"""Checks of the arrays that the public attention functions are given."""
+
+import jax.numpy as jnp
+
+
+def shapes(query, key, value, bias, segment_ids, prefix=None):
+  """Raises ValueError unless arrays of whole rows fit together."""
+  if not query.ndim == 4 or not query.shape == key.shape == value.shape:
+    raise ValueError(
+      'attention: query, key and value must have one shape [B, N, H, D], got '
+      f'{list(query.shape)}, {list(key.shape)}, {list(value.shape)}'
+    )
+  batch, length = query.shape[:2]
+  for name, ids in (('segment_ids', segment_ids), ('prefix', prefix)):
+    if ids is not None and ids.shape != (batch, length):
+      raise ValueError(
+        f'attention: {name} must be [B, N] = {[batch, length]}, got '
+        f'{list(ids.shape)}'
+      )
+  bias_shape(bias, query, key)
+
+
+def step(query, key, value, bias, position):
+  """Raises ValueError unless the arrays of a step fit together."""
+  key_shapes(query, key, value)
+  batch = key.shape[0]
+  if query.shape[1] != 1:
+    raise ValueError(
+      'attention: a step takes one query, [B, 1, H, D], got '
+      f'{list(query.shape)}'
+    )
+  if position.shape != (batch,):
+    raise ValueError(
+      f'attention: position must be [B] = {[batch]}, got {list(position.shape)}'
+    )
+  bias_shape(bias, query, key)
+
+
+def key_shapes(query, key, value):
+  """Raises ValueError unless keys and values are what queries need."""
+  if (
+    not query.ndim == key.ndim == 4
+    or key.shape != value.shape
+    or query.shape[::2] != key.shape[::2]
+    or query.shape[3] != key.shape[3]
+  ):
+    raise ValueError(
+      'attention: query must be [B, Q, H, D] and key and value [B, N, H, D], '
+      f'got {list(query.shape)}, {list(key.shape)}, {list(value.shape)}'
+    )
+
+
+def bias_shape(bias, query, key):
+  """Raises ValueError unless a bias broadcasts to the logits."""
+  batch, queries, heads, _ = query.shape
+  full = (batch, heads, queries, key.shape[1])
+  if bias is not None:
+    try:
+      fits = jnp.broadcast_shapes(bias.shape, full) == full
+    except ValueError:
+      fits = False
+    if not fits:
+      raise ValueError(
+        f'attention: bias must broadcast to [B, H, Q, N] = {list(full)}, got '
+        f'{list(bias.shape)}'
+      )
+
+
+def selection(query, key, selection_query, selection_key):
+  """Returns what selects in the heads' place, or None if there is none.
+
+  Raises:
+    ValueError: unless there are both or neither, of shapes that fit.
+  """
+  own = selection_query, selection_key
+  if selection_query is None and selection_key is None:
+    return None
+  (batch, queries, heads, _), keys = query.shape, key.shape[1]
+  if (
+    any(x is None or x.ndim != 4 for x in own)
+    or selection_query.shape[:2] != (batch, queries)
+    or selection_key.shape[:2] != (batch, keys)
+    or selection_query.shape[2:] != selection_key.shape[2:]
+    or heads % selection_query.shape[2]
+  ):
+    found = ', '.join(str(None if x is None else list(x.shape)) for x in own)
+    raise ValueError(
+      'attention: selection_query and selection_key must be '
+      f'[{batch}, {queries}, G, E] and [{batch}, {keys}, G, E], G a divisor of '
+      f'the {heads} heads, got {found}'
+    )
+  return own
+
+
+def masking(masking, selection_key):
+  """Raises ValueError unless a step is given a row of F."""
+  batch, slots, groups, _ = selection_key.shape
+  axes, shape = '[B, N]', (batch, slots)
+  if groups > 1:
+    axes, shape = '[B, G, N]', (batch, groups, slots)
+  if masking is None or masking.shape != shape:
+    raise ValueError(
+      f'attention: a selective step needs masking, {axes} = {list(shape)}, got '
+      f'{None if masking is None else list(masking.shape)}'
+    )

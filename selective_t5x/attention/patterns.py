@@ -1,0 +1,241 @@
+"""Attention with fixed patterns: rivals that see less, whatever the text.
+
+Shapes: B batch, N length, H heads, D head size. A pattern goes by positions in
+the segment, so a packed row has that of each segment alone.
+"""
+
+import numbers
+
+import jax
+import jax.numpy as jnp
+
+from selective_t5x.attention import checks, masks, reference, steps
+from selective_t5x.attention.implementations import needs_every_key
+from selective_t5x.errors import UserError, did_you_mean
+
+_IMPLEMENTATIONS = ('reference', 'blocked')
+
+
+@needs_every_key
+def window_attention(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  *,
+  window: int,
+  keep_first: bool = False,
+  scale: float | None = None,
+  bias: jax.Array | None = None,
+  segment_ids: jax.Array | None = None,
+  implementation: str | None = None,
+  position: jax.Array | None = None,
+) -> jax.Array:
+  """Causal attention to the last `window` tokens: sliding-window attention.
+
+  Query i sees key j where i - window < j <= i. Source: Beltagy et al.,
+  "Longformer", arXiv 2004.05150, section 3.1, causal as in its language model;
+  the first token kept as in arXiv 2309.17453. While decoding, a cache keeps all
+  keys: gin/pruning/window.gin is for caches that forget.
+
+  Gin: gin/attention/window.gin.
+
+  Args:
+    query: [B, N, H, D].
+    key: [B, N, H, D].
+    value: [B, N, H, D].
+    window: the tokens that a query sees, itself among them; 1 or more.
+    keep_first: whether it also sees the first token of its segment.
+    scale: multiplies the logits; None for D ** -0.5.
+    bias: added to the logits; broadcasts to [B, H, N, N].
+    segment_ids: i32[B, N], 0 for padding, each segment contiguous; None for
+      one segment without padding.
+    implementation: 'reference'; 'blocked', of O(N * window) time and memory,
+      without a bias; None for the best that can.
+    position: i32[B], for a step of cached decoding, as of `causal_attention`.
+
+  Returns:
+    [B, N, H, D] in value's dtype, [B, 1, H, D] of a step; zero in padding rows.
+    The logits are float32.
+
+  Raises:
+    ValueError: if the shapes do not fit together.
+    UserError: if window or implementation is not valid.
+  """
+  _check_size('window_attention.window', window)
+  if implementation not in (None, *_IMPLEMENTATIONS):
+    raise UserError(
+      f'window_attention.implementation = {implementation!r}: expected None, '
+      "'reference' or 'blocked'"
+      f'{did_you_mean(str(implementation), _IMPLEMENTATIONS)}'
+    )
+  if implementation == 'blocked' and bias is not None:
+    raise UserError(
+      "window_attention.implementation = 'blocked' cannot run here: it adds no "
+      "bias; expected None, which picks one that can, or 'reference'"
+    )
+
+  def sees(query, key):
+    seen = query - key < window
+    return seen | (key == 0) if keep_first else seen
+
+  scale = query.shape[-1] ** -0.5 if scale is None else scale
+  small = window < query.shape[1] and implementation != 'reference'
+  if position is not None or bias is not None or not small:
+    return _attend(query, key, value, scale, bias, segment_ids, position, sees)
+  checks.shapes(query, key, value, bias, segment_ids)
+  return _blocked_window(
+    query, key, value, window, keep_first, scale, segment_ids
+  )
+
+
+@needs_every_key
+def strided_attention(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  *,
+  stride: int,
+  scale: float | None = None,
+  bias: jax.Array | None = None,
+  segment_ids: jax.Array | None = None,
+  position: jax.Array | None = None,
+) -> jax.Array:
+  """Causal attention to near tokens and to every `stride`-th before them.
+
+  Query i sees key j where i - j <= stride or stride divides i - j. Source:
+  Child et al., "Generating Long Sequences with Sparse Transformers", arXiv
+  1904.10509, section 4.2, the strided pattern; every head sees the union of the
+  two parts, one of the ways of section 4.1. Differs from it: written out, so
+  that neither time nor memory is saved.
+
+  Gin: gin/attention/strided.gin.
+
+  Args:
+    query: [B, N, H, D].
+    key: [B, N, H, D].
+    value: [B, N, H, D].
+    stride: l, 1 or more; near N ** 0.5 in the paper.
+    scale: multiplies the logits; None for D ** -0.5.
+    bias: added to the logits; broadcasts to [B, H, N, N].
+    segment_ids: i32[B, N], 0 for padding, each segment contiguous; None for
+      one segment without padding.
+    position: i32[B], for a step of cached decoding, as of `causal_attention`.
+
+  Returns:
+    [B, N, H, D] in value's dtype, [B, 1, H, D] of a step; zero in padding rows.
+    The logits are float32.
+
+  Raises:
+    ValueError: if the shapes do not fit together.
+    UserError: if stride is not valid.
+  """
+  _check_size('strided_attention.stride', stride)
+
+  def sees(query, key):
+    distance = query - key
+    return (distance <= stride) | (distance % stride == 0)
+
+  scale = query.shape[-1] ** -0.5 if scale is None else scale
+  return _attend(query, key, value, scale, bias, segment_ids, position, sees)
+
+
+def _check_size(name, size):
+  is_int = isinstance(size, numbers.Integral) and not isinstance(size, bool)
+  if not is_int or size < 1:
+    raise UserError(f'{name} = {size!r}: expected an integer of 1 or more')
+
+
+def _attend(query, key, value, scale, bias, segment_ids, position, sees):
+  """Attends where sees(position of the query, of the key), written out."""
+  if position is not None:
+    checks.step(query, key, value, bias, position)
+    return steps.causal_step(
+      query,
+      key,
+      value,
+      scale=scale,
+      bias=bias,
+      position=position,
+      seen=sees(position[:, None], jnp.arange(key.shape[1])),
+    )
+  checks.shapes(query, key, value, bias, segment_ids)
+  length = query.shape[1]
+  query, key, value = (
+    masks.zero_padding(x, segment_ids) for x in (query, key, value)
+  )
+  at = masks.position_in_segment(length, segment_ids)
+  visible = masks.visible(length, segment_ids)
+  visible &= sees(at[:, :, None], at[:, None])
+  logits = reference.attention_logits(query, key, scale, bias)
+  return masks.zero_padding(
+    reference.attend(logits, value, visible), segment_ids
+  )
+
+
+def _blocked_window(query, key, value, window, keep_first, scale, segment_ids):
+  """Attends in blocks of `window` queries, to their own block and the last.
+
+  Where first tokens are kept, one more key is the first of a query's segment.
+  """
+  batch, length, heads, _ = query.shape
+  dtype = jnp.promote_types(query.dtype, jnp.float32)
+  blocks = -(-length // window)
+  added = blocks * window - length
+  if segment_ids is None:
+    segment_ids = jnp.ones((1, length), jnp.int32)
+  query, key, value = (
+    masks.zero_padding(x, segment_ids).astype(dtype)
+    for x in (query, key, value)
+  )
+  at = masks.position_in_segment(length, segment_ids)
+  start = jnp.arange(length) - at
+
+  def in_blocks(x, fill=0):
+    room = [(0, 0), (0, added), *[(0, 0)] * (x.ndim - 2)]
+    x = jnp.pad(x, room, constant_values=fill)
+    return x.reshape(x.shape[0], blocks, window, *x.shape[2:])
+
+  def with_last(x):
+    """Puts the last block's tokens before those of each, [., T, 2 w, ...]."""
+    before = jnp.pad(x[:, :-1], [(0, 0), (1, 0), *[(0, 0)] * (x.ndim - 2)])
+    return jnp.concatenate([before, x], axis=2)
+
+  ids, slots = in_blocks(segment_ids), jnp.arange(blocks * window)
+  slots = slots.reshape(1, blocks, window)
+  # Before the first block there is padding, at slots that no query is near.
+  key_ids = with_last(ids)
+  key_slots = slots[..., :1] - window + jnp.arange(2 * window)
+  distance = slots[..., None] - key_slots[:, :, None]
+  seen = (distance >= 0) & (distance < window)
+  seen &= (ids[..., None] == key_ids[:, :, None]) & (ids[..., None] != 0)
+  queries = in_blocks(query)
+  logits = scale * jnp.einsum(
+    'btihd,btjhd->bthij', queries, with_last(in_blocks(key))
+  )
+  least = jnp.finfo(dtype).min
+  logits = jnp.where(seen[:, :, None], logits, least)
+  values = with_last(in_blocks(value))
+  if keep_first:
+    # [B or 1, N, 1, 1]: where in the row each token's segment starts.
+    index = start[..., None, None]
+    first_key, first_value = (
+      jnp.take_along_axis(
+        x, jnp.broadcast_to(index, (batch, length, 1, 1)), axis=1
+      )
+      for x in (key, value)
+    )
+    first = scale * jnp.einsum(
+      'btihd,btihd->bthi', queries, in_blocks(first_key)
+    )
+    # In the window it is seen already.
+    is_far = in_blocks(at >= window)[:, :, None]
+    first = jnp.where(is_far, first, least)
+    logits = jnp.concatenate([logits, first[..., None]], axis=-1)
+  weights = jax.nn.softmax(logits)
+  out = jnp.einsum('bthij,btjhd->btihd', weights[..., : 2 * window], values)
+  if keep_first:
+    out += jnp.einsum(
+      'bthi,btihd->btihd', weights[..., -1], in_blocks(first_value)
+    )
+  out = out.reshape(batch, -1, heads, value.shape[-1])[:, :length]
+  return masks.zero_padding(out, segment_ids)

@@ -1,0 +1,63 @@
+"""Inverse temperatures of queries, keys and values, one a token.
+
+Shapes: B batch, N length, H heads, D head size. Source: Zhang, Chang, Li,
+Roy-Chowdhury, Chen, Oymak, "Selective Attention: Enhancing Transformer through
+Principled Context Control" (SSA), arXiv 2411.12892, section 3.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from selective_t5x.attention import masks
+
+
+def inverse_temperature(
+  token: jax.Array | None = None,
+  alpha: jax.Array | None = None,
+  position: jax.Array | None = None,
+  segment_ids: jax.Array | None = None,
+) -> jax.Array:
+  """Returns t = 1 + tanh(token) + sigmoid(alpha) * log(position).
+
+  The paper's two terms: what the token says of itself, tanh(f(x)), and how far
+  into its segment it stands, 1 + sigmoid(alpha) * log(n). Differs from the
+  paper: the 1 stays without the second, so that f = 0 is plain attention.
+
+  Args:
+    token: f32[B, N], f(x); None without this term.
+    alpha: f32[], how much the position matters; None without this term.
+    position: i32[B, N], in its segment, from 1; with alpha.
+    segment_ids: i32[B, N], 0 for padding, where the token says nothing; None
+      where there is none.
+
+  Returns:
+    f32[B, N], zero or more; [1, N] or [1, 1] where no more is given.
+  """
+  terms = jnp.ones((1, 1))
+  if token is not None:
+    token = token.astype(jnp.promote_types(token.dtype, jnp.float32))
+    terms += jnp.tanh(masks.zero_padding(token, segment_ids))
+  if alpha is not None:
+    terms += jax.nn.sigmoid(alpha) * jnp.log(position)
+  return terms
+
+
+def tempered(
+  x: jax.Array, temperature: jax.Array, segment_ids: jax.Array | None = None
+) -> jax.Array:
+  """Multiplies queries, keys or values by their inverse temperatures.
+
+  softmax(scale * (t_q Q)(t_k K)^T) (t_v V) is any attention of the products;
+  selection reads them too, as it reads the logits.
+
+  Args:
+    x: [B, N, H, D].
+    temperature: f32[B, N], or an axis of 1; finite.
+    segment_ids: i32[B, N], 0 for padding; None where there is none.
+
+  Returns:
+    [B, N, H, D] of x's dtype, zero in padding.
+  """
+  # Zeroed first: a NaN of padding would reach the temperature's gradient.
+  x = masks.zero_padding(x, segment_ids)
+  return (x * temperature[..., None, None]).astype(x.dtype)

@@ -1,0 +1,65 @@
+"""What differential attention learns: its share, and a norm of its output.
+
+Source: Ye et al., "Differential Transformer", arXiv 2410.05258, section 2.1.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.linen import partitioning
+
+from selective_t5x import layers
+from selective_t5x.attention import differential
+from selective_t5x.errors import UserError
+from selective_t5x.extensions import Extended, Extension, Heads
+
+
+class DifferentialHeads(Extension):
+  """Gives `attention.differential_attention` its share, and normalises after.
+
+  share = exp(<q1, k1>) - exp(<q2, k2>) + lambda_init, lambda_init =
+  0.8 - 0.6 exp(-0.3 (l - 1)) of layer l = 1, 2, ...; what comes out is
+  normalised (RMSNorm, each head by itself) and multiplied by 1 - lambda_init.
+  3 D new parameters a layer.
+
+  Gin: gin/attention/differential.gin.
+  """
+
+  def setup(self):
+    """Makes the four vectors and the norm."""
+    if self.head_dim % 2:
+      raise UserError(
+        f'HEAD_DIM = {self.head_dim}: differential attention halves the heads, '
+        'expected an even number'
+      )
+    self.initial = differential.initial_share(self.layer)
+    self.vectors = [
+      partitioning.param_with_axes(
+        f'share_{name}',
+        nn.initializers.normal(0.1),
+        (self.head_dim // 2,),
+        jnp.float32,
+        axes=('kv',),
+      )
+      for name in ('query_1', 'key_1', 'query_2', 'key_2')
+    ]
+    self.norm = layers.RMSNorm('kv', self.dtype, epsilon=1e-5)
+
+  def __call__(
+    self,
+    x: jax.Array,
+    projected: Heads,
+    heads: Heads,
+    position: jax.Array,
+    *,
+    deterministic: bool,
+  ) -> Extended:
+    """Adds the share; arguments as of Extension."""
+    del x, projected, position, deterministic
+    share = differential.share(*self.vectors, initial=self.initial)
+    return Extended(heads, given={'share': share})
+
+  def finish(self, x: jax.Array, out: jax.Array) -> jax.Array:
+    """Normalises each head; arguments as of Extension."""
+    del x
+    return (1 - self.initial) * self.norm(out)

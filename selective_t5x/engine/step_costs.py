@@ -1,0 +1,78 @@
+"""What a train step costs, from the program itself: costs.json."""
+
+import os
+
+import jax.extend
+
+from selective_t5x import results
+from selective_t5x.attention import traffic
+
+
+def write(folder: str, jaxpr, compiled) -> None:
+  """Writes what a step costs into the folder of its run.
+
+  Of costs.json: flops_per_step, see `matmul_flops`, and step_bytes, the memory
+  of one device that the compiled step needs: its arguments (the train state
+  and a batch), its temporaries, and results that no argument's memory is used
+  again for. What cannot be told is None.
+
+  Args:
+    folder: the model folder.
+    jaxpr: the step's.
+    compiled: the step, compiled.
+  """
+  memory = compiled.memory_analysis()
+  results.write_json(
+    os.path.join(folder, results.COSTS_FILE),
+    {
+      'flops_per_step': matmul_flops(jaxpr),
+      'step_bytes': memory
+      and memory.argument_size_in_bytes
+      + memory.temp_size_in_bytes
+      + memory.output_size_in_bytes
+      - memory.alias_size_in_bytes,
+    },
+  )
+
+
+def matmul_flops(jaxpr) -> int | None:
+  """Returns the floating-point operations of a program's matrix products.
+
+  Of all devices together, a multiply-add is two. XLA's own cost_analysis counts
+  the body of a loop once, however often it runs, so that attention in blocks
+  would seem to cost a fraction of what it does; here a scan counts every round,
+  and a condition its dearest branch.
+
+  Args:
+    jaxpr: a program, differentiated or not.
+
+  Returns:
+    None where a matrix product is in a loop of unknown length or in a kernel
+    that cannot be followed, or where there are convolutions.
+  """
+  try:
+    return _flops(jaxpr)
+  except ValueError:
+    return None
+
+
+def _flops(jaxpr) -> int:
+  return sum(map(_equation_flops, jaxpr.eqns))
+
+
+def _equation_flops(eqn) -> int:
+  name, params = eqn.primitive.name, eqn.params
+  if name == 'dot_general':
+    return traffic.product_flops(eqn)
+  if name == 'pallas_call':
+    return traffic.kernel_cost(params).flops
+  inside = [_flops(sub) for sub in jax.extend.core.jaxprs_in_params(params)]
+  if name == 'conv_general_dilated' or (name == 'while' and any(inside)):
+    raise ValueError(f'{name}: its matrix products are not counted')
+  if name == 'cond':
+    return max(inside)
+  if name == 'scan':
+    return params['length'] * sum(inside)
+  if name == 'shard_map':  # The program of one device.
+    return params['mesh'].size * sum(inside)
+  return sum(inside)

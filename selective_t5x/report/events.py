@@ -1,0 +1,62 @@
+"""A comparison's figures as a TensorBoard event file."""
+
+import io
+import os
+import pathlib
+import struct
+import time
+from typing import Any
+
+from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.summary.writer import record_writer
+
+from selective_t5x.report import plots
+
+# One name, so that a comparison that is made again replaces its events.
+EVENTS_FILE = 'events.out.tfevents.comparison'
+
+
+def write(
+  folder: str | os.PathLike, comparison: dict[str, Any], curves_png: bytes
+) -> None:
+  """Writes means over seeds as scalars, and the learning curves as an image.
+
+  The scalars are `<task>/<metric>/<variant>` at each step that all seeds of a
+  variant have, finite values only. The image is at the last step.
+
+  Args:
+    folder: where TensorBoard finds them; the runs in it have their own.
+    comparison: see `comparison.compare_cells`.
+    curves_png: the learning curves, a PNG file.
+  """
+  by_step: dict[int, list] = {}
+  for variant in comparison['variants']:
+    for task in dict.fromkeys(curve['task'] for curve in comparison['curves']):
+      for metric in ('loss', 'accuracy'):
+        steps, means, *_ = plots.mean_curve(comparison, variant, task, metric)
+        tag = f'{task}/{metric}/{variant}'
+        for step, mean in zip(steps, means, strict=True):
+          by_step.setdefault(step, []).append(_value(tag, simple_value=mean))
+  width, height = struct.unpack('>II', curves_png[16:24])
+  image = summary_pb2.Summary.Image(
+    width=width, height=height, encoded_image_string=curves_png
+  )
+  last_step = max(by_step, default=0)
+  by_step.setdefault(last_step, []).append(
+    _value('learning_curves', image=image)
+  )
+  file = io.BytesIO()
+  records = record_writer.RecordWriter(file)
+  version = event_pb2.Event(file_version='brain.Event:2')
+  records.write(version.SerializeToString())
+  now = time.time()
+  for step, values in sorted(by_step.items()):
+    event = event_pb2.Event(
+      wall_time=now, step=step, summary=summary_pb2.Summary(value=values)
+    )
+    records.write(event.SerializeToString())
+  (pathlib.Path(folder) / EVENTS_FILE).write_bytes(file.getvalue())
+
+
+def _value(tag: str, **content) -> summary_pb2.Summary.Value:
+  return summary_pb2.Summary.Value(tag=tag, **content)

@@ -1,0 +1,93 @@
+"""What the selective variants of a comparison mask, for its page's viewer."""
+
+import pathlib
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from selective_t5x import results
+from selective_t5x.report import viewer
+
+# A longer page tells no more.
+MOST_VARIANTS = 6
+_FOLDER = 'masking'
+_LOG = 'log.txt'
+
+
+def collect(
+  comparisons: Sequence[tuple[str, pathlib.Path, dict[str, Any]]], count: int
+) -> dict[str, dict[str, Any]]:
+  """Runs what is missing of the reports of selective variants.
+
+  One `python -m selective_t5x.report` for each variant, of its first seed, into
+  the folder masking of its result folder. What fails is said on stderr, and
+  left out.
+
+  Args:
+    comparisons: of one page: a name, '' where it is alone, the folder of the
+      cells, and the figures, see `comparison.compare_cells`.
+    count: rows of tokens in all; each variant has one at least.
+
+  Returns:
+    {name: `packing.figures`}, for `viewer.section`.
+  """
+  shown = [
+    (', '.join(filter(None, (name, cell['variant']))), folder / cell['name'])
+    for name, folder, comparison in comparisons
+    for cell in comparison['cells']
+    if cell['seed'] == comparison['seeds'][0]
+    and _selects(folder / cell['name'])
+  ][:MOST_VARIANTS]
+  found = {}
+  for name, folder in shown:
+    rows = max(1, count // len(shown))
+    figures = _kept(folder / _FOLDER, rows)
+    if figures is None:
+      print(f'{name}: looking at what it masks', file=sys.stderr, flush=True)
+      figures = _run(folder, rows)
+    if figures is not None:
+      found[name] = figures
+  return found
+
+
+def _selects(folder: pathlib.Path) -> bool:
+  """Tells from a run's configuration whether its attention selects."""
+  path = folder / 'config.gin'
+  text = path.read_text() if path.exists() else ''
+  return bool(re.search(r'^ATTENTION = @\S*selective_attention$', text, re.M))
+
+
+def _kept(folder, rows) -> dict[str, Any] | None:
+  """Returns the figures of an earlier report, if they are of so many rows."""
+  if not (folder / viewer.FILE).exists():
+    return None
+  figures = results.read_json(folder / viewer.FILE)
+  return figures if len(figures['examples']) == rows else None
+
+
+def _run(folder, rows) -> dict[str, Any] | None:
+  into = folder / _FOLDER
+  into.mkdir(exist_ok=True)
+  with open(into / _LOG, 'w', encoding='utf-8') as log:
+    code = subprocess.run(
+      [
+        sys.executable,
+        '-m',
+        'selective_t5x.report',
+        f'--checkpoint={folder}',
+        f'--examples={rows}',
+        f'--output_dir={into}',
+      ],
+      stdout=log,
+      stderr=subprocess.STDOUT,
+      check=False,
+    ).returncode
+  if code == 0:
+    return results.read_json(into / viewer.FILE)
+  print(
+    f'{folder}: the viewer goes without it (exit code {code}, {into / _LOG})',
+    file=sys.stderr,
+  )
+  return None

@@ -1,0 +1,83 @@
+"""Loss against the size of pruned caches: curves, and a part of a page."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from selective_t5x import results
+from selective_t5x.errors import UserError
+from selective_t5x.report import page, plots, tables
+
+# Of a folder of selective_t5x.pruning.frontier.
+FILE = 'frontier.json'
+
+
+def read(folder: str) -> list[dict[str, Any]]:
+  """Returns the curves of a frontier.
+
+  Raises:
+    UserError: there is none.
+  """
+  file = pathlib.Path(folder) / FILE
+  if not file.exists():
+    raise UserError(
+      f'{folder}: no {FILE}; expected a folder that '
+      'selective_t5x.pruning.frontier has written'
+    )
+  found = results.read_json(file)
+  return [*found['curves'], *found['searched']]
+
+
+def figure(curves: Sequence[dict[str, Any]]):
+  """Returns the plot of curves, see `pruning.frontier`."""
+  return plots.memory_curves(
+    [
+      plots.Curve(
+        f'{curve["model"]}, {curve["policy"]}',
+        [point['memory_factor'] for point in curve['points']],
+        [point['loss'] for point in curve['points']],
+      )
+      for curve in curves
+    ]
+  )
+
+
+def table(curves: Sequence[dict[str, Any]]) -> tables.Table:
+  """Returns the losses of curves, a row for each point."""
+  return tables.Table(
+    title='loss (nats/token) with pruned caches',
+    header=('model', 'policy', 'times fewer keys', 'loss', 'budgets'),
+    rows=tuple(
+      (
+        curve['model'],
+        curve['policy'],
+        f'{point["memory_factor"]:.1f}',
+        f'{point["loss"]:.4f}',
+        _budgets(point['budgets']),
+      )
+      for curve in curves
+      for point in curve['points']
+    ),
+  )
+
+
+def _budgets(budgets) -> str:
+  """Returns one number where all layers have the same."""
+  return ' '.join(map(str, budgets if len(set(budgets)) > 1 else budgets[:1]))
+
+
+def section(curves: Sequence[dict[str, Any]]) -> str:
+  """Returns the part of a page, as HTML."""
+  title = 'Loss against the size of the cache'
+  return '\n'.join(
+    [
+      f'<section><h2>{title}</h2>',
+      '<p>Each policy prunes the caches of each model that has what it needs; '
+      'searched is the path of a search of budgets.</p>',
+      f'<figure role="img" aria-label="{title}">',
+      plots.svg(figure(curves), 'memory'),
+      '</figure><details><summary>all points</summary>',
+      page.html_table(table(curves)),
+      '</details></section>',
+    ]
+  )

@@ -1,0 +1,165 @@
+r"""Fits a transition matrix of 8 tokens by attention, with temperatures or not.
+
+  python -m selective_t5x.studies.token_transition --seeds=20
+
+The claim of SSA (Zhang et al., arXiv 2411.12892, section 4): a query's own
+temperature lets one attention map be sharp for some tokens and flat for others
+with small weights. Tokens 0 to 7 go, each as likely, to their next 1, 1, 2, 2,
+4, 4, 8, 8 tokens on a circle. One attention head is all of the model: the
+chance of j after i is its weight, softmax_j of t_i * <W_q e_i, W_k e_j> /
+sqrt(D), with random embeddings e of size D; t is 1, or SSA's 1 + tanh(f),
+`attention.temperature`. Both fit the matrix by Adam on the exact expected
+cross-entropy: nothing is sampled. A seed gives embeddings and initial weights
+to both. The paper draws its graph as a figure, which this one is not; its
+sizes and training are not known to us.
+
+Printed are means over the seeds of the cross-entropy above its floor (nats a
+token), the L1 distance of the matrices (mean over rows) and the spectral norm
+of W_q W_k^T, and last the same as JSON, with paired 95 % intervals.
+"""
+
+import argparse
+import json
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from selective_t5x import compare, results
+from selective_t5x.attention import temperature
+from selective_t5x.errors import UserError
+
+NAME = 'token_transition'
+SUCCESSORS = (1, 1, 2, 2, 4, 4, 8, 8)
+TOKENS = len(SUCCESSORS)
+LEARNING_RATE = 0.01
+MEASURES = ('excess_loss', 'l1_error', 'weight_norm')
+
+
+def transitions() -> np.ndarray:
+  """Returns P, f32[8, 8]: row i spreads over the tokens that follow i."""
+  steps = (np.arange(TOKENS) - np.arange(TOKENS)[:, None] - 1) % TOKENS
+  follows = steps < np.array(SUCCESSORS)[:, None]
+  return (follows / follows.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def log_chances(
+  params: dict[str, jax.Array], embeddings: jax.Array, *, ssa: bool
+) -> jax.Array:
+  """Returns log p(j | i), f32[8, 8].
+
+  Args:
+    params: query and key, f32[D, D]; token, f32[D], the last layer of f.
+    embeddings: f32[8, D].
+    ssa: whether queries have their temperatures.
+  """
+  query, key = (embeddings @ params[name] for name in ('query', 'key'))
+  logits = query @ key.T * query.shape[-1] ** -0.5
+  if ssa:
+    token = jax.nn.gelu(query) @ params['token']
+    logits *= temperature.inverse_temperature(token)[..., None]
+  return jax.nn.log_softmax(logits)
+
+
+def fit(key: jax.Array, steps: int, size: int, *, ssa: bool) -> jax.Array:
+  """Returns MEASURES after training, f32[3].
+
+  Args:
+    key: of embeddings and initial weights.
+    steps: of Adam.
+    size: D.
+    ssa: as of `log_chances`.
+  """
+  keys = jax.random.split(key, 4)
+  embeddings = jax.random.normal(keys[0], (TOKENS, size))
+  params = {
+    'query': jax.random.normal(keys[1], (size, size)) * size**-0.5,
+    'key': jax.random.normal(keys[2], (size, size)) * size**-0.5,
+    'token': jax.random.normal(keys[3], (size,)) * size**-0.5,
+  }
+  wanted = jnp.asarray(transitions())
+  floor = jnp.mean(jnp.log(jnp.array(SUCCESSORS, jnp.float32)))
+  optimizer = optax.adam(LEARNING_RATE)
+
+  def loss(params):
+    chances = log_chances(params, embeddings, ssa=ssa)
+    return -jnp.mean(jnp.sum(wanted * chances, axis=1))
+
+  def step(state, _):
+    params, moments = state
+    updates, moments = optimizer.update(jax.grad(loss)(params), moments)
+    return (optax.apply_updates(params, updates), moments), None
+
+  state = params, optimizer.init(params)
+  (params, _), _ = jax.lax.scan(step, state, length=steps)
+  got = jnp.exp(log_chances(params, embeddings, ssa=ssa))
+  return jnp.array(
+    [
+      loss(params) - floor,
+      jnp.mean(jnp.sum(jnp.abs(got - wanted), axis=1)),
+      jnp.linalg.norm(params['query'] @ params['key'].T, 2),
+    ]
+  )
+
+
+def summary(seeds: int, steps: int, size: int) -> dict[str, object]:
+  """Returns means over seeds, and of paired differences SSA - plain."""
+  keys = jax.random.split(jax.random.key(0), seeds)
+  measured = {
+    name: np.asarray(
+      jax.jit(jax.vmap(lambda key, ssa=ssa: fit(key, steps, size, ssa=ssa)))(
+        keys
+      )
+    )
+    for name, ssa in (('plain', False), ('ssa', True))
+  }
+  figures = {
+    name: dict(zip(MEASURES, map(float, values.mean(axis=0)), strict=True))
+    for name, values in measured.items()
+  }
+  if seeds > 1:
+    difference = measured['ssa'] - measured['plain']
+    # 1.96: many seeds are cheap here.
+    half = 1.96 * difference.std(axis=0, ddof=1) / seeds**0.5
+    figures['ssa - plain'] = {
+      name: [float(mean - wide), float(mean + wide)]
+      for name, mean, wide in zip(
+        MEASURES, difference.mean(axis=0), half, strict=True
+      )
+    }
+  return {NAME: figures | {'seeds': seeds, 'steps': steps, 'size': size}}
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs `python -m selective_t5x.studies.token_transition`."""
+  parser = argparse.ArgumentParser(
+    prog=f'python -m selective_t5x.studies.{NAME}',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument('--output_dir', default=f'results/{NAME}', metavar='DIR')
+  for flag, default, text in (
+    ('seeds', 20, 'embeddings and initial weights'),
+    ('steps', 1000, 'of Adam'),
+    ('size', 8, 'D, of the embeddings and the head'),
+  ):
+    parser.add_argument(
+      f'--{flag}', type=int, default=default, metavar='N', help=text
+    )
+  args = parser.parse_args(argv)
+  for flag in ('seeds', 'steps', 'size'):
+    if getattr(args, flag) < 1:
+      raise UserError(f'--{flag}={getattr(args, flag)}: expected 1 or more')
+  figures = summary(args.seeds, args.steps, args.size)
+  results.write_json(pathlib.Path(args.output_dir) / f'{NAME}.json', figures)
+  for name in ('plain', 'ssa'):
+    values = figures[NAME][name]
+    print(f'{name:6}', *(f'{m} {values[m]:.4f}' for m in MEASURES))
+  print(json.dumps(figures))
+
+
+if __name__ == '__main__':
+  compare.run_command(main)
