@@ -30,9 +30,7 @@ def stop_at_sigterm() -> None:
 def one_line(error: BaseException) -> str:
   """Returns what happened where that is known, '' where a traceback is due."""
   if isinstance(error, errors.UserError | errors.RunError):
-    # gin appends its stack of calls.
-    message = str(error).split('\n  In call to configurable')[0]
-    return ' '.join(message.split())
+    return message(error)
   for cause in _chain(error):
     text = str(cause)
     is_full = isinstance(cause, OSError) and cause.errno in _NO_SPACE
@@ -45,6 +43,11 @@ def one_line(error: BaseException) -> str:
         'saved is whole: make room, and the same command goes on from there'
       )
   return ''
+
+
+def message(error: BaseException) -> str:
+  """Returns an error's message on one line, without gin's stack of calls."""
+  return ' '.join(str(error).split('\n  In call to configurable')[0].split())
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

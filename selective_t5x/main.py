@@ -211,7 +211,7 @@ if __name__ == '__main__':
   try:
     app.run(main, flags_parser=parse_flags)
   except Interrupted as error:
-    print(error, file=sys.stderr)
+    print(failures.message(error), file=sys.stderr)
     sys.exit(INTERRUPTED)
   except KeyboardInterrupt:
     print(
