@@ -15,6 +15,8 @@ from selective_t5x import results
 from t5x import checkpoints, partitioning
 from tests.engine import tiny
 
+pytestmark = pytest.mark.filterwarnings('ignore:os.fork')
+
 ROW = '{"step": 5, "loss": 1.5, "timing/seconds": 0.1}\n'
 
 
