@@ -28,6 +28,12 @@ from absl import app, flags
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.append(str(_ROOT))
 
+try:
+  # It defines the flags that `xmanager launch` gives.
+  from xmanager import xm
+except ModuleNotFoundError:
+  xm = None  # A dry run needs none.
+
 from selective_t5x.errors import UserError  # noqa: E402
 from xm_launch import launch  # noqa: E402
 
@@ -91,7 +97,7 @@ def _launches() -> list[launch.Launch]:
 
 async def _run(found: list[launch.Launch], folder: str) -> None:
   """Runs the commands one after another; XManager quotes their words."""
-  from xmanager import xm, xm_local
+  from xmanager import xm_local
 
   async with xm_local.create_experiment(FLAGS.name) as experiment:
     for number, one in enumerate(found):
@@ -119,13 +125,11 @@ def main(argv: list[str]) -> None:
     if FLAGS.dry_run:
       print('\n'.join(one.text() for one in found))
       return
-    try:
-      from xmanager import xm
-    except ModuleNotFoundError as error:
+    if xm is None:
       raise UserError(
-        f'{error.name} is missing: make install-xm, then .venv-xm/bin/xmanager '
+        'XManager is missing: make install-xm, then .venv-xm/bin/xmanager '
         'launch; --dry_run needs none'
-      ) from error
+      )
     # Manifests name what is run: for this user's eyes.
     with tempfile.TemporaryDirectory() as folder:
       xm.run_in_asyncio_loop(_run)(found, folder)

@@ -78,12 +78,12 @@ def _table(steps: Sequence[Costs], names: Sequence[str]) -> list[str]:
     rows += [
       (
         'operations, TFLOP',
-        [f'{c.flops / 1e12:.3f}' for c in steps],
+        [f'{c.flops / 1e12:.4g}' for c in steps],
         _ratio(steps, 'flops'),
       ),
       (
         'bytes moved, GB',
-        [f'{c.bytes_moved / 1e9:.3f}' for c in steps],
+        [f'{c.bytes_moved / 1e9:.4g}' for c in steps],
         _ratio(steps, 'bytes_moved'),
       ),
     ]
@@ -93,7 +93,7 @@ def _table(steps: Sequence[Costs], names: Sequence[str]) -> list[str]:
         (
           f'{kind}, GB (count)',
           [
-            f'{x["bytes"] / 1e9:.3f} ({x["count"]:.0f})' if x else '0'
+            f'{x["bytes"] / 1e9:.4g} ({x["count"]:.0f})' if x else '0'
             for x in cells
           ],
         )
@@ -141,8 +141,8 @@ def _help(costs: Costs) -> str:
 
 
 def _gib(count: int | None) -> str:
-  return '-' if count is None else f'{count / 2**30:.2f}'
+  return '-' if count is None else f'{count / 2**30:.4g}'
 
 
 def _ms(seconds: float) -> str:
-  return f'{seconds * 1e3:.3f}'
+  return f'{seconds * 1e3:.4g}'

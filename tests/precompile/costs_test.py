@@ -82,7 +82,7 @@ def test_two_configs_side_by_side(tmp_path):
   text = report.text(PART, configs)
   assert 'v4:4x4x4 (v4-128): 64 chips, 16 hosts' in text
   (memory,) = (line for line in text.splitlines() if 'memory, GiB' in line)
-  assert memory.split() == ['memory,', 'GiB', '8.00', '9.00', 'x1.125']
+  assert memory.split() == ['memory,', 'GiB', '8', '9', 'x1.125']
   assert 'does not fit' not in text
   record = json.loads(open(report.write(tmp_path, PART, configs)).read())
   train = record['configs']['selective']['train']
@@ -99,5 +99,5 @@ def test_two_configs_side_by_side(tmp_path):
 def test_what_does_not_fit_says_what_would_help(changed, setting):
   changed = dict(total=40 * 2**30, fits=False, **changed)
   text = report.text(PART, {'mine': [made(**changed)]})
-  assert 'mine: the train step does not fit: 40.00 GiB of 32.00 GiB' in text
+  assert 'mine: the train step does not fit: 40 GiB of 32 GiB' in text
   assert setting in text
