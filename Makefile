@@ -6,9 +6,10 @@ BIN := $(VENV)/bin
 # same files: the last one installed is the one that is there.
 TFDS := $(shell grep -i '^tensorflow-datasets==' constraints.txt)
 
-.PHONY: install install-aot quickstart study-t5 study-pruning test test-aot \
-  test-fast lint format conformance clean bench-attention bench-decode \
-  bench-engine bench-report bench-saving bench-tasks bench-tpu fuzz torture
+.PHONY: install install-aot install-xm quickstart study-t5 study-pruning test \
+  test-aot test-fast lint format conformance clean bench-attention bench-decode \
+  bench-engine bench-report bench-saving bench-tasks bench-tpu bench-variants \
+  fuzz torture
 
 install: $(VENV)/.installed
 
@@ -55,6 +56,10 @@ bench-engine: install
 bench-attention: install
 	$(BIN)/python benchmarks/attention.py $(ARGS)
 
+# The training step of every variant of attention over the baseline's.
+bench-variants: install
+	$(BIN)/python benchmarks/variants.py $(ARGS)
+
 # Weight of a page with the masking viewer, and its steps in Chromium.
 bench-report: install
 	$(BIN)/python -m benchmarks.report $(ARGS)
@@ -98,7 +103,18 @@ bench-tpu: install-aot
 	$(AOT)/python benchmarks/tpu.py $(ARGS)
 
 test-aot: install-aot
-	$(AOT)/python -m pytest tests/attention/pallas_aot_test.py $(ARGS)
+	$(AOT)/python -m pytest tests/attention/pallas_aot_test.py \
+	  tests/precompile/precompile_aot_test.py $(ARGS)
+
+# XManager wants an older protobuf than the suite, so it has an environment of
+# its own; docs/launching.md.
+install-xm: $(VENV)-xm/.installed
+
+$(VENV)-xm/.installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)-xm
+	$(VENV)-xm/bin/pip install --quiet --disable-pip-version-check \
+	  'xmanager==0.8.5' 'protobuf>=6.33,<7'
+	touch $@
 
 # T5X's own tests against the embedded engine: make conformance T5X=<checkout>.
 conformance: install
@@ -106,4 +122,5 @@ conformance: install
 	$(BIN)/python benchmarks/conformance.py '$(T5X)' $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(VENV)-aot build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-aot $(VENV)-xm build *.egg-info .pytest_cache \
+	  .ruff_cache

@@ -48,8 +48,11 @@ class T5XStyleCache(nn.Module):
   attention_fn: object
 
   @nn.compact
-  def __call__(self, query, key, value, where, *, bias_fn=None, **settings):
-    """Takes what `cache.KeyValueCache` takes."""
+  def __call__(
+    self, query, key, value, where, *, bias_fn=None, kept=None, **settings
+  ):
+    """Takes what `cache.KeyValueCache` takes, but nothing to keep."""
+    assert not kept
 
     def leaf(name, x):
       shape = jnp.moveaxis(x, 1, -1).shape
@@ -61,9 +64,9 @@ class T5XStyleCache(nn.Module):
       'cache', 'cached_masking', jnp.zeros, (key.shape[0], slots)
     )
     if where.lengths is not None:
-      for kept, x in zip(leaves, (key, value), strict=True):
+      for cached, x in zip(leaves, (key, value), strict=True):
         filled = jnp.arange(slots) < where.lengths[:, None]
-        kept.value = jnp.moveaxis(
+        cached.value = jnp.moveaxis(
           jnp.where(filled[..., None, None], x, 0), 1, -1
         )
       out, rows = self.attention_fn(
@@ -74,9 +77,9 @@ class T5XStyleCache(nn.Module):
     if where.position is None:
       return self.attention_fn(query, key, value, **settings)
     own = jax.nn.one_hot(where.position[0], slots)
-    for kept, x in zip(leaves, (key, value), strict=True):
-      kept.value = kept.value + jnp.moveaxis(x, 1, -1) * own
-    whole = (jnp.moveaxis(kept.value, -1, 1) for kept in leaves)
+    for cached, x in zip(leaves, (key, value), strict=True):
+      cached.value = cached.value + jnp.moveaxis(x, 1, -1) * own
+    whole = (jnp.moveaxis(cached.value, -1, 1) for cached in leaves)
     out, masking.value = self.attention_fn(
       query,
       *whole,

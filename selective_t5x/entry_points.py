@@ -15,6 +15,9 @@ MODULES = {
   'eval': ('t5x.eval', 'evaluate'),
   'infer': ('t5x.infer', 'infer'),
 }
+# It compiles what the files say of training.
+PRECOMPILE = 'precompile'
+RUN_MODES = (*MODULES, PRECOMPILE)
 
 
 @functools.cache

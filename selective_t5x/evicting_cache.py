@@ -142,12 +142,12 @@ class EvictingCache(nn.Module):
     if bias_fn is not None:
       settings['bias'] = bias_fn(held['position'])
     if 'masking' in held:
-      settings['masking'] = _slots_last(held['masking'])
+      settings['masking'] = _swap_groups(held['masking'])
     settings |= {name: held[name] for name in tokens}
     out = self.attention_fn(query, position=last, **settings)
     if 'masking' in held:
       out, masking = out
-      held['masking'] = _slots_last(masking)
+      held['masking'] = _swap_groups(masking)
     for name, x in held.items():
       leaves[name].value = x
     return out
@@ -169,7 +169,7 @@ class EvictingCache(nn.Module):
     if pruned.masking is not None:
       # The row of F that the next token reads. A full row has no next token.
       following = jnp.minimum(lengths, length - 1)
-      found['masking'] = _slots_last(row_of(pruned.masking, following))
+      found['masking'] = _swap_groups(row_of(pruned.masking, following))
     if pruned.scores is not None:
       found['score'] = row_of(pruned.scores, last)
     index = slots.gather_kept(row_of(pruned.kept, last), size)
@@ -179,7 +179,7 @@ class EvictingCache(nn.Module):
       leaves[name].value = masks.zero_padding(x[rows, index], filled)
 
 
-def _slots_last(masking):
+def _swap_groups(masking):
   """Exchanges [B, K, G] and [B, G, K], where there is a G."""
   return masking if masking.ndim == 2 else masking.swapaxes(1, 2)
 

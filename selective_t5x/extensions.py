@@ -34,7 +34,9 @@ class Extended(NamedTuple):
       arguments. The function gets them for all keys: while decoding they are
       cached next to these, as leaves `cached_<name>`, and a step is given
       [B, slots, ...]. What lies in an empty slot or in padding never matters
-      to it.
+      to it. Names of the caches' own leaves are taken: key, value, position,
+      key_position, masking, score; and bias and index, which T5X's beams leave
+      out.
     given: other keyword arguments, handed on as they are: arrays [B, N, ...] of
       the queries (N is 1 in a step), or what all tokens share.
   """

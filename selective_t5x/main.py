@@ -1,4 +1,6 @@
-r"""Trains, evaluates or infers what gin files describe, with T5X's flags.
+r"""Trains, evaluates, infers or precompiles what gin files describe.
+
+The flags are T5X's.
 
   python -m selective_t5x.main --run_mode=train \
     --gin_file=gin/experiments/wikipedia_sample_lm.gin \
@@ -8,14 +10,18 @@ r"""Trains, evaluates or infers what gin files describe, with T5X's flags.
 Files are read in order and then the --gin.KEY=VALUE flags; later wins. A file
 is looked for in the current folder, in --gin_search_paths, and among the files
 that come with the suite. A string needs quotes inside the shell's quotes.
+--run_mode=precompile compiles the steps for a TPU --topology that is not here
+and says what they need (docs/precompile.md).
 
 Exit codes: 0 done; 1 the run failed, with a line on stderr or, where the cause
-is not known, its traceback; 2 something given is wrong, nothing was run, and
-one line on stderr says what; 75 stopped by SIGTERM, after training saved the
-step it was in: the same command goes on; 130 interrupted by Ctrl-C.
+is not known, its traceback, or what precompile was asked about does not fit;
+2 something given is wrong, nothing was run, and one line on stderr says what;
+75 stopped by SIGTERM, after training saved the step it was in: the same command
+goes on; 130 interrupted by Ctrl-C.
 """
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import os
@@ -24,7 +30,13 @@ import sys
 from absl import app, flags
 
 import selective_t5x
-from selective_t5x import config_check, config_files, entry_points, failures
+from selective_t5x import (
+  config_check,
+  config_files,
+  entry_points,
+  failures,
+  topologies,
+)
 from selective_t5x.errors import (
   INTERRUPTED,
   Interrupted,
@@ -40,7 +52,7 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
   """Defines the flags, which have T5X's names and meanings."""
   flags.DEFINE_string(
-    'run_mode', None, f'One of {", ".join(entry_points.MODULES)}.'
+    'run_mode', None, f'One of {", ".join(entry_points.RUN_MODES)}.'
   )
   flags.DEFINE_multi_string(
     'gin_file', [], 'A gin file; give it again for more, in order.'
@@ -64,6 +76,12 @@ def define_flags() -> None:
   )
   flags.DEFINE_bool(
     'dry_run', False, 'Print the resolved configuration and run nothing.'
+  )
+  flags.DEFINE_string(
+    'topology', None, 'For precompile: a TPU slice, v5e:16x16 or v4-128.'
+  )
+  flags.DEFINE_multi_string(
+    'compare_gin', [], 'For precompile: a gin file that makes another config.'
   )
 
 
@@ -91,21 +109,39 @@ def parse_flags(argv: list[str]) -> list[str]:
     )
   if not FLAGS.run_mode:
     raise UserError(
-      f'no --run_mode: expected one of {", ".join(entry_points.MODULES)}'
+      f'no --run_mode: expected one of {", ".join(entry_points.RUN_MODES)}'
     )
-  if FLAGS.run_mode not in entry_points.MODULES:
+  if FLAGS.run_mode not in entry_points.RUN_MODES:
     known = FLAGS.run_mode in _T5X_RUN_MODES
     problem = 'T5X has it, this version not yet' if known else 'no such mode'
     raise UserError(
       f'--run_mode={FLAGS.run_mode}: {problem}; expected one of '
-      f'{", ".join(entry_points.MODULES)}'
+      f'{", ".join(entry_points.RUN_MODES)}'
     )
+  _check_topology()
   if not FLAGS.gin_file:
     raise UserError(
       'no --gin_file: expected at least one, for example '
       '--gin_file=gin/experiments/wikipedia_sample_lm.gin'
     )
   return rest
+
+
+def _check_topology() -> None:
+  """Checks the flags of precompile, which alone has them."""
+  if FLAGS.run_mode != entry_points.PRECOMPILE:
+    for name in ('topology', 'compare_gin'):
+      if FLAGS[name].value:
+        raise UserError(f'--{name} is for --run_mode=precompile')
+    return
+  if not FLAGS.topology:
+    raise UserError('no --topology: expected for instance v5e:16x16 or v4-128')
+  topologies.find(FLAGS.topology, '--topology')
+  if importlib.util.find_spec('libtpu') is None:
+    raise UserError(topologies.MISSING_LIBTPU)
+  # libtpu compiles; what runs, runs here, and nobody is asked for a TPU.
+  os.environ['JAX_PLATFORMS'] = 'cpu'
+  os.environ['TPU_SKIP_MDS_QUERY'] = '1'
 
 
 def _rewrite_gin_flag(arg: str) -> str:
@@ -152,7 +188,8 @@ def main(argv: list[str]) -> None:
   # Before any gin file imports the t5 package's tasks: their vocabulary.
   importlib.import_module('selective_t5x.tasks')
 
-  entry = entry_points.register()[FLAGS.run_mode]
+  precompile = FLAGS.run_mode == entry_points.PRECOMPILE
+  entry = entry_points.register()['train' if precompile else FLAGS.run_mode]
   startup.set_data_folders(
     FLAGS.tfds_data_dir, FLAGS.seqio_additional_cache_dirs
   )
@@ -170,6 +207,18 @@ def main(argv: list[str]) -> None:
   if FLAGS.dry_run:
     print(gin.config_str())
     return
+  if precompile:
+    from selective_t5x.precompile import command
+
+    sys.exit(
+      command.run(
+        entry,
+        FLAGS.topology,
+        FLAGS.gin_file,
+        FLAGS.compare_gin,
+        functools.partial(_parse_with, entry=entry, paths=paths),
+      )
+    )
   vocabulary = getattr(
     config_parse.bound(entry, 'model'), 'output_vocabulary', None
   )
@@ -190,6 +239,21 @@ def main(argv: list[str]) -> None:
       )
     )
     config_parse.run(entry)
+
+
+def _parse_with(file: str, entry, paths: list[str]) -> None:
+  """Gives gin the configuration anew, with one file more."""
+  import gin
+
+  from selective_t5x import config_parse, config_values
+
+  files = [*FLAGS.gin_file, file]
+  config = config_check.load(files, FLAGS.gin_bindings, paths)
+  config_check.check(config)
+  gin.clear_config()
+  bindings = [*FLAGS.gin_bindings, *config.path_bindings()]
+  config_parse.parse(config, files, bindings, paths)
+  config_values.check(config, entry)
 
 
 def _check_vocabulary(entry, vocabulary) -> None:

@@ -96,7 +96,7 @@ class SSA(Extension):
     return Extended(Heads(*map(temperature.tempered, heads, by)))
 
   def temperatures(self, projected: Heads, position: jax.Array) -> Heads:
-    """Returns those of queries, keys and values; arguments as of Extension.
+    """Computes those of queries, keys and values; arguments as of Extension.
 
     Returns:
       f32[B, N] each, with axes of 1 where they depend on less.

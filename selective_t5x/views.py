@@ -104,6 +104,6 @@ def caveats(
 
 def _loss_at(curve: dict[str, Any], seconds: float) -> float | None:
   times, losses = curve['train_seconds'], curve['loss']
-  if None in losses or not times[0] <= seconds <= times[-1]:
+  if not times or None in losses or not times[0] <= seconds <= times[-1]:
     return None
   return float(np.interp(seconds, times, losses))

@@ -15,7 +15,9 @@ FUNCTIONS = {
   'causal': attention.causal_attention,
   'selective': attention.selective_attention,
   'settings': functools.partial(
-    attention.selective_attention, selection_head=1, selection_bias=False
+    attention.selective_attention,
+    selection_head='per_head',
+    selection_bias=False,
   ),
 }
 every_model = pytest.mark.parametrize(
@@ -203,6 +205,7 @@ def test_only_selection_keeps_its_masking():
   selective = leaves('selective')
   assert set(selective) == kept | {'cached_masking'}
   assert selective['cached_masking'].shape == (BATCH, LENGTH)
+  assert leaves('settings')['cached_masking'].shape == (BATCH, 2, LENGTH)
   assert all(not np.any(leaf) for leaf in selective.values())
 
 

@@ -109,11 +109,13 @@ def test_killed_and_started_again_it_gives_the_same_figures(setting, how):
   again = setting['output_dir'] / 'comparison.json'
 
   fresh = {**setting, 'output_dir': setting['output_dir'].with_name('fresh')}
-  run(fresh, seeds=1)
+  run(fresh, seeds=1, jobs=2)
   expected = json.loads((fresh['output_dir'] / 'comparison.json').read_text())
   got = json.loads(again.read_text())
-  for name in ('results', 'costs', 'curves', 'caveats'):
+  for name in ('results', 'costs', 'curves', 'caveats', 'equal_time'):
     assert got[name] == expected[name]
+  tables = [s['output_dir'] / 'table.txt' for s in (setting, fresh)]
+  assert tables[0].read_bytes() == tables[1].read_bytes()
 
 
 def test_the_command_prints_the_table_and_writes_the_page(
@@ -150,8 +152,9 @@ def test_the_page_has_the_memory_curves_of_a_frontier(
 def test_dry_run_prints_cells_and_differences_and_writes_nothing(
   setting, capsys
 ):
-  compare.main([*arguments(setting), '--seeds=2', '--dry_run'])
+  compare.main([*arguments(setting), '--seeds=2', '--jobs=3', '--dry_run'])
   said = capsys.readouterr().out
+  assert said.startswith('4 runs, 3 at a time\n')
   assert said.count('python -m selective_t5x.main --run_mode=train') == 4
   assert 'selective-seed1 (to run)' in said
   assert 'model.attention\n  baseline: @causal()' in said
@@ -196,6 +199,8 @@ def test_a_sweep_compares_at_each_point_of_the_grid(
     (['--gin_file=a', '--variant=a'], 'no --output_dir'),
     (['--sedes=1'], r'--sedes: no such flag; nearest: --seeds'),
     (['--seeds=x'], 'invalid int value'),
+    (['--jobs=0'], '--jobs=0: expected 1 or more'),
+    (['--jobs=auto'], "argument --jobs: invalid int value: 'auto'"),
     (['--gin.A'], 'expected --gin.A=VALUE'),
     (
       ['--gin_file=a', '--variant=a', '--output_dir=o', '--seeds=0'],

@@ -81,7 +81,7 @@ def refused_fast(command, tmp_path):
   [
     ((), 'no --run_mode: expected one of train, eval'),
     (('--run_mode=trian',), '--run_mode=trian: no such mode'),
-    (('--run_mode=precompile',), 'precompile: T5X has it, this version not'),
+    (('--run_mode=export',), 'export: T5X has it, this version not'),
     (('--run_mode=train',), 'no --gin_file'),
     (('--run_mod=train',), '--run_mod: no such flag; nearest: --run_mode'),
     (('--gin_fil=a',), '--gin_fil: no such flag; nearest: --gin_file'),
@@ -259,6 +259,7 @@ def test_commands_of_the_docs_leave_their_records(command, tmp_path):
   (run,) = json.loads((folder / 'run.json').read_text())['runs']
   assert run['run_mode'] == 'train'
   assert run['seed'] == 0
+  assert run['peak_rss_bytes'] > 2**27
   operative = (folder / 'operative_config.gin').read_text()
   assert f"'{folder}'" in operative
 

@@ -202,7 +202,9 @@ def test_text_tables_have_the_figures_in_aligned_columns():
   assert lines[4].split()[-2:] == ['-0.5000', '-0.5000']
   assert len({len(line) for line in lines[1:5]}) == 1
   assert lines[-3] == 'toy: a claim'
-  assert lines[6] == 'toy, equal train time: 1.50 minutes'
+  assert lines[6] == 'loss (nats/token) at equal train time, 1.50 minutes'
+  assert lines[7].split() == ['variant', 'toy']
+  assert lines[9].split() == ['selective', '1.5000']
   cost = next(i for i, line in enumerate(lines) if line == 'cost')
   cells = ['selective', '12,345', '2,000', '8.00', '8,000', '1.50']
   assert lines[cost + 3].split() == cells

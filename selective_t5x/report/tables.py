@@ -50,7 +50,7 @@ def tables(comparison: dict[str, Any]) -> list[Table]:
     for task, entries in by_task.items()
   ]
   if comparison['equal_time']:
-    found += _at_equal_time(comparison)
+    found.append(_at_equal_time(comparison))
   if comparison['equal_parameters']['agree'] is False:
     found.append(_against_parameters(comparison))
   return [*found, *_costs(comparison['costs'])]
@@ -126,22 +126,22 @@ def _difference_row(entry, metrics, reference) -> tuple[str, ...]:
   )
 
 
-def _at_equal_time(comparison) -> list[Table]:
-  """Returns the losses of each task after the same train time."""
-  loss, references = comparison['loss'], comparison['references']
-  by_task: dict[str, list] = {}
+def _at_equal_time(comparison) -> Table:
+  """Returns the losses of all tasks after the same train time."""
+  by_variant = {name: {} for name in comparison['variants']}
   for entry in comparison['equal_time']['results']:
-    entry = {**entry, 'metrics': {loss: entry['loss']}}
-    by_task.setdefault(entry['task'], []).append(entry)
-  minutes = comparison['equal_time']['train_seconds'] / 60
-  return [
-    Table(
-      title=f'{task}, equal train time: {minutes:.2f} minutes',
-      header=('variant', label(loss)),
-      rows=_with_differences(entries, (loss,), references),
-    )
-    for task, entries in by_task.items()
+    by_variant[entry['variant']][entry['task']] = entry['loss']
+  entries = [
+    {'variant': name, 'metrics': losses} for name, losses in by_variant.items()
   ]
+  tasks = tuple(entries[0]['metrics'])
+  minutes = comparison['equal_time']['train_seconds'] / 60
+  return Table(
+    title=f'{label(comparison["loss"])} at equal train time, '
+    f'{minutes:.2f} minutes',
+    header=('variant', *tasks),
+    rows=_with_differences(entries, tasks, comparison['references']),
+  )
 
 
 def _against_parameters(comparison) -> Table:

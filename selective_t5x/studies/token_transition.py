@@ -7,11 +7,11 @@ temperature lets one attention map be sharp for some tokens and flat for others
 with small weights. Tokens 0 to 7 go, each as likely, to their next 1, 1, 2, 2,
 4, 4, 8, 8 tokens on a circle. One attention head is all of the model: the
 chance of j after i is its weight, softmax_j of t_i * <W_q e_i, W_k e_j> /
-sqrt(D), with random embeddings e of size D; t is 1, or SSA's 1 + tanh(f),
-`attention.temperature`. Both fit the matrix by Adam on the exact expected
-cross-entropy: nothing is sampled. A seed gives embeddings and initial weights
-to both. The paper draws its graph as a figure, which this one is not; its
-sizes and training are not known to us.
+sqrt(D), with random embeddings e of size D, 4 or 8; t is 1, or SSA's 1 +
+tanh(f), `attention.temperature`. Both fit the matrix by Adam on the exact
+expected cross-entropy: nothing is sampled. A seed gives embeddings and initial
+weights to both. The paper draws its graph as a figure, which this one is not;
+its sizes and training are not known to us.
 
 Printed are means over the seeds of the cross-entropy above its floor (nats a
 token), the L1 distance of the matrices (mean over rows) and the spectral norm
@@ -19,6 +19,7 @@ of W_q W_k^T, and last the same as JSON, with paired 95 % intervals.
 """
 
 import argparse
+import functools
 import json
 import pathlib
 from collections.abc import Sequence
@@ -35,6 +36,7 @@ from selective_t5x.errors import UserError
 NAME = 'token_transition'
 SUCCESSORS = (1, 1, 2, 2, 4, 4, 8, 8)
 TOKENS = len(SUCCESSORS)
+SIZES = (4, 8)
 LEARNING_RATE = 0.01
 MEASURES = ('excess_loss', 'l1_error', 'weight_norm')
 
@@ -105,14 +107,14 @@ def fit(key: jax.Array, steps: int, size: int, *, ssa: bool) -> jax.Array:
   )
 
 
-def summary(seeds: int, steps: int, size: int) -> dict[str, object]:
-  """Returns means over seeds, and of paired differences SSA - plain."""
+def measure(seeds: int, steps: int, size: int) -> dict[str, object]:
+  """Returns means over seeds, and intervals of the difference SSA - plain."""
   keys = jax.random.split(jax.random.key(0), seeds)
   measured = {
     name: np.asarray(
-      jax.jit(jax.vmap(lambda key, ssa=ssa: fit(key, steps, size, ssa=ssa)))(
-        keys
-      )
+      jax.jit(
+        jax.vmap(functools.partial(fit, steps=steps, size=size, ssa=ssa))
+      )(keys)
     )
     for name, ssa in (('plain', False), ('ssa', True))
   }
@@ -130,7 +132,7 @@ def summary(seeds: int, steps: int, size: int) -> dict[str, object]:
         MEASURES, difference.mean(axis=0), half, strict=True
       )
     }
-  return {NAME: figures | {'seeds': seeds, 'steps': steps, 'size': size}}
+  return figures
 
 
 def main(argv: Sequence[str]) -> None:
@@ -144,20 +146,23 @@ def main(argv: Sequence[str]) -> None:
   for flag, default, text in (
     ('seeds', 20, 'embeddings and initial weights'),
     ('steps', 1000, 'of Adam'),
-    ('size', 8, 'D, of the embeddings and the head'),
   ):
     parser.add_argument(
       f'--{flag}', type=int, default=default, metavar='N', help=text
     )
   args = parser.parse_args(argv)
-  for flag in ('seeds', 'steps', 'size'):
+  for flag in ('seeds', 'steps'):
     if getattr(args, flag) < 1:
       raise UserError(f'--{flag}={getattr(args, flag)}: expected 1 or more')
-  figures = summary(args.seeds, args.steps, args.size)
+  figures = {'seeds': args.seeds, 'steps': args.steps}
+  for size in SIZES:
+    of_size = measure(args.seeds, args.steps, size)
+    for name in ('plain', 'ssa'):
+      values = of_size[name]
+      print(f'D = {size} {name:6}', *(f'{m} {values[m]:.4f}' for m in MEASURES))
+    figures[f'size_{size}'] = of_size
+  figures = {NAME: figures}
   results.write_json(pathlib.Path(args.output_dir) / f'{NAME}.json', figures)
-  for name in ('plain', 'ssa'):
-    values = figures[NAME][name]
-    print(f'{name:6}', *(f'{m} {values[m]:.4f}' for m in MEASURES))
   print(json.dumps(figures))
 
 

@@ -364,3 +364,36 @@ def test_full_attention_names_ids_of_another_shape():
     attention.full_attention(
       query, key, value, query_ids=PACKED, key_ids=PACKED[:, :8]
     )
+
+
+def test_heads_that_select_have_an_f_each():
+  query, key, value = arrays(heads=4)
+  each, one = (
+    attention.selective_attention(
+      query, key, value, selection_head=head, return_masking=True
+    )[1]
+    for head in ('per_head', 2)
+  )
+  assert each.shape == (2, 4, 9, 9)
+  np.testing.assert_allclose(each[:, 2], one, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('settings', 'error', 'message'),
+  [
+    (dict(selection_head='means'), UserError, "'means': expected .* 'mean' or"),
+    (
+      dict(selection_query=jnp.zeros((2, 9, 3, 4))),
+      ValueError,
+      r'G a divisor of the 2 heads, got \[2, 9, 3, 4\], None',
+    ),
+    (
+      dict(relu=False, implementation='pallas_tpu'),
+      UserError,
+      'three constraints',
+    ),
+  ],
+)
+def test_selections_that_cannot_be_are_named(settings, error, message):
+  with pytest.raises(error, match=message):
+    attention.selective_attention(*arrays(), **settings)

@@ -12,7 +12,7 @@ import pytest
 
 from selective_t5x import attention
 from selective_t5x.attention import blocked, reference
-from selective_t5x.attention.selection import Selection
+from selective_t5x.attention.selection import ALL, Constraints, Selection
 
 
 def packed(batch, length, rng):
@@ -44,6 +44,7 @@ class Case:
     selects=True,
     dtype=np.float32,
     scale=0.4,
+    constraints=ALL,
   ):
     rng = np.random.default_rng(length)
 
@@ -69,7 +70,7 @@ class Case:
       }
     self.segment_ids = packed(batch, length, rng) if segments else None
     self.selects, self.tau, self.block = selects, tau, block
-    self.scale = scale
+    self.scale, self.constraints = scale, constraints
 
   def run(self, implementation):
     """Returns (out, M) and the gradients of a function of both, jitted."""
@@ -83,6 +84,7 @@ class Case:
           arrays.pop('selection_key'),
           0.3,
           arrays.pop('selection_bias'),
+          constraints=self.constraints,
         )
       asked = dict(scale=self.scale, segment_ids=self.segment_ids)
       if implementation == 'blocked':
@@ -137,6 +139,15 @@ CASES = {
   'bias': dict(bias=(1, 2, 40, 40), selection_bias=(1, 1, 40, 40)),
   'bias of keys': dict(bias=(2, 1, 1, 20), selection_bias=(20,), length=20),
   'bias of queries': dict(bias=(2, 20, 1), segments=True, length=20),
+  'no relu': dict(
+    constraints=Constraints(relu=False), tau=1.0, segments=True, length=20
+  ),
+  'relu alone': dict(
+    constraints=Constraints(protect_bos=False, protect_self=False),
+    segments=True,
+    length=20,
+    block=8,
+  ),
 }
 
 

@@ -87,14 +87,6 @@ def test_equal_gates_are_a_bias_by_distance_and_1_is_plain(seed, gate):
     )
 
 
-def test_a_shut_gate_hides_all_before_it():
-  query, key, value = properties.arrays()
-  shut = jnp.zeros(key.shape[:3]).at[:, 4].set(-1e4)
-  out = attend(query, key, value, log_forget=shut)
-  alone = plain(query[:, 4:], key[:, 4:], value[:, 4:])
-  np.testing.assert_allclose(out[:, 4:], alone, rtol=1e-3, atol=1e-3)
-
-
 def test_fast_and_written_out_have_the_same_gradients():
   inputs = (*properties.arrays(), gates())
 

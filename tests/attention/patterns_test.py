@@ -22,8 +22,9 @@ def arrays(rows=LENGTH):
 
 
 # Windows of one token, of no divisor of the length, and just short of it.
-@pytest.mark.parametrize('window', [1, 5, 16])
-@pytest.mark.parametrize('segment_ids', [None, PACKED])
+@pytest.mark.parametrize(
+  ('window', 'segment_ids'), [(1, None), (5, PACKED), (16, PACKED)]
+)
 def test_blocks_of_a_window_are_the_reference(window, segment_ids):
   def loss(inputs, keep_first, implementation):
     out = attention.window_attention(

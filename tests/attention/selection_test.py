@@ -154,3 +154,12 @@ def test_the_cotangent_of_memory_enters_where_f_is_below_tau():
       if ids[0, i] and ids[0, i] == ids[0, j] and masking[0, i, j] < tau:
         wanted[0, i, j] = -cotangent[0, i] / tau
   np.testing.assert_allclose(vjp(cotangent)[0], wanted, rtol=1e-6)
+
+
+def test_a_key_that_is_unmasked_counts_as_one_token():
+  masking = jnp.array([[[0.0, 0.0], [-3.0, 0.25]]])
+  seen, grad = jax.value_and_grad(
+    lambda x: memory.visible_tokens(x, 0.5)[0, 1]
+  )(masking)
+  assert seen == 1.5
+  np.testing.assert_array_equal(grad[0, 1], [0.0, -2.0])

@@ -9,7 +9,7 @@ import pytest
 import tensorstore as ts
 from flax import serialization, traverse_util
 
-from selective_t5x import gin_functions
+from selective_t5x import gin_functions, ssa
 from selective_t5x.errors import UserError
 from t5x import adafactor, checkpoints, partitioning, state_utils, utils
 from tests.engine import tiny
@@ -90,6 +90,30 @@ def test_a_changed_model_takes_what_it_has_in_common(saved, partitioner):
       names[name].unsafe_buffer_pointer() != original.unsafe_buffer_pointer()
     )
   assert copies and int(restored.step) == 5
+
+
+def test_what_an_extension_adds_is_from_scratch(saved, partitioner):
+  folder, state = saved
+  extended = tiny.initializer(
+    tiny.model(attention_extension=ssa.SSA), partitioner
+  )
+  restored = extended.from_checkpoint(
+    [
+      _cfg(
+        folder,
+        # As in gin/attention/ssa_finetune.gin.
+        assignment_map=[('.*/extension/.*', None)],
+        fallback_to_scratch=True,
+      )
+    ],
+    init_rng=jax.random.PRNGKey(9),
+  )
+  old = set(_flat(state))
+  # The fixture's checkpoint says another step than its state.
+  _assert_equal(restored, state, old - {'state/step'})
+  new = set(_flat(restored)) - old
+  # Three parameters of a layer, with two moments each.
+  assert len(new) == 9 and all('/extension/' in name for name in new)
 
 
 def test_a_smaller_model_takes_its_part_where_that_is_asked_for(

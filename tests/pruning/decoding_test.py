@@ -117,6 +117,21 @@ def test_steps_alone_are_the_parallel_form_in_float32():
   np.testing.assert_allclose(outs, wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize('name', ['selective', 'tova'])
+def test_all_heads_share_the_keys_that_are_kept(name, float64):
+  per_head = functools.partial(
+    attention.selective_attention, selection_head='per_head'
+  )
+  model = cached_models.pruned(
+    cached_models.build('decoder', per_head, 'float64'),
+    pruning.Pruning(POLICIES[name][0], BUDGETS),
+  )
+  outs = decode_from(model, prefill(model), LENGTHS)
+  after = np.arange(LENGTH) >= LENGTHS[:, None]
+  wanted = parallel(model)(jnp.array(BUDGETS))
+  np.testing.assert_allclose(outs[after], wanted[after], atol=1e-6)
+
+
 @pytest.mark.parametrize('name', ['selective', 'h2o'])
 @pytest.mark.parametrize('kind', ['decoder', 't5'])
 def test_a_budget_of_the_length_prunes_nothing(kind, name, float64):

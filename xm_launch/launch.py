@@ -1,0 +1,227 @@
+"""What is launched: the commands of a sweep, and what a cloud is told.
+
+Pure functions of the flags; `train.py` gives the results to XManager.
+"""
+
+import ast
+import dataclasses
+import itertools
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+
+from selective_t5x import topologies
+from selective_t5x.errors import UserError, did_you_mean
+from xm_launch import jobset, vertex
+
+EXECUTORS = ('local', 'gke', 'vertex')
+_MODULE = 'selective_t5x.main'
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One run of a sweep.
+
+  Attributes:
+    suffix: what the sweep varied, for names of folders; '' without a sweep.
+    args: of the suite's command line.
+  """
+
+  suffix: str
+  args: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+  """One command that submits or runs something.
+
+  Attributes:
+    program: its executable.
+    args: what it is given, word by word; `MANIFEST` is replaced by the path of
+      a file with the manifest.
+    manifest: what the cloud is told, or None.
+  """
+
+  program: str
+  args: tuple[str, ...]
+  manifest: Mapping | None = None
+
+  def text(self) -> str:
+    """Returns the manifest and the command, quoted for a shell."""
+    command = shlex.join([self.program, *self.args])
+    if self.manifest is None:
+      return command
+    return f'{json.dumps(self.manifest, indent=2)}\n{command}'
+
+
+MANIFEST = '<manifest>'
+
+
+def parse_sweep(texts: Sequence[str]) -> list[dict[str, object]]:
+  """Returns the bindings of every run: all combinations of the values.
+
+  Args:
+    texts: 'KEY=[value, …]' each, the list a Python literal.
+
+  Raises:
+    UserError: a text that is not so, or a key given twice.
+  """
+  axes = {}
+  for text in texts:
+    key, _, values = text.partition('=')
+    key = key.strip()
+    try:
+      values = ast.literal_eval(values.strip())
+    except (ValueError, SyntaxError):
+      values = None
+    if not key or not isinstance(values, list) or not values:
+      raise UserError(
+        f'--sweep={text}: expected KEY=[value, …], for instance '
+        '--sweep="LEARNING_RATE=[1e-3,3e-3]", strings in quotes inside'
+      )
+    if key in axes:
+      raise UserError(f'--sweep={text}: {key} is swept twice')
+    axes[key] = values
+  return [
+    dict(zip(axes, values, strict=True))
+    for values in itertools.product(*axes.values())
+  ]
+
+
+def runs(
+  run_mode: str,
+  gin_files: Sequence[str],
+  bindings: Mapping[str, str],
+  sweep: Sequence[Mapping[str, object]],
+) -> list[Run]:
+  """Returns every run's command line.
+
+  A run of a sweep gets a folder of its own below MODEL_DIR, which names every
+  value that was swept.
+
+  Args:
+    run_mode: of the suite's command line.
+    gin_files: in order.
+    bindings: values as written after --gin.KEY=.
+    sweep: bindings of each run, from `parse_sweep`.
+
+  Raises:
+    UserError: a sweep without MODEL_DIR as a string, a key that is also bound,
+      or two runs with one folder.
+  """
+  found = {}
+  for point in sweep:
+    own = dict(bindings)
+    for key, value in point.items():
+      if key in bindings:
+        raise UserError(f'--sweep={key}=…: --gin.{key} binds it too')
+      own[key] = repr(value)
+    suffix = ','.join(f'{k}={_in_a_name(v)}' for k, v in point.items())
+    if suffix:
+      own['MODEL_DIR'] = repr(f'{_model_dir(bindings)}/{suffix}')
+    if suffix in found:
+      raise UserError(f'--sweep: two runs would have the folder {suffix!r}')
+    found[suffix] = Run(
+      suffix,
+      (
+        f'--run_mode={run_mode}',
+        *(f'--gin_file={file}' for file in gin_files),
+        *(f'--gin.{key}={value}' for key, value in own.items()),
+      ),
+    )
+  return list(found.values())
+
+
+def launches(
+  all_runs: Sequence[Run],
+  executor: str,
+  *,
+  python: str,
+  tpu: str | None,
+  image: str | None,
+  name: str,
+  project: str | None = None,
+  region: str | None = None,
+  namespace: str = 'default',
+  max_restarts: int = 10,
+) -> list[Launch]:
+  """Returns the command of every run, for an executor.
+
+  Args:
+    all_runs: from `runs`.
+    executor: one of EXECUTORS.
+    python: the interpreter for local runs.
+    tpu: name of the slice; None for local.
+    image: container image; None for local.
+    name: of the experiment.
+    project: Google Cloud's, for vertex.
+    region: Google Cloud's, for vertex.
+    namespace: Kubernetes', for gke.
+    max_restarts: of a JobSet, for gke.
+
+  Raises:
+    UserError: something is missing, or no such executor or slice.
+  """
+  if executor not in EXECUTORS:
+    raise UserError(
+      f'--executor={executor}: expected one of {", ".join(EXECUTORS)}'
+      f'{did_you_mean(executor, EXECUTORS)}'
+    )
+  if executor == 'local':
+    if tpu:
+      raise UserError(
+        f'--tpu={tpu}: --executor=local runs on this machine; for a slice '
+        'give --executor=gke or vertex'
+      )
+    return [Launch(python, ('-m', _MODULE, *run.args)) for run in all_runs]
+  needed = {'tpu': tpu, 'image': image}
+  if executor == 'vertex':
+    needed |= {'project': project, 'region': region}
+  for flag, value in needed.items():
+    if not value:
+      raise UserError(f'--executor={executor} needs --{flag}')
+  part = topologies.find(tpu, '--tpu')
+  jobset.check_name(name)
+  found = []
+  for number, run in enumerate(all_runs, 1):
+    own_name = name if len(all_runs) == 1 else f'{name}-{number}'
+    command = ('python', '-m', _MODULE, *run.args)
+    if executor == 'gke':
+      manifest = jobset.manifest(
+        own_name,
+        command,
+        part,
+        image,
+        namespace=namespace,
+        max_restarts=max_restarts,
+      )
+      args = ('apply', f'--namespace={namespace}', f'--filename={MANIFEST}')
+      found.append(Launch('kubectl', args, manifest))
+    else:
+      job = vertex.custom_job(own_name, command, part, image)
+      args = (
+        *('ai', 'custom-jobs', 'create', f'--project={project}'),
+        *(f'--region={region}', f'--display-name={own_name}'),
+        f'--config={MANIFEST}',
+      )
+      found.append(Launch('gcloud', args, job['jobSpec']))
+  return found
+
+
+def _model_dir(bindings) -> str:
+  text = bindings.get('MODEL_DIR', '')
+  try:
+    folder = ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    folder = None
+  if not folder or not isinstance(folder, str):
+    raise UserError(
+      '--sweep needs a folder for its runs: give '
+      '--gin.MODEL_DIR="\'results/sweep\'"'
+    )
+  return folder.rstrip('/')
+
+
+def _in_a_name(value) -> str:
+  return re.sub(r'[^\w.+-]+', '_', str(value)).strip('_') or '_'

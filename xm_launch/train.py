@@ -1,0 +1,138 @@
+r"""Launches runs with XManager: here, on GKE or on Vertex AI.
+
+  xmanager launch xm_launch/train.py -- \
+    --gin_file=gin/experiments/c4_lm.gin \
+    --gin.MODEL_DIR="'gs://bucket/selective'" \
+    --sweep="LEARNING_RATE=[1e-3,3e-3]" \
+    --executor=gke --tpu=v4-128 --image=REGISTRY/selective_t5x --dry_run
+
+With --dry_run it prints what would be launched and runs nothing; that needs no
+XManager: `python xm_launch/train.py` takes the same flags. docs/launching.md
+says more.
+
+XManager 0.8.5's own executors for clouds set no limit for TPUs on Kubernetes
+and know v2 and v3 alone on Vertex AI. So its local executor runs kubectl or
+gcloud, on a manifest that is made here.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+
+from absl import app, flags
+
+# XManager finds this file by its path alone.
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.append(str(_ROOT))
+
+from selective_t5x.errors import UserError  # noqa: E402
+from xm_launch import launch  # noqa: E402
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string('run_mode', 'train', 'As of selective_t5x.main.')
+flags.DEFINE_multi_string('gin_file', [], 'A gin file; again for more.')
+flags.DEFINE_multi_string(
+  'sweep', [], 'KEY=[value, …]; again for another key: all combinations run.'
+)
+flags.DEFINE_string(
+  'executor', 'local', f'One of {", ".join(launch.EXECUTORS)}.'
+)
+flags.DEFINE_string('tpu', None, 'A slice: v4-128, v5litepod-256, …')
+flags.DEFINE_string('image', None, 'Container image that holds the suite.')
+flags.DEFINE_string('name', 'selective-t5x', 'Of the experiment.')
+flags.DEFINE_string('project', None, "Google Cloud's, for vertex.")
+flags.DEFINE_string('region', None, "Google Cloud's, for vertex.")
+flags.DEFINE_string('namespace', 'default', "Kubernetes', for gke.")
+flags.DEFINE_integer('max_restarts', 10, 'Of a JobSet, for gke.')
+flags.DEFINE_string(
+  'python', str(_ROOT / '.venv/bin/python'), 'Interpreter for local runs.'
+)
+flags.DEFINE_bool('dry_run', False, 'Print what would run, and run nothing.')
+
+
+def _gin_keys() -> list[str]:
+  """Returns KEY of every --gin.KEY=VALUE on the command line, once each."""
+  prefix = '--gin.'
+  words = (w.partition('=')[0] for w in sys.argv if w.startswith(prefix))
+  return list(dict.fromkeys(word.removeprefix(prefix) for word in words))
+
+
+# XManager parses the flags itself and turns down unknown ones.
+_GIN_KEYS = _gin_keys()
+for _key in _GIN_KEYS:
+  flags.DEFINE_string(f'gin.{_key}', None, 'A gin binding.')
+
+
+def _launches() -> list[launch.Launch]:
+  if not FLAGS.gin_file:
+    raise UserError('no --gin_file: expected at least one')
+  all_runs = launch.runs(
+    FLAGS.run_mode,
+    FLAGS.gin_file,
+    {key: FLAGS[f'gin.{key}'].value for key in _GIN_KEYS},
+    launch.parse_sweep(FLAGS.sweep),
+  )
+  return launch.launches(
+    all_runs,
+    FLAGS.executor,
+    python=FLAGS.python,
+    tpu=FLAGS.tpu,
+    image=FLAGS.image,
+    name=FLAGS.name,
+    project=FLAGS.project,
+    region=FLAGS.region,
+    namespace=FLAGS.namespace,
+    max_restarts=FLAGS.max_restarts,
+  )
+
+
+async def _run(found: list[launch.Launch], folder: str) -> None:
+  """Runs the commands one after another; XManager quotes their words."""
+  from xmanager import xm, xm_local
+
+  async with xm_local.create_experiment(FLAGS.name) as experiment:
+    for number, one in enumerate(found):
+      program = shutil.which(one.program)
+      if program is None:
+        raise UserError(f'{one.program}: no such program on this machine')
+      path = os.path.join(folder, f'{number}.json')
+      if one.manifest is not None:
+        pathlib.Path(path).write_text(json.dumps(one.manifest, indent=2))
+      args = [word.replace(launch.MANIFEST, path) for word in one.args]
+      spec = xm_local.Local.Spec()
+      (executable,) = experiment.package([xm.binary(spec, program)])
+      # A list: words of their own, each quoted.
+      unit = await experiment.add(
+        xm.Job(executable, xm_local.Local(), args=args)
+      )
+      await unit.wait_until_complete()
+
+
+def main(argv: list[str]) -> None:
+  """Prints or launches what the flags ask for."""
+  del argv
+  try:
+    found = _launches()
+    if FLAGS.dry_run:
+      print('\n'.join(one.text() for one in found))
+      return
+    try:
+      from xmanager import xm
+    except ModuleNotFoundError as error:
+      raise UserError(
+        f'{error.name} is missing: make install-xm, then .venv-xm/bin/xmanager '
+        'launch; --dry_run needs none'
+      ) from error
+    # Manifests name what is run: for this user's eyes.
+    with tempfile.TemporaryDirectory() as folder:
+      xm.run_in_asyncio_loop(_run)(found, folder)
+  except UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -1,0 +1,39 @@
+"""The specification of a run on Vertex AI, as a CustomJob.
+
+Pure functions of names. Source: cloud.google.com/vertex-ai/docs/reference/rest,
+the pages projects.locations.customJobs, CustomJobSpec and MachineSpec. Which
+machines a region has, and for whom, is Vertex AI's own affair.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from selective_t5x.topologies import Slice
+
+
+def custom_job(
+  name: str, command: Sequence[str], tpu: Slice, image: str
+) -> dict[str, Any]:
+  """Returns a CustomJob with one replica a host.
+
+  Args:
+    name: shown in the console.
+    command: what every replica runs; no shell reads it.
+    tpu: the slice.
+    image: the container image, which holds the suite.
+  """
+  pool = {
+    'machineSpec': {
+      'machineType': tpu.machine_type,
+      'tpuTopology': tpu.shape,
+    },
+    'replicaCount': tpu.hosts,
+    'containerSpec': {'imageUri': image, 'command': list(command)},
+  }
+  return {
+    'displayName': name,
+    'jobSpec': {
+      'workerPoolSpecs': [pool],
+      'scheduling': {'restartJobOnWorkerRestart': True},
+    },
+  }
