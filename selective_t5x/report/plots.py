@@ -16,6 +16,7 @@ from selective_t5x.report import tables
 # After Okabe and Ito's colours, which colour-blind readers can tell apart, made
 # to stand out on white and on black alike.
 _COLORS = ('#d55e00', '#2a86c8', '#009e73', '#b8618f', '#b8860b', '#7a7f85')
+_LINES = ('-', '--', ':', '-.')
 _STYLE = {
   'font.size': 10,
   'axes.spines.top': False,
@@ -90,8 +91,7 @@ def memory_curves(curves: Sequence[Curve]) -> Figure:
       axis.plot(
         curve.memory_factors,
         curve.losses,
-        # The colours are used again with another line.
-        '-' if number < len(_COLORS) else '--',
+        _line(number),
         marker='o',
         color=_COLORS[number % len(_COLORS)],
         linewidth=1.6,
@@ -106,7 +106,7 @@ def memory_curves(curves: Sequence[Curve]) -> Figure:
         [],
         [],
         color=_COLORS[i % len(_COLORS)],
-        linestyle='-' if i < len(_COLORS) else '--',
+        linestyle=_line(i),
         linewidth=3,
         label=name,
       )
@@ -114,6 +114,11 @@ def memory_curves(curves: Sequence[Curve]) -> Figure:
     ]
     figure.legend(handles=handles, loc='outside upper left', ncols=2)
   return figure
+
+
+def _line(number: int) -> str:
+  """Returns a style of line: the colours are used again with another."""
+  return _LINES[number // len(_COLORS) % len(_LINES)]
 
 
 def mean_curve(comparison, variant, task, metric) -> tuple[list, ...]:
