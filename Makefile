@@ -8,7 +8,8 @@ TFDS := $(shell grep -i '^tensorflow-datasets==' constraints.txt)
 
 .PHONY: install install-aot install-xm quickstart study-t5 study-pruning test \
   test-aot test-fast lint format conformance clean bench-attention bench-decode \
-  bench-engine bench-report bench-tasks bench-tpu bench-variants
+  bench-engine bench-report bench-saving bench-tasks bench-tpu bench-variants \
+  fuzz torture
 
 install: $(VENV)/.installed
 
@@ -70,6 +71,18 @@ bench-tasks: install
 # Decoding with pruned caches over decoding with whole ones.
 bench-decode: install
 	$(BIN)/python benchmarks/decode.py $(ARGS)
+
+# Breaks runs, starts them again, and counts what is lost. docs/survival.md.
+torture: install
+	$(BIN)/python -m benchmarks.torture --faults=$(or $(FAULTS),60) $(ARGS)
+
+# Mutated gin files, bindings, task files and budgets. docs/survival.md.
+fuzz: install
+	$(BIN)/python -m benchmarks.fuzz $(ARGS)
+
+# What saving costs a train step, and how long it takes.
+bench-saving: install
+	$(BIN)/python -m benchmarks.saving $(ARGS)
 
 # The TPU compiler is in an environment of its own: where libtpu is installed,
 # JAX looks for a TPU at every start.

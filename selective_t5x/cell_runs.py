@@ -23,6 +23,7 @@ from selective_t5x.cells import (
   check_folder,
   identity,
 )
+from selective_t5x.errors import INTERRUPTED
 
 MAIN = (sys.executable, '-m', 'selective_t5x.main')
 
@@ -41,6 +42,7 @@ def run_cells(
 
   What a run prints goes to log.txt in its folder; meanwhile its progress is
   shown. Where another process is already at a cell, waits for that one. A run
+  that SIGTERM stopped, while this process lives, goes on at once. A run
   that fails leaves its folder as it is and stops no other; an exception, such
   as that of Ctrl-C, ends all that run.
 
@@ -102,35 +104,45 @@ def _run(
     results.write_json(
       cell.folder / CELL_FILE, {**identity(cell), 'jobs': jobs}
     )
-    with open(log_file, 'ab') as log:
-      process = subprocess.Popen(
-        [*program, *cell.arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        pass_fds=[lock.fileno()],
-      )
-    try:
-      with progress.line(cell) as line:
-        while process.poll() is None:
-          yield
-          line.update()
-    finally:
-      if process.poll() is None:
-        process.terminate()
-        process.wait()
-    if process.returncode:
+    while (code := (yield from _start(cell, program, lock, progress))) == (
+      INTERRUPTED
+    ):
+      progress.say(f'{cell.name}: stopped by SIGTERM and saved; it goes on')
+    if code:
       lines = log_file.read_text(errors='replace').splitlines()
       tail = '\n'.join(f'  {line}' for line in lines[-_TAIL_LINES:])
       progress.end(
         cell,
-        f'failed with exit code {process.returncode}; the end of {log_file}:\n'
-        f'{tail}',
+        f'failed with exit code {code}; the end of {log_file}:\n{tail}',
       )
       return False
     results.write_summary(cell.folder)
     progress.end(cell, 'finished')
     return True
+
+
+def _start(
+  cell: Cell, program: Sequence[str], lock: IO, progress: Progress
+) -> Generator[None, None, int]:
+  """Starts the run of a cell once, see `_run`; returns its exit code."""
+  with open(cell.folder / LOG_FILE, 'ab') as log:
+    process = subprocess.Popen(
+      [*program, *cell.arguments],
+      stdin=subprocess.DEVNULL,
+      stdout=log,
+      stderr=log,
+      pass_fds=[lock.fileno()],
+    )
+  try:
+    with progress.line(cell) as line:
+      while process.poll() is None:
+        yield
+        line.update()
+  finally:
+    if process.poll() is None:
+      process.terminate()
+      process.wait()
+  return process.returncode
 
 
 def _locks(file: IO) -> bool:

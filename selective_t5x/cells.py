@@ -16,12 +16,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import selective_t5x
-from selective_t5x import config_check, config_files, results
-from selective_t5x.errors import UserError
+from selective_t5x import config_check, config_files, results, run_lock
+from selective_t5x.errors import UserError, changes
 
 CELL_FILE = 'cell.json'
 LOG_FILE = 'log.txt'
-LOCK_FILE = '.lock'
+LOCK_FILE = '.cell.lock'
 
 # Macros that a comparison sets itself.
 _SEEDS = ('RANDOM_SEED', 'TRAIN_SEED')
@@ -262,23 +262,10 @@ def _bindings(config: config_check.Config) -> Iterator[tuple[str, str]]:
   for binding in config.final():
     scope = f'{binding.scope}/' if binding.scope else ''
     selector = f'{binding.full_selector}.' if binding.selector else ''
-    yield f'{scope}{selector}{binding.name}', _gin_text(binding.value)
-
-
-def _gin_text(value) -> str:
-  """Returns a parsed gin value as it is written in gin."""
-  if isinstance(value, config_check.Macro):
-    return f'%{value.name}'
-  if isinstance(value, config_check.Reference):
-    return f'@{value.selector}{"()" if value.evaluate else ""}'
-  if isinstance(value, dict):
-    items = (f'{_gin_text(k)}: {_gin_text(v)}' for k, v in value.items())
-    return '{' + ', '.join(items) + '}'
-  if isinstance(value, list):
-    return '[' + ', '.join(map(_gin_text, value)) + ']'
-  if isinstance(value, tuple):
-    return '(' + ''.join(f'{_gin_text(item)}, ' for item in value) + ')'
-  return repr(value)
+    yield (
+      f'{scope}{selector}{binding.name}',
+      config_check.gin_text(binding.value),
+    )
 
 
 def _shell_word(word: str) -> str:
@@ -302,7 +289,8 @@ def identity(cell: Cell) -> dict[str, Any]:
 def check_folder(cell: Cell) -> None:
   """Raises UserError where the cell's folder holds something else."""
   held = set(os.listdir(cell.folder) if cell.folder.exists() else ())
-  if held <= {LOCK_FILE, CELL_FILE, LOG_FILE, results.RUN_FILE}:
+  ours = {LOCK_FILE, CELL_FILE, LOG_FILE, run_lock.LOCK_FILE, results.RUN_FILE}
+  if held <= ours:
     return  # Nothing was trained yet: a mistake can be mended in place.
   path = cell.folder / CELL_FILE
   if not path.exists():
@@ -313,13 +301,9 @@ def check_folder(cell: Cell) -> None:
   there, here = results.read_json(path), identity(cell)
   was = {**there['bindings'], 'engine': there['engine']}
   now = {**here['bindings'], 'engine': here['engine']}
-  changed = [k for k in {**was, **now} if was.get(k) != now.get(k)]
+  changed = changes(was, now)
   if changed:
-    shown = '; '.join(
-      f'{k} is {was.get(k)} there, {now.get(k)} here' for k in changed[:3]
-    )
-    more = f'; {len(changed) - 3} more differ' if len(changed) > 3 else ''
     raise UserError(
-      f'{cell.folder}: holds a run of another configuration: {shown}{more}; '
-      'give another --output_dir'
+      f'{cell.folder}: holds a run of another configuration: {changed}; give '
+      'another --output_dir'
     )

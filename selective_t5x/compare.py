@@ -13,7 +13,8 @@ its gin files come after the common ones, then the --gin.KEY=VALUE flags, and
 values; given again, at each point of the grid. Started again, the same command
 keeps what is finished and goes on with the rest.
 
-Exit codes: 0 done; 1 a run failed; 2 something given is wrong, nothing was run.
+Exit codes: 0 done; 1 a run failed; 2 something given is wrong, nothing was run;
+75 stopped by SIGTERM, its runs have saved: the same command goes on.
 """
 
 import argparse
@@ -27,7 +28,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from selective_t5x import cell_runs, cells, results
+from selective_t5x import cell_runs, cells, failures, results
 from selective_t5x.comparison import Comparison, compare_cells
 from selective_t5x.errors import UserError, did_you_mean
 from selective_t5x.report import (
@@ -115,18 +116,22 @@ def parser(module: str, description: str) -> argparse.ArgumentParser:
   )
   made.add_argument('--output_dir', metavar='DIR', help='where all results go')
   made.add_argument(
+    '--dry_run',
+    action='store_true',
+    help='print the runs and the bindings they differ in; run nothing',
+  )
+  return made
+
+
+def add_jobs_flag(made: argparse.ArgumentParser) -> None:
+  """Adds the flag of the commands that train what they compare."""
+  made.add_argument(
     '--jobs',
     type=int,
     default=1,
     metavar='N',
     help='runs trained at a time, each in a process of its own',
   )
-  made.add_argument(
-    '--dry_run',
-    action='store_true',
-    help='print the runs and the bindings they differ in; run nothing',
-  )
-  return made
 
 
 def parse(
@@ -147,7 +152,8 @@ def parse(
     known = re.findall(r'--[\w.]+', made.format_usage())
     name = unknown[0].partition('=')[0]
     raise UserError(f'{name}: no such flag{did_you_mean(name, known)}')
-  check_count('jobs', args.jobs)
+  if 'jobs' in args:
+    check_count('jobs', args.jobs)
   texts = [b.removeprefix('--gin.').replace('=', ' = ', 1) for b in bindings]
   return args, texts
 
@@ -219,24 +225,28 @@ def describe(runs: Sequence[cells.Cell], jobs: int) -> str:
 
 def run_command(main: Callable[[Sequence[str]], None]) -> None:
   """Runs a command's main function; turns errors into lines and exit codes."""
-  # As with Ctrl-C: the run in progress is ended too.
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+  # As with Ctrl-C: the runs in progress are ended too, and save.
+  failures.stop_at_sigterm()
   try:
     main(sys.argv[1:])
-  except UserError as error:
-    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-    sys.exit(2)
   except cell_runs.CellError as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(1)
   except KeyboardInterrupt:
     print('stopped; the same command goes on from here', file=sys.stderr)
     sys.exit(128 + signal.SIGINT)
+  except Exception as error:
+    line = failures.one_line(error)
+    if not line:
+      raise
+    print(f'error: {line}', file=sys.stderr)
+    sys.exit(2 if isinstance(error, UserError) else 1)
 
 
 def main(argv: Sequence[str]) -> None:
   """Runs `python -m selective_t5x.compare`."""
   made = parser('selective_t5x.compare', __doc__)
+  add_jobs_flag(made)
   made.add_argument(
     '--variant',
     action='append',

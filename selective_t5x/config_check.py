@@ -180,10 +180,24 @@ def load(
     found.extend(_read_file(name, search_paths, (), f'--gin_file={name}'))
   for text in bindings:
     found.extend(_read_flag(text, search_paths))
+  return _config(found)
+
+
+def _config(statements) -> Config:
+  found = list(statements)
   return Config(
     imports=tuple(s for s in found if isinstance(s, Import)),
     bindings=tuple(s for s in found if isinstance(s, Binding)),
   )
+
+
+def read(text: str, name: str) -> Config:
+  """Reads the text of one gin file; an include is looked for on sys.path.
+
+  Raises:
+    UserError: gin cannot parse it; `name` says what it is.
+  """
+  return _config(_read_text(text, name, (), ()))
 
 
 def check(config: Config) -> None:
@@ -225,6 +239,22 @@ def check(config: Config) -> None:
     )
 
 
+def gin_text(value) -> str:
+  """Returns a parsed gin value as it is written in gin."""
+  if isinstance(value, Macro):
+    return f'%{value.name}'
+  if isinstance(value, Reference):
+    return f'@{value.selector}{"()" if value.evaluate else ""}'
+  if isinstance(value, dict):
+    items = (f'{gin_text(k)}: {gin_text(v)}' for k, v in value.items())
+    return '{' + ', '.join(items) + '}'
+  if isinstance(value, list):
+    return '[' + ', '.join(map(gin_text, value)) + ']'
+  if isinstance(value, tuple):
+    return '(' + ''.join(f'{gin_text(item)}, ' for item in value) + ')'
+  return repr(value)
+
+
 def leaves(value) -> Iterator[object]:
   """Yields what a value holds, out of its lists, tuples and dicts."""
   if isinstance(value, dict):
@@ -249,19 +279,25 @@ def _read_file(
   if name in including:
     raise UserError(f'{asked}: a file cannot include itself')
   try:
-    with open(path, encoding='utf-8') as file:
-      parser = config_parser.ConfigParser(file, _Delegate())
-      yield from _read(parser, name, search_paths, (*including, name))
+    text = pathlib.Path(path).read_text(encoding='utf-8')
+  except UnicodeDecodeError as error:
+    raise UserError(f'{name}: not a text file ({error})') from error
+  yield from _read_text(text, name, search_paths, (*including, name))
+
+
+def _read_text(text, name, search_paths, including):
+  """Yields the statements of the text of a file."""
+  try:
+    parser = config_parser.ConfigParser(text, _Delegate())
+    yield from _read(parser, name, search_paths, including)
   except SyntaxError as error:
-    text = (error.text or '').strip()
+    line = (error.text or '').strip()
     raise UserError(
-      f'{name}:{error.lineno}: cannot read "{text}": {_reason(error)}'
+      f'{name}:{error.lineno}: cannot read "{line}": {_reason(error)}'
     ) from error
   except tokenize.TokenError as error:
     message, (line, _) = error.args
     raise UserError(f'{name}:{line}: {message}') from error
-  except UnicodeDecodeError as error:
-    raise UserError(f'{name}: not a text file ({error})') from error
 
 
 def _read_flag(text, search_paths) -> Iterator[Import | Binding]:

@@ -63,12 +63,11 @@ def run(entry: Callable) -> None:
   """
   try:
     gin.get_configurable(entry)()
-  except ValueError as error:
+  except Exception as error:
     frames = traceback.walk_tb(error.__traceback__)
     if any(frame.f_code is entry.__code__ for frame, _ in frames):
       raise
-    logging.debug('Traceback of the error', exc_info=True)
-    raise UserError(f'{error}') from error
+    raise _refusal(error) from error
 
 
 def bound(configurable: Callable, *names: str):
@@ -82,9 +81,21 @@ def bound(configurable: Callable, *names: str):
     if name in bindings:
       try:
         return copy.deepcopy(bindings[name])  # gin resolves references so.
-      except ValueError as error:
-        raise UserError(f'{error}') from error
+      except Exception as error:
+        raise _refusal(error) from error
   return None
+
+
+def _refusal(error: Exception) -> UserError:
+  """Returns what an object that gin makes says of its values, in one line."""
+  logging.debug('Traceback of the error', exc_info=True)
+  message, *calls = str(error).split('\n  In call to configurable ')
+  if isinstance(error, ValueError):
+    return UserError(message)
+  # It was not meant for users: say where, and what kind of error it is.
+  where = f'{calls[0].split("(")[0].strip()}: ' if calls else ''
+  kind = type(error).__name__
+  return UserError(f'{where}{kind}: {message} (--verbosity=1 shows where)')
 
 
 def _raised_by_gin(error) -> bool:

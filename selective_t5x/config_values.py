@@ -24,6 +24,7 @@ _LEAST = {
   'SaveCheckpointConfig.period': 1,
   'SaveCheckpointConfig.keep': 1,
   'Trainer.num_microbatches': 1,
+  'Trainer.max_skipped_steps': 0,
   'PjitPartitioner.num_partitions': 1,
   'create_learning_rate_scheduler.base_learning_rate': 0,
   'create_learning_rate_scheduler.warmup_steps': 0,

@@ -1,7 +1,7 @@
 """Errors that a user can mend, and the nearest valid names for them."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class UserError(ValueError):
@@ -9,6 +9,37 @@ class UserError(ValueError):
 
   The command line prints the message without a traceback and exits with 2.
   """
+
+
+class RunError(RuntimeError):
+  """A run cannot go on, for a reason outside of it; the message is one line.
+
+  The command line prints the message without a traceback and exits with 1.
+  """
+
+
+class Interrupted(Exception):
+  """A run was asked to stop, and has saved; started again it goes on.
+
+  The command line prints the message and exits with INTERRUPTED.
+  """
+
+
+# EX_TEMPFAIL of sysexits.h: nothing is wrong, try again.
+INTERRUPTED = 75
+
+
+def changes(
+  there: Mapping[str, object], here: Mapping[str, object], count: int = 3
+) -> str:
+  """Returns 'KEY is A there, B here; …' for what differs, '' if nothing."""
+  changed = [k for k in {**there, **here} if there.get(k) != here.get(k)]
+  shown = [
+    f'{k} is {there.get(k)} there, {here.get(k)} here' for k in changed[:count]
+  ]
+  if len(changed) > count:
+    shown.append(f'{len(changed) - count} more differ')
+  return '; '.join(shown)
 
 
 def did_you_mean(name: str, known: Iterable[str], count: int = 3) -> str:

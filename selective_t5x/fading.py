@@ -101,6 +101,8 @@ class FadingTrainer(trainer.Trainer):
         model=at_masking_scale(self._model, scale),
         num_microbatches=self._num_microbatches,
         weight_metrics_computer=self._weight_metrics_computer,
+        # The embedded engine's; T5X's trainer has none.
+        **getattr(self, '_step_options', {}),
       )
       return train_state, {**metrics, **_metric(scale)}
 

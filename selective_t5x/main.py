@@ -13,11 +13,14 @@ that come with the suite. A string needs quotes inside the shell's quotes.
 --run_mode=precompile compiles the steps for a TPU --topology that is not here
 and says what they need (docs/precompile.md).
 
-Exit codes: 0 done; 1 the run failed, with its traceback, or what precompile
-was asked about does not fit; 2 something given is wrong, nothing was run, and
-one line on stderr says what; 130 interrupted.
+Exit codes: 0 done; 1 the run failed, with a line on stderr or, where the cause
+is not known, its traceback, or what precompile was asked about does not fit;
+2 something given is wrong, nothing was run, and one line on stderr says what;
+75 stopped by SIGTERM, after training saved the step it was in: the same command
+goes on; 130 interrupted by Ctrl-C.
 """
 
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -31,9 +34,15 @@ from selective_t5x import (
   config_check,
   config_files,
   entry_points,
+  failures,
   topologies,
 )
-from selective_t5x.errors import UserError, did_you_mean
+from selective_t5x.errors import (
+  INTERRUPTED,
+  Interrupted,
+  UserError,
+  did_you_mean,
+)
 
 # Run modes of T5X's own command line.
 _T5X_RUN_MODES = ('train', 'eval', 'infer', 'precompile', 'export')
@@ -59,6 +68,11 @@ def define_flags() -> None:
   )
   flags.DEFINE_list(
     'seqio_additional_cache_dirs', [], 'More folders of cached seqio tasks.'
+  )
+  flags.DEFINE_bool(
+    'accept_config_change',
+    False,
+    'Go on with the run in MODEL_DIR though its configuration was another.',
   )
   flags.DEFINE_bool(
     'dry_run', False, 'Print the resolved configuration and run nothing.'
@@ -169,6 +183,7 @@ def main(argv: list[str]) -> None:
   startup.quiet_libraries()
   startup.import_tensorflow()
   import gin
+  import jax
 
   # Before any gin file imports the t5 package's tasks: their vocabulary.
   importlib.import_module('selective_t5x.tasks')
@@ -179,7 +194,12 @@ def main(argv: list[str]) -> None:
     FLAGS.tfds_data_dir, FLAGS.seqio_additional_cache_dirs
   )
 
-  from selective_t5x import config_parse, config_values
+  from selective_t5x import (
+    config_change,
+    config_parse,
+    config_values,
+    run_lock,
+  )
 
   bindings = [*FLAGS.gin_bindings, *config.path_bindings()]
   config_parse.parse(config, FLAGS.gin_file, bindings, paths)
@@ -203,12 +223,21 @@ def main(argv: list[str]) -> None:
     config_parse.bound(entry, 'model'), 'output_vocabulary', None
   )
   _check_vocabulary(entry, vocabulary)
-  with startup.recorded_run(
-    config_parse.bound(entry, 'model_dir', 'output_dir'),
-    run_mode=FLAGS.run_mode,
-    seed=config_parse.bound(entry, 'random_seed'),
-    vocabulary=vocabulary,
-  ):
+  folder = config_parse.bound(entry, 'model_dir', 'output_dir')
+  with contextlib.ExitStack() as stack:
+    if FLAGS.run_mode == 'train' and jax.process_index() == 0:
+      stack.enter_context(run_lock.held(folder))
+      config_change.check(
+        folder, gin.config_str(), accepted=FLAGS.accept_config_change
+      )
+    stack.enter_context(
+      startup.recorded_run(
+        folder,
+        run_mode=FLAGS.run_mode,
+        seed=config_parse.bound(entry, 'random_seed'),
+        vocabulary=vocabulary,
+      )
+    )
     config_parse.run(entry)
 
 
@@ -242,16 +271,21 @@ def _check_vocabulary(entry, vocabulary) -> None:
 
 if __name__ == '__main__':
   define_flags()
+  failures.stop_at_sigterm()
   try:
     app.run(main, flags_parser=parse_flags)
-  except UserError as error:
-    # gin appends its stack of calls.
-    message = str(error).split('\n  In call to configurable')[0]
-    print(f'error: {" ".join(message.split())}', file=sys.stderr)
-    sys.exit(2)
+  except Interrupted as error:
+    print(failures.message(error), file=sys.stderr)
+    sys.exit(INTERRUPTED)
   except KeyboardInterrupt:
     print(
       'interrupted; the same command goes on from the last checkpoint',
       file=sys.stderr,
     )
     sys.exit(130)
+  except Exception as error:
+    line = failures.one_line(error)
+    if not line:
+      raise
+    print(f'error: {line}', file=sys.stderr)
+    sys.exit(2 if isinstance(error, UserError) else 1)

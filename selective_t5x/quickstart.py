@@ -74,6 +74,7 @@ def summary(comparisons: dict[str, Comparison]) -> dict[str, object]:
 def main(argv: Sequence[str]) -> None:
   """Runs `python -m selective_t5x.quickstart`."""
   made = compare.parser('selective_t5x.quickstart', __doc__)
+  compare.add_jobs_flag(made)
   made.set_defaults(output_dir=DEFAULT_OUTPUT_DIR)
   compare.add_examples_flag(made)
   args, bindings = compare.parse(made, argv)

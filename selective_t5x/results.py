@@ -268,10 +268,13 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
   path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.parent / f'{path.name}.tmp'
-  temporary.write_text(
-    json.dumps(_strict(value), indent=2, allow_nan=False) + '\n'
-  )
-  temporary.replace(path)
+  text = json.dumps(_strict(value), indent=2, allow_nan=False) + '\n'
+  try:
+    temporary.write_text(text)
+    temporary.replace(path)
+  except OSError:  # The disk is full: leave no part of it.
+    temporary.unlink(missing_ok=True)
+    raise
 
 
 def _strict(value):

@@ -30,17 +30,21 @@ def save(folder: str, vocabulary: seqio.Vocabulary) -> list[pathlib.Path]:
   record = pathlib.Path(folder) / RECORD_FILE
   if record.exists():
     return []
+  new = [record]
+  resolved = vocabulary
+  if isinstance(vocabulary, vocabularies.TaskVocabulary):
+    resolved = vocabulary.resolve()
+  if isinstance(resolved, seqio.SentencePieceVocabulary):
+    model = record.with_name(MODEL_FILE)
+    source = pathlib.Path(resolved.sentencepiece_model_file)
+    model.parent.mkdir(parents=True, exist_ok=True)
+    model.write_bytes(source.read_bytes())
+    new.append(model)
+  # Last: what is recorded is whole.
   results.write_json(
     record, {'fingerprint': vocabularies.fingerprint(vocabulary)}
   )
-  if isinstance(vocabulary, vocabularies.TaskVocabulary):
-    vocabulary = vocabulary.resolve()
-  if not isinstance(vocabulary, seqio.SentencePieceVocabulary):
-    return [record]
-  model = record.with_name(MODEL_FILE)
-  source = pathlib.Path(vocabulary.sentencepiece_model_file)
-  model.write_bytes(source.read_bytes())
-  return [record, model]
+  return new
 
 
 def check(folder: str, vocabulary: seqio.Vocabulary) -> None:

@@ -62,6 +62,8 @@ def quiet_libraries() -> None:
     if not _LIBRARIES.search(record.pathname):
       return True
     harmless = record.getMessage().startswith(_HARMLESS)
+    # Orbax logs an error of its threads with its traceback, then raises it.
+    harmless |= bool(record.exc_info) and '/orbax/' in record.pathname
     return record.levelno > std_logging.INFO and not harmless
 
   if logging.get_verbosity() < logging.DEBUG:

@@ -75,7 +75,7 @@ def test_waits_for_another_process_at_the_same_cell(setting):
     'from selective_t5x import cell_runs, cells, results\n'
     'import fake_training\n'
     'folder = pathlib.Path(sys.argv[1])\n'
-    'with open(folder / ".lock", "w") as lock:\n'
+    'with open(folder / ".cell.lock", "w") as lock:\n'
     '  fcntl.flock(lock, fcntl.LOCK_EX)\n'
     '  print("locked", flush=True)\n'
     '  sys.stdin.readline()\n'
@@ -96,6 +96,19 @@ def test_waits_for_another_process_at_the_same_cell(setting):
     other.stdin.flush()
     run_cells([cell], program=fake_training.PROGRAM)
   assert cell.finished and starts(cell) == 1
+
+
+def test_a_run_that_sigterm_stopped_goes_on(setting, capsys):
+  cell = cells.make_cells(**setting)[0]
+  first = 'import pathlib, runpy, sys\nfake = sys.argv.pop(1)\n'
+  first += f'mark = pathlib.Path({str(setting["output_dir"] / "mark")!r})\n'
+  first += 'if not mark.exists():\n  mark.touch()\n  sys.exit(75)\n'
+  first += "runpy.run_path(fake, run_name='__main__')\n"
+  run_cells(
+    [cell], program=(sys.executable, '-c', first, fake_training.__file__)
+  )
+  assert cell.finished and starts(cell) == 1
+  assert 'stopped by SIGTERM and saved; it goes on' in capsys.readouterr().err
 
 
 # Waits until another one is there too; each gives up after a minute.

@@ -227,6 +227,12 @@ def test_mistakes_get_one_line(flags, message):
     compare.main(flags)
 
 
+def test_commands_that_train_nothing_take_no_jobs():
+  made = compare.parser('selective_t5x.report', 'it shows')
+  with pytest.raises(UserError, match='--jobs: no such flag'):
+    compare.parse(made, ['--jobs=2'])
+
+
 def test_a_mistake_exits_with_2_and_one_line():
   ended = subprocess.run(
     [sys.executable, '-m', 'selective_t5x.compare', '--sedes=1'],

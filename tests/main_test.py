@@ -10,6 +10,8 @@ from importlib.machinery import PathFinder
 
 import pytest
 
+from selective_t5x import run_lock
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 EXPERIMENT = (
   '--run_mode=train',
@@ -265,7 +267,11 @@ def test_commands_of_the_docs_leave_their_records(command, tmp_path):
   saved = {f: f.read_bytes() for f in folder.rglob('*') if f.is_file()}
   done = command(*train, '--gin.NUM_LAYERS=2')
   assert done.returncode == 2, done.stderr
-  assert 'checkpoint of another model' in done.stderr.splitlines()[-1]
+  assert 'NUM_LAYERS is 1 there, 2 here' in done.stderr.splitlines()[-1]
+  with run_lock.held(folder):
+    done = command(*train)
+    assert done.returncode == 2, done.stderr
+    assert 'is training there' in done.stderr.splitlines()[-1]
   assert saved == {f: f.read_bytes() for f in folder.rglob('*') if f.is_file()}
 
   # The saved configuration is one to run again, in another mode too.
@@ -278,7 +284,7 @@ def test_commands_of_the_docs_leave_their_records(command, tmp_path):
 
   # A checkpoint means nothing with another vocabulary.
   more_values = '--gin.variable_assignment.Difficulty.num_values=12'
-  for args in (train, evaluate):
+  for args in ((*train, '--accept_config_change'), evaluate):
     done = command(*args, more_values)
     assert done.returncode == 2, done.stderr
     assert 'trained with another vocabulary' in done.stderr.splitlines()[-1]

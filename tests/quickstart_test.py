@@ -38,8 +38,9 @@ def test_one_folder_one_page_and_json_as_the_last_line(fake, tmp_path, capsys):
     folder = out / 'wikipedia_sample_lm' / f'{variant}-seed0' / 'training_eval'
     loss = last_loss(folder / 'wikipedia_sample_lm')
     assert figures['wikipedia_sample_lm'][f'{variant}_loss'] == loss
-  # Four cells of four windows of half a second.
-  assert figures['train_minutes'] == pytest.approx(4 * 4 * 0.5 / 60)
+  # Two cells of each variant, of four windows.
+  windows = 0.5 + 0.75
+  assert figures['train_minutes'] == pytest.approx(2 * 4 * windows / 60)
   assert figures['engine'] == 'embedded'
   assert 'One seed: no claim about significance.' in said
   assert (out / 'table.txt').read_text() in said

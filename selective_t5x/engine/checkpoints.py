@@ -3,6 +3,9 @@
     model_dir/checkpoint_100/state/    {'target': params, 'state': {'step',
                                        'param_states'}}, arrays of any sharding
     model_dir/checkpoint_100/dataset/  the train iterator, a file a shard
+    model_dir/checkpoint_100/window/   where a run was interrupted within a
+                                       window of metrics: what it had of it
+    model_dir/checkpoint_100/checksums.json
 
 Orbax writes a checkpoint beside its final place and renames it, so what is
 there is whole. Parameters cross engines: T5X reads these and this reads T5X's.
@@ -10,19 +13,24 @@ there is whole. Parameters cross engines: T5X reads these and this reads T5X's.
 
 import dataclasses
 import os
+import pathlib
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from clu.data import dataset_iterator
 from etils import epath
 from flax import traverse_util
+from jax.experimental import multihost_utils
 
 from selective_t5x.errors import UserError, did_you_mean
+from t5x import integrity
 
 PREFIX = 'checkpoint'
 _STEP_FOLDER = re.compile(rf'{PREFIX}_(\d+)')
@@ -40,6 +48,18 @@ def all_steps(checkpoints_dir: str) -> Sequence[int]:
 def checkpoint_path(checkpoints_dir: str, step: int) -> str:
   """Returns the folder of the checkpoint of one step."""
   return os.path.join(checkpoints_dir, f'{PREFIX}_{step}')
+
+
+def put_aside(path: str) -> str:
+  """Renames a broken checkpoint, so that its step can be saved again."""
+  folder, name = os.path.split(path)
+  aside = os.path.join(folder, f'broken_{name}')
+  if jax.process_index() == 0:
+    if os.path.exists(aside):
+      shutil.rmtree(aside)  # It has broken twice.
+    epath.Path(path).rename(aside)
+  multihost_utils.sync_global_devices(aside)
+  return aside
 
 
 def find_checkpoint(path: str) -> str:
@@ -100,6 +120,27 @@ class _IteratorArgs(ocp.args.CheckpointArgs):
   item: dataset_iterator.DatasetIterator | None = None
 
 
+_WINDOW_FILE = 'window.npz'
+
+
+class _WindowHandler(ocp.CheckpointHandler):
+  """Saves the arrays of an unfinished window of metrics, by one process."""
+
+  def save(self, directory: epath.Path, args: '_WindowArgs') -> None:
+    if jax.process_index() == 0:
+      with (directory / _WINDOW_FILE).open('wb') as file:
+        np.savez(file, *args.arrays)
+
+  def restore(self, directory: epath.Path, args: '_WindowArgs'):
+    raise NotImplementedError('restore_window reads it')
+
+
+@ocp.args.register_with_handler(_WindowHandler, for_save=True, for_restore=True)
+@dataclasses.dataclass
+class _WindowArgs(ocp.args.CheckpointArgs):
+  arrays: Sequence[np.ndarray] = ()
+
+
 class CheckpointManager:
   """Saves train states, and the train iterator with them, into a folder."""
 
@@ -124,25 +165,54 @@ class CheckpointManager:
     layout = partitioner.get_data_layout()
     self._iterator = iterator
     self._save_dtype = save_dtype
-    handlers = {'state': ocp.PyTreeCheckpointHandler(use_ocdbt=True)}
+    handlers = {
+      'state': ocp.PyTreeCheckpointHandler(use_ocdbt=True),
+      'window': _WindowHandler(),
+    }
     if iterator is not None:
       handlers['dataset'] = _IteratorHandler(
         layout.shard_id, layout.num_shards, layout.is_first_host_in_replica_set
       )
+    self._directory = pathlib.Path(os.path.abspath(directory))
+    self._saving = None  # the step
     self._manager = ocp.CheckpointManager(
-      os.path.abspath(directory),
+      self._directory,
       item_handlers=handlers,
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=keep, step_prefix=PREFIX, cleanup_tmp_directories=True
+        max_to_keep=keep,
+        step_prefix=PREFIX,
+        cleanup_tmp_directories=True,
+        async_options=ocp.AsyncOptions(
+          post_finalization_callback=self._write_checksums
+        ),
       ),
     )
+
+  def _write_checksums(self) -> None:
+    """Called by Orbax when all is written, before it is moved to its place."""
+    if jax.process_index() == 0:
+      for folder in self._directory.glob(
+        f'{PREFIX}_{self._saving}.orbax-checkpoint-tmp*'
+      ):
+        integrity.write(folder)
+
+  def remove_remains(self) -> None:
+    """Removes what a save that failed has left: the disk may be full."""
+    if jax.process_index() == 0:
+      for folder in self._directory.glob(f'{PREFIX}_*.orbax-checkpoint-tmp*'):
+        shutil.rmtree(folder, ignore_errors=True)
 
   def all_steps(self) -> Sequence[int]:
     """Returns the steps that have a checkpoint."""
     return sorted(self._manager.all_steps())
 
-  def save(self, train_state) -> None:
-    """Starts saving; the arrays are copied before this returns."""
+  def save(self, train_state, window: Sequence[np.ndarray] = ()) -> None:
+    """Starts saving; the arrays are copied before this returns.
+
+    Args:
+      train_state: what is saved.
+      window: of a window of metrics that is not finished, see `restore_window`.
+    """
     state_dict = train_state.state_dict()
     dtype = jnp.dtype(self._save_dtype) if self._save_dtype else None
     save_args = {
@@ -155,7 +225,11 @@ class CheckpointManager:
     items = {'state': ocp.args.PyTreeSave(state_dict, save_args=save_args)}
     if self._iterator is not None:
       items['dataset'] = _IteratorArgs(self._iterator)
+    if window:
+      items['window'] = _WindowArgs(window)
     step = int(state_dict['state']['step'])
+    self._manager.wait_until_finished()
+    self._saving = step
     self._manager.save(step, args=ocp.args.Composite(**items), force=True)
     logging.info('Saving checkpoint_%d', step)
 
@@ -195,7 +269,10 @@ class OrbaxReader:
   def arrays(self) -> dict[str, SavedArray]:
     """Returns {name: array} of all that the checkpoint holds."""
     with ocp.Checkpointer(self._handler) as checkpointer:
-      tree = checkpointer.metadata(self._path).item_metadata.tree
+      metadata = checkpointer.metadata(self._path).item_metadata
+    if metadata is None:
+      raise ValueError(f'{self._path} has no metadata that can be read')
+    tree = metadata.tree
     return {
       name: SavedArray(name, tuple(array.shape))
       for name, array in traverse_util.flatten_dict(dict(tree), sep='/').items()
@@ -222,6 +299,15 @@ class OrbaxReader:
         ),
       )
     return traverse_util.flatten_dict(tree, sep='/')
+
+
+def restore_window(path: str) -> list[np.ndarray]:
+  """Returns the arrays of the window that was not finished, or none."""
+  file = epath.Path(path) / 'window' / _WINDOW_FILE
+  if not file.exists():
+    return []
+  with file.open('rb') as opened, np.load(opened, allow_pickle=False) as saved:
+    return [saved[f'arr_{i}'] for i in range(len(saved.files))]
 
 
 def restore_iterator(

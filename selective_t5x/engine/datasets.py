@@ -1,7 +1,9 @@
 """From a seqio task to sharded batches, for training and for evaluation."""
 
+import contextlib
 import dataclasses
 import importlib
+import re
 import time
 from collections.abc import Callable, Mapping
 
@@ -13,7 +15,7 @@ from absl import logging
 from clu.data import dataset_iterator
 from jax.experimental import multihost_utils
 
-from selective_t5x.errors import UserError, did_you_mean
+from selective_t5x.errors import RunError, UserError, did_you_mean
 
 
 @dataclasses.dataclass
@@ -271,6 +273,24 @@ def get_training_eval_datasets(
   return datasets
 
 
+@contextlib.contextmanager
+def reading(what: str):
+  """Turns what goes wrong while data is read into one line.
+
+  Raises:
+    RunError: a file is gone or broken, or there is no data.
+  """
+  try:
+    yield
+  except tf.errors.OpError as error:
+    # A Python function in the pipeline adds its traceback; its error is last.
+    said = re.findall(r'\w+Error: .*', error.message) or [error.message]
+    told = f'{type(error).__name__}: {said[-1]}'.splitlines()[0]
+    raise RunError(f'{what} cannot be read: {told}') from error
+  except StopIteration as error:
+    raise RunError(f'{what} gives no batch, or no more') from error
+
+
 class TrainIterator(dataset_iterator.DatasetIterator):
   """Batches on the devices, and a position that can be saved and restored."""
 
@@ -281,7 +301,9 @@ class TrainIterator(dataset_iterator.DatasetIterator):
     self._partitioner = partitioner
 
   def __next__(self):
-    return self._partitioner.put_batch(next(self._iterator))
+    with reading('the training data'):
+      batch = next(self._iterator)
+    return self._partitioner.put_batch(batch)
 
   def reset(self) -> None:
     """Starts from the beginning."""

@@ -111,9 +111,14 @@ class MetricsManager:
         int(step), {k: float(v) for k, v in scalars.items()}
       )
 
-  def start_duration_timer(self) -> None:
-    """Starts the clock of the next window of steps."""
-    self._started = time.time()
+  def start_duration_timer(self, elapsed: float = 0.0) -> float:
+    """Starts the clock of the next window of steps, and returns its start.
+
+    Args:
+      elapsed: seconds that the window took before an interruption.
+    """
+    self._started = time.time() - elapsed
+    return self._started
 
   def write_metrics_summary(
     self, metrics: metrics_lib.MetricsMap, step: int, num_steps: int
@@ -143,6 +148,8 @@ class MetricsManager:
     metrics = metrics_lib.set_time_metrics_duration(
       metrics, self._ended - started
     )
+    if metrics_lib.SKIPPED_STEPS in metrics:
+      num_steps -= int(metrics[metrics_lib.SKIPPED_STEPS].total)
     metrics = metrics_lib.set_step_metrics_num_steps(metrics, num_steps)
     summary = {k: m.compute_value() for k, m in metrics.items()}
     with self._lock:

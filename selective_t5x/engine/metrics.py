@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from clu import metrics as clu_metrics
 
 Scalar = int | float | jax.Array
+# A Sum: the steps of a window whose gradients were not finite.
+SKIPPED_STEPS = 'skipped_steps'
 MetricsMap = MutableMapping[str, clu_metrics.Metric]
 
 

@@ -1,18 +1,23 @@
 """From a checkpoint to a train state, also into a model that has changed."""
 
+import contextlib
 import dataclasses
 import os
+import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax
 import jax
+import numpy as np
 from absl import logging
 from etils import epath
+from jax.experimental import multihost_utils
 
 from selective_t5x.errors import UserError, did_you_mean
 from t5x import (
   checkpoints,
+  integrity,
   legacy_checkpoints,
   optimizers,
   partitioning,
@@ -22,6 +27,36 @@ from t5x import train_state as train_state_lib
 
 _DTYPES = (None, 'float32', 'bfloat16', 'float16')
 _MODES = ('specific', 'latest', 'all')
+
+
+class UnreadableCheckpointError(UserError):
+  """A checkpoint is broken: a file of it is missing, cut off or changed."""
+
+
+@contextlib.contextmanager
+def _reading(path: str):
+  """Turns what goes wrong while a checkpoint is read into one line."""
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as error:  # Orbax and TensorStore raise many.
+    said = f'{type(error).__name__}: {error}'.splitlines()[0][:200]
+    raise UnreadableCheckpointError(f'{path} cannot be read: {said}') from error
+
+
+def _check_files(path: str) -> None:
+  """Raises UnreadableCheckpointError where its checksums do not fit."""
+  if '://' in path:
+    return
+  problem = ''
+  if jax.process_index() == 0:
+    problem = integrity.problem(pathlib.Path(path))
+  if jax.process_count() > 1:
+    bad = multihost_utils.broadcast_one_to_all(np.array(bool(problem)))
+    problem = problem or ('its checksums do not fit' if bad else '')
+  if problem:
+    raise UnreadableCheckpointError(f'{path} cannot be read: {problem}')
 
 
 @dataclasses.dataclass
@@ -177,12 +212,14 @@ class TrainStateInitializer:
 
     Raises:
       UserError: no such checkpoint, or it is of another model.
+      UnreadableCheckpointError: it is broken.
     """
     cfg, paths = get_first_valid_restore_config_and_paths(restore_cfgs)
     for path in paths:
       state = self._restore(path, cfg, init_rng)
       if ds_iter is not None and cfg.restore_dataset:
-        checkpoints.restore_iterator(path, self._partitioner, ds_iter)
+        with _reading(path):
+          checkpoints.restore_iterator(path, self._partitioner, ds_iter)
       yield state, path
 
   def from_checkpoint(
@@ -222,6 +259,7 @@ class TrainStateInitializer:
     """Returns the train state of one checkpoint."""
     logging.info('Restoring %s', path)
     path = path if '://' in path else os.path.abspath(path)
+    _check_files(path)
     legacy = (epath.Path(path) / legacy_checkpoints.FILE).is_file()
     reader = (
       legacy_checkpoints.LegacyReader(path)
@@ -234,7 +272,9 @@ class TrainStateInitializer:
       for name, array in state_utils.flatten_state_dict(state_dict).items()
       if array is not None
     }
-    saved = _renamed(reader.arrays(), state_dict, cfg)
+    with _reading(path):
+      there = reader.arrays()
+    saved = _renamed(there, state_dict, cfg)
     _check(path, wanted, saved, cfg)
 
     shardings = _flat_shardings(
@@ -245,12 +285,12 @@ class TrainStateInitializer:
       return cfg.dtype if name.startswith('target/') else None
 
     sources = {name: saved[name].name for name in wanted if name in saved}
-    read = reader.read(
-      {
-        source: (shardings[name], dtype_of(name))
-        for name, source in sources.items()
-      }
-    )
+    requests = {
+      source: (shardings[name], dtype_of(name))
+      for name, source in sources.items()
+    }
+    with _reading(path):
+      read = reader.read(requests)
     arrays, taken = {}, set()
     for name, source in sources.items():
       array = read[source]

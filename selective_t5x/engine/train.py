@@ -18,8 +18,17 @@ from absl import logging
 from clu import metric_writers
 from jax.experimental import multihost_utils
 
-from selective_t5x.errors import UserError
-from t5x import checkpoints, datasets, models, partitioning, progress, utils
+from selective_t5x.errors import Interrupted, UserError
+from t5x import (
+  checkpoints,
+  datasets,
+  models,
+  partitioning,
+  preemption,
+  progress,
+  restoring,
+  utils,
+)
 from t5x import eval as eval_lib
 from t5x import trainer as trainer_lib
 from t5x.train_loop import TRAIN_METRIC_KEY, Loop, NonFiniteLossError  # noqa: F401
@@ -96,6 +105,7 @@ def train(
   Raises:
     UserError: a setting that cannot be.
     NonFiniteLossError: the loss or a parameter became NaN or infinite.
+    Interrupted: SIGTERM came; the step that it came in is finished and saved.
   """
   save_cfg = checkpoint_cfg.save
   if not (train_eval_dataset_cfg or infer_eval_dataset_cfg):
@@ -210,12 +220,13 @@ def train(
     {trainer_lib.ActionMode[k]: v for k, v in (actions or {}).items()},
     model_dir,
   )
-  # However the run ends, what is being saved is saved.
-  saving = contextlib.closing(manager) if manager else contextlib.nullcontext()
+  saving = _saving(manager) if manager else contextlib.nullcontext()
   logs = (
     contextlib.closing(evaluator) if evaluator else contextlib.nullcontext()
   )
-  with trainer, saving, logs:
+  step, interrupted = first_step, False
+  with preemption.noticed() as trainer.interrupted, trainer, saving, logs:
+    loop.resume_window(first_step)
     if manager and first_step not in manager.all_steps():
       loop.save()
     if run_eval_before_training and eval_period:
@@ -223,7 +234,6 @@ def train(
     if first_step < total_steps:
       trainer.compile_train(_ones_like(batch_spec, partitioner))
     with progress.Progress(first_step, total_steps) as bar:
-      step = first_step
       while step < total_steps and not trainer.stop_training:
         # Windows end at multiples of the periods, whatever step this run began
         # at: a resumed run has the windows of an uninterrupted one.
@@ -236,8 +246,10 @@ def train(
           default=total_steps,
         )
         end = min(end, total_steps)
-        loop.train(train_iter, step, end)
-        step = end
+        step = loop.train(train_iter, step, end)
+        interrupted = step < end
+        if interrupted:
+          break
         last = step == total_steps
         if eval_period and (last or step % eval_period == 0):
           loop.evaluate()
@@ -245,8 +257,33 @@ def train(
           loop.save()
         bar.update(step, loop.last_loss())
     loop.check_finite()
+    if interrupted and manager and step not in manager.all_steps():
+      loop.save()
+  if interrupted:
+    raise Interrupted(_interruption(model_dir, step))
   multihost_utils.sync_global_devices('train finished')
   return step, trainer.train_state
+
+
+@contextlib.contextmanager
+def _saving(manager):
+  """However the run ends, a save ends first; one that failed leaves nothing."""
+  try:
+    yield
+  finally:
+    try:
+      manager.close()
+    finally:
+      manager.remove_remains()
+
+
+def _interruption(model_dir: str, step: int) -> str:
+  saved = checkpoints.all_steps(model_dir)
+  last = f'checkpoint_{saved[-1]}' if saved else 'the beginning'
+  return (
+    f'stopped by SIGTERM after step {step}; the same command goes on from '
+    f'{last}'
+  )
 
 
 def _make_rng(random_seed: int | None, use_hardware_rng: bool) -> jax.Array:
@@ -265,12 +302,39 @@ def _first_train_state(
 ):
   """Returns the state to go on from: model_dir's, the given one, or new."""
   save_cfg, restore_cfg = checkpoint_cfg.save, checkpoint_cfg.restore
-  if checkpoints.all_steps(model_dir):
-    restore_cfg = utils.RestoreCheckpointConfig(
-      model_dir, restore_dataset=bool(save_cfg and save_cfg.save_dataset)
+  steps = checkpoints.all_steps(model_dir)
+  if not steps:
+    return initializer.from_checkpoint_or_scratch(
+      [restore_cfg] if restore_cfg else [],
+      init_rng=init_rng,
+      ds_iter=train_iter,
     )
-  return initializer.from_checkpoint_or_scratch(
-    [restore_cfg] if restore_cfg else [], init_rng=init_rng, ds_iter=train_iter
+  restore_dataset = bool(save_cfg and save_cfg.save_dataset)
+  broken = []
+  for step in reversed(steps):
+    path = checkpoints.checkpoint_path(model_dir, step)
+    cfg = utils.RestoreCheckpointConfig(
+      path, mode='specific', restore_dataset=restore_dataset
+    )
+    try:
+      state = initializer.from_checkpoint(
+        [cfg], ds_iter=train_iter, init_rng=init_rng
+      )
+    except restoring.UnreadableCheckpointError as error:
+      broken.append((path, error))
+      continue
+    for bad, error in broken:
+      logging.warning(
+        '%s. Going on from %s; the other is kept as %s',
+        error,
+        path,
+        checkpoints.put_aside(bad),
+      )
+    return state
+  raise UserError(
+    f'{broken[0][1]}; there is no other checkpoint in {model_dir} to go on '
+    'from (KEEP_CHECKPOINTS = 2 or more keeps some). Put back a copy of it, or '
+    'give another MODEL_DIR to begin anew'
   )
 
 

@@ -6,17 +6,19 @@ import time
 import clu.values
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from t5x import checkpoints
+from selective_t5x.errors import RunError
+from t5x import checkpoints, datasets
 from t5x import eval as eval_lib
 from t5x import trainer as trainer_lib
 
 TRAIN_METRIC_KEY = 'train'
 
 
-class NonFiniteLossError(FloatingPointError):
+class NonFiniteLossError(RunError, FloatingPointError):
   """The loss or a parameter is NaN or infinite; nothing was saved since."""
 
 
@@ -54,15 +56,31 @@ class Loop:
     self._window = None  # the metrics of the last window, a future
     self._previous_loss = None
 
-  def train(self, train_iter, start: int, end: int) -> None:
-    """Takes the steps of one window; looks at the window before meanwhile."""
+  def train(self, train_iter, start: int, end: int) -> int:
+    """Takes the steps of one window; looks at the window before meanwhile.
+
+    Returns:
+      the step it came to: `end`, or less where the run was interrupted.
+    """
     window = self._trainer.train(train_iter, end - start, start_step=start)
     self.check_finite()
+    if window is None:
+      return int(self._trainer.train_state.step)
     self._window = (end, window)
     if trainer_lib.ActionMode.TRAIN in self._actions:
       self.check_finite()
       self._act(
         trainer_lib.ActionMode.TRAIN, {TRAIN_METRIC_KEY: window.result()}
+      )
+    return end
+
+  def resume_window(self, step: int) -> None:
+    """Takes up the window that was not finished when `step` was saved."""
+    path = checkpoints.checkpoint_path(self._model_dir, step)
+    *arrays, steps, seconds = checkpoints.restore_window(path) or (0, 0)
+    if arrays:
+      self._trainer.unfinished = trainer_lib.Unfinished(
+        arrays, int(steps), float(seconds)
       )
 
   def evaluate(self) -> None:
@@ -79,9 +97,10 @@ class Loop:
     )
 
   def _evaluate_training(self) -> None:
-    summaries = self._trainer.eval(
-      {k: ds.as_numpy_iterator() for k, ds in self._eval_datasets.items()}
-    )
+    with datasets.reading('the evaluation data'):
+      summaries = self._trainer.eval(
+        {k: ds.as_numpy_iterator() for k, ds in self._eval_datasets.items()}
+      )
     for task, summary in summaries.items():
       logging.info(
         'evaluation of %s at step %d: %s',
@@ -122,10 +141,13 @@ class Loop:
     at themselves.
     """
     self.check_finite()
-    if not _all_finite(self._trainer.train_state.params):
+    if not trainer_lib.all_finite(self._trainer.train_state.params):
       self._refuse('A parameter is not finite', self._trainer.train_state.step)
     self._trainer.flush()
-    self._manager.save(self._trainer.train_state)
+    window, of = self._trainer.unfinished, ()
+    if window:
+      of = [*window.arrays, np.array(window.steps), np.array(window.seconds)]
+    self._manager.save(self._trainer.train_state, of)
 
   def last_loss(self) -> float | None:
     """The loss of the last window that is computed."""
@@ -139,7 +161,24 @@ class Loop:
       return
     step, window = self._window
     self._window = None
-    loss = float(window.result()['loss'].value)
+    summary = window.result()
+    limit = self._trainer.max_skipped_steps
+    if limit is not None:
+      skipped = int(summary[trainer_lib.SKIPPED_STEPS].value)
+      if skipped:
+        logging.warning(
+          '%d steps before step %d had gradients that are not finite and '
+          'changed nothing',
+          skipped,
+          step,
+        )
+      if skipped > limit:
+        self._refuse(
+          f'{skipped} steps had gradients that are not finite (Trainer.'
+          f'max_skipped_steps = {limit})',
+          step,
+        )
+    loss = float(summary['loss'].value)
     if not math.isfinite(loss):
       self._refuse(f'The loss became {loss}', step)
     self._previous_loss = loss
@@ -163,10 +202,3 @@ class Loop:
     if mode in self._actions:
       stop = bool(multihost_utils.broadcast_one_to_all(jnp.array(stop)))
       self._trainer.stop_training |= stop
-
-
-@jax.jit
-def _all_finite(params) -> jax.Array:
-  return jnp.all(
-    jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)])
-  )

@@ -1,6 +1,7 @@
 """Trainers: the train and evaluation steps, and the loops over them."""
 
 import abc
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,30 @@ from t5x.metric_managers import MetricsManager
 
 Batch = Mapping[str, jax.Array]
 TrainState = train_state.TrainState
+SKIPPED_STEPS = metrics_lib.SKIPPED_STEPS
+
+
+@dataclasses.dataclass(frozen=True)
+class Unfinished:
+  """The part of a window of train steps before an interruption.
+
+  Attributes:
+    arrays: leaves of the metrics merged over its steps.
+    steps: how many these are.
+    seconds: how long they took.
+  """
+
+  arrays: list[np.ndarray]
+  steps: int
+  seconds: float
+
+
+@jax.jit
+def all_finite(tree: Any) -> jax.Array:
+  """Returns whether all numbers of all arrays are finite, bool[]."""
+  return jnp.all(
+    jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)])
+  )
 
 
 @jax.jit
@@ -43,6 +68,8 @@ class BaseTrainer(abc.ABC):
   Metrics are written by threads: use the trainer as a context manager, or call
   close().
   """
+
+  max_skipped_steps: int | None = None  # See Trainer.
 
   def __init__(
     self,
@@ -75,6 +102,10 @@ class BaseTrainer(abc.ABC):
     self._compiled_eval_steps = {}
     self._start_time = time.time()
     self.stop_training = False
+    # Of the step that is next: whether to stop before it, and what then was
+    # done of its window. A run that goes on there begins with that.
+    self.interrupted: Callable[[int], bool] = lambda step: False
+    self.unfinished: Unfinished | None = None
     step = int(train_state.step)
     self.train_metrics_manager = MetricsManager('train', summary_dir, step)
     self.eval_metrics_managers = {
@@ -108,8 +139,8 @@ class BaseTrainer(abc.ABC):
     batch_iter: Iterator[Batch],
     num_steps: int,
     start_step: int | None = None,
-  ) -> futures.Future:
-    """Takes `num_steps` steps.
+  ) -> futures.Future | None:
+    """Takes `num_steps` steps, the last of a window of metrics.
 
     Args:
       batch_iter: gives global batches.
@@ -117,24 +148,41 @@ class BaseTrainer(abc.ABC):
       start_step: the step of the train state, where the host knows it.
 
     Returns:
-      a future of the metrics over these steps, {name: clu value}.
+      a future of the metrics over the window, {name: clu value}; or None where
+      it was interrupted: then `unfinished` has what was done of it.
     """
     if start_step is None:
       start_step = int(self.train_state.step)
     train_step = self._compiled_train_step or self._partitioned_train_step
-    metrics = None
-    self.train_metrics_manager.start_duration_timer()
+    before, self.unfinished = self.unfinished, None
+    metrics, done = None, before.steps if before else 0
+    manager = self.train_metrics_manager
+    started = manager.start_duration_timer(before.seconds if before else 0.0)
     for step in range(start_step, start_step + num_steps):
+      if self.interrupted(step):
+        if metrics is None:
+          self.unfinished = before
+        else:
+          self.unfinished = Unfinished(
+            [np.asarray(x) for x in jax.tree.leaves(metrics)],
+            done + step - start_step,
+            time.time() - started,
+          )
+        return None
       with jax.profiler.StepTraceAnnotation('train', step_num=step):
         self.train_state, update = train_step(
           self.train_state, next(batch_iter)
         )
+        if step == start_step and before:
+          metrics = jax.tree.unflatten(
+            jax.tree.structure(update), before.arrays
+          )
         metrics = merge_metrics(metrics, update) if metrics else update
     metrics['timing/uptime'] = clu.metrics.LastValue.from_model_output(
       np.asarray([time.time() - self._start_time])
     )
-    return self.train_metrics_manager.write_metrics_summary(
-      metrics, start_step + num_steps, num_steps
+    return manager.write_metrics_summary(
+      metrics, start_step + num_steps, done + num_steps
     )
 
   def compile_train(self, batch: Batch) -> None:
@@ -324,12 +372,28 @@ def train_with_lr(
   model: models.BaseModel,
   num_microbatches: int | None,
   weight_metrics_computer: WeightMetricsComputer | None = None,
+  skip_nonfinite: bool = False,
 ):
-  """Takes one step; returns (train state, metrics)."""
+  """Takes one step; returns (train state, metrics).
+
+  With skip_nonfinite a step whose gradients are not all finite changes nothing
+  but the state's step, adds nothing to the model's metrics, and is counted in
+  SKIPPED_STEPS.
+  """
   grads, metrics = accumulate_grads_microbatched(
     model, train_state, batch, dropout_rng, num_microbatches
   )
   new_state = train_state.apply_gradient(grads, learning_rate=learning_rate)
+  if skip_nonfinite:
+    finite = all_finite(grads)
+
+    def where_finite(new, old):
+      return jax.tree.map(functools.partial(jnp.where, finite), new, old)
+
+    step = new_state.step
+    new_state = where_finite(new_state, train_state).replace_step(step)
+    metrics = where_finite(metrics, jax.tree.map(jnp.zeros_like, metrics))
+    metrics[SKIPPED_STEPS] = metrics_lib.Sum(1 - finite.astype(jnp.int32))
   rate = jnp.asarray([learning_rate])
   metrics['learning_rate'] = clu.metrics.Average.from_model_output(rate)
   metrics['learning_rate/current'] = clu.metrics.LastValue.from_model_output(
@@ -357,6 +421,7 @@ class Trainer(BaseTrainer):
     learning_rate_fn: schedules.LearningRateCallable,
     num_microbatches: int | None,
     weight_metrics_computer: WeightMetricsComputer | None = None,
+    max_skipped_steps: int | None = None,
   ):
     """As BaseTrainer, and:
 
@@ -372,7 +437,12 @@ class Trainer(BaseTrainer):
         only reported; they have their own.
       num_microbatches: parts that each batch is divided into, or None.
       weight_metrics_computer: adds norms of the weights, or None.
+      max_skipped_steps: how many steps of a window of metrics may be passed
+        over because their gradients are not finite. None, as T5X's trainer:
+        every step is taken, and the run stops once its loss is not finite.
     """
+    self.max_skipped_steps = max_skipped_steps
+    self._step_options = {'skip_nonfinite': max_skipped_steps is not None}
     self._learning_rate_fn = learning_rate_fn
     self._num_microbatches = num_microbatches
     self._weight_metrics_computer = weight_metrics_computer
@@ -397,6 +467,7 @@ class Trainer(BaseTrainer):
         model=self._model,
         num_microbatches=self._num_microbatches,
         weight_metrics_computer=self._weight_metrics_computer,
+        **self._step_options,
       )
 
     return self._partitioner.partition(

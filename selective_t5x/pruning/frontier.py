@@ -13,7 +13,7 @@ BATCH_SIZE. Started again, the same command keeps what it has.
 
 Writes frontier.json, frontier.txt, frontier.md, frontier.png and run.json.
 
-Exit codes: 0 done; 2 something given is wrong.
+Exit codes: 0 done; 2 something given is wrong; 75 stopped by SIGTERM.
 """
 
 import os
@@ -149,6 +149,7 @@ def searched(folder: str) -> dict[str, Any]:
   if not file.exists():
     raise UserError(f'--search={folder}: no {search.STATE_FILE} in it')
   state = results.read_json(file)
+  search.check_state(file, state)
   if not state['finished']:
     raise UserError(
       f'--search={folder}: not finished; the command that began it goes on'

@@ -14,7 +14,7 @@ BATCH_SIZE. Killed at any moment and started again, it goes on.
 Writes budgets.gin, which eval, infer and decoding take after the run's
 config.gin, search.json, every cut with its losses, and run.json.
 
-Exit codes: 0 done; 2 something given is wrong.
+Exit codes: 0 done; 2 something given is wrong; 75 stopped by SIGTERM.
 """
 
 import math
@@ -93,6 +93,8 @@ def search(
     'report_batches': report_batches,
   }
   state = read_state(file, settings)
+  if state:
+    check_state(file, state)
   if state and state['finished']:
     return state
   every = run.batches(tuning_batches + report_batches)
@@ -174,6 +176,8 @@ def read_state(file: pathlib.Path, settings: dict) -> dict[str, Any] | None:
   if not file.exists():
     return None
   state = results.read_json(file)
+  if not isinstance(state, dict) or not isinstance(state.get('settings'), dict):
+    raise UserError(f'{file}: has no settings; move it away to begin anew')
   changed = [k for k in settings if state['settings'].get(k) != settings[k]]
   if changed:
     shown = '; '.join(
@@ -184,6 +188,27 @@ def read_state(file: pathlib.Path, settings: dict) -> dict[str, Any] | None:
       f'{file}: is of other settings: {shown}; give another --output_dir'
     )
   return state
+
+
+def check_state(file: pathlib.Path, state: Any) -> None:
+  """Raises UserError where search.json is not what a search has written."""
+
+  def is_number(value):
+    return isinstance(value, int | float)
+
+  try:
+    losses_told = ['tuning_loss', *['report_loss'] * state['finished']]
+    whole = is_number(state['goal']) and all(
+      all(map(is_number, point['budgets']))
+      and all(is_number(point[k]) for k in ('memory_factor', *losses_told))
+      for point in state['path']
+    )
+  except (KeyError, TypeError):
+    whole = False
+  if not whole or not state['path']:
+    raise UserError(
+      f'{file}: is not what a search writes; move it away to begin anew'
+    )
 
 
 def budgets_gin(state: dict[str, Any], run: trained.Trained) -> str:

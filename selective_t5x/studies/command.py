@@ -29,6 +29,7 @@ def parse(
     UserError: a flag is unknown or has a value it cannot have.
   """
   made = compare.parser(f'selective_t5x.studies.{name}', description)
+  compare.add_jobs_flag(made)
   made.set_defaults(output_dir=f'results/{name}')
   counts = {'seeds': (3, 'seeds a variant'), **counts}
   for flag, (default, text) in counts.items():

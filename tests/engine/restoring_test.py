@@ -109,7 +109,8 @@ def test_what_an_extension_adds_is_from_scratch(saved, partitioner):
     init_rng=jax.random.PRNGKey(9),
   )
   old = set(_flat(state))
-  _assert_equal(restored, state, old)
+  # The fixture's checkpoint says another step than its state.
+  _assert_equal(restored, state, old - {'state/step'})
   new = set(_flat(restored)) - old
   # Three parameters of a layer, with two moments each.
   assert len(new) == 9 and all('/extension/' in name for name in new)

@@ -16,7 +16,8 @@ def test_curves_of_a_run_and_of_a_search(
   search = tmp_path / 'tuned'
   search.mkdir()
   point = {'budgets': [8, 2], 'memory_factor': 3.5, 'report_loss': 1.25}
-  state = {'finished': True, 'path': [point]}
+  point['tuning_loss'] = 1.2
+  state = {'finished': True, 'goal': 1.5, 'path': [point]}
   (search / 'search.json').write_text(json.dumps(state))
   out = tmp_path / 'out'
   flags = [

@@ -1,0 +1,54 @@
+"""Checksums of a checkpoint: nothing else would notice a flipped bit.
+
+checksums.json in checkpoint_N has the size and CRC-32 of every file of its
+items. It is written before Orbax moves the checkpoint to its final place, so
+there is none without it, those of the real T5X and of older versions apart.
+"""
+
+import json
+import pathlib
+import zlib
+
+FILE = 'checksums.json'
+# Rewritten by Orbax when it moves the checkpoint.
+_NOT_OURS = 'commit_success.txt'
+_CHUNK = 1 << 22
+
+
+def write(folder: pathlib.Path) -> None:
+  """Writes the checksums of a local checkpoint."""
+  sums = {
+    file.relative_to(folder).as_posix(): _checksum(file)
+    for file in sorted(folder.glob('*/**/*'))
+    if file.is_file() and file.name != _NOT_OURS
+  }
+  (folder / FILE).write_text(json.dumps(sums, indent=0) + '\n')
+
+
+def problem(folder: pathlib.Path) -> str:
+  """Returns what is wrong with a checkpoint, '' if nothing or not known."""
+  if not (folder / FILE).exists():
+    return ''
+  try:
+    sums = json.loads((folder / FILE).read_text())
+    for name, saved in sums.items():
+      file = folder / name
+      if not file.exists():
+        return f'{name} is missing'
+      size = file.stat().st_size
+      if size != saved[0]:
+        return f'{name} has {size} bytes in place of {saved[0]}'
+      if _checksum(file) != saved:
+        return f'{name} has another checksum than when it was saved'
+  except (OSError, ValueError, AttributeError) as error:
+    return f'{FILE}: {error}'
+  return ''
+
+
+def _checksum(file: pathlib.Path) -> list[int]:
+  """Returns [bytes, CRC-32]."""
+  size = total = 0
+  with file.open('rb') as opened:
+    while chunk := opened.read(_CHUNK):
+      size, total = size + len(chunk), zlib.crc32(chunk, total)
+  return [size, total]

@@ -1,0 +1,53 @@
+import errno
+
+import pytest
+
+from selective_t5x import failures
+from selective_t5x.errors import RunError, UserError
+
+
+@pytest.mark.parametrize(
+  'error, line',
+  [
+    (
+      UserError("no such\n task\n  In call to configurable 'x'"),
+      'no such task',
+    ),
+    (RunError('the training data is gone'), 'the training data is gone'),
+    (ValueError('a mistake of ours'), ''),
+  ],
+)
+def test_what_users_can_mend_is_one_line(error, line):
+  assert failures.one_line(error) == line
+
+
+@pytest.mark.parametrize(
+  'cause',
+  [
+    OSError(errno.ENOSPC, 'No space left on device', '/results/x'),
+    OSError(errno.EFBIG, 'File too large'),
+    # TensorStore and TensorFlow raise their own types.
+    ValueError(
+      'RESOURCE_EXHAUSTED: Error writing "x": No space left on device'
+    ),
+  ],
+)
+def test_a_full_disk_is_known_however_deep_it_is(cause):
+  try:
+    try:
+      raise cause
+    except Exception as error:
+      raise RuntimeError('the save failed\nwith many lines') from error
+  except RuntimeError as error:
+    line = failures.one_line(error)
+  assert line.startswith('the disk is full (') and '\n' not in line
+
+
+def test_a_mistake_behind_another_error_is_not_hidden():
+  try:
+    try:
+      raise UserError('no such task')
+    except UserError:
+      raise KeyError('ours')  # noqa: B904
+  except KeyError as error:
+    assert failures.one_line(error) == ''
