@@ -16,7 +16,8 @@ from selective_t5x.topologies import Chip
 ASSUMPTIONS = (
   'peak rates of the chip, everything overlaps',
   'collectives go around a ring on one axis of the torus, both ways',
-  'a loop whose length XLA does not know counts once: one token of decoding',
+  'a loop counts once, as XLA counts it: one token of decoding, one block of '
+  'blocked attention',
   "bytes are XLA's count of what each operation reads and writes; kernels "
   'say theirs',
 )
