@@ -35,6 +35,7 @@ from selective_t5x import (
   config_files,
   entry_points,
   failures,
+  processes,
   topologies,
 )
 from selective_t5x.errors import (
@@ -69,6 +70,7 @@ def define_flags() -> None:
   flags.DEFINE_list(
     'seqio_additional_cache_dirs', [], 'More folders of cached seqio tasks.'
   )
+  processes.define_flags()
   flags.DEFINE_bool(
     'accept_config_change',
     False,
@@ -173,6 +175,7 @@ def search_paths() -> list[str]:
 def main(argv: list[str]) -> None:
   """Checks the configuration, then runs what --run_mode says."""
   del argv
+  processes.check(FLAGS)
   paths = search_paths()
   config = config_check.load(FLAGS.gin_file, FLAGS.gin_bindings, paths)
   config_check.check(config)
@@ -184,6 +187,8 @@ def main(argv: list[str]) -> None:
   startup.import_tensorflow()
   import gin
   import jax
+
+  processes.connect(FLAGS)
 
   # Before any gin file imports the t5 package's tasks: their vocabulary.
   importlib.import_module('selective_t5x.tasks')
@@ -282,10 +287,10 @@ if __name__ == '__main__':
       'interrupted; the same command goes on from the last checkpoint',
       file=sys.stderr,
     )
-    sys.exit(130)
+    processes.leave(130)
   except Exception as error:
     line = failures.one_line(error)
     if not line:
-      raise
+      processes.fail()
     print(f'error: {line}', file=sys.stderr)
-    sys.exit(2 if isinstance(error, UserError) else 1)
+    processes.leave(2 if isinstance(error, UserError) else 1)

@@ -1,0 +1,109 @@
+"""Several processes that train one model: JAX's multi-controller runtime.
+
+Each has its own devices, reads its own share of every batch, and runs the same
+program; one of them, process 0, coordinates and writes what is written once.
+"""
+
+import os
+import sys
+import traceback
+from typing import NoReturn
+
+from absl import flags
+
+from selective_t5x.errors import UserError
+
+_NAMED = ('coordinator_address', 'process_count', 'process_index')
+
+
+def define_flags() -> None:
+  """Defines the flags; those of T5X have its names."""
+  flags.DEFINE_bool(
+    'multiprocess',
+    False,
+    'Train with all processes of a TPU slice, a GKE job or a SLURM job, which '
+    'JAX finds by itself; elsewhere give the three flags below to each.',
+  )
+  flags.DEFINE_string(
+    'coordinator_address', None, 'HOST:PORT where process 0 listens.'
+  )
+  flags.DEFINE_integer('process_count', None, 'How many processes there are.')
+  flags.DEFINE_integer('process_index', None, 'Which of them this is, from 0.')
+  flags.DEFINE_integer(
+    'heartbeat_seconds',
+    100,
+    'After how long without a sign of life of one process the others end.',
+  )
+
+
+def check(values: flags.FlagValues) -> None:
+  """Raises UserError for flags that do not fit together."""
+  given = [name for name in _NAMED if values[name].value is not None]
+  if given and len(given) < len(_NAMED):
+    missing = next(name for name in _NAMED if name not in given)
+    raise UserError(
+      f'--{given[0]} without --{missing}: expected all of '
+      f'{", ".join(f"--{name}" for name in _NAMED)}, or --multiprocess alone'
+    )
+  if given and values.multiprocess:
+    raise UserError(
+      f'--multiprocess finds the processes itself, but --{given[0]} names them'
+    )
+  if not given:
+    return
+  count, index = values.process_count, values.process_index
+  if count < 1:
+    raise UserError(f'--process_count={count}: expected 1 or more')
+  if not 0 <= index < count:
+    raise UserError(
+      f'--process_index={index}: expected 0 to {count - 1}, there are {count}'
+    )
+  host, colon, port = values.coordinator_address.rpartition(':')
+  if not (host and colon and port.isdigit()):
+    raise UserError(
+      f'--coordinator_address={values.coordinator_address}: expected HOST:PORT'
+    )
+
+
+def connect(values: flags.FlagValues) -> None:
+  """Joins the other processes, if the flags say that there are any.
+
+  Call it before JAX looks for devices.
+
+  Raises:
+    UserError: nothing here says where the others are, or they do not come.
+  """
+  if not (values.multiprocess or values.coordinator_address):
+    return
+  import jax
+
+  try:
+    jax.distributed.initialize(
+      values.coordinator_address,
+      values.process_count,
+      values.process_index,
+      heartbeat_timeout_seconds=values.heartbeat_seconds,
+    )
+  except (ValueError, RuntimeError) as error:
+    raise UserError(
+      f'the processes do not find each other: {str(error).splitlines()[0]}'
+    ) from error
+
+
+def leave(code: int) -> NoReturn:
+  """Ends this process with an exit code; of several that fail, at once.
+
+  An ordinary exit waits for the others, who may wait for this one.
+  """
+  jax = sys.modules.get('jax')
+  if code and jax and jax.distributed.is_initialized():
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+  sys.exit(code)
+
+
+def fail() -> NoReturn:
+  """Ends this process with the traceback of the exception being handled."""
+  traceback.print_exc()
+  leave(1)
