@@ -48,6 +48,9 @@ def start(
   args: Sequence[str],
   log: str | os.PathLike,
   max_file_bytes: int | None = None,
+  *,
+  errors: str | os.PathLike | None = None,
+  folder: str | os.PathLike | None = None,
 ) -> int:
   """Runs `python -m module args` in a forked process, and returns its id.
 
@@ -56,6 +59,8 @@ def start(
     args: its arguments.
     log: where its stdout and stderr go, written anew.
     max_file_bytes: RLIMIT_FSIZE of the process, a disk that is full.
+    errors: where its stderr goes, if not into the log.
+    folder: where it runs, if not here.
   """
   sys.stdout.flush()
   sys.stderr.flush()
@@ -65,9 +70,13 @@ def start(
   code = 1
   try:
     os.setsid()
-    file = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+    new = os.O_CREAT | os.O_WRONLY | os.O_TRUNC
+    file = os.open(log, new, 0o600)
     os.dup2(file, 1)
-    os.dup2(file, 2)
+    os.dup2(os.open(errors, new, 0o600) if errors else file, 2)
+    if folder:
+      os.chdir(folder)
+      sys.path[0] = os.getcwd()  # As of `python -m`.
     if max_file_bytes:
       limits = (max_file_bytes, resource.RLIM_INFINITY)
       resource.setrlimit(resource.RLIMIT_FSIZE, limits)

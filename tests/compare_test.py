@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from selective_t5x import compare
+from selective_t5x import compare, errors
 from selective_t5x.cell_runs import CellError
 from selective_t5x.errors import UserError
 from tests import fake_training
@@ -99,7 +99,8 @@ def test_killed_and_started_again_it_gives_the_same_figures(setting, how):
     time.sleep(0.05)
   process.send_signal(how)
   process.communicate()
-  assert process.returncode == (-how if how == signal.SIGKILL else 128 + how)
+  code = -how if how == signal.SIGKILL else errors.INTERRUPTED
+  assert process.returncode == code
   assert not (setting['output_dir'] / 'comparison.json').exists()
   if how == signal.SIGTERM:  # The runs in progress were ended with it.
     assert all(len(train.read_text().splitlines()) < 4 for train in both)

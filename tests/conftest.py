@@ -20,6 +20,7 @@ os.environ.setdefault(
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
 import selective_t5x  # noqa: F401
+from tests.commands import Commands
 
 
 @pytest.fixture(scope='session', autouse=True)
@@ -30,6 +31,14 @@ def _vocabulary_cache(tmp_path_factory):
   """
   if 'SELECTIVE_T5X_CACHE' not in os.environ:
     os.environ['SELECTIVE_T5X_CACHE'] = str(tmp_path_factory.mktemp('cache'))
+
+
+@pytest.fixture(scope='session')
+def commands():
+  """Runs commands of the suite without their imports, see tests/commands.py."""
+  made = Commands()
+  yield made
+  made.close()
 
 
 @pytest.fixture(scope='session')

@@ -61,7 +61,7 @@ def run(model, **kwargs):
 
 def decode(model):
   """Feeds the tokens after a prompt of 4, of whose rows nonsense follows."""
-  prompt = jnp.where(jnp.arange(LENGTH) < 4, TOKENS, 3)
+  prompt = jnp.asarray(np.where(np.arange(LENGTH) < 4, TOKENS, 3))
   lengths = jnp.full(BATCH, 4)
 
   @compiled

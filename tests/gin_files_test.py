@@ -149,14 +149,9 @@ for path in {FILES!r}:
     ),
   ],
 )
-def test_whole_configurations_pass_the_command_lines_checks(args, tmp_path):
-  run = subprocess.run(
-    [sys.executable, '-m', 'selective_t5x.main', *args, '--dry_run'],
-    cwd=tmp_path,
-    capture_output=True,
-    text=True,
-    check=False,
-    env=os.environ,
-  )
+def test_whole_configurations_pass_the_command_lines_checks(
+  args, commands, tmp_path
+):
+  run = commands.run('selective_t5x.main', [*args, '--dry_run'], tmp_path)
   assert run.returncode == 0, run.stderr[-3000:]
   assert not os.listdir(tmp_path)

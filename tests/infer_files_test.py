@@ -1,8 +1,6 @@
 """From training to fine-tuning to a file of scores, by the command line."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -14,17 +12,8 @@ EXPERIMENT = '--gin_file=gin/experiments/wikipedia_sample_lm.gin'
 
 
 @pytest.fixture
-def command(tmp_path):
-  def command(*args):
-    return subprocess.run(
-      [sys.executable, '-m', 'selective_t5x.main', *args],
-      cwd=tmp_path,
-      capture_output=True,
-      text=True,
-      check=False,
-    )
-
-  return command
+def command(commands, tmp_path):
+  return lambda *args: commands.run('selective_t5x.main', args, tmp_path)
 
 
 @pytest.mark.slow

@@ -23,10 +23,12 @@ HEAVY = {'jax', 'numpy', 't5x', 'tensorflow', 'seqio'}
 
 
 @pytest.fixture
-def command(tmp_path):
+def command(commands, tmp_path):
   """Runs the command line in an empty folder."""
 
-  def command(*args, python_args=()):
+  def command(*args, python_args=None):
+    if python_args is None:
+      return commands.run('selective_t5x.main', args, tmp_path)
     return subprocess.run(
       [sys.executable, *python_args, '-m', 'selective_t5x.main', *args],
       cwd=tmp_path,

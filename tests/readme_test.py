@@ -44,16 +44,12 @@ def folder(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('command', COMMANDS)
-def test_commands_run(command, folder):
+def test_commands_run(command, commands, folder):
   if 'selective_t5x.compare' in command:
     command = command.replace('--seeds=3', '--seeds=1')
-  run = subprocess.run(
-    [sys.executable, *_tiny(command)],
-    cwd=folder,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  dash_m, module, *args = _tiny(command)
+  assert dash_m == '-m'
+  run = commands.run(module, args, folder)
   assert run.returncode == 0, run.stderr[-3000:]
 
 

@@ -1,8 +1,6 @@
 """Fine-tuning on the t5 package's tasks, with their own metrics."""
 
 import json
-import subprocess
-import sys
 
 import gin
 import numpy as np
@@ -166,19 +164,10 @@ def test_glue_and_summaries_reach_the_model_and_their_metrics(
   assert shapes['decoder_target_tokens'] == (32,)
 
 
-def _command(folder, run_mode, *args):
-  return subprocess.run(
-    [
-      sys.executable,
-      '-m',
-      'selective_t5x.main',
-      f'--run_mode={run_mode}',
-      *args,
-    ],
-    cwd=folder,
-    capture_output=True,
-    text=True,
-    check=False,
+@pytest.fixture
+def command(commands, tmp_path):
+  return lambda run_mode, *args: commands.run(
+    'selective_t5x.main', (f'--run_mode={run_mode}', *args), tmp_path
   )
 
 
@@ -191,11 +180,10 @@ def _metrics(folder, task, step):
 
 
 @pytest.mark.slow
-def test_squad_then_translation_into_selection(data, pieces, tmp_path):
+def test_squad_then_translation_into_selection(data, pieces, command, tmp_path):
   tfds_dir = f'--tfds_data_dir={data}'
   # From scratch, evaluated on the way.
-  run = _command(
-    tmp_path,
+  run = command(
     'train',
     '--gin_file=gin/experiments/t5_squad.gin',
     *TINY,
@@ -212,8 +200,7 @@ def test_squad_then_translation_into_selection(data, pieces, tmp_path):
   assert all(isinstance(entry['prediction'], str) for entry in entries)
   assert entries[0]['input']['inputs_pretokenized'].startswith('question: ')
 
-  run = _command(
-    tmp_path,
+  run = command(
     'train',
     '--gin_file=gin/experiments/t5_wmt_ende.gin',
     '--gin_file=gin/attention/selective.gin',
@@ -299,9 +286,8 @@ def test_choices_that_do_not_suit_them(binding, message):
 
 
 @pytest.mark.slow
-def test_without_the_data_one_line_says_so(pieces, tmp_path):
-  run = _command(
-    tmp_path,
+def test_without_the_data_one_line_says_so(pieces, command):
+  run = command(
     'train',
     '--gin_file=gin/experiments/t5_squad.gin',
     *TINY,

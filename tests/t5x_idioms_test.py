@@ -1,8 +1,5 @@
 """What T5X's guides show works with our run files, by the command line."""
 
-import subprocess
-import sys
-
 import pytest
 
 TINY = ('--gin_file=gin/test/tiny.gin', '--gin.TRAIN_STEPS=2')
@@ -38,21 +35,10 @@ decoding.temperature_sample:
 
 
 @pytest.fixture
-def command(tmp_path):
+def command(commands, tmp_path):
   def command(run_mode, *args):
-    run = subprocess.run(
-      [
-        sys.executable,
-        '-m',
-        'selective_t5x.main',
-        f'--run_mode={run_mode}',
-        *args,
-      ],
-      cwd=tmp_path,
-      capture_output=True,
-      text=True,
-      check=False,
-    )
+    args = (f'--run_mode={run_mode}', *args)
+    run = commands.run('selective_t5x.main', args, tmp_path)
     assert run.returncode == 0, run.stderr[-3000:]
     return run
 
