@@ -187,6 +187,8 @@ def launches(
   for number, run in enumerate(all_runs, 1):
     own_name = name if len(all_runs) == 1 else f'{name}-{number}'
     command = ('python', '-m', _MODULE, *run.args)
+    if part.hosts > 1:
+      command += ('--multiprocess',)
     if executor == 'gke':
       manifest = jobset.manifest(
         own_name,

@@ -282,3 +282,14 @@ def test_xmanager_launches(tools, executor):
       ]
   else:
     assert words[0][:2] == ['apply', '--namespace=default']
+
+
+@pytest.mark.parametrize(
+  ('tpu', 'several'), [('v4-128', True), ('v4-8', False)]
+)
+def test_the_processes_of_several_hosts_look_for_each_other(tpu, several):
+  runs = launch.runs('train', ['a.gin'], {}, [{}])
+  (found,) = launch.launches(
+    runs, 'gke', python='python', tpu=tpu, image='image', name='one'
+  )
+  assert ('--multiprocess' in found.text()) == several
