@@ -11,7 +11,6 @@ import pytest
 
 STEPS = 12
 EXPERIMENTS = {
-  'variable_assignment': (),
   # Shuffled, packed text; bytes need no training of a vocabulary.
   'wikipedia_sample_lm': ("--gin.vocabularies.Choice.kind='bytes'",),
 }
