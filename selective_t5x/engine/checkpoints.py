@@ -132,7 +132,8 @@ class _WindowHandler(ocp.CheckpointHandler):
         np.savez(file, *args.arrays)
 
   def restore(self, directory: epath.Path, args: '_WindowArgs'):
-    raise NotImplementedError('restore_window reads it')
+    del args
+    return _read_window(directory)
 
 
 @ocp.args.register_with_handler(_WindowHandler, for_save=True, for_restore=True)
@@ -303,7 +304,11 @@ class OrbaxReader:
 
 def restore_window(path: str) -> list[np.ndarray]:
   """Returns the arrays of the window that was not finished, or none."""
-  file = epath.Path(path) / 'window' / _WINDOW_FILE
+  return _read_window(epath.Path(path) / 'window')
+
+
+def _read_window(folder: epath.Path) -> list[np.ndarray]:
+  file = folder / _WINDOW_FILE
   if not file.exists():
     return []
   with file.open('rb') as opened, np.load(opened, allow_pickle=False) as saved:
