@@ -92,7 +92,7 @@ def test_a_fast_study(fake, tmp_path, capsys):
   figures = json.loads(said.splitlines()[-1])
   assert figures == json.loads((out / 'fast.json').read_text())['claims']
   verdicts = {name: of['verdict'] for name, of in figures.items()}
-  # The fake's selective accuracies are 1, 0.98 and 0.96, and lower on the other.
+  # The fake has accuracies of 1, 0.98 and 0.96; lower ones on the other task.
   assert verdicts == {
     'variable_assignment': UNDECIDED,
     'variable_assignment_ood': NOT_REPRODUCED,
