@@ -119,6 +119,7 @@ _LM = 'wikipedia_sample_lm'
 _LM_EXPERIMENT = 'language_modelling'
 _LM_FAST = 'language_modelling_250_steps'
 _PAPER = 'arXiv 2410.02703'
+_REVIEWS = f'{_PAPER}, asked in its reviews'
 _SSA = 'arXiv 2411.12892'
 _C4 = 'gin/experiments/c4_lm.gin'
 _C4_PRUNING = 'gin/experiments/c4_pruning.gin'
@@ -194,7 +195,7 @@ CLAIMS = {
   'memory_of_rivals': Claim(
     "at the baseline's loss it is smaller than H2O, TOVA and a window make "
     "the baseline's own",
-    f'{_PAPER}, section 4',
+    _REVIEWS,
     PRUNING,
     Smaller('at_baseline_loss', 'selective', tuple(pruning.RIVALS)),
     _C4_PRUNING,
@@ -228,25 +229,25 @@ CLAIMS = {
   ),
   'selection_per_head': _lm(
     'each head selecting for itself is better than one for all',
-    'a public reproduction',
+    'github.com/andrew-healey/context-compression',
     Lower(_LM, 'selective_per_head', 'selective'),
   ),
   **{
     f'without_{name}': _lm(
-      f'selection is better {what}',
+      f'selection is better for its constraint: {what}',
       f'{_PAPER}, section 3',
       Lower(_LM, 'selective', f'selective_{variant}'),
     )
     for name, variant, what in (
-      ('relu', 'no_relu', 'with negative logits set to zero'),
-      ('bos', 'masks_bos', 'where the first token is never masked'),
-      ('self', 'masks_self', 'where no token masks itself'),
+      ('relu', 'no_relu', 'negative logits mask nothing'),
+      ('bos', 'masks_bos', 'the first token is never masked'),
+      ('self', 'masks_self', 'no token masks itself'),
     )
   },
   **{
     f'against_{name}': _lm(
       f'a selective model is better than {what}',
-      f'{_PAPER}, its comparison of sparse attention',
+      _REVIEWS,
       Lower(_LM, 'selective', name),
     )
     for name, what in (

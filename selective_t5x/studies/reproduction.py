@@ -95,7 +95,9 @@ class Study:
     if name is None:
       return None
     if name == TOKEN_TRANSITION:
-      return token_transition.measure_all()
+      found = token_transition.measure_all()
+      results.write_json(self._folder / f'{name}.json', found)
+      return found
     if name == PRUNING:
       self.figures(PRUNED)
       return [

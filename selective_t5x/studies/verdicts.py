@@ -279,9 +279,10 @@ class LowerWithTemperatures(Rule):
     )
     return Verdict(
       verdict,
-      f'{self.measure} SSA - plain, '
+      f'{self.measure} SSA - plain, head of '
       + ', '.join(
-        f'{name}: {_with_interval(d)}' for name, d in differences.items()
+        f'{name.replace("_", " ")}: {_with_interval(d)}'
+        for name, d in differences.items()
       ),
       {
         f'{name}_{key}': d[of]
