@@ -124,7 +124,8 @@ def main(argv: Sequence[str]) -> None:
   folder = pathlib.Path(args.output_dir)
   results.write_run_record(folder, run_mode='study', seed=None)
   name = 'fast' if args.fast else 'study'
-  verdicts, failures = {}, []
+  verdicts: dict[str, Verdict] = {}
+  failures = []
   for experiment in dict.fromkeys(c.experiment for c in claims.values()):
     try:
       figures = study.figures(experiment)
@@ -135,17 +136,17 @@ def main(argv: Sequence[str]) -> None:
     for claim in (n for n, c in claims.items() if c.experiment == experiment):
       verdicts[claim] = verdict = claims[claim].rule.judge(figures)
       print(f'{claim}: {verdict.verdict}; {verdict.text}', flush=True)
-    said = {n: verdicts[n] for n in claims if n in verdicts}
+    verdicts = {n: verdicts[n] for n in claims if n in verdicts}  # In order.
     results.write_json(
       folder / f'{name}.json',
       {
         'command': compare.command_line(),
         'seeds': args.seeds,
         'minutes': (time.monotonic() - started) / 60,
-        'claims': summary(said),
+        'claims': summary(verdicts),
       },
     )
-    (folder / f'{name}.md').write_text(as_markdown(claims, said), 'utf-8')
+    (folder / f'{name}.md').write_text(as_markdown(claims, verdicts), 'utf-8')
   if args.keep:
     keep(folder, pathlib.Path(args.keep))
   if failures:
@@ -215,9 +216,7 @@ def _add_flags(made: argparse.ArgumentParser) -> None:
     action='store_true',
     help='a part of the claims; language models of 250 steps',
   )
-  made.add_argument(
-    '--claims', metavar='NAME,NAME', help='these claims alone, in this order'
-  )
+  made.add_argument('--claims', metavar='NAME,NAME', help='these claims alone')
   made.add_argument(
     '--keep',
     metavar='DIR',
