@@ -10,7 +10,6 @@ import pathlib
 import re
 
 from selective_t5x.studies import reproduction
-from selective_t5x.studies.claims import CLAIMS
 
 DOCS = pathlib.Path(__file__).resolve().parent.parent / 'docs'
 PAGE = DOCS / 'reproduction.md'
@@ -26,6 +25,9 @@ FIGURES = {
   'language_modelling': (
     'study/language_modelling/comparison.json',
     'pruning/comparison.json',
+  ),
+  'language_modelling_250_steps': (
+    'fast/language_modelling_250_steps/comparison.json',
   ),
   'pruning': ('pruning/pruning.json',),
   't5_span_corruption': (
@@ -45,10 +47,10 @@ def kept(experiment):
   return None
 
 
-def verdicts():
-  """Returns the verdicts of all claims that the kept figures decide."""
+def verdicts(claims):
+  """Returns the verdicts of the claims that the kept figures decide."""
   found = {}
-  for name, claim in CLAIMS.items():
+  for name, claim in claims.items():
     figures = kept(claim.experiment)
     needed = set(claim.rule.variants)
     if claim.experiment is None or (
@@ -60,11 +62,9 @@ def verdicts():
 
 def with_tables(page):
   """Returns the page with the tables that the kept figures give."""
-  fast = STUDIES / 'fast' / 'fast.md'
-  for name, table in (
-    ('verdicts', reproduction.as_markdown(CLAIMS, verdicts())),
-    ('fast', fast.read_text() if fast.exists() else 'Not run yet.\n'),
-  ):
+  for name, fast in (('verdicts', False), ('fast', True)):
+    claims = reproduction.choose(fast)
+    table = reproduction.as_markdown(claims, verdicts(claims))
     start, end = f'<!-- {name} -->\n\n', f'\n<!-- end of {name} -->'
     before, rest = page.split(start)
     page = before + start + table + end + rest.split(end)[1]
@@ -72,7 +72,8 @@ def with_tables(page):
 
 
 def test_the_tables_are_those_of_the_kept_figures():
-  assert {'memory_loss', 'downstream_tasks'} <= verdicts().keys()
+  found = verdicts(reproduction.choose(fast=False))
+  assert {'memory_loss', 'downstream_tasks'} <= found.keys()
   page = PAGE.read_text()
   assert page == with_tables(page)
 

@@ -115,7 +115,7 @@ def main(argv: Sequence[str]) -> None:
   """Runs `python -m selective_t5x.studies.reproduction`."""
   args, bindings = command.parse(NAME, __doc__, argv, _add_flags)
   started = time.monotonic()
-  claims = _claims(args.fast, args.claims)
+  claims = choose(args.fast, args.claims)
   study = Study(claims, args, bindings)
   if args.dry_run:
     for name, runs in study.runs.items():
@@ -154,6 +154,29 @@ def main(argv: Sequence[str]) -> None:
   minutes = (time.monotonic() - started) / 60
   print(f'{folder / name}.md is a table of this. Took {minutes:.1f} minutes.')
   print(json.dumps(summary(verdicts)))
+
+
+def choose(fast: bool, names: str | None = None) -> dict[str, Claim]:
+  """Returns the claims to decide, their experiments those of the mode.
+
+  Args:
+    fast: for `make study-fast`.
+    names: of claims, with commas; None for all.
+
+  Raises:
+    UserError: there is no such claim.
+  """
+  known = {
+    name: dataclasses.replace(claim, experiment=claim.fast) if fast else claim
+    for name, claim in CLAIMS.items()
+    if claim.fast or not fast
+  }
+  if names is None:
+    return known
+  for name in names.split(','):
+    if name not in known:
+      raise UserError(f'--claims: no claim {name!r}{did_you_mean(name, known)}')
+  return {name: known[name] for name in names.split(',')}
 
 
 def summary(verdicts: Mapping[str, Verdict]) -> dict[str, Any]:
@@ -222,25 +245,6 @@ def _add_flags(made: argparse.ArgumentParser) -> None:
     metavar='DIR',
     help='at the end, copy all small files there: no checkpoints, no logs',
   )
-
-
-def _claims(fast: bool, names: str | None) -> dict[str, Claim]:
-  """Returns the claims to decide, their experiments those of the mode.
-
-  Raises:
-    UserError: there is no such claim.
-  """
-  known = {
-    name: dataclasses.replace(claim, experiment=claim.fast) if fast else claim
-    for name, claim in CLAIMS.items()
-    if claim.fast or not fast
-  }
-  if names is None:
-    return known
-  for name in names.split(','):
-    if name not in known:
-      raise UserError(f'--claims: no claim {name!r}{did_you_mean(name, known)}')
-  return {name: known[name] for name in names.split(',')}
 
 
 if __name__ == '__main__':

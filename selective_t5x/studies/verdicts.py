@@ -1,7 +1,7 @@
 """Rules that say, by numbers alone, whether a claim was reproduced.
 
-A rule is declared before its numbers exist, and each can say yes, no and
-undecided. With fewer than three seeds none says anything but undecided.
+Each rule can say yes, no and undecided. With fewer than three seeds none says
+anything but undecided.
 """
 
 import abc
