@@ -9,7 +9,8 @@ the context length, and the one whose cut raises the loss least is cut, until
 the loss would pass the target. Batches of the evaluation split are for the
 search; those that follow them are for the report. --gin_file names the policy
 (gin/pruning/), --gin.KEY=VALUE changes the run's own configuration, e.g.
-BATCH_SIZE. Killed at any moment and started again, it goes on.
+BATCH_SIZE. Killed at any moment and started again, it goes on; a second search
+in its folder is refused.
 
 Writes budgets.gin, which eval, infer and decoding take after the run's
 config.gin, search.json, every cut with its losses, and run.json.
@@ -25,7 +26,7 @@ from typing import Any
 
 import tqdm
 
-from selective_t5x import compare, network, results, trained
+from selective_t5x import compare, network, results, run_lock, trained
 from selective_t5x.errors import UserError, did_you_mean
 from selective_t5x.pruning import greedy, losses
 from selective_t5x.pruning.config import Pruning
@@ -327,20 +328,21 @@ def main(argv: Sequence[str]) -> None:
       steps = greedy.budget_steps(args.steps, run.length)
       print(f'{pruning.policy}, {layers} layers, each of the budgets {steps}')
       return
-    state = search(
-      run,
-      pruning.policy,
-      output_dir=args.output_dir,
-      target_loss=target,
-      tolerance=args.tolerance,
-      steps=args.steps,
-      uniform=args.uniform,
-      tuning_batches=args.tuning_batches,
-      report_batches=args.report_batches,
-    )
-    file = pathlib.Path(args.output_dir) / BUDGETS_FILE
-    file.write_text(budgets_gin(state, run))
-    results.write_run_record(args.output_dir, run_mode='search', seed=None)
+    with run_lock.held(args.output_dir):
+      state = search(
+        run,
+        pruning.policy,
+        output_dir=args.output_dir,
+        target_loss=target,
+        tolerance=args.tolerance,
+        steps=args.steps,
+        uniform=args.uniform,
+        tuning_batches=args.tuning_batches,
+        report_batches=args.report_batches,
+      )
+      file = pathlib.Path(args.output_dir) / BUDGETS_FILE
+      file.write_text(budgets_gin(state, run))
+      results.write_run_record(args.output_dir, run_mode='search', seed=None)
   print(as_text(state))
   print(f'{file} has the budgets.')
 
