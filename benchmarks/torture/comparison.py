@@ -73,7 +73,7 @@ class Comparison(faults.Command):
     run = self._interrupted()[0]
     newest = run / f'checkpoint_{outcomes.newest_whole(run)}'
     faults.damage_checkpoint(newest, kind, self.rng)
-    self.end(self.start(), (0,), self.saved())
+    self.run((0,))
     if 'Going on from' not in (run / 'log.txt').read_text(errors='replace'):
       self.counts.add('diverged_resumes', f'no warning of {newest}')
     return True

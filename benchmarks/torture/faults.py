@@ -104,7 +104,12 @@ class Command:
 
   def finish(self) -> None:
     """Runs to the end; it has to be reached."""
-    self.end(self.start(), (0,), self.saved())
+    self.run((0,))
+
+  def run(self, codes: Sequence[int], **limits) -> int | None:
+    """Runs it once, see `end`."""
+    saved = self.saved()
+    return self.end(self.start(**limits), codes, saved)
 
   def end(
     self, process: int, codes: Sequence[int], saved: dict[str, int]
@@ -168,10 +173,10 @@ class Command:
 
   def full_disk(self) -> bool:
     """Runs it with next to no room on its disk, from the start or later."""
-    saved = self.saved()
     if not self._mounted:
       limit = self.rng.randint(1 << 12, 1 << 16)
-      return self.end(self.start(max_file_bytes=limit), (0, 1, 2), saved) != 0
+      return self.run((0, 1, 2), max_file_bytes=limit) != 0
+    saved = self.saved()
     ballast = self.folder.parent / 'ballast'
     process = None
     if self.rng.random() < 0.5:

@@ -53,7 +53,7 @@ class Search(faults.Command):
     whole = {file: file.read_bytes() for file in files}
     faults.damage_checkpoint(newest, 'corrupt', self.rng)
     try:
-      return self.end(self.start(), (2,), self.saved()) == 2
+      return self.run((2,)) == 2
     finally:
       for file, content in whole.items():
         file.write_bytes(content)

@@ -18,6 +18,7 @@ config.gin, search.json, every cut with its losses, and run.json.
 Exit codes: 0 done; 2 something given is wrong; 75 stopped by SIGTERM.
 """
 
+import contextlib
 import math
 import os
 import pathlib
@@ -309,6 +310,14 @@ def main(argv: Sequence[str]) -> None:
   _check(args)
   for path in filter(None, (args.checkpoint, args.baseline)):
     trained.find(path)
+  # A second search is refused before it restores anything.
+  held = run_lock.held(args.output_dir)
+  with contextlib.nullcontext() if args.dry_run else held:
+    _run(args, bindings)
+
+
+def _run(args, bindings: Sequence[str]) -> None:
+  """Searches, or says what would be searched."""
   files = [*args.gin_file, _GIN_FILE]
   target = args.target_loss
   if args.baseline and not args.dry_run:
@@ -328,21 +337,20 @@ def main(argv: Sequence[str]) -> None:
       steps = greedy.budget_steps(args.steps, run.length)
       print(f'{pruning.policy}, {layers} layers, each of the budgets {steps}')
       return
-    with run_lock.held(args.output_dir):
-      state = search(
-        run,
-        pruning.policy,
-        output_dir=args.output_dir,
-        target_loss=target,
-        tolerance=args.tolerance,
-        steps=args.steps,
-        uniform=args.uniform,
-        tuning_batches=args.tuning_batches,
-        report_batches=args.report_batches,
-      )
-      file = pathlib.Path(args.output_dir) / BUDGETS_FILE
-      file.write_text(budgets_gin(state, run))
-      results.write_run_record(args.output_dir, run_mode='search', seed=None)
+    state = search(
+      run,
+      pruning.policy,
+      output_dir=args.output_dir,
+      target_loss=target,
+      tolerance=args.tolerance,
+      steps=args.steps,
+      uniform=args.uniform,
+      tuning_batches=args.tuning_batches,
+      report_batches=args.report_batches,
+    )
+    file = pathlib.Path(args.output_dir) / BUDGETS_FILE
+    file.write_text(budgets_gin(state, run))
+    results.write_run_record(args.output_dir, run_mode='search', seed=None)
   print(as_text(state))
   print(f'{file} has the budgets.')
 
