@@ -41,7 +41,7 @@ class Torture:
       with faults.disk(disk) as mounted:
         command = self._command(kind, disk, mounted=mounted)
         end = min(goal, self.counts.faults + _FAULTS_A_RUN)
-        while self.counts.faults < end and command.progress() < kind.total:
+        while self.counts.faults < end and command.code != 0:
           self._fault(command)
         command.finish()
         compare(disk.name, command.result(), expected, self.counts)

@@ -27,10 +27,12 @@ class Command:
   Attributes:
     module: what `python -m` runs.
     total: what `progress` comes to; known from an undisturbed one.
+    code: the last exit code, None before the first and after a hang.
   """
 
   module: str
   total = 1
+  code: int | None = None
   _starts = 0
 
   def __init__(
@@ -103,8 +105,9 @@ class Command:
       ).pid
 
   def finish(self) -> None:
-    """Runs to the end; it has to be reached."""
-    self.run((0,))
+    """Runs to the end, if it has not come there; it has to be reached."""
+    if self.code != 0:
+      self.run((0,))
 
   def run(self, codes: Sequence[int], **limits) -> int | None:
     """Runs it once, see `end`."""
@@ -124,7 +127,7 @@ class Command:
     Returns:
       the exit code, None if it had to be ended.
     """
-    code = outcomes.wait(process, self.counts)
+    self.code = code = outcomes.wait(process, self.counts)
     self._tracebacks.look(self.logs())
     if code is not None and code not in codes:
       told = self.log.read_text(errors='replace')[-1000:]
