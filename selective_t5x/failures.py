@@ -15,6 +15,8 @@ _NO_SPACE_TEXTS = (
   'Disk quota exceeded',
   'File too large',
 )
+# How a collective fails on CPUs where another process is gone.
+_NO_PEER = 'Gloo '
 
 
 class _Stop(SystemExit):
@@ -58,6 +60,12 @@ def one_line(error: BaseException) -> str:
       return (
         f'the disk is full ({what}{f": {named}" if named else ""}); what was '
         'saved is whole: make room, and the same command goes on from there'
+      )
+    if _NO_PEER in text:
+      return (
+        'another process of this run has ended, and its log says why '
+        f'({text[text.index(_NO_PEER) :].splitlines()[0]}); the same command, '
+        'for all of them, goes on from the last checkpoint'
       )
   return ''
 

@@ -45,6 +45,16 @@ def test_a_full_disk_is_known_however_deep_it_is(cause):
   assert line.startswith('the disk is full (') and '\n' not in line
 
 
+def test_a_process_that_is_gone_is_one_line():
+  error = RuntimeError(
+    'INTERNAL: Error dispatching computation: Gloo all-reduce failed: '
+    'Read error [127.0.0.1]:1: Connection reset by peer\nmore'
+  )
+  line = failures.one_line(error)
+  assert line.startswith('another process of this run has ended')
+  assert '(Gloo all-reduce failed: Read error' in line and '\n' not in line
+
+
 def test_a_mistake_behind_another_error_is_not_hidden():
   try:
     try:
