@@ -8,8 +8,8 @@ TFDS := $(shell grep -i '^tensorflow-datasets==' constraints.txt)
 
 .PHONY: install install-aot install-xm quickstart study-t5 study-pruning test \
   test-aot test-fast lint format conformance clean bench-attention bench-decode \
-  bench-engine bench-report bench-saving bench-tasks bench-tpu bench-variants \
-  fuzz torture
+  bench-engine bench-report bench-saving bench-scaling bench-tasks bench-tpu \
+  bench-variants fuzz torture
 
 install: $(VENV)/.installed
 
@@ -83,6 +83,10 @@ fuzz: install
 # What saving costs a train step, and how long it takes.
 bench-saving: install
 	$(BIN)/python -m benchmarks.saving $(ARGS)
+
+# Tokens a second of one process and of two, each on a core of its own.
+bench-scaling: install
+	$(BIN)/python -m benchmarks.scaling $(ARGS)
 
 # The TPU compiler is in an environment of its own: where libtpu is installed,
 # JAX looks for a TPU at every start.
