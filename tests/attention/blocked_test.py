@@ -344,7 +344,7 @@ print('equal')
 def test_sharded_over_batch_and_heads():
   run = subprocess.run(
     [sys.executable, '-c', textwrap.dedent(_SHARDED)],
-    env=os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=4'},
+    env=os.environ | {'JAX_NUM_CPU_DEVICES': '4'},
     capture_output=True,
     text=True,
     check=False,
