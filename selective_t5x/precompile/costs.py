@@ -9,7 +9,7 @@ import collections
 import dataclasses
 import re
 
-from selective_t5x.precompile import hlo, loops
+from selective_t5x.precompile import hlo, traffic
 from selective_t5x.precompile.steps import Step
 from selective_t5x.topologies import Chip
 
@@ -18,11 +18,12 @@ ASSUMPTIONS = (
   'collectives go around a ring on one axis of the torus, both ways',
   'a loop counts all its rounds, of decoding one token: nobody knows when all '
   'rows have ended',
-  "bytes are XLA's count of what each operation reads and writes; kernels "
-  'say theirs',
+  'bytes are those that each operation reads and writes in main memory, in '
+  'whole tiles; kernels say theirs',
 )
 _OUT_OF_MEMORY = re.compile(
-  r'Used ([0-9.]+)([KMGT]?) of ([0-9.]+)([KMGT]?) hbm'
+  r'(?:Used |HLO temporaries \()([0-9.]+)([KMGT]?)'
+  r'(?: of [0-9.]+[KMGT]? hbm|\) exceeds available HBM)'
 )
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
@@ -113,9 +114,9 @@ def of_compiled(
   )
   program = hlo.Program(compiled.as_text())
   # XLA counts the first round of a loop alone.
-  analysis, rest = compiled.cost_analysis(), loops.further_rounds(program)
-  flops = analysis.get('flops', 0.0) + rest.flops
-  moved = analysis.get('bytes accessed', 0.0) + rest.bytes
+  flops = compiled.cost_analysis().get('flops', 0.0)
+  flops += traffic.further_flops(program)
+  moved = traffic.bytes_moved(program)
   found = hlo.collectives(program)
   kinds = collections.defaultdict(lambda: dict(count=0, bytes=0, sent=0.0))
   for one in found:

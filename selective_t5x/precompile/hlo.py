@@ -21,7 +21,12 @@ _LINE = re.compile(
   r'(?P<opcode>[a-z][a-z0-9-]*)\((?P<operands>.*?)\)(?P<rest>.*)'
 )
 _NAME = re.compile(r'%([\w.-]+)')
-_ARRAY = re.compile(r'\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\]')
+# `bf16[8,7]{1,0:T(8,128)(2,1)S(3)}`: its layout, minor axis first, the tiles that
+# it is stored in, and the memory that it is in, none for the main memory.
+_ARRAY = re.compile(
+  r'\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\]'
+  r'(?:\{([0-9,]*)(?::(?:T\(([0-9,]*)\))?[^}S]*(S\()?[^}]*)?\})?'
+)
 _CALLED = re.compile(
   r'(?:calls|to_apply|branch_computations|(?:true|false)_computation)='
   r'(\{[^}]*\}|%[\w.-]+)'
@@ -35,17 +40,40 @@ _COUNTED = re.compile(r'replica_groups=\[[0-9]+,([0-9]+)\]')
 
 
 class Array(NamedTuple):
-  """The type of an array: XLA's name of its dtype, and its shape."""
+  """The type of an array.
+
+  Attributes:
+    dtype: XLA's name.
+    shape: its axes.
+    order: the axes from the minor one on; () where it is not said.
+    tile: axes of a tile, the minor one last; () where there are none.
+    on_chip: whether it is in a chip's own memory, not in its main memory.
+  """
 
   dtype: str
   shape: tuple[int, ...]
+  order: tuple[int, ...] = ()
+  tile: tuple[int, ...] = ()
+  on_chip: bool = False
 
   @property
   def bytes(self) -> int:
     """Returns its size without padding."""
+    return math.prod(self.shape) * self._bits // 8
+
+  @property
+  def stored_bytes(self) -> int:
+    """Returns its size in whole tiles."""
+    shape = list(self.shape)
+    for axis, unit in zip(self.order, reversed(self.tile), strict=False):
+      shape[axis] = -(-shape[axis] // unit) * unit
+    return math.prod(shape) * self._bits // 8
+
+  @property
+  def _bits(self) -> int:
     # pred is a byte; every other name says its bits: bf16, s32, f8e4m3.
     bits = re.search(r'[0-9]+', self.dtype)
-    return math.prod(self.shape) * (int(bits[0]) if bits else 8) // 8
+    return int(bits[0]) if bits else 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +96,6 @@ class Operation:
   operands: tuple[str, ...]
   rest: str
   root: bool
-
-  @property
-  def bytes(self) -> int:
-    """Returns the size of its results."""
-    return sum(one.bytes for one in self.results)
 
   @property
   def called(self) -> list[str]:
@@ -173,13 +196,19 @@ def _operation(match) -> Operation:
     match['name'],
     match['opcode'],
     tuple(
-      Array(dtype, tuple(int(n) for n in shape.split(',') if n))
-      for dtype, shape in _ARRAY.findall(match['result'])
+      Array(
+        dtype, _numbers(shape), _numbers(order), _numbers(tile), bool(space)
+      )
+      for dtype, shape, order, tile, space in _ARRAY.findall(match['result'])
     ),
     tuple(names) if names else (match['operands'],),
     match['rest'],
     bool(match['root']),
   )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+  return tuple(int(n) for n in text.split(',') if n)
 
 
 class Collective(NamedTuple):

@@ -1,15 +1,15 @@
-"""What a program's loops cost beyond their first round.
+"""What a compiled program multiplies and moves, from its own text.
 
-XLA's own analysis counts the body of a loop once. Here the other rounds are
-counted from the program's text: the products of matrices, the operations that
-kernels say they have, and what each operation reads and writes. An operation
-reads of an array that it only slices the slices, and of one that it updates it
-writes the update.
+XLA's own analysis counts the body of a loop once, and as bytes all that
+operations read and write, wherever it is: an array that comes into the chip's
+own memory ahead of time counts twice, and once more for each of the slices that
+it comes in. Here bytes are those to and from the main memory, in whole tiles:
+of an array that an operation only slices the slices, of one that it updates in
+place the update, of a kernel what it says of itself.
 """
 
 import math
 import re
-from typing import NamedTuple
 
 from selective_t5x.precompile.hlo import Operation, Program
 
@@ -26,16 +26,21 @@ _FREE = frozenset(
 )
 
 
-class Cost(NamedTuple):
-  """Operations, two for a multiply-add, and bytes read and written."""
+def further_flops(program: Program) -> int:
+  """Returns the operations of all rounds of loops but each one's first.
 
-  flops: int = 0
-  bytes: int = 0
+  Of matrix products, two for a multiply-add, and what kernels say they have.
+  """
+  return sum(
+    (rounds - 1) * _flops(program, name, operation)
+    for name, rounds in program.rounds.items()
+    if rounds > 1
+    for operation in program.computations[name].values()
+  )
 
 
-def further_rounds(program: Program) -> Cost:
-  """Returns what all rounds of all loops but each one's first cost."""
-  flops = moved = 0
+def bytes_moved(program: Program) -> int:
+  """Returns the bytes between the main memory and the cores, in all rounds."""
   fused = {
     name
     for computation in program.computations.values()
@@ -43,12 +48,12 @@ def further_rounds(program: Program) -> Cost:
     if operation.opcode not in ('while', 'call', 'conditional')
     for name in operation.called
   }
-  for name, rounds in program.rounds.items():
-    for operation in program.computations[name].values() if rounds > 1 else ():
-      flops += (rounds - 1) * _flops(program, name, operation)
-      if name not in fused:
-        moved += (rounds - 1) * _bytes(program, name, operation)
-  return Cost(flops, moved)
+  return sum(
+    rounds * _bytes(program, name, operation)
+    for name, rounds in program.rounds.items()
+    if name not in fused
+    for operation in program.computations[name].values()
+  )
 
 
 def _estimate(operation: Operation) -> dict[str, int]:
@@ -116,18 +121,23 @@ def _bytes(program: Program, computation: str, operation: Operation) -> int:
   if 'bytes_accessed' in estimate:
     return estimate['bytes_accessed']
   inside = program.computations[computation]
-  read = sum(
-    _read(program, operation, number, inside[name].bytes)
-    for number, name in enumerate(operation.operands)
-    if name in inside
+  operands = [inside[x] for x in operation.operands if x in inside]
+  if operation.opcode in ('copy-start', 'slice-start'):
+    # Its results are the copy, the whole operand and a semaphore.
+    copy = operation.results[operation.opcode == 'slice-start']
+    ends = (copy.on_chip, operands[0].results[0].on_chip)
+    return copy.stored_bytes * ends.count(False)
+  return _written(program, inside, operation) + sum(
+    _read(program, operation, number, one.results[0].stored_bytes)
+    for number, one in enumerate(operands)
+    if not one.results[0].on_chip
   )
-  return read + _written(program, inside, operation)
 
 
 def _read(program: Program, user: Operation, number: int, size: int) -> int:
   """Returns the bytes that an operation reads of its operand of a size."""
-  if user.opcode in ('dynamic-slice', 'gather') and number == 0:
-    return user.bytes
+  if user.opcode in ('dynamic-slice', 'slice', 'gather') and number == 0:
+    return min(size, user.results[0].stored_bytes)
   if user.opcode == 'dynamic-update-slice' and number == 0:
     return 0
   if user.opcode != 'fusion':
@@ -156,16 +166,35 @@ def _read_inside(program: Program, inside, name: str, size: int) -> int:
 
 def _written(program: Program, inside, operation: Operation) -> int:
   """Returns the bytes of a result; of an update in place, the update's."""
-  if operation.opcode == 'dynamic-update-slice':
-    return inside[operation.operands[1]].bytes
+  arrays = [x.stored_bytes for x in operation.results if not x.on_chip]
+  if not arrays:
+    return 0
   if operation.opcode.endswith('-start'):
-    # Its operand is among its results.
-    return max(one.bytes for one in operation.results)
+    return max(arrays)  # Its operand is among its results.
+  if operation.opcode == 'dynamic-update-slice':
+    return inside[operation.operands[1]].results[0].stored_bytes
   if operation.opcode == 'fusion':
+    called = program.computations[operation.called[0]]
+    root = program.root(operation.called[0])
+    parts = [root]
+    if root.opcode == 'tuple':
+      parts = [called[name] for name in root.operands]
+    if len(parts) == len(operation.results):
+      return sum(
+        min(array.stored_bytes, _updated(program, called, part))
+        for array, part in zip(operation.results, parts, strict=True)
+        if not array.on_chip
+      )
+  return sum(arrays)
+
+
+def _updated(program: Program, inside, operation: Operation) -> int:
+  """Returns the bytes that a fusion computes of one of its results."""
+  while operation.opcode == 'bitcast':
+    operation = inside[operation.operands[0]]
+  if operation.opcode == 'dynamic-update-slice':
+    return inside[operation.operands[1]].results[0].stored_bytes
+  if operation.opcode == 'fusion' and len(operation.results) == 1:
     name = operation.called[0]
-    return _written(program, program.computations[name], program.root(name))
-  if operation.root and operation.opcode in ('bitcast', 'tuple'):
-    return sum(
-      _written(program, inside, inside[name]) for name in operation.operands
-    )
-  return operation.bytes
+    return _updated(program, program.computations[name], program.root(name))
+  return sum(array.stored_bytes for array in operation.results)

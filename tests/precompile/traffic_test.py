@@ -1,11 +1,11 @@
-"""Tests of what loops cost, against counts by hand."""
+"""Tests of what programs multiply and move, against counts by hand."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from selective_t5x import topologies
-from selective_t5x.precompile import costs, hlo, loops
+from selective_t5x.precompile import costs, hlo, traffic
 
 
 def compiled(function, *shapes):
@@ -53,14 +53,15 @@ def test_a_loop_reads_the_slices_and_writes_the_updates():
       lambda xs: jax.lax.scan(body, jnp.float32(0), xs), (100, 1000)
     ).as_text()
   )
-  moved = loops.further_rounds(program).bytes
+  moved = traffic.bytes_moved(program)
   # Each round a slice is read and written a few times, never all of them.
   assert 99 * 4000 * 2 < moved < 99 * 4000 * 8
 
 
 def test_without_loops_there_is_nothing_to_add():
   program = hlo.Program(compiled(jnp.matmul, (64, 64), (64, 64)).as_text())
-  assert loops.further_rounds(program) == (0, 0)
+  assert traffic.further_flops(program) == 0
+  assert traffic.bytes_moved(program) == 3 * 64 * 64 * 4
 
 
 # Products as XLA:TPU writes them. The second is a batch of four: an axis of
@@ -110,8 +111,72 @@ ENTRY %main (a: (s32[], f32[256,128], f32[128,64])) -> f32[256,64] {
   ],
 )
 def test_products_of_the_tpu_compiler(operation, flops, moved):
-  found = loops.further_rounds(
-    hlo.Program(LOOP.replace('OPERATION', operation))
-  )
-  assert found.flops == 10 * flops
-  assert moved is None or found.bytes == 10 * moved
+  program = hlo.Program(LOOP.replace('OPERATION', operation))
+  # XLA counts the first round itself.
+  assert traffic.further_flops(program) == 10 * flops
+  assert moved is None or traffic.bytes_moved(program) == 11 * moved
+
+
+# As XLA:TPU places arrays: in its own memories (S) and in tiles (T).
+PLACED = """
+%sliced (a: bf16[6,8,64], b: s32[]) -> bf16[8,64] {
+  %a = bf16[6,8,64]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %b = s32[] parameter(1)
+  %slice = bf16[1,8,64]{2,1,0:T(8,128)(2,1)} dynamic-slice(%a, %b, %b, %b)
+  ROOT %one = bf16[8,64]{1,0:T(8,128)(2,1)} bitcast(%slice)
+}
+
+%updated (c: bf16[6,8,64], d: bf16[8,64], e: s32[]) -> bf16[6,8,64] {
+  %c = bf16[6,8,64]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %d = bf16[8,64]{1,0:T(8,128)(2,1)} parameter(1)
+  %e = s32[] parameter(2)
+  %new = bf16[1,8,64]{2,1,0:T(8,128)(2,1)} bitcast(%d)
+  ROOT %put = bf16[6,8,64]{2,1,0:T(8,128)(2,1)} dynamic-update-slice(%c, %new, %e, %e, %e)
+}
+
+ENTRY %main (p: bf16[6,8,64], i: s32[]) -> bf16[6,8,64] {
+  %p = bf16[6,8,64]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %i = s32[]{:T(128)S(6)} parameter(1)
+  %chip = bf16[8,64]{1,0:T(8,128)(2,1)S(1)} parameter(2)
+  OPERATION
+}
+"""  # noqa: E501
+TILED = 2 * 8 * 128  # bf16[8,64] in whole tiles.
+
+
+@pytest.mark.parametrize(
+  'operation, moved',
+  [
+    # All of it is in the chip's own memory.
+    ('%x = bf16[8,64]{1,0:T(8,128)(2,1)S(1)} negate(%chip)', 0),
+    ('%x = bf16[8,64]{1,0:T(8,128)(2,1)} negate(%chip)', TILED),
+    ('%x = bf16[6,8,64]{2,1,0:T(8,128)(2,1)} negate(%p)', 2 * 6 * TILED),
+    # Copies from one memory to the other.
+    (
+      '%x = (bf16[6,8,64]{2,1,0:T(8,128)(2,1)S(1)}, '
+      'bf16[6,8,64]{2,1,0:T(8,128)(2,1)}, u32[]{:S(2)}) copy-start(%p)\n'
+      '  %y = bf16[6,8,64]{2,1,0:T(8,128)(2,1)S(1)} copy-done(%x)',
+      6 * TILED,
+    ),
+    (
+      '%x = ((bf16[6,8,64]{2,1,0:T(8,128)(2,1)}), '
+      'bf16[2,8,64]{2,1,0:T(8,128)(2,1)S(3)}, s32[]{:S(2)}) slice-start(%p), '
+      'slice={[0:2], [0:8], [0:64]}',
+      2 * TILED,
+    ),
+    # Slices, and updates in place.
+    (
+      '%x = bf16[8,64]{1,0:T(8,128)(2,1)S(1)} fusion(%p, %i), kind=kLoop, '
+      'calls=%sliced',
+      TILED,
+    ),
+    (
+      '%x = bf16[6,8,64]{2,1,0:T(8,128)(2,1)} fusion(%p, %chip, %i), '
+      'kind=kLoop, calls=%updated',
+      TILED,
+    ),
+  ],
+)
+def test_bytes_are_those_of_the_main_memory(operation, moved):
+  program = hlo.Program(PLACED.replace('OPERATION', operation))
+  assert traffic.bytes_moved(program) == moved
