@@ -31,14 +31,11 @@ def transformer(**settings):
   return t5_network.Transformer(dataclasses.replace(CONFIG, **settings))
 
 
-def fields_of_t5x(config):
-  """Returns the settings that T5X's config has too."""
+def fields_of_t5x(config, t5xs):
+  """Returns the settings that T5X's class of a config has too."""
+  names = {field.name for field in dataclasses.fields(t5xs)}
   fields = dataclasses.asdict(config)
-  return {
-    k: v
-    for k, v in fields.items()
-    if not k.endswith('attention_fn') and k != 'pruning'
-  }
+  return {name: fields[name] for name in fields if name in names}
 
 
 def shifted(targets):
@@ -314,7 +311,7 @@ def as_dict(tree):
 figures = {}
 for version, settings in (('1.1', {}), ('1.0', test.T5_1_0)):
   ours = test.transformer(**settings)
-  fields = test.fields_of_t5x(ours.config)
+  fields = test.fields_of_t5x(ours.config, network.T5Config)
   theirs = network.Transformer(network.T5Config(**fields))
   variables = test.init(theirs)
   params = variables['params']
