@@ -21,8 +21,8 @@ _LINE = re.compile(
   r'(?P<opcode>[a-z][a-z0-9-]*)\((?P<operands>.*?)\)(?P<rest>.*)'
 )
 _NAME = re.compile(r'%([\w.-]+)')
-# `bf16[8,7]{1,0:T(8,128)(2,1)S(3)}`: its layout, minor axis first, the tiles that
-# it is stored in, and the memory that it is in, none for the main memory.
+# `bf16[8,7]{1,0:T(8,128)(2,1)S(3)}`: its layout, minor axis first, the tiles
+# that it is stored in, and the memory that it is in, none for the main memory.
 _ARRAY = re.compile(
   r'\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\]'
   r'(?:\{([0-9,]*)(?::(?:T\(([0-9,]*)\))?[^}S]*(S\()?[^}]*)?\})?'

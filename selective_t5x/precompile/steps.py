@@ -188,14 +188,10 @@ def of_token(model, partitioner, dataset_cfg) -> Step:
   rows = batch['decoder_input_tokens']
   cache, lengths = jax.eval_shape(model._compute_kv_cache, params, rows, rows)
   by_row = partitioner.data_partition_spec
+  by_head = PartitionSpec(*by_row, None, 'model')  # Of [B, N, H, D].
   specs = {
     'parameters': initializer.train_state_axes.params,
-    'cache': jax.tree.map(
-      lambda x: (
-        PartitionSpec(*by_row, None, 'model') if x.ndim == 4 else by_row
-      ),
-      cache,
-    ),
+    'cache': jax.tree.map(lambda x: by_head if x.ndim == 4 else by_row, cache),
   }
 
   def read(params, cache, tokens, lengths):
