@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils, topologies
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from selective_t5x.errors import UserError
 from selective_t5x.topologies import Slice
@@ -165,52 +165,6 @@ def of_decoding(model, partitioner, dataset_cfg) -> Step:
     lambda: step.lower(params, batch),
     {'parameters': params},
     {'parameters': axes},
-    partitioner,
-  )
-
-
-def of_token(model, partitioner, dataset_cfg) -> Step:
-  """Returns the step of a decoder-only model that reads one token a row.
-
-  Its state is the parameters, in the model's dtype as inference restores them,
-  and the cache, which it updates in place: rows over 'data', heads over
-  'model'.
-  """
-  from t5x import decoding, utils
-
-  batch = batch_of(model, dataset_cfg, pack=False)
-  initializer = _initializer(utils, model, partitioner, batch)
-  dtype = np.dtype(model.module.config.dtype)
-  params = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, dtype),
-    initializer.global_train_state_shape.params,
-  )
-  rows = batch['decoder_input_tokens']
-  cache, lengths = jax.eval_shape(model._compute_kv_cache, params, rows, rows)
-  by_row = partitioner.data_partition_spec
-  by_head = PartitionSpec(*by_row, None, 'model')  # Of [B, N, H, D].
-  specs = {
-    'parameters': initializer.train_state_axes.params,
-    'cache': jax.tree.map(lambda x: by_head if x.ndim == 4 else by_row, cache),
-  }
-
-  def read(params, cache, tokens, lengths):
-    state = decoding.DecodingState(lengths, tokens, tokens[:, :1], cache)
-    return model._compute_logits_from_slice(
-      state, params, max_decode_length=rows.shape[1]
-    )
-
-  step = partitioner.partition(
-    read,
-    in_axis_resources=(*specs.values(), by_row, by_row),
-    out_axis_resources=(by_row, specs['cache']),
-    donate_argnums=(1,),
-  )
-  return Step(
-    'token',
-    lambda: step.lower(params, cache, rows, lengths),
-    {'parameters': params, 'cache': cache},
-    specs,
     partitioner,
   )
 

@@ -24,6 +24,8 @@ _FREE = frozenset(
   'parameter constant tuple get-tuple-element bitcast after-all iota while '
   'call conditional copy-done partition-id replica-id'.split()
 )
+# They change their first operand in place; which one is the change.
+_UPDATES = {'dynamic-update-slice': 1, 'scatter': 2}
 
 
 def further_flops(program: Program) -> int:
@@ -138,7 +140,7 @@ def _read(program: Program, user: Operation, number: int, size: int) -> int:
   """Returns the bytes that an operation reads of its operand of a size."""
   if user.opcode in ('dynamic-slice', 'slice', 'gather') and number == 0:
     return min(size, user.results[0].stored_bytes)
-  if user.opcode == 'dynamic-update-slice' and number == 0:
+  if user.opcode in _UPDATES and number == 0:
     return 0
   if user.opcode != 'fusion':
     return size
@@ -171,8 +173,8 @@ def _written(program: Program, inside, operation: Operation) -> int:
     return 0
   if operation.opcode.endswith('-start'):
     return max(arrays)  # Its operand is among its results.
-  if operation.opcode == 'dynamic-update-slice':
-    return inside[operation.operands[1]].results[0].stored_bytes
+  if operation.opcode in _UPDATES:
+    return _update(inside, operation)
   if operation.opcode == 'fusion':
     called = program.computations[operation.called[0]]
     root = program.root(operation.called[0])
@@ -188,12 +190,17 @@ def _written(program: Program, inside, operation: Operation) -> int:
   return sum(arrays)
 
 
+def _update(inside, operation: Operation) -> int:
+  number = _UPDATES[operation.opcode]
+  return inside[operation.operands[number]].results[0].stored_bytes
+
+
 def _updated(program: Program, inside, operation: Operation) -> int:
   """Returns the bytes that a fusion computes of one of its results."""
   while operation.opcode == 'bitcast':
     operation = inside[operation.operands[0]]
-  if operation.opcode == 'dynamic-update-slice':
-    return inside[operation.operands[1]].results[0].stored_bytes
+  if operation.opcode in _UPDATES:
+    return _update(inside, operation)
   if operation.opcode == 'fusion' and len(operation.results) == 1:
     name = operation.called[0]
     return _updated(program, program.computations[name], program.root(name))
