@@ -29,6 +29,7 @@ import os
 # libtpu compiles; nothing here asks for a TPU.
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['TPU_SKIP_MDS_QUERY'] = '1'
+os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'
 
 import gin
 import jax
