@@ -86,7 +86,8 @@ bench-saving: install
 
 # The TPU compiler is in an environment of its own: where libtpu is installed,
 # JAX looks for a TPU at every start.
-AOT := JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 $(VENV)-aot/bin
+AOT := JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 ALLOW_MULTIPLE_LIBTPU_LOAD=1 \
+  $(VENV)-aot/bin
 
 install-aot: $(VENV)-aot/.installed
 

@@ -159,16 +159,11 @@ class KeyValueCache(nn.Module):
     def attend(**asked):
       return self.attention_fn(query, key, value, **kept, **(settings | asked))
 
-    def attend_and_mask():
-      # Faster implementations have no F to return.
-      named = 'implementation' in taken
-      asked = {'implementation': 'reference'} if named else {}
-      return attend(return_masking=True, **asked)
-
     def nothing_masked():
       """A row of F: how many heads select is the attention function's own."""
-      _, rows = jax.eval_shape(attend_and_mask)
-      return jnp.zeros((*rows.shape[:-2], slots), rows.dtype)
+      first = jnp.zeros(key.shape[:1], jnp.int32)
+      _, row = jax.eval_shape(lambda: attend(masking_row=first))
+      return jnp.zeros((*row.shape[:-1], slots), row.dtype)
 
     if selects:
       masking = self.variable('cache', 'cached_masking', nothing_masked)
@@ -207,10 +202,9 @@ class KeyValueCache(nn.Module):
       leaves[name].value = partitioned(name, masks.zero_padding(x, filled))
     if not selects:
       return attend()
-    out, rows = attend_and_mask()
     # The row of F that the next token reads. A full row has no next token.
     following = jnp.minimum(where.lengths, slots - 1)
-    masking.value = row_of(rows, following)
+    out, masking.value = attend(masking_row=following)
     return out
 
 
