@@ -111,10 +111,10 @@ test-aot: install-aot
 # its own; docs/launching.md.
 install-xm: $(VENV)-xm/.installed
 
-$(VENV)-xm/.installed: setup.cfg pyproject.toml
+$(VENV)-xm/.installed: constraints-xm.txt
 	$(PYTHON) -m venv $(VENV)-xm
 	$(VENV)-xm/bin/pip install --quiet --disable-pip-version-check \
-	  'xmanager==0.8.5' 'protobuf>=6.33,<7'
+	  --no-deps --requirement constraints-xm.txt
 	touch $@
 
 # T5X's own tests against the embedded engine: make conformance T5X=<checkout>.
