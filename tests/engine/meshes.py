@@ -54,10 +54,15 @@ def model(**config) -> models.LanguageModel:
   )
 
 
-def square_gathers(compiled: str) -> list[str]:
-  """Returns the all-gathers of logits or F, [..., N, N], in HLO text."""
-  square = rf'{tiny.LENGTH},{tiny.LENGTH}\]'
-  return re.findall(rf'.*{square}\S* all-gather(?:-start)?\(.*', compiled)
+def square_exchanges(compiled: str) -> list[str]:
+  """Returns what is sent of logits or F, [..., N, N], in HLO text."""
+  kinds = 'all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute'
+  square = f',{tiny.LENGTH},{tiny.LENGTH}]'
+  return [
+    line
+    for line in compiled.splitlines()
+    if re.search(rf'= .* (?:{kinds})(?:-start)?\(', line) and square in line
+  ]
 
 
 def figures(partitions: int, dims: int, decode: bool) -> dict:
@@ -91,7 +96,7 @@ def figures(partitions: int, dims: int, decode: bool) -> dict:
   ) as t:
     t.compile_train(batch)
     found['loss'] = float(t.train(iter([batch] * 2), 2).result()['loss'].value)
-    found['gathers'] = square_gathers(t._compiled_train_step.as_text())
+    found['exchanges'] = square_exchanges(t._compiled_train_step.as_text())
   return found
 
 

@@ -71,8 +71,8 @@ def test_every_mesh_gives_the_same_losses_and_decodes():
     # Each device has its part of the parameters, here of two layers.
     width = meshes.WIDTH // (data if dims == 2 else 1)
     assert of['kernel_shard'] == [width, 2, meshes.HIDDEN // partitions]
-    # Neither logits nor F are gathered, only the head that selects.
-    assert of['gathers'] == []
+    # Neither logits nor F travel, only the head that selects.
+    assert of['exchanges'] == []
     if 'tokens' in of:
       np.testing.assert_allclose(of['scores'], alone['scores'], rtol=1e-4)
       assert of['tokens'] == alone['tokens']
