@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 # same files: the last one installed is the one that is there.
 TFDS := $(shell grep -i '^tensorflow-datasets==' constraints.txt)
 
-.PHONY: install install-aot install-xm quickstart study-t5 study-pruning test \
-  test-aot test-fast lint format conformance clean bench-attention bench-decode \
-  bench-engine bench-report bench-saving bench-scaling bench-tasks bench-tpu \
-  bench-variants fuzz torture
+.PHONY: install install-aot install-xm quickstart study study-fast study-t5 \\
+  study-pruning test test-aot test-fast lint format conformance clean \\
+  bench-attention bench-decode bench-engine bench-report bench-saving \\
+  bench-scaling bench-tasks bench-tpu bench-variants fuzz torture
 
 install: $(VENV)/.installed
 
@@ -25,6 +25,14 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 # Trains, evaluates and compares; see README.md for what to expect.
 quickstart: install
 	$(BIN)/python -m selective_t5x.quickstart $(ARGS)
+
+# The claims of the papers, with verdicts: hours. docs/reproduction.md.
+study: install
+	$(BIN)/python -m selective_t5x.studies.reproduction $(ARGS)
+
+# A part of them, language models of 250 steps.
+study-fast: install
+	$(BIN)/python -m selective_t5x.studies.reproduction --fast $(ARGS)
 
 # T5 with and without a selective decoder, three seeds; docs/t5.md has figures.
 study-t5: install
@@ -90,7 +98,8 @@ bench-scaling: install
 
 # The TPU compiler is in an environment of its own: where libtpu is installed,
 # JAX looks for a TPU at every start.
-AOT := JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 $(VENV)-aot/bin
+AOT := JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 ALLOW_MULTIPLE_LIBTPU_LOAD=1 \
+  $(VENV)-aot/bin
 
 install-aot: $(VENV)-aot/.installed
 

@@ -25,6 +25,8 @@ class DifferentialHeads(Extension):
   Gin: gin/attention/differential.gin.
   """
 
+  by_layer = True
+
   def setup(self):
     """Makes the four vectors and the norm."""
     if self.head_dim % 2:

@@ -10,7 +10,7 @@ Shapes: B batch, N length, M model width, H heads, D head size.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,11 @@ class Extension(nn.Module):
     head_dim: D.
     layer: the layer's number, from 0.
     dtype: of the computation.
+    by_layer: of the class: whether it goes by the layer's number, so that its
+      layers cannot be scanned.
   """
+
+  by_layer: ClassVar[bool] = False
 
   num_heads: int
   head_dim: int

@@ -121,21 +121,23 @@ class MemoryLossMixin:
       params, batch, dropout_rng, mutable=['intermediates']
     )
     sown = traverse_util.flatten_dict(changed['intermediates'])
-    by_layer = {
-      _layer(path): value
-      for path, (value,) in sown.items()
-      if path[-1] == 'memory'
+    sown = {
+      path: value for path, (value,) in sown.items() if path[-1] == 'memory'
     }
+    by_layer = {_layer(path): value for path, value in sown.items()}
+    if None in by_layer:
+      return logits, by_layer[None]
     return logits, jnp.stack([by_layer[i] for i in range(len(by_layer))])
 
 
-def _layer(path: tuple[str, ...]) -> int:
-  """Returns the number of the layer that a variable belongs to."""
-  return next(
+def _layer(path: tuple[str, ...]) -> int | None:
+  """Returns the layer that a variable belongs to; None for all, scanned."""
+  numbers = (
     int(name.removeprefix('layers_'))
     for name in path
     if name.startswith('layers_')
   )
+  return next(numbers, None)
 
 
 def _check_selects(attention_fn: Callable[..., Any], model: str):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import partitioning
 
-from selective_t5x import attention, cache, layers
+from selective_t5x import attention, cache, layers, stacks
 from selective_t5x.errors import UserError
 from selective_t5x.extensions import Extension
 from selective_t5x.pruning import Pruning
@@ -41,6 +41,11 @@ class DecoderConfig:
     pruning: which keys the layers keep, and how many; None for all.
     attention_extension: makes what an attention function with parameters of its
       own needs: a subclass of `extensions.Extension`, or None.
+    scan_layers: whether the layers' parameters are stacked and their loop is
+      compiled once. Decoding, pruning and what differs by layer unroll it.
+    remat_policy: what a layer keeps for the backward pass, a name in
+      `stacks.REMAT_POLICIES`.
+    unroll_layers: unrolls it always; the parameters stay stacked.
   """
 
   vocab_size: int
@@ -55,6 +60,9 @@ class DecoderConfig:
   attention_fn: Callable[..., Any] = attention.causal_attention
   pruning: Pruning | None = None
   attention_extension: Callable[..., Extension] | None = None
+  scan_layers: bool = False
+  remat_policy: str = 'none'
+  unroll_layers: bool = False
 
   def __post_init__(self):
     """Refuses what would fail later and less clearly."""
@@ -88,6 +96,7 @@ def check_settings(config: Any, name: str):
     is_float = False
   if not is_float:
     refuse(config, name, 'dtype', "a float type, e.g. 'float32' or 'bfloat16'")
+  stacks.check(config, name)
 
 
 def check_function(config: Any, name: str, field: str):
@@ -167,6 +176,28 @@ def layer_budgets(
   return budgets
 
 
+def scans(
+  module: nn.Module,
+  config: Any,
+  budgets: jax.Array | None,
+  where: cache.Place | None,
+) -> bool:
+  """Returns whether a decoder scans its layers: whether all do the same.
+
+  Args:
+    module: the decoder.
+    config: its settings.
+    budgets: i32[L], what it was called with; None for the config's.
+    where: the place in the cache while decoding, else None.
+  """
+  if not config.scan_layers or config.unroll_layers or where is not None:
+    return False
+  if module.is_initializing():
+    return True  # The parameters are the same whatever the layers do.
+  by_layer = getattr(config.attention_extension, 'by_layer', False)
+  return config.pruning is None and budgets is None and not by_layer
+
+
 def refuse(config: Any, name: str, field: str, expected: str):
   """Raises UserError: this field was expected to be something else."""
   raise UserError(
@@ -212,6 +243,7 @@ class DecoderLayer(nn.Module):
       pruning=cfg.pruning and cfg.pruning.of_layer(self.layer, cfg.num_layers),
       extension=cfg.attention_extension,
       layer=self.layer,
+      split_kernels=cfg.scan_layers,
       name='self_attention',
     )(
       y,
@@ -337,9 +369,15 @@ class Decoder(nn.Module):
     x = partitioning.with_sharding_constraint(
       drop(x), ('batch', 'length', 'embed')
     )
+    scan = scans(self, cfg, budgets, where)
     budgets = layer_budgets(cfg, cfg.num_layers, budgets, where)
-    for i in range(cfg.num_layers):
-      x = DecoderLayer(cfg, i, name=f'layers_{i}')(
+    x = stacks.run(
+      self,
+      x,
+      make=lambda parent, i, name: DecoderLayer(
+        cfg, i, parent=parent, name=name
+      ),
+      call=lambda layer, x, i: layer(
         x,
         decoder_segment_ids,
         deterministic=deterministic,
@@ -347,7 +385,13 @@ class Decoder(nn.Module):
         prefix=decoder_causal_attention,
         where=where,
         budget=budgets[i],
-      )
+      ),
+      layers=cfg.num_layers,
+      name='decoder',
+      remat_policy=cfg.remat_policy,
+      stacked=cfg.scan_layers,
+      scan=scan,
+    )
     x = layers.RMSNorm(dtype=cfg.dtype, name='decoder_norm')(x)
     dtype = jnp.promote_types(cfg.dtype, jnp.float32)
     return layers.Dense(

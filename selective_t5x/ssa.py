@@ -72,13 +72,14 @@ class SSA(Extension):
           axes=('joined_kv',),
         )
       if getattr(self, f'{name}_position'):
+        # One for all positions. A scalar could not be stacked by layers.
         alphas[name] = partitioning.param_with_axes(
           f'{name}_position',
           nn.initializers.constant(alpha),
-          (),
+          (1,),
           jnp.float32,
-          axes=(),
-        )
+          axes=('relpos_buckets',),
+        )[0]
     self.weights, self.alphas = weights, alphas
 
   def __call__(

@@ -18,7 +18,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import partitioning
 
-from selective_t5x import attention, layers, network, t5_layers, t5_stack
+from selective_t5x import (
+  attention,
+  layers,
+  network,
+  stacks,
+  t5_layers,
+  t5_stack,
+)
 from selective_t5x.errors import UserError
 
 
@@ -67,12 +74,14 @@ class EncoderLayer(nn.Module):
     self,
     x: jax.Array,
     segment_ids: jax.Array,
-    bias: jax.Array,
+    bias: jax.Array | None,
     *,
     deterministic: bool,
   ) -> jax.Array:
-    """Maps [B, N, M] to [B, N, M]; bias is [1, H, N, N]."""
+    """Maps [B, N, M] to [B, N, M]; bias is [1, H, N, N], None for its own."""
     cfg = self.config
+    if bias is None:
+      bias = t5_stack.relative_bias(cfg, both_ways=True)(x.shape[1])
     y = layers.RMSNorm(dtype=cfg.dtype, name='pre_attention_layer_norm')(x)
     y = t5_layers.Attention(
       cfg.num_heads,
@@ -80,6 +89,7 @@ class EncoderLayer(nn.Module):
       cfg.encoder_attention_fn,
       cfg.dropout_rate,
       cfg.dtype,
+      cfg.scan_layers,
       name='attention',
     )(y, y, segment_ids, segment_ids, deterministic=deterministic, bias=bias)
     x = x + t5_stack.dropout(cfg, deterministic)(y)
@@ -103,15 +113,24 @@ class Encoder(nn.Module):
   ) -> jax.Array:
     """Maps i32[B, K] to [B, K, M]; segment_ids are i32[B, K]."""
     cfg = self.config
-    bias = t5_layers.RelativeBias(
-      cfg.num_heads, both_ways=True, dtype=cfg.dtype, name='relpos_bias'
-    )(tokens.shape[1])
+    bias = None
+    if not cfg.scan_layers:
+      bias = t5_stack.relative_bias(cfg, both_ways=True)(tokens.shape[1])
     x = t5_stack.dropout(cfg, deterministic)(self.token_embedder(tokens))
     x = partitioning.with_sharding_constraint(x, ('batch', 'length', 'embed'))
-    for i in range(cfg.num_encoder_layers):
-      x = EncoderLayer(cfg, name=f'layers_{i}')(
+    x = stacks.run(
+      self,
+      x,
+      make=lambda parent, i, name: EncoderLayer(cfg, parent=parent, name=name),
+      call=lambda layer, x, i: layer(
         x, segment_ids, bias, deterministic=deterministic
-      )
+      ),
+      layers=cfg.num_encoder_layers,
+      name='encoder',
+      remat_policy=cfg.remat_policy,
+      stacked=cfg.scan_layers,
+      scan=cfg.scan_layers and not cfg.unroll_layers,
+    )
     x = layers.RMSNorm(dtype=cfg.dtype, name='encoder_norm')(x)
     return nn.Dropout(cfg.dropout_rate, deterministic=deterministic)(x)
 

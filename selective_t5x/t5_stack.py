@@ -14,7 +14,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import partitioning
 
-from selective_t5x import attention, cache, layers, network, t5_layers
+from selective_t5x import (
+  attention,
+  cache,
+  layers,
+  network,
+  stacks,
+  t5_layers,
+)
 from selective_t5x.errors import did_you_mean
 from selective_t5x.extensions import Extension
 from selective_t5x.pruning import Pruning
@@ -43,6 +50,13 @@ class StackConfig(abc.ABC):
     attention_extension: of the decoder's self-attention: makes what an
       attention function with parameters of its own needs, a subclass of
       `extensions.Extension`, or None.
+    scan_layers: whether the layers' parameters are stacked and their loop is
+      compiled once; every layer then has relative biases of its own, as in
+      T5X's examples/scalable_t5. Decoding, pruning and what differs by layer
+      unroll it.
+    remat_policy: what a layer keeps for the backward pass, a name in
+      `stacks.REMAT_POLICIES`.
+    unroll_layers: unrolls it always; the parameters stay stacked.
   """
 
   vocab_size: int
@@ -57,6 +71,9 @@ class StackConfig(abc.ABC):
   attention_fn: Callable[..., Any] = attention.causal_attention
   pruning: Pruning | None = None
   attention_extension: Callable[..., Extension] | None = None
+  scan_layers: bool = False
+  remat_policy: str = 'none'
+  unroll_layers: bool = False
 
   @property
   def gin_name(self) -> str:
@@ -100,6 +117,13 @@ def dropout(cfg: StackConfig, deterministic: bool) -> nn.Dropout:
   )
 
 
+def relative_bias(cfg: StackConfig, *, both_ways: bool) -> nn.Module:
+  """The biases of the calling module, by T5X's name."""
+  return t5_layers.RelativeBias(
+    cfg.num_heads, both_ways=both_ways, dtype=cfg.dtype, name='relpos_bias'
+  )
+
+
 def feed_forward(cfg: StackConfig, x: jax.Array, deterministic: bool):
   """The normalised feed-forward block of the calling layer, with dropout."""
   y = layers.RMSNorm(dtype=cfg.dtype, name='pre_mlp_layer_norm')(x)
@@ -116,12 +140,12 @@ class DecoderLayer(nn.Module):
 
   Attributes:
     config: the settings.
-    relative_bias: the decoder's, shared by its layers.
+    relative_bias: the decoder's, shared by its layers; None makes its own.
     layer: its number, from 0.
   """
 
   config: StackConfig
-  relative_bias: nn.Module
+  relative_bias: nn.Module | None
   layer: int
 
   @nn.compact
@@ -152,6 +176,7 @@ class DecoderLayer(nn.Module):
       budget: i32[], as of layers.SelfAttention.
     """
     cfg = self.config
+    bias_fn = self.relative_bias or relative_bias(cfg, both_ways=False)
     y = layers.RMSNorm(dtype=cfg.dtype, name='pre_self_attention_layer_norm')(x)
     y = layers.SelfAttention(
       cfg.num_heads,
@@ -167,6 +192,7 @@ class DecoderLayer(nn.Module):
       and cfg.pruning.of_layer(self.layer, cfg.decoder_layers),
       extension=cfg.attention_extension,
       layer=self.layer,
+      split_kernels=cfg.scan_layers,
       name='self_attention',
     )(
       y,
@@ -174,7 +200,7 @@ class DecoderLayer(nn.Module):
       deterministic=deterministic,
       memory_tau=memory_tau,
       prefix=prefix,
-      bias_fn=self.relative_bias,
+      bias_fn=bias_fn,
       where=where,
       budget=budget,
     )
@@ -188,6 +214,7 @@ class DecoderLayer(nn.Module):
         cfg.head_dim,
         dropout_rate=cfg.dropout_rate,
         dtype=cfg.dtype,
+        split_kernels=cfg.scan_layers,
         name='encoder_decoder_attention',
       )(y, encoded, segment_ids, encoder_ids, deterministic=deterministic)
       x = x + dropout(cfg, deterministic)(y)
@@ -245,9 +272,9 @@ class Decoder(nn.Module):
       prefill=prefill,
       prefill_lengths=prefill_lengths,
     )
-    relative_bias = t5_layers.RelativeBias(
-      cfg.num_heads, both_ways=False, dtype=cfg.dtype, name='relpos_bias'
-    )
+    shared_bias = None
+    if not cfg.scan_layers:
+      shared_bias = relative_bias(cfg, both_ways=False)
     token_embedder = self.token_embedder
     if token_embedder is None:
       token_embedder = layers.Embed(
@@ -255,9 +282,15 @@ class Decoder(nn.Module):
       )
     x = dropout(cfg, deterministic)(token_embedder(tokens))
     x = partitioning.with_sharding_constraint(x, ('batch', 'length', 'embed'))
+    scan = network.scans(self, cfg, budgets, where)
     budgets = network.layer_budgets(cfg, cfg.decoder_layers, budgets, where)
-    for i in range(cfg.decoder_layers):
-      x = DecoderLayer(cfg, relative_bias, i, name=f'layers_{i}')(
+    x = stacks.run(
+      self,
+      x,
+      make=lambda parent, i, name: DecoderLayer(
+        cfg, shared_bias, i, parent=parent, name=name
+      ),
+      call=lambda layer, x, i: layer(
         x,
         encoded,
         segment_ids,
@@ -267,7 +300,13 @@ class Decoder(nn.Module):
         prefix=prefix,
         where=where,
         budget=budgets[i],
-      )
+      ),
+      layers=cfg.decoder_layers,
+      name='decoder',
+      remat_policy=cfg.remat_policy,
+      stacked=cfg.scan_layers,
+      scan=scan,
+    )
     x = layers.RMSNorm(dtype=cfg.dtype, name='decoder_norm')(x)
     x = dropout(cfg, deterministic)(x)
     if cfg.logits_via_embedding:

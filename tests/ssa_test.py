@@ -48,7 +48,7 @@ def test_each_switch_is_one_parameter(name):
   module = ssa.SSA(num_heads=2, head_dim=4, **switches)
   params = jax.eval_shape(lambda: initial(module))
   assert set(params) == {name}
-  assert params[name].shape == ((8,) if name.endswith('token') else ())
+  assert params[name].shape == ((8,) if name.endswith('token') else (1,))
 
 
 def parameters(extension):
@@ -83,7 +83,7 @@ def test_it_can_start_as_plain_attention():
   for i in range(2):
     params[f'layers_{i}']['self_attention']['extension'] = {
       'query_token': jnp.zeros(16),
-      'query_position': jnp.array(-10.0),
+      'query_position': jnp.array([-10.0]),
       'value_token': jnp.zeros(16),
     }
   tempered = dataclasses.replace(plain, module=module, params=params)

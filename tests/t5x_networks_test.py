@@ -64,11 +64,15 @@ def t5xs(kind):
   if kind == 't5':
     from t5x.examples.t5 import network
 
-    fields = t5_network_test.fields_of_t5x(t5_network_test.CONFIG)
+    fields = t5_network_test.fields_of_t5x(
+      t5_network_test.CONFIG, network.T5Config
+    )
     return network.Transformer(network.T5Config(**fields))
   from t5x.examples.decoder_only import network
 
-  fields = t5_network_test.fields_of_t5x(t5_decoder_only_test.CONFIG)
+  fields = t5_network_test.fields_of_t5x(
+    t5_decoder_only_test.CONFIG, network.TransformerConfig
+  )
   return network.DecoderWrapper(network.TransformerConfig(**fields))
 
 
@@ -115,7 +119,9 @@ def decoder_only_differences():
   test, figures = t5_decoder_only_test, {}
   for version, settings in VERSIONS.items():
     module = test.decoder(**settings)
-    fields = t5_network_test.fields_of_t5x(module.config)
+    fields = t5_network_test.fields_of_t5x(
+      module.config, network.TransformerConfig
+    )
     theirs = network.DecoderWrapper(network.TransformerConfig(**fields))
     own, their = test.init(module), test.init(theirs)
     assert own['params_axes'] == their['params_axes']

@@ -152,7 +152,7 @@ def tempered(segment, **terms):
         gelu = flat * (1 + np.tanh(inner)) / 2
         t += math.tanh(gelu @ segment.params[f'{name}_token'])
       if 'position' in terms_of:
-        share = 1 / (1 + math.exp(-segment.params[f'{name}_position']))
+        share = 1 / (1 + math.exp(-segment.params[f'{name}_position'][0]))
         t += share * math.log(i + 1)
       changed[name][i] *= t
   return dataclasses.replace(segment, **changed)

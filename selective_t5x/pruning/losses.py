@@ -8,7 +8,6 @@ import types
 from collections.abc import Sequence
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,18 +117,22 @@ def cache_bytes(model: Any, pruning: Pruning | None, length: int) -> int:
   module = with_pruning(model, pruning).module
   tokens = jnp.ones((1, length), jnp.int32)
   # An encoder's inputs come first.
-  has_encoder = hasattr(module, 'encode')
-  shapes = jax.eval_shape(
-    lambda: module.init(
-      jax.random.key(0),
-      *[tokens] * (3 if has_encoder else 2),
+  rows = [tokens] * (3 if hasattr(module, 'encode') else 2)
+
+  def empty_cache():
+    made = module.init(jax.random.key(0), *rows, enable_dropout=False)
+    _, changed = module.apply(
+      {'params': made['params']},
+      *rows,
       enable_dropout=False,
       decode=True,
+      mutable=['cache'],
     )
-  )
+    return changed['cache']
+
   return sum(
     math.prod(leaf.shape) * leaf.dtype.itemsize
-    for leaf in jax.tree.leaves(flax.core.unfreeze(shapes)['cache'])
+    for leaf in jax.tree.leaves(jax.eval_shape(empty_cache))
   )
 
 

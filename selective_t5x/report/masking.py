@@ -170,6 +170,7 @@ def _weights(
       config,
       attention_fn=_recorder(config.attention_fn, records),
       pruning=None,
+      unroll_layers=True,
     )
   )
 

@@ -1,0 +1,145 @@
+"""How the equal layers of a network run: one by one or scanned, and what of
+them is kept for the backward pass.
+
+Settings, names and the tree of parameters are those of T5X's
+examples/scalable_t5: scanned layers are one module whose parameters have an
+axis 'layers' at position 1.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.linen import partitioning
+
+from selective_t5x.errors import UserError, did_you_mean
+
+# The axis of layers among those of a parameter: T5X's param_scan_axis.
+LAYERS_AXIS = 1
+
+# What a layer keeps for the backward pass, by T5X's names; the rest is computed
+# again. 'minimal' keeps the products with parameters.
+REMAT_POLICIES = {
+  'none': None,
+  'minimal': jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+  'full': jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def check(config: Any, name: str) -> None:
+  """Checks `scan_layers` and `remat_policy` of a network's config.
+
+  Args:
+    config: a dataclass that has them.
+    name: what it is called in gin.
+
+  Raises:
+    UserError: naming the field and what was expected.
+  """
+  if not isinstance(config.scan_layers, bool):
+    raise UserError(
+      f'{name}.scan_layers = {config.scan_layers!r}: expected True or False'
+    )
+  policy = config.remat_policy
+  if policy not in REMAT_POLICIES:
+    raise UserError(
+      f'{name}.remat_policy = {policy!r}: expected one of '
+      f'{", ".join(REMAT_POLICIES)}{did_you_mean(str(policy), REMAT_POLICIES)}'
+    )
+
+
+def unstacked(
+  params: Mapping[str, Any], name: str, layers: int
+) -> dict[str, Any]:
+  """Returns parameters of scanned layers as those of single ones.
+
+  Args:
+    params: of a network, nested; `params[name]` has the axis of layers.
+    name: of the scanned layers.
+    layers: L.
+
+  Returns:
+    the same with `layers_0` to `layers_<L - 1>` in place of `name`.
+  """
+  rest = {key: value for key, value in params.items() if key != name}
+  return rest | {
+    f'layers_{i}': jax.tree.map(
+      lambda x, i=i: jnp.take(x, i, axis=LAYERS_AXIS), params[name]
+    )
+    for i in range(layers)
+  }
+
+
+def run(
+  network: nn.Module,
+  x: jax.Array,
+  *,
+  make: Callable[[nn.Module, int, str], nn.Module],
+  call: Callable[[nn.Module, jax.Array, int], jax.Array],
+  layers: int,
+  name: str,
+  remat_policy: str = 'none',
+  stacked: bool = False,
+  scan: bool = False,
+) -> jax.Array:
+  """Runs x through the layers.
+
+  Args:
+    network: what the layers belong to, inside its compact call.
+    x: [B, N, M].
+    make: makes layer i, from (its parent, i, its name).
+    call: calls layer i, from (layer, x, i); returns what the next one reads.
+    layers: L.
+    name: of the scanned layers; single ones are `layers_<i>`.
+    remat_policy: a name in REMAT_POLICIES.
+    stacked: whether the parameters are those of scanned layers.
+    scan: whether they are scanned; only where they are stacked, and where all
+      do the same and nothing is cached: i is 0 for all.
+
+  Returns:
+    [B, N, M].
+  """
+
+  def one(layer, x, i):
+    if remat_policy == 'none':
+      return call(layer, x, i)
+    rematerialised = partitioning.remat(
+      lambda layer, x: call(layer, x, i),
+      prevent_cse=not scan,
+      policy=REMAT_POLICIES[remat_policy],
+    )
+    return rematerialised(layer, x)
+
+  def loop(parent, x):
+    for i in range(layers):
+      x = one(make(parent, i, f'layers_{i}'), x, i)
+    return x
+
+  if scan:
+    axis = LAYERS_AXIS
+    if not network.is_mutable_collection('params'):
+      axis = flax.core.lift.In(axis)
+    scanned = partitioning.scan_with_axes(
+      lambda layer, x: (one(layer, x, 0), None),
+      variable_axes={'params': axis, 'intermediates': 0},
+      split_rngs={'params': True, 'dropout': True},
+      in_axes=(),
+      length=layers,
+      axis_name='layers',
+    )
+    x, _ = scanned(make(network, 0, name), x)
+    return x
+  if not stacked:
+    return loop(network, x)
+
+  def unstack(variables):
+    params = variables['params']
+    # Modules that the network was given come here too, each by itself.
+    return {
+      'params': unstacked(params, name, layers) if name in params else params
+    }
+
+  return nn.map_variables(loop, 'params', trans_in_fn=unstack)(network, x)
