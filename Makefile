@@ -6,9 +6,9 @@ BIN := $(VENV)/bin
 # same files: the last one installed is the one that is there.
 TFDS := $(shell grep -i '^tensorflow-datasets==' constraints.txt)
 
-.PHONY: install install-aot install-xm quickstart study study-fast study-t5 \\
-  study-pruning test test-aot test-fast lint format conformance clean \\
-  bench-attention bench-decode bench-engine bench-report bench-saving \\
+.PHONY: install install-aot install-xm quickstart study study-fast study-t5 \
+  study-pruning test test-aot test-fast lint format conformance clean \
+  bench-attention bench-decode bench-engine bench-report bench-saving \
   bench-scaling bench-tasks bench-tpu bench-variants fuzz torture
 
 install: $(VENV)/.installed
