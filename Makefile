@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 # same files: the last one installed is the one that is there.
 TFDS := $(shell grep -i '^tensorflow-datasets==' constraints.txt)
 
-.PHONY: install install-aot install-xm quickstart study-t5 study-pruning test \
-  test-aot test-fast lint format conformance clean bench-attention bench-decode \
+.PHONY: install install-aot install-xm quickstart study study-fast study-t5 \
+  study-pruning test test-aot test-fast lint format conformance clean bench-attention bench-decode \
   bench-engine bench-report bench-saving bench-tasks bench-tpu bench-variants \
   fuzz torture
 
@@ -25,6 +25,14 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 # Trains, evaluates and compares; see README.md for what to expect.
 quickstart: install
 	$(BIN)/python -m selective_t5x.quickstart $(ARGS)
+
+# The claims of the papers, with verdicts: hours. docs/reproduction.md.
+study: install
+	$(BIN)/python -m selective_t5x.studies.reproduction $(ARGS)
+
+# A part of them, language models of 250 steps.
+study-fast: install
+	$(BIN)/python -m selective_t5x.studies.reproduction --fast $(ARGS)
 
 # T5 with and without a selective decoder, three seeds; docs/t5.md has figures.
 study-t5: install
@@ -111,10 +119,10 @@ test-aot: install-aot
 # its own; docs/launching.md.
 install-xm: $(VENV)-xm/.installed
 
-$(VENV)-xm/.installed: setup.cfg pyproject.toml
+$(VENV)-xm/.installed: constraints-xm.txt
 	$(PYTHON) -m venv $(VENV)-xm
 	$(VENV)-xm/bin/pip install --quiet --disable-pip-version-check \
-	  'xmanager==0.8.5' 'protobuf>=6.33,<7'
+	  --no-deps --requirement constraints-xm.txt
 	touch $@
 
 # T5X's own tests against the embedded engine: make conformance T5X=<checkout>.

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen import partitioning
 
 from selective_t5x.attention import masks
 
@@ -82,6 +83,24 @@ def place(
   position = counter.value
   counter.value = position + 1
   return Place(position=position)
+
+
+def partitioned(name: str, x: jax.Array) -> jax.Array:
+  """Splits a leaf over the device mesh as activations are.
+
+  Args:
+    name: of what is kept of tokens, `key`, `value` or another.
+    x: [B, N, H, D] of these two, else [B, N, ...].
+
+  Returns:
+    x; its rows are split over 'data', and its heads over 'model'.
+  """
+  axes = ('batch', 'length')
+  if name in ('key', 'value'):
+    axes += ('heads', 'kv')
+  return partitioning.with_sharding_constraint(
+    x, axes + (None,) * (x.ndim - len(axes))
+  )
 
 
 class KeyValueCache(nn.Module):
@@ -153,7 +172,8 @@ class KeyValueCache(nn.Module):
       # In place, in the loop of decoding; a row that is over writes nothing.
       own = jnp.arange(key.shape[0]), where.position
       for name, x in tokens.items():
-        leaves[name].value = leaves[name].value.at[own].set(x[:, 0])
+        added = leaves[name].value.at[own].set(x[:, 0])
+        leaves[name].value = partitioned(name, added)
       if selects:
         settings['masking'] = masking.value
       keys, values, *others = (leaf.value for leaf in leaves.values())
@@ -179,7 +199,7 @@ class KeyValueCache(nn.Module):
       )
     filled = jnp.arange(slots) < where.lengths[:, None]
     for name, x in tokens.items():
-      leaves[name].value = masks.zero_padding(x, filled)
+      leaves[name].value = partitioned(name, masks.zero_padding(x, filled))
     if not selects:
       return attend()
     # The row of F that the next token reads. A full row has no next token.

@@ -1,8 +1,10 @@
 """What stopped a run, in one line where a traceback would tell less."""
 
 import errno
+import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 
 from selective_t5x import errors
@@ -15,15 +17,30 @@ _NO_SPACE_TEXTS = (
 )
 
 
+class _Stop(SystemExit):
+  """What SIGTERM raises."""
+
+
 def stop_at_sigterm() -> None:
   """Ends this process at SIGTERM with the exit code INTERRUPTED.
 
-  Training takes the signal over while it trains, to save first.
+  Training takes the signal over while it trains, to save first. Where it comes
+  in the middle of what swallows exceptions, JAX's callback of the garbage
+  collector or a finaliser, it is sent once more a moment later.
   """
+  before = sys.unraisablehook
 
   def stop(*_):
-    sys.exit(errors.INTERRUPTED)
+    raise _Stop(errors.INTERRUPTED)
 
+  def swallowed(what):
+    if isinstance(what.exc_value, _Stop):
+      again = (os.getpid(), signal.SIGTERM)
+      threading.Timer(0.05, os.kill, again).start()
+    else:
+      before(what)
+
+  sys.unraisablehook = swallowed
   signal.signal(signal.SIGTERM, stop)
 
 

@@ -85,25 +85,30 @@ class Dense(nn.Module):
     features: size of the last axis of the output.
     axes: logical names of the kernel's axes, input first.
     dtype: of the product.
-    kernel_init: gives the initial kernel.
+    kernel_init: gives the initial kernel, [in, features].
+    shape: of the kernel where it has more axes than these two.
   """
 
   features: int
-  axes: tuple[str, str]
+  axes: tuple[str, ...]
   dtype: Any = jnp.float32
   kernel_init: Callable[..., jax.Array] = KERNEL_INIT
+  shape: tuple[int, ...] | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [..., in] to [..., features]."""
+    joined = (x.shape[-1], self.features)
     kernel = partitioning.param_with_axes(
       'kernel',
-      self.kernel_init,
-      (x.shape[-1], self.features),
+      lambda rng, shape, dtype: self.kernel_init(rng, joined, dtype).reshape(
+        shape
+      ),
+      self.shape or joined,
       jnp.float32,
       axes=self.axes,
     )
-    return x.astype(self.dtype) @ kernel.astype(self.dtype)
+    return x.astype(self.dtype) @ kernel.reshape(joined).astype(self.dtype)
 
 
 class Embed(nn.Module):
@@ -192,10 +197,19 @@ def project_heads(
   name: str,
   dtype: Any,
   kernel_init: Callable[..., jax.Array] = KERNEL_INIT,
+  split: bool = False,
 ) -> jax.Array:
-  """Maps [B, N, M] to [B, N, H, D] by a kernel of the calling module."""
+  """Maps [B, N, M] to [B, N, H, D] by a kernel of the calling module.
+
+  It is [M, H D], or [M, H, D] where it is split.
+  """
   joined = Dense(
-    num_heads * head_dim, ('embed', 'joined_kv'), dtype, kernel_init, name=name
+    num_heads * head_dim,
+    ('embed', 'heads', 'kv') if split else ('embed', 'joined_kv'),
+    dtype,
+    kernel_init,
+    (x.shape[-1], num_heads, head_dim) if split else None,
+    name=name,
   )(x)
   split = joined.reshape(*x.shape[:-1], num_heads, head_dim)
   return partitioning.with_sharding_constraint(
@@ -209,10 +223,19 @@ def join_heads(
   *,
   dtype: Any,
   kernel_init: Callable[..., jax.Array] = KERNEL_INIT,
+  split: bool = False,
 ) -> jax.Array:
-  """Maps [B, N, H, D] to [B, N, features] by the caller's kernel `out`."""
+  """Maps [B, N, H, D] to [B, N, features] by the caller's kernel `out`.
+
+  It is [H D, features], or [H, D, features] where it is split.
+  """
   return Dense(
-    features, ('joined_kv', 'embed'), dtype, kernel_init, name='out'
+    features,
+    ('heads', 'kv', 'embed') if split else ('joined_kv', 'embed'),
+    dtype,
+    kernel_init,
+    (*x.shape[2:], features) if split else None,
+    name='out',
   )(x.reshape(*x.shape[:2], -1))
 
 
@@ -255,6 +278,8 @@ class SelfAttention(nn.Module):
     extension: makes the `extensions.Extension` that goes with the attention
       function, parameters under `extension`; None for none.
     layer: the layer's number, from 0: what an extension may go by.
+    split_kernels: whether heads are an axis of the kernels, as T5X has them in
+      scanned layers.
   """
 
   num_heads: int
@@ -269,6 +294,7 @@ class SelfAttention(nn.Module):
   pruning: LayerPruning | None = None
   extension: Callable[..., Extension] | None = None
   layer: int = 0
+  split_kernels: bool = False
 
   @nn.compact
   def __call__(
@@ -313,6 +339,7 @@ class SelfAttention(nn.Module):
         name=name,
         dtype=self.dtype,
         kernel_init=init,
+        split=self.split_kernels,
       )
 
     query = heads('query', self.query_init)
@@ -372,7 +399,11 @@ class SelfAttention(nn.Module):
     if self.extension is not None:
       out = extension.finish(x, out)
     return join_heads(
-      out, x.shape[-1], dtype=self.dtype, kernel_init=self.kernel_init
+      out,
+      x.shape[-1],
+      dtype=self.dtype,
+      kernel_init=self.kernel_init,
+      split=self.split_kernels,
     )
 
 

@@ -243,6 +243,7 @@ class DecoderLayer(nn.Module):
       pruning=cfg.pruning and cfg.pruning.of_layer(self.layer, cfg.num_layers),
       extension=cfg.attention_extension,
       layer=self.layer,
+      split_kernels=cfg.scan_layers,
       name='self_attention',
     )(
       y,

@@ -24,9 +24,10 @@ def spread(
   Returns:
     values, mean, min, max, all None where a value is; with a reference also
     'difference', the same of value - reference with a 'p_value', of a two-sided
-    paired t-test, and an 'interval', [low, high] of its mean: 95 %, by the
-    percentiles of bootstrap samples of the seeds. Both are None below three
-    seeds, and where all differences are equal.
+    paired t-test, and two 95 % intervals, [low, high], of its mean:
+    't_interval', that of the test, and 'interval', by the percentiles of
+    bootstrap samples of the seeds, too narrow where they are few. All three are
+    None below three seeds, and where all differences are equal.
   """
   values = list(values)
   known = values and None not in values
@@ -48,13 +49,15 @@ def _inference(differences) -> dict[str, Any]:
   """Returns what paired differences say of their mean, see `spread`."""
   few = len(differences) < SEEDS_FOR_A_TEST
   if few or None in differences or len(set(differences)) == 1:
-    return {'p_value': None, 'interval': None}
+    return {'p_value': None, 'interval': None, 't_interval': None}
   from scipy import stats  # Takes a second to import.
 
   interval = stats.bootstrap(
     (differences,), np.mean, method='percentile', random_state=0
   ).confidence_interval
+  test = stats.ttest_1samp(differences, 0)
   return {
-    'p_value': float(stats.ttest_1samp(differences, 0).pvalue),
-    'interval': [float(interval.low), float(interval.high)],
+    'p_value': float(test.pvalue),
+    'interval': [float(end) for end in interval],
+    't_interval': [float(end) for end in test.confidence_interval()],
   }

@@ -192,6 +192,7 @@ class DecoderLayer(nn.Module):
       and cfg.pruning.of_layer(self.layer, cfg.decoder_layers),
       extension=cfg.attention_extension,
       layer=self.layer,
+      split_kernels=cfg.scan_layers,
       name='self_attention',
     )(
       y,
@@ -213,6 +214,7 @@ class DecoderLayer(nn.Module):
         cfg.head_dim,
         dropout_rate=cfg.dropout_rate,
         dtype=cfg.dtype,
+        split_kernels=cfg.scan_layers,
         name='encoder_decoder_attention',
       )(y, encoded, segment_ids, encoder_ids, deterministic=deterministic)
       x = x + dropout(cfg, deterministic)(y)

@@ -1,8 +1,10 @@
 import errno
+import subprocess
+import sys
 
 import pytest
 
-from selective_t5x import failures
+from selective_t5x import errors, failures
 from selective_t5x.errors import RunError, UserError
 
 
@@ -51,3 +53,23 @@ def test_a_mistake_behind_another_error_is_not_hidden():
       raise KeyError('ours')  # noqa: B904
   except KeyError as error:
     assert failures.one_line(error) == ''
+
+
+def test_sigterm_ends_a_process_in_the_middle_of_a_finaliser():
+  program = (
+    'import os, signal, time\n'
+    'from selective_t5x import failures\n'
+    'failures.stop_at_sigterm()\n'
+    'class Held:\n'
+    '  def __del__(self):\n'
+    '    os.kill(os.getpid(), signal.SIGTERM)\n'
+    '    time.sleep(0)\n'
+    'Held()\n'
+    'print("goes on", flush=True)\n'
+    'time.sleep(30)\n'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', program], capture_output=True, text=True
+  )
+  assert done.returncode == errors.INTERRUPTED
+  assert (done.stdout, done.stderr) == ('goes on\n', '')

@@ -128,6 +128,8 @@ if __name__ == '__main__':
     toy = ('wikipedia_sample_lm',)
   elif 't5_' in files:
     toy = ('wikipedia_sample_span_corruption',)
+  elif found := re.search(r'experiments/(copy|parity)\.gin', files):
+    toy = (found[1],)
   else:
     toy = ('variable_assignment', 'variable_assignment_ood')
   write_run(

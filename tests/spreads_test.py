@@ -15,6 +15,7 @@ def test_equal_differences_have_no_p_value():
   assert got['difference']['mean'] == 1
   assert got['difference']['p_value'] is None
   assert got['difference']['interval'] is None
+  assert got['difference']['t_interval'] is None
 
 
 def test_an_interval_narrows_with_seeds():

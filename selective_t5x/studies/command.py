@@ -1,7 +1,7 @@
 """What the command lines of the studies share."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from selective_t5x import cells, compare
 from selective_t5x.comparison import Comparison
@@ -11,6 +11,7 @@ def parse(
   name: str,
   description: str,
   argv: Sequence[str],
+  add_flags: Callable[[argparse.ArgumentParser], None] | None = None,
   **counts: tuple[int, str],
 ) -> tuple[argparse.Namespace, list[str]]:
   """Parses `python -m selective_t5x.studies.NAME`.
@@ -19,6 +20,7 @@ def parse(
     name: the study's, also of its folder in results/.
     description: for --help.
     argv: the flags.
+    add_flags: adds those that only this study has.
     **counts: further flags, integers of 1 or more: the default, and the help.
 
   Returns:
@@ -31,6 +33,8 @@ def parse(
   made = compare.parser(f'selective_t5x.studies.{name}', description)
   compare.add_jobs_flag(made)
   made.set_defaults(output_dir=f'results/{name}')
+  if add_flags:
+    add_flags(made)
   counts = {'seeds': (3, 'seeds a variant'), **counts}
   for flag, (default, text) in counts.items():
     made.add_argument(

@@ -135,6 +135,12 @@ def measure(seeds: int, steps: int, size: int) -> dict[str, object]:
   return figures
 
 
+def measure_all(seeds: int = 20, steps: int = 1000) -> dict[str, object]:
+  """Returns seeds, steps, and `measure` of each size."""
+  of_sizes = {f'size_{size}': measure(seeds, steps, size) for size in SIZES}
+  return {'seeds': seeds, 'steps': steps, **of_sizes}
+
+
 def main(argv: Sequence[str]) -> None:
   """Runs `python -m selective_t5x.studies.token_transition`."""
   parser = argparse.ArgumentParser(
@@ -154,14 +160,12 @@ def main(argv: Sequence[str]) -> None:
   for flag in ('seeds', 'steps'):
     if getattr(args, flag) < 1:
       raise UserError(f'--{flag}={getattr(args, flag)}: expected 1 or more')
-  figures = {'seeds': args.seeds, 'steps': args.steps}
+  of_sizes = measure_all(args.seeds, args.steps)
   for size in SIZES:
-    of_size = measure(args.seeds, args.steps, size)
     for name in ('plain', 'ssa'):
-      values = of_size[name]
+      values = of_sizes[f'size_{size}'][name]
       print(f'D = {size} {name:6}', *(f'{m} {values[m]:.4f}' for m in MEASURES))
-    figures[f'size_{size}'] = of_size
-  figures = {NAME: figures}
+  figures = {NAME: of_sizes}
   results.write_json(pathlib.Path(args.output_dir) / f'{NAME}.json', figures)
   print(json.dumps(figures))
 

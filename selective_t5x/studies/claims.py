@@ -1,0 +1,303 @@
+"""The claims of the papers, our experiments, and the rules of the verdicts.
+
+All of it is data: selective_t5x.studies.reproduction runs it.
+"""
+
+import dataclasses
+
+from selective_t5x.cells import Variant
+from selective_t5x.studies import pruning, t5_span_corruption
+from selective_t5x.studies.verdicts import (
+  NEGLIGIBLE,
+  Lower,
+  LowerWithTemperatures,
+  MemoryFactor,
+  OutOfReach,
+  Rule,
+  Same,
+  Smaller,
+  Solves,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """A comparison that claims are decided by; it is one folder.
+
+  Attributes:
+    gin_files: what its variants share.
+    variants: the first is the reference of its tables.
+    gin_bindings: 'KEY = VALUE' texts.
+  """
+
+  gin_files: tuple[str, ...]
+  variants: tuple[Variant, ...]
+  gin_bindings: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+  """What a paper says, and how we decide whether it holds here.
+
+  Attributes:
+    says: the claim in our words.
+    source: the paper and where in it.
+    experiment: a name in EXPERIMENTS, or PRUNING or TOKEN_TRANSITION, or None
+      where two cores cannot decide.
+    rule: of the verdict.
+    paper_scale: the gin files of the paper's own experiment.
+    fast: the experiment of `make study-fast`; None leaves the claim out there.
+  """
+
+  says: str
+  source: str
+  experiment: str | None
+  rule: Rule
+  paper_scale: str = ''
+  fast: str | None = None
+
+
+def _attention(*files: str) -> tuple[str, ...]:
+  return tuple(f'gin/attention/{name}.gin' for name in files)
+
+
+BASELINE = Variant('baseline', _attention('baseline'))
+SELECTIVE = Variant('selective', _attention('selective'))
+TWICE = Variant('twice_the_heads', _attention('twice_the_heads'))
+# What language modelling compares, beside baseline and selective.
+_OTHERS = (
+  TWICE,
+  Variant('selective_head_1', SELECTIVE.gin_files, ('SELECTION_HEAD = 1',)),
+  *(
+    Variant(name, _attention(name))
+    for name in (
+      'selective_mean',
+      'selective_per_head',
+      'selective_bilinear',
+      'selective_no_relu',
+      'selective_masks_bos',
+      'selective_masks_self',
+    )
+  ),
+  # Half of the context of 256, and near its square root.
+  Variant('window', _attention('window'), ('WINDOW = 128',)),
+  Variant('strided', _attention('strided'), ('STRIDE = 16',)),
+  *(
+    Variant(name, _attention(name))
+    for name in ('ssa', 'forgetting', 'differential', 'stick_breaking')
+  ),
+)
+
+
+def _synthetic(name: str) -> Experiment:
+  return Experiment((f'gin/experiments/{name}.gin',), (BASELINE, SELECTIVE))
+
+
+EXPERIMENTS = {
+  'variable_assignment': _synthetic('variable_assignment'),
+  'copy': _synthetic('copy'),
+  'parity': _synthetic('parity'),
+  # The cells of the pruning study are among them: the searches go on from here.
+  'language_modelling': Experiment(
+    pruning.GIN_FILES, (*pruning.VARIANTS, *_OTHERS)
+  ),
+  'language_modelling_250_steps': Experiment(
+    pruning.GIN_FILES,
+    (BASELINE, SELECTIVE, TWICE),
+    ('TRAIN_STEPS = 250', 'EVAL_PERIOD = 125', 'CHECKPOINT_PERIOD = 125'),
+  ),
+  't5_span_corruption': Experiment(
+    t5_span_corruption.GIN_FILES, t5_span_corruption.VARIANTS
+  ),
+}
+# Not trained anew: the searches of the language models' budgets; a small fit.
+PRUNING = 'pruning'
+PRUNED = 'language_modelling'
+TOKEN_TRANSITION = 'token_transition'
+
+_LM = 'wikipedia_sample_lm'
+_LM_EXPERIMENT = 'language_modelling'
+_LM_FAST = 'language_modelling_250_steps'
+_PAPER = 'arXiv 2410.02703'
+_REVIEWS = f'{_PAPER}, asked in its reviews'
+_SSA = 'arXiv 2411.12892'
+_C4 = 'gin/experiments/c4_lm.gin'
+_C4_PRUNING = 'gin/experiments/c4_pruning.gin'
+_T5 = 'gin/experiments/t5_span_corruption_selective.gin'
+
+
+def _lm(says: str, source: str, rule: Rule, fast: bool = False) -> Claim:
+  return Claim(
+    says, source, _LM_EXPERIMENT, rule, _C4, _LM_FAST if fast else None
+  )
+
+
+def _c4(variant: str) -> str:
+  return f'{_C4} gin/attention/{variant}.gin'
+
+
+CLAIMS = {
+  'variable_assignment': Claim(
+    'asked for the present value of a variable, a selective model answers '
+    'right and a baseline does not',
+    f'{_PAPER}, section 2',
+    'variable_assignment',
+    Solves('variable_assignment', ('selective',), ('baseline',)),
+    fast='variable_assignment',
+  ),
+  'variable_assignment_ood': Claim(
+    'the same out of distribution: what is asked for was assigned only at the '
+    'very beginning',
+    f'{_PAPER}, section 2',
+    'variable_assignment',
+    Solves('variable_assignment_ood', ('selective',), ('baseline',)),
+    fast='variable_assignment',
+  ),
+  'copy': Claim(
+    'where everything must be kept, selection does no harm: both copy',
+    f'{_PAPER}, sections 1 and 2',
+    'copy',
+    Solves('copy', ('baseline', 'selective')),
+  ),
+  'parity': Claim(
+    'both learn parity with a scratchpad',
+    f'{_PAPER}, sections 1 and 2',
+    'parity',
+    Solves('parity', ('baseline', 'selective')),
+  ),
+  'language_modelling': _lm(
+    'a selective language model has a lower loss than a baseline of its size',
+    f'{_PAPER}, abstract',
+    Lower(_LM, 'selective', 'baseline'),
+    fast=True,
+  ),
+  'twice_the_heads': _lm(
+    'it is as good as a baseline with twice the heads and attention parameters',
+    f'{_PAPER}, abstract',
+    Lower(_LM, 'selective', 'twice_the_heads', NEGLIGIBLE),
+    fast=True,
+  ),
+  't5_span_corruption': Claim(
+    'T5 with a selective decoder has a lower loss of span corruption',
+    f'{_PAPER}, its T5 experiment',
+    't5_span_corruption',
+    Lower('wikipedia_sample_span_corruption', 'selective', 'baseline'),
+    _T5,
+  ),
+  'memory_at_the_baseline_loss': Claim(
+    "pruned until its loss is the baseline's, the cache is 16 times smaller "
+    'at context 512 (here 256), 25 at 1,024, 47 at 2,048',
+    f'{_PAPER}, abstract',
+    PRUNING,
+    MemoryFactor('at_baseline_loss', 'selective', 16),
+    _C4_PRUNING,
+  ),
+  'memory_of_rivals': Claim(
+    "at the baseline's loss it is smaller than H2O, TOVA and a window make "
+    "the baseline's own",
+    _REVIEWS,
+    PRUNING,
+    Smaller('at_baseline_loss', 'selective', tuple(pruning.RIVALS)),
+    _C4_PRUNING,
+  ),
+  'memory_loss': Claim(
+    'the memory loss lets more be pruned, here within 1 % of the own loss',
+    f'{_PAPER}, section 5',
+    PRUNING,
+    Smaller('within_1_percent', 'selective_memory_loss', ('selective',)),
+    _C4_PRUNING,
+  ),
+  'memory_loss_is_free': _lm(
+    'the memory loss does not make the unpruned loss worse',
+    f'{_PAPER}, section 5',
+    Lower(_LM, 'selective_memory_loss', 'selective', NEGLIGIBLE),
+  ),
+  'selection_head': _lm(
+    'which head selects does not matter',
+    f'{_PAPER}, section 3',
+    Same(_LM, 'selective_head_1', 'selective'),
+  ),
+  'selection_by_the_mean': _lm(
+    'the mean of the heads selects as well as one of them',
+    f'{_PAPER}, section 3',
+    Same(_LM, 'selective_mean', 'selective'),
+  ),
+  'selection_bilinear': _lm(
+    "queries and keys of its own select as well as a head's",
+    f'{_PAPER}, section 3',
+    Same(_LM, 'selective_bilinear', 'selective'),
+  ),
+  'selection_per_head': _lm(
+    'each head selecting for itself is better than one for all',
+    'github.com/andrew-healey/context-compression',
+    Lower(_LM, 'selective_per_head', 'selective'),
+  ),
+  **{
+    f'without_{name}': _lm(
+      f'selection is better for its constraint: {what}',
+      f'{_PAPER}, section 3',
+      Lower(_LM, 'selective', f'selective_{variant}'),
+    )
+    for name, variant, what in (
+      ('relu', 'no_relu', 'negative logits mask nothing'),
+      ('bos', 'masks_bos', 'the first token is never masked'),
+      ('self', 'masks_self', 'no token masks itself'),
+    )
+  },
+  **{
+    f'against_{name}': _lm(
+      f'a selective model is better than {what}',
+      _REVIEWS,
+      Lower(_LM, 'selective', name),
+    )
+    for name, what in (
+      ('window', 'sliding-window attention'),
+      ('strided', 'strided sparse attention'),
+    )
+  },
+  **{
+    f'{name}_language_modelling': dataclasses.replace(
+      _lm(
+        f'{what} has a lower loss than a baseline of its size',
+        source,
+        Lower(_LM, name, 'baseline'),
+      ),
+      paper_scale=_c4(name),
+    )
+    for name, what, source in (
+      ('ssa', 'SSA', _SSA),
+      ('forgetting', 'the Forgetting Transformer', 'arXiv 2503.02130'),
+      ('differential', 'the Differential Transformer', 'arXiv 2410.05258'),
+      ('stick_breaking', 'stick-breaking attention', 'arXiv 2410.17980'),
+    )
+  },
+  'ssa_token_transition': Claim(
+    'temperatures bring an attention map of sharp and flat rows nearer to the '
+    'truth',
+    f'{_SSA}, section 4',
+    TOKEN_TRANSITION,
+    LowerWithTemperatures('l1_error'),
+    fast=TOKEN_TRANSITION,
+  ),
+  'ssa_spikiness': Claim(
+    'temperatures make rows sharp without large weights: their norm is smaller',
+    f'{_SSA}, section 4',
+    TOKEN_TRANSITION,
+    LowerWithTemperatures('weight_norm'),
+    fast=TOKEN_TRANSITION,
+  ),
+  'downstream_tasks': Claim(
+    'selective models are better on six downstream tasks',
+    f'{_PAPER}, abstract',
+    None,
+    OutOfReach('models that two cores train are at chance on such tasks'),
+    f'{_C4} gin/runs/downstream.gin',
+  ),
+  'longer_contexts': Claim(
+    'the longer the context, the more memory is saved: 16, 25, 47 times',
+    f'{_PAPER}, abstract',
+    None,
+    OutOfReach('needs models that use 2,048 tokens of context'),
+    _C4_PRUNING,
+  ),
+}

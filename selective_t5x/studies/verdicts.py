@@ -1,0 +1,358 @@
+"""Rules that say, by numbers alone, whether a claim was reproduced.
+
+A rule is declared before its numbers exist, and each can say yes, no and
+undecided. With fewer than three seeds none says anything but undecided.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from selective_t5x.comparison import Comparison
+from selective_t5x.spreads import SEEDS_FOR_A_TEST, spread
+
+REPRODUCED = 'reproduced'
+NOT_REPRODUCED = 'not reproduced'
+UNDECIDED = 'undecided'
+OUT_OF_REACH = 'out of reach here'
+
+# Losses nearer than this are as good as equal: 1 % of perplexity.
+NEGLIGIBLE = 0.01
+# Small beside what selection gains: a tenth of the 0.44 nats a token of
+# docs/studies/pruning.
+SMALL = 0.04
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+  """What a rule says.
+
+  Attributes:
+    verdict: one of the four words above.
+    text: the deciding figure, for a table.
+    numbers: the same and more, for JSON.
+  """
+
+  verdict: str
+  text: str
+  numbers: Mapping[str, Any]
+
+
+class Rule(abc.ABC):
+  """A rule of a verdict."""
+
+  variants: Sequence[str] = ()  # Those of a comparison that it reads.
+
+  @abc.abstractmethod
+  def judge(self, figures: Any) -> Verdict:
+    """Returns the verdict on the figures of the claim's experiment."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Solves(Rule):
+  """Accuracies on a task: every seed of some variants reaches `least`.
+
+  Attributes:
+    task: what is evaluated.
+    solved_by: the variants that should. One that does in no seed refutes.
+    not_solved_by: those that should not. One that does in all seeds refutes.
+    least: from which accuracy on, 0 to 1, the task is solved.
+  """
+
+  task: str
+  solved_by: tuple[str, ...]
+  not_solved_by: tuple[str, ...] = ()
+  least: float = 0.99
+
+  @property
+  def variants(self):
+    """All of them."""
+    return (*self.solved_by, *self.not_solved_by)
+
+  def judge(self, figures: Comparison) -> Verdict:
+    """Returns the verdict on a comparison."""
+    spreads = {
+      name: _metric(figures, self.task, name, 'accuracy')
+      for name in self.variants
+    }
+    # A run whose loss was not finite has solved nothing.
+    solved = {
+      name: [value is not None and value >= self.least for value in s['values']]
+      for name, s in spreads.items()
+    }
+    verdict = _verdict(
+      len(figures['seeds']),
+      yes=all(all(solved[name]) for name in self.solved_by)
+      and not any(any(solved[name]) for name in self.not_solved_by),
+      no=not all(any(solved[name]) for name in self.solved_by)
+      or any(all(solved[name]) for name in self.not_solved_by),
+    )
+    return Verdict(
+      verdict,
+      'accuracy ' + ', '.join(f'{n} {_range(s)}' for n, s in spreads.items()),
+      {f'{name}_accuracy': s['values'] for name, s in spreads.items()},
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LossDifference(Rule):
+  """By the paired 95 % t interval of a difference of two variants' losses.
+
+  Attributes:
+    task: what is evaluated.
+    variant: the one,
+    than: minus the other.
+    margin: nats a token.
+  """
+
+  task: str
+  variant: str
+  than: str
+  margin: float
+
+  @property
+  def variants(self):
+    """Both."""
+    return (self.than, self.variant)
+
+  @abc.abstractmethod
+  def decide(self, low: float, high: float) -> tuple[bool, bool]:
+    """Returns whether an interval shows the claim, and whether it refutes."""
+
+  def judge(self, figures: Comparison) -> Verdict:
+    """Returns the verdict on a comparison."""
+    losses = {
+      name: _metric(figures, self.task, name, figures['loss'])
+      for name in self.variants
+    }
+    difference = spread(
+      losses[self.variant]['values'], reference=losses[self.than]['values']
+    )['difference']
+    yes, no = self.decide(*_interval(difference))
+    return Verdict(
+      _verdict(len(figures['seeds']), yes=yes, no=no),
+      f'loss {self.variant} - {self.than}: {_with_interval(difference)}',
+      {
+        **{f'{name}_loss': of['mean'] for name, of in losses.items()},
+        'difference': difference['mean'],
+        'interval': difference['t_interval'],
+        'p_value': difference['p_value'],
+      },
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Lower(LossDifference):
+  """The loss is lower: the whole interval lies below the margin.
+
+  Refuted where the interval leaves out all gains that are not NEGLIGIBLE. With
+  the margin NEGLIGIBLE it asks for no more than not to be worse.
+  """
+
+  margin: float = 0.0
+
+  def decide(self, low: float, high: float) -> tuple[bool, bool]:
+    """See `LossDifference`."""
+    return high < self.margin, low > self.margin - NEGLIGIBLE
+
+
+@dataclasses.dataclass(frozen=True)
+class Same(LossDifference):
+  """The losses are the same: the whole interval lies within ±margin.
+
+  Refuted where it lies outside.
+  """
+
+  margin: float = SMALL
+
+  def decide(self, low: float, high: float) -> tuple[bool, bool]:
+    """See `LossDifference`."""
+    within = -self.margin < low and high < self.margin
+    return within, low > self.margin or high < -self.margin
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryFactor(Rule):
+  """A pruned cache is this many times smaller, in every seed.
+
+  Refuted where it is in none. A model that does not reach the loss even with
+  its whole cache has the factor 0.
+
+  Attributes:
+    kind: of `pruning.best_points`, which loss is held.
+    name: the model and its policy.
+    least: the factor.
+  """
+
+  kind: str
+  name: str
+  least: float
+
+  def judge(self, figures: Sequence[Mapping[str, Any]]) -> Verdict:
+    """Returns the verdict on one `pruning.best_points` a seed."""
+    factors = spread(_factors(figures, self.kind, self.name))
+    verdict = _verdict(
+      len(figures),
+      yes=factors['min'] >= self.least,
+      no=factors['max'] < self.least,
+    )
+    return Verdict(
+      verdict,
+      f'{self.name}: {_range(factors, ".1f")} times fewer keys',
+      {f'{self.name}_memory_factor': factors['values']},
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Smaller(Rule):
+  """A pruned cache is smaller than others', by paired 95 % intervals.
+
+  Refuted where the whole interval against one of them is not above zero.
+
+  Attributes:
+    kind: of `pruning.best_points`, which loss is held.
+    name: the model and its policy.
+    than: the others.
+  """
+
+  kind: str
+  name: str
+  than: tuple[str, ...]
+
+  def judge(self, figures: Sequence[Mapping[str, Any]]) -> Verdict:
+    """Returns the verdict on one `pruning.best_points` a seed."""
+    own = _factors(figures, self.kind, self.name)
+    others = {name: _factors(figures, self.kind, name) for name in self.than}
+    differences = {
+      name: spread(own, reference=values)['difference']
+      for name, values in others.items()
+    }
+    intervals = [_interval(d) for d in differences.values()]
+    verdict = _verdict(
+      len(figures),
+      yes=all(low > 0 for low, _ in intervals),
+      no=any(high <= 0 for _, high in intervals),
+    )
+    return Verdict(
+      verdict,
+      f'times fewer keys, {self.name} - '
+      + ', '.join(
+        f'{name}: {_with_interval(d, "+.1f")}'
+        for name, d in differences.items()
+      ),
+      {
+        f'{name}_memory_factor': values
+        for name, values in {self.name: own, **others}.items()
+      },
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LowerWithTemperatures(Rule):
+  """SSA's token transitions: a measure is lower, by 95 %, at every head size.
+
+  Refuted where it is higher at one.
+
+  Attributes:
+    measure: one of `token_transition.MEASURES`.
+  """
+
+  measure: str
+
+  def judge(self, figures: Mapping[str, Any]) -> Verdict:
+    """Returns the verdict on the figures of `token_transition.measure_all`."""
+    differences = {
+      name: {
+        'mean': of_size['ssa'][self.measure] - of_size['plain'][self.measure],
+        't_interval': of_size.get('ssa - plain', {}).get(self.measure),
+      }
+      for name, of_size in figures.items()
+      if name.startswith('size_')
+    }
+    intervals = [d['t_interval'] for d in differences.values()]
+    known = None not in intervals
+    verdict = _verdict(
+      figures['seeds'],
+      yes=known and all(high < 0 for _, high in intervals),
+      no=known and any(low > 0 for low, _ in intervals),
+    )
+    return Verdict(
+      verdict,
+      f'{self.measure} SSA - plain, head of '
+      + ', '.join(
+        f'{name.replace("_", " ")}: {_with_interval(d)}'
+        for name, d in differences.items()
+      ),
+      {
+        f'{name}_{key}': d[of]
+        for name, d in differences.items()
+        for key, of in (('difference', 'mean'), ('interval', 't_interval'))
+      },
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class OutOfReach(Rule):
+  """Says why two cores cannot decide; it reads no figures.
+
+  Attributes:
+    why: in a few words.
+  """
+
+  why: str
+
+  def judge(self, figures: None) -> Verdict:
+    """Returns the verdict."""
+    del figures
+    return Verdict(OUT_OF_REACH, self.why, {})
+
+
+def _verdict(seeds: int, *, yes: bool, no: bool) -> str:
+  if seeds < SEEDS_FOR_A_TEST:
+    return UNDECIDED
+  if yes:
+    return REPRODUCED
+  return NOT_REPRODUCED if no else UNDECIDED
+
+
+def _metric(figures: Comparison, task: str, variant: str, metric: str):
+  """Returns the spread of a metric of the last evaluation."""
+  found = [
+    result['metrics'][metric]
+    for result in figures['results']
+    if (result['task'], result['variant']) == (task, variant)
+  ]
+  return found[0]
+
+
+def _interval(difference: Mapping[str, Any]) -> tuple[float, float]:
+  """Returns the ends; all numbers where nothing is known."""
+  if difference['t_interval'] is not None:
+    return tuple(difference['t_interval'])
+  mean = difference['mean']
+  if mean is not None and difference['min'] == difference['max']:
+    return mean, mean
+  return float('-inf'), float('inf')
+
+
+def _factors(figures, kind: str, name: str) -> list[float]:
+  points = [of_seed[kind][name] for of_seed in figures]
+  return [point['memory_factor'] if point else 0.0 for point in points]
+
+
+def _range(of: Mapping[str, Any], form: str = '.3f') -> str:
+  if of['mean'] is None:
+    return 'not finite'
+  low, mean, high = (format(of[key], form) for key in ('min', 'mean', 'max'))
+  return f'{mean} ({low} to {high})'
+
+
+def _with_interval(difference: Mapping[str, Any], form: str = '+.3f') -> str:
+  if difference['mean'] is None:
+    return 'not finite'
+  text = format(difference['mean'], form)
+  if difference['t_interval'] is None:
+    return f'{text}, no interval'
+  low, high = (format(end, form) for end in difference['t_interval'])
+  return f'{text} ({low} to {high})'

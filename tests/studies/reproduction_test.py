@@ -1,0 +1,190 @@
+"""The study of the claims: what it declares, and runs that train nothing."""
+
+import functools
+import json
+
+import pytest
+
+from selective_t5x import cell_runs, compare, config_check, config_files
+from selective_t5x.errors import UserError
+from selective_t5x.studies import pruning, reproduction, token_transition
+from selective_t5x.studies.claims import (
+  CLAIMS,
+  EXPERIMENTS,
+  PRUNING,
+  TOKEN_TRANSITION,
+)
+from selective_t5x.studies.verdicts import (
+  NOT_REPRODUCED,
+  OUT_OF_REACH,
+  REPRODUCED,
+  UNDECIDED,
+)
+from tests import fake_training
+
+TEMPERATURES = {
+  'seeds': 20,
+  'steps': 1000,
+  **{
+    f'size_{size}': {
+      'plain': {'l1_error': 0.7, 'weight_norm': 9.0},
+      'ssa': {'l1_error': 0.2, 'weight_norm': norm},
+      'ssa - plain': {'l1_error': [-0.6, -0.4], 'weight_norm': interval},
+    }
+    for size, norm, interval in ((4, 20.0, [8, 14]), (8, 5.0, [-5, -3]))
+  },
+}
+
+
+@pytest.fixture
+def fake(monkeypatch):
+  """Nothing is trained, searched or fitted."""
+  monkeypatch.setattr(
+    compare,
+    'compare',
+    functools.partial(compare.compare, program=fake_training.PROGRAM),
+  )
+  monkeypatch.setattr(token_transition, 'measure_all', lambda: TEMPERATURES)
+
+
+def test_claims_name_experiments_and_variants_that_are_there():
+  for name, claim in CLAIMS.items():
+    for experiment in {claim.experiment, claim.fast} - {None}:
+      if experiment in EXPERIMENTS:
+        variants = {v.name for v in EXPERIMENTS[experiment].variants}
+        assert variants.issuperset(claim.rule.variants), name
+        assert claim.rule.variants, name
+      else:
+        assert experiment in (PRUNING, TOKEN_TRANSITION), name
+    out_of_reach = claim.experiment is None
+    verdict = out_of_reach and claim.rule.judge(None).verdict
+    assert verdict == (out_of_reach and OUT_OF_REACH), name
+
+
+def test_every_gin_file_parses_at_the_scale_of_the_paper():
+  paths = ['.', str(config_files.search_path())]
+  files = {claim.paper_scale for claim in CLAIMS.values()} - {''}
+  for names in files:
+    # A run file of evaluation asks for what only a trained model has.
+    pretraining = [f for f in names.split() if 'gin/runs/' not in f]
+    config_check.check(
+      config_check.load(pretraining, ["MODEL_DIR = 'none'"], paths)
+    )
+    for name in names.split():
+      assert (config_files.search_path() / name).exists()
+
+
+def test_dry_run_names_every_run_of_the_whole_study(tmp_path, capsys):
+  reproduction.main([f'--output_dir={tmp_path / "out"}', '--dry_run'])
+  said = capsys.readouterr().out
+  # 3 synthetic tasks, language modelling, T5: all parse.
+  assert said.count('selective_t5x.main --run_mode=train') == 3 * (
+    3 * 2 + len(EXPERIMENTS['language_modelling'].variants) + 2
+  )
+  assert not (tmp_path / 'out').exists()
+
+
+def test_a_fast_study(fake, tmp_path, capsys):
+  out, kept = tmp_path / 'out', tmp_path / 'kept'
+  argv = ['--fast', '--gin.TRAIN_STEPS=20', f'--output_dir={out}']
+  reproduction.main([*argv, f'--keep={kept}'])
+  said = capsys.readouterr().out
+  figures = json.loads(said.splitlines()[-1])
+  assert figures == json.loads((out / 'fast.json').read_text())['claims']
+  verdicts = {name: of['verdict'] for name, of in figures.items()}
+  # The fake has accuracies of 1, 0.98 and 0.96; lower ones on the other task.
+  assert verdicts == {
+    'variable_assignment': UNDECIDED,
+    'variable_assignment_ood': NOT_REPRODUCED,
+    'language_modelling': REPRODUCED,
+    'twice_the_heads': REPRODUCED,
+    'ssa_token_transition': REPRODUCED,
+    'ssa_spikiness': NOT_REPRODUCED,
+  }
+  lm = figures['language_modelling']
+  low, high = lm['interval']
+  assert low < lm['difference'] < high < 0
+  assert 'selective_accuracy' in figures['variable_assignment_ood']
+  table = (kept / 'fast.md').read_text()
+  assert table.count('\n') == 2 + len(figures)
+  assert f'**{REPRODUCED}**' in table
+  kept_files = {str(p.relative_to(kept)) for p in kept.rglob('*')}
+  run = 'language_modelling_250_steps/selective-seed2'
+  assert {
+    f'{run}/summary.json',
+    f'{run}/train/metrics.jsonl',
+    'variable_assignment/comparison.json',
+  } <= kept_files
+  assert not any('log.txt' in name for name in kept_files)
+
+  # Again: nothing is trained.
+  reproduction.main(argv)
+  assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
+  starts = (out / run / 'starts.txt').read_text()
+  assert starts.count('start') == 1
+
+
+def test_searches_go_on_from_the_language_models(fake, monkeypatch, tmp_path):
+  searched = []
+
+  def best_points(found):
+    point = {'memory_factor': 20.0}
+    names = (*pruning.OWN, *pruning.RIVALS)
+    return {
+      kind: dict.fromkeys(names, point)
+      for kind in ('at_baseline_loss', 'within_1_percent')
+    }
+
+  monkeypatch.setattr(
+    pruning, 'search_seed', lambda *args: searched.append(args)
+  )
+  monkeypatch.setattr(pruning, 'best_points', best_points)
+  reproduction.main(
+    [
+      '--claims=memory_at_the_baseline_loss,memory_of_rivals,downstream_tasks',
+      '--gin.TRAIN_STEPS=20',
+      f'--output_dir={tmp_path}',
+    ]
+  )
+  folder = tmp_path / 'language_modelling'
+  assert [args[:2] for args in searched] == [(folder, s) for s in range(3)]
+  for variant in pruning.VARIANTS:
+    assert (folder / f'{variant.name}-seed2' / 'summary.json').exists()
+  claims = json.loads((tmp_path / 'study.json').read_text())['claims']
+  assert [of['verdict'] for of in claims.values()] == [
+    REPRODUCED,
+    NOT_REPRODUCED,
+    OUT_OF_REACH,
+  ]
+
+
+def test_a_failed_run_stops_no_other_experiment(fake, tmp_path, capsys):
+  (tmp_path / 'copy').mkdir()
+  (tmp_path / 'copy' / 'crash').touch()
+  with pytest.raises(cell_runs.CellError, match='copy: .*runs failed'):
+    reproduction.main(
+      ['--claims=copy,parity', '--seeds=1', '--gin.TRAIN_STEPS=20']
+      + [f'--output_dir={tmp_path}']
+    )
+  assert 'parity: undecided' in capsys.readouterr().out
+  claims = json.loads((tmp_path / 'study.json').read_text())['claims']
+  assert list(claims) == ['parity']
+  assert 'not run' in (tmp_path / 'study.md').read_text()
+
+
+def test_a_wrong_claim_is_named():
+  with pytest.raises(UserError, match="no claim 'copies'; nearest: copy"):
+    reproduction.main(['--claims=copies'])
+
+
+def test_kept_commands_have_no_path_of_the_machine(tmp_path):
+  (tmp_path / 'a').mkdir()
+  text = '{"command": "/home/x/.venv/bin/python3.11 -m selective_t5x.main"}'
+  (tmp_path / 'a' / 'run.json').write_text(text)
+  (tmp_path / 'checkpoint_1').mkdir()
+  (tmp_path / 'checkpoint_1' / 'state.json').write_text('{}')
+  reproduction.keep(tmp_path / 'a', tmp_path / 'kept')
+  reproduction.keep(tmp_path, tmp_path / 'kept_all')
+  kept = (tmp_path / 'kept' / 'run.json').read_text()
+  assert kept == '{"command": "python -m selective_t5x.main"}'
+  assert not (tmp_path / 'kept_all' / 'checkpoint_1').exists()
