@@ -124,6 +124,8 @@ def _bytes(program: Program, computation: str, operation: Operation) -> int:
     return estimate['bytes_accessed']
   inside = program.computations[computation]
   operands = [inside[x] for x in operation.operands if x in inside]
+  if operation.opcode == 'custom-call' and not operands:
+    return 0  # XLA's AllocateBuffer: nothing is in it yet.
   if operation.opcode in ('copy-start', 'slice-start'):
     # Its results are the copy, the whole operand and a semaphore.
     copy = operation.results[operation.opcode == 'slice-start']

@@ -150,6 +150,12 @@ TILED = 2 * 8 * 128  # bf16[8,64] in whole tiles.
     # All of it is in the chip's own memory.
     ('%x = bf16[8,64]{1,0:T(8,128)(2,1)S(1)} negate(%chip)', 0),
     ('%x = bf16[8,64]{1,0:T(8,128)(2,1)} negate(%chip)', TILED),
+    # Room, with nothing in it.
+    (
+      '%x = bf16[8,64]{1,0:T(8,128)(2,1)} custom-call(), '
+      'custom_call_target="AllocateBuffer"',
+      0,
+    ),
     ('%x = bf16[6,8,64]{2,1,0:T(8,128)(2,1)} negate(%p)', 2 * 6 * TILED),
     # Copies from one memory to the other.
     (
