@@ -11,6 +11,7 @@ is that of two medians. The last line is JSON, {variant: ratio}.
 import argparse
 import contextlib
 import json
+import sys
 import time
 
 import gin
@@ -106,12 +107,15 @@ def main() -> None:
     seconds[name] = []
     leaves = jax.tree.leaves(states[name][0])
     parameters[name] = sum(leaf.size for leaf in leaves)
-  for round_ in range(args.rounds + 1):
-    for name, step in steps.items():
-      start = time.perf_counter()
-      states[name] = jax.block_until_ready(step(states[name]))
-      if round_:  # the first one warms up
-        seconds[name].append(time.perf_counter() - start)
+  # Ctrl-C ends the rounds: the figures are those of the ones before.
+  with contextlib.suppress(KeyboardInterrupt):
+    for round_ in range(args.rounds + 1):
+      for name, step in steps.items():
+        start = time.perf_counter()
+        states[name] = jax.block_until_ready(step(states[name]))
+        if round_:  # the first one warms up
+          seconds[name].append(time.perf_counter() - start)
+      print(f'round {round_} of {args.rounds}', file=sys.stderr)
   ratios = {
     name: float(np.median(values) / np.median(seconds['baseline']))
     for name, values in seconds.items()

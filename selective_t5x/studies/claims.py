@@ -45,7 +45,7 @@ class Claim:
     experiment: a name in EXPERIMENTS, or PRUNING or TOKEN_TRANSITION, or None
       where two cores cannot decide.
     rule: of the verdict.
-    paper_scale: the gin files of the paper's own experiment.
+    paper_scale: the gin files of the paper's own experiment, as far as known.
     fast: the experiment of `make study-fast`; None leaves the claim out there.
   """
 
@@ -89,8 +89,12 @@ _OTHERS = (
 )
 
 
+def _synthetic_file(name: str) -> str:
+  return f'gin/experiments/{name}.gin'
+
+
 def _synthetic(name: str) -> Experiment:
-  return Experiment((f'gin/experiments/{name}.gin',), (BASELINE, SELECTIVE))
+  return Experiment((_synthetic_file(name),), (BASELINE, SELECTIVE))
 
 
 EXPERIMENTS = {
@@ -143,6 +147,7 @@ CLAIMS = {
     f'{_PAPER}, section 2',
     'variable_assignment',
     Solves('variable_assignment', ('selective',), ('baseline',)),
+    _synthetic_file('variable_assignment'),
     fast='variable_assignment',
   ),
   'variable_assignment_ood': Claim(
@@ -151,6 +156,7 @@ CLAIMS = {
     f'{_PAPER}, section 2',
     'variable_assignment',
     Solves('variable_assignment_ood', ('selective',), ('baseline',)),
+    _synthetic_file('variable_assignment'),
     fast='variable_assignment',
   ),
   'copy': Claim(
@@ -158,12 +164,14 @@ CLAIMS = {
     f'{_PAPER}, sections 1 and 2',
     'copy',
     Solves('copy', ('baseline', 'selective')),
+    _synthetic_file('copy'),
   ),
   'parity': Claim(
     'both learn parity with a scratchpad',
     f'{_PAPER}, sections 1 and 2',
     'parity',
     Solves('parity', ('baseline', 'selective')),
+    _synthetic_file('parity'),
   ),
   'language_modelling': _lm(
     'a selective language model has a lower loss than a baseline of its size',
