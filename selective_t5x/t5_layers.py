@@ -124,7 +124,7 @@ class Attention(nn.Module):
     attention_fn: `attention.full_attention` or a function with its arguments.
     dropout_rate: of the attention weights.
     dtype: of the computation.
-    split_kernels: as of layers.SelfAttention.
+    split_kernels: as of SelfAttention.
   """
 
   num_heads: int
