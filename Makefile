@@ -7,9 +7,9 @@ BIN := $(VENV)/bin
 TFDS := $(shell grep -i '^tensorflow-datasets==' constraints.txt)
 
 .PHONY: install install-aot install-xm quickstart study study-fast study-t5 \
-  study-pruning test test-aot test-fast lint format conformance clean bench-attention bench-decode \
-  bench-engine bench-report bench-saving bench-tasks bench-tpu bench-variants \
-  fuzz torture
+  study-pruning test test-aot test-fast lint format conformance clean \
+  bench-attention bench-decode bench-engine bench-report bench-saving \
+  bench-scaling bench-tasks bench-tpu bench-variants fuzz torture
 
 install: $(VENV)/.installed
 
@@ -92,9 +92,14 @@ fuzz: install
 bench-saving: install
 	$(BIN)/python -m benchmarks.saving $(ARGS)
 
+# Tokens a second of one process and of two, each on a core of its own.
+bench-scaling: install
+	$(BIN)/python -m benchmarks.scaling $(ARGS)
+
 # The TPU compiler is in an environment of its own: where libtpu is installed,
 # JAX looks for a TPU at every start.
-AOT := JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 $(VENV)-aot/bin
+AOT := JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 ALLOW_MULTIPLE_LIBTPU_LOAD=1 \
+  $(VENV)-aot/bin
 
 install-aot: $(VENV)-aot/.installed
 
@@ -118,10 +123,10 @@ test-aot: install-aot
 # its own; docs/launching.md.
 install-xm: $(VENV)-xm/.installed
 
-$(VENV)-xm/.installed: setup.cfg pyproject.toml
+$(VENV)-xm/.installed: constraints-xm.txt
 	$(PYTHON) -m venv $(VENV)-xm
 	$(VENV)-xm/bin/pip install --quiet --disable-pip-version-check \
-	  'xmanager==0.8.5' 'protobuf>=6.33,<7'
+	  --no-deps --requirement constraints-xm.txt
 	touch $@
 
 # T5X's own tests against the embedded engine: make conformance T5X=<checkout>.

@@ -38,7 +38,7 @@ def main() -> None:
   from t5x import checkpoints, partitioning
 
   partitioner = partitioning.PjitPartitioner(num_partitions=1)
-  trainer, batch = _trainer(args.width, partitioner)
+  trainer, batch = compiled_step(args.width, partitioner)
   parameters = sum(x.size for x in jax.tree.leaves(trainer.train_state.params))
 
   def steps(manager):
@@ -86,8 +86,14 @@ def main() -> None:
   )
 
 
-def _trainer(width, partitioner):
-  """Returns an object with a train state and a compiled step, and a batch."""
+def compiled_step(width, partitioner, rows=8):
+  """Returns an object with a train state and a compiled step, and a batch.
+
+  Args:
+    width: of the decoder, which has four layers.
+    partitioner: has the devices.
+    rows: of 128 tokens, of this process.
+  """
   import types
 
   import jax
@@ -98,7 +104,7 @@ def _trainer(width, partitioner):
   from selective_t5x import attention, network
   from t5x import models, optimizers, trainer, utils
 
-  length, rows, vocabulary = 128, 8, seqio.ByteVocabulary()
+  length, vocabulary = 128, seqio.ByteVocabulary()
   model = models.DecoderOnlyModel(
     module=network.Decoder(
       network.DecoderConfig(
@@ -129,7 +135,10 @@ def _trainer(width, partitioner):
   initializer = utils.TrainStateInitializer(
     optimizer_def=model.optimizer_def,
     init_fn=model.get_initial_variables,
-    input_shapes={k: v.shape for k, v in batch.items()},
+    input_shapes={
+      k: (v.shape[0] * jax.process_count(), *v.shape[1:])
+      for k, v in batch.items()
+    },
     input_types={k: v.dtype for k, v in batch.items()},
     partitioner=partitioner,
   )

@@ -19,6 +19,11 @@ Train step of the paper's decoder at d=12, context 2048, 8 rows:
                                            kernels' as counted, over the same
                                            with selection off
 
+Size d=28 on slices of pods, its train step and a step of decoding, see
+benchmarks/pod.py:
+
+  hbm_ratio, roofline_time_ratio, decode_bytes_ratio
+
 The last line is JSON.
 """
 
@@ -31,6 +36,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pod
 import traffic
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -71,7 +77,7 @@ def main() -> None:
   figures['v5e_step_flops_selective_over_baseline'] = round(
     flops['selective'] / flops['plain'], 4
   )
-  print(json.dumps(figures))
+  print(json.dumps(figures | pod.figures()))
 
 
 def one_chip(topology: str) -> Mesh:

@@ -10,6 +10,8 @@ import importlib
 import os
 import resource
 import runpy
+import signal
+import subprocess
 import sys
 import traceback
 import warnings
@@ -24,6 +26,7 @@ _MODULES = (
   'selective_t5x.network',
   'selective_t5x.models',
   'selective_t5x.tasks',
+  'selective_t5x.compare',
   'selective_t5x.pruning.search',
   't5x.eval',
   't5x.infer',
@@ -54,6 +57,8 @@ def start(
 ) -> int:
   """Runs `python -m module args` in a forked process, and returns its id.
 
+  It is in a session of its own. Cells that it trains are forked in their turn.
+
   Args:
     module: whose __main__ part runs.
     args: its arguments.
@@ -62,13 +67,8 @@ def start(
     errors: where its stderr goes, if not into the log.
     folder: where it runs, if not here.
   """
-  sys.stdout.flush()
-  sys.stderr.flush()
-  process = os.fork()
-  if process:
-    return process
-  code = 1
-  try:
+
+  def prepare():
     os.setsid()
     new = os.O_CREAT | os.O_WRONLY | os.O_TRUNC
     file = os.open(log, new, 0o600)
@@ -80,6 +80,22 @@ def start(
     if max_file_bytes:
       limits = (max_file_bytes, resource.RLIM_INFINITY)
       resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    cell_runs.subprocess = _Subprocess
+
+  from selective_t5x import cell_runs
+
+  return _fork(module, args, prepare)
+
+
+def _fork(module, args, prepare) -> int:
+  sys.stdout.flush()
+  sys.stderr.flush()
+  process = os.fork()
+  if process:
+    return process
+  code = 1
+  try:
+    prepare()
     sys.argv = [module, *args]
     sys.orig_argv = [sys.executable, '-m', module, *args]
     sys.modules.pop(module, None)
@@ -93,3 +109,35 @@ def start(
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+class _Popen:
+  """What subprocess.Popen does with `python -m module args`, by a fork."""
+
+  def __init__(self, command, *, stdin, stdout, stderr, pass_fds):
+    del stdin, pass_fds  # All files stay open in a fork.
+    self.returncode = None
+
+    def prepare():
+      os.dup2(stdout.fileno(), 1)
+      os.dup2(stderr.fileno(), 2)
+      signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    self._process = _fork(command[2], command[3:], prepare)
+
+  def poll(self, flags=os.WNOHANG):
+    if self.returncode is None:
+      ended, status = os.waitpid(self._process, flags)
+      if ended:
+        self.returncode = os.waitstatus_to_exitcode(status)
+    return self.returncode
+
+  def wait(self):
+    return self.poll(0)
+
+  def terminate(self):
+    os.kill(self._process, signal.SIGTERM)
+
+
+class _Subprocess:
+  Popen, DEVNULL = _Popen, subprocess.DEVNULL

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen import partitioning
 
 from selective_t5x.attention import masks
 
@@ -84,6 +85,24 @@ def place(
   return Place(position=position)
 
 
+def partitioned(name: str, x: jax.Array) -> jax.Array:
+  """Splits a leaf over the device mesh as activations are.
+
+  Args:
+    name: of what is kept of tokens, `key`, `value` or another.
+    x: [B, N, H, D] of these two, else [B, N, ...].
+
+  Returns:
+    x; its rows are split over 'data', and its heads over 'model'.
+  """
+  axes = ('batch', 'length')
+  if name in ('key', 'value'):
+    axes += ('heads', 'kv')
+  return partitioning.with_sharding_constraint(
+    x, axes + (None,) * (x.ndim - len(axes))
+  )
+
+
 class KeyValueCache(nn.Module):
   """Attends with the keys and values of earlier tokens, and keeps the new ones.
 
@@ -140,16 +159,11 @@ class KeyValueCache(nn.Module):
     def attend(**asked):
       return self.attention_fn(query, key, value, **kept, **(settings | asked))
 
-    def attend_and_mask():
-      # Faster implementations have no F to return.
-      named = 'implementation' in taken
-      asked = {'implementation': 'reference'} if named else {}
-      return attend(return_masking=True, **asked)
-
     def nothing_masked():
       """A row of F: how many heads select is the attention function's own."""
-      _, rows = jax.eval_shape(attend_and_mask)
-      return jnp.zeros((*rows.shape[:-2], slots), rows.dtype)
+      first = jnp.zeros(key.shape[:1], jnp.int32)
+      _, row = jax.eval_shape(lambda: attend(masking_row=first))
+      return jnp.zeros((*row.shape[:-1], slots), row.dtype)
 
     if selects:
       masking = self.variable('cache', 'cached_masking', nothing_masked)
@@ -158,7 +172,8 @@ class KeyValueCache(nn.Module):
       # In place, in the loop of decoding; a row that is over writes nothing.
       own = jnp.arange(key.shape[0]), where.position
       for name, x in tokens.items():
-        leaves[name].value = leaves[name].value.at[own].set(x[:, 0])
+        added = leaves[name].value.at[own].set(x[:, 0])
+        leaves[name].value = partitioned(name, added)
       if selects:
         settings['masking'] = masking.value
       keys, values, *others = (leaf.value for leaf in leaves.values())
@@ -184,13 +199,12 @@ class KeyValueCache(nn.Module):
       )
     filled = jnp.arange(slots) < where.lengths[:, None]
     for name, x in tokens.items():
-      leaves[name].value = masks.zero_padding(x, filled)
+      leaves[name].value = partitioned(name, masks.zero_padding(x, filled))
     if not selects:
       return attend()
-    out, rows = attend_and_mask()
     # The row of F that the next token reads. A full row has no next token.
     following = jnp.minimum(where.lengths, slots - 1)
-    masking.value = row_of(rows, following)
+    out, masking.value = attend(masking_row=following)
     return out
 
 

@@ -288,7 +288,9 @@ def identity(cell: Cell) -> dict[str, Any]:
 
 def check_folder(cell: Cell) -> None:
   """Raises UserError where the cell's folder holds something else."""
-  held = set(os.listdir(cell.folder) if cell.folder.exists() else ())
+  held = os.listdir(cell.folder) if cell.folder.exists() else ()
+  # A file that a killed process was writing is not there yet.
+  held = {name for name in held if not name.endswith('.tmp')}
   ours = {LOCK_FILE, CELL_FILE, LOG_FILE, run_lock.LOCK_FILE, results.RUN_FILE}
   if held <= ours:
     return  # Nothing was trained yet: a mistake can be mended in place.

@@ -15,7 +15,7 @@ from flax import linen as nn
 
 from selective_t5x.attention import masks, steps
 from selective_t5x.attention.selection import spread
-from selective_t5x.cache import Place, row_of
+from selective_t5x.cache import Place, partitioned, row_of
 from selective_t5x.pruning import slots
 from selective_t5x.pruning.config import LayerPruning
 from selective_t5x.pruning.whole_rows import pruned_attention, selects
@@ -138,7 +138,7 @@ class EvictingCache(nn.Module):
       new['masking'] = jnp.zeros_like(held['masking'][:, 0])
     last = slots.last_slot(position, held['position'].shape[1])
     for name, x in held.items():
-      held[name] = slots.put(x, new[name], slot, last)
+      held[name] = partitioned(name, slots.put(x, new[name], slot, last))
     if bias_fn is not None:
       settings['bias'] = bias_fn(held['position'])
     if 'masking' in held:
@@ -176,7 +176,8 @@ class EvictingCache(nn.Module):
     filled = jnp.arange(size) < lengths[:, None]
     rows = jnp.arange(index.shape[0])[:, None]
     for name, x in found.items():
-      leaves[name].value = masks.zero_padding(x[rows, index], filled)
+      left = masks.zero_padding(x[rows, index], filled)
+      leaves[name].value = partitioned(name, left)
 
 
 def _swap_groups(masking):

@@ -1,8 +1,10 @@
 """What stopped a run, in one line where a traceback would tell less."""
 
 import errno
+import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 
 from selective_t5x import errors
@@ -13,17 +15,34 @@ _NO_SPACE_TEXTS = (
   'Disk quota exceeded',
   'File too large',
 )
+# How a collective fails on CPUs where another process is gone.
+_NO_PEER = 'Gloo '
+
+
+class _Stop(SystemExit):
+  """What SIGTERM raises."""
 
 
 def stop_at_sigterm() -> None:
   """Ends this process at SIGTERM with the exit code INTERRUPTED.
 
-  Training takes the signal over while it trains, to save first.
+  Training takes the signal over while it trains, to save first. Where it comes
+  in the middle of what swallows exceptions, JAX's callback of the garbage
+  collector or a finaliser, it is sent once more a moment later.
   """
+  before = sys.unraisablehook
 
   def stop(*_):
-    sys.exit(errors.INTERRUPTED)
+    raise _Stop(errors.INTERRUPTED)
 
+  def swallowed(what):
+    if isinstance(what.exc_value, _Stop):
+      again = (os.getpid(), signal.SIGTERM)
+      threading.Timer(0.05, os.kill, again).start()
+    else:
+      before(what)
+
+  sys.unraisablehook = swallowed
   signal.signal(signal.SIGTERM, stop)
 
 
@@ -41,6 +60,12 @@ def one_line(error: BaseException) -> str:
       return (
         f'the disk is full ({what}{f": {named}" if named else ""}); what was '
         'saved is whole: make room, and the same command goes on from there'
+      )
+    if _NO_PEER in text:
+      return (
+        'another process of this run has ended, and its log says why '
+        f'({text[text.index(_NO_PEER) :].splitlines()[0]}); the same command, '
+        'for all of them, goes on from the last checkpoint'
       )
   return ''
 

@@ -144,6 +144,8 @@ def _check_topology() -> None:
   # libtpu compiles; what runs, runs here, and nobody is asked for a TPU.
   os.environ['JAX_PLATFORMS'] = 'cpu'
   os.environ['TPU_SKIP_MDS_QUERY'] = '1'
+  # Its lock, meant for chips, would let one process compile at a time.
+  os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'
 
 
 def _rewrite_gin_flag(arg: str) -> str:

@@ -19,6 +19,7 @@ from selective_t5x import attention, cache, layers, stacks
 from selective_t5x.errors import UserError
 from selective_t5x.extensions import Extension
 from selective_t5x.pruning import Pruning
+from selective_t5x.self_attention import SelfAttention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,7 +235,7 @@ class DecoderLayer(nn.Module):
       cfg.dropout_rate, broadcast_dims=(-2,), deterministic=deterministic
     )
     y = layers.RMSNorm(dtype=cfg.dtype, name='pre_self_attention_layer_norm')(x)
-    y = layers.SelfAttention(
+    y = SelfAttention(
       cfg.num_heads,
       cfg.head_dim,
       cfg.attention_fn,
@@ -243,6 +244,7 @@ class DecoderLayer(nn.Module):
       pruning=cfg.pruning and cfg.pruning.of_layer(self.layer, cfg.num_layers),
       extension=cfg.attention_extension,
       layer=self.layer,
+      split_kernels=cfg.scan_layers,
       name='self_attention',
     )(
       y,

@@ -267,7 +267,8 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
   """
   path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.parent / f'{path.name}.tmp'
+  # Of its own: two comparisons may end in one folder at the same time.
+  temporary = path.parent / f'{path.name}.{os.getpid()}.tmp'
   text = json.dumps(_strict(value), indent=2, allow_nan=False) + '\n'
   try:
     temporary.write_text(text)

@@ -1,4 +1,4 @@
-"""One trainer at a time in a MODEL_DIR.
+"""One process at a time in the folder of a run or of a search.
 
 The lock is flock's: it ends with the process that holds it, however that ends,
 so a run that was killed can be started again at once.
@@ -65,8 +65,8 @@ def _take(path: pathlib.Path) -> IO[str]:
       holder = file.read().strip() or 'another process'
       file.close()
       raise UserError(
-        f'{path.parent}: {holder} is training there; wait for it, end it, or '
-        'give another MODEL_DIR'
+        f'{path.parent}: {holder} is at work there; wait for it, end it, or '
+        'give another folder'
       ) from None
     except OSError as error:  # A file system without locks.
       logging.warning('%s: cannot be locked: %s', path, error)

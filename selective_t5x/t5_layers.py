@@ -124,6 +124,7 @@ class Attention(nn.Module):
     attention_fn: `attention.full_attention` or a function with its arguments.
     dropout_rate: of the attention weights.
     dtype: of the computation.
+    split_kernels: as of SelfAttention.
   """
 
   num_heads: int
@@ -131,6 +132,7 @@ class Attention(nn.Module):
   attention_fn: Callable[..., jax.Array] = attention.full_attention
   dropout_rate: float = 0.0
   dtype: Any = jnp.float32
+  split_kernels: bool = False
 
   @nn.compact
   def __call__(
@@ -165,6 +167,7 @@ class Attention(nn.Module):
         name=name,
         dtype=self.dtype,
         kernel_init=init,
+        split=self.split_kernels,
       )
 
     out = self.attention_fn(
@@ -179,5 +182,9 @@ class Attention(nn.Module):
       key_ids=key_ids,
     )
     return layers.join_heads(
-      out, x.shape[-1], dtype=self.dtype, kernel_init=KERNEL_INIT
+      out,
+      x.shape[-1],
+      dtype=self.dtype,
+      kernel_init=KERNEL_INIT,
+      split=self.split_kernels,
     )

@@ -89,6 +89,7 @@ class EncoderLayer(nn.Module):
       cfg.encoder_attention_fn,
       cfg.dropout_rate,
       cfg.dtype,
+      cfg.scan_layers,
       name='attention',
     )(y, y, segment_ids, segment_ids, deterministic=deterministic, bias=bias)
     x = x + t5_stack.dropout(cfg, deterministic)(y)

@@ -25,6 +25,7 @@ from selective_t5x import (
 from selective_t5x.errors import did_you_mean
 from selective_t5x.extensions import Extension
 from selective_t5x.pruning import Pruning
+from selective_t5x.self_attention import SelfAttention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,15 +171,15 @@ class DecoderLayer(nn.Module):
       segment_ids: i32[B, N], 0 for padding.
       encoder_ids: i32[B, K], 0 for padding, or None without an encoder.
       deterministic: whether dropout is off.
-      memory_tau: as of layers.SelfAttention.
-      prefix: as of layers.SelfAttention.
+      memory_tau: as of SelfAttention.
+      prefix: as of SelfAttention.
       where: the place in the cache while decoding, else None.
-      budget: i32[], as of layers.SelfAttention.
+      budget: i32[], as of SelfAttention.
     """
     cfg = self.config
     bias_fn = self.relative_bias or relative_bias(cfg, both_ways=False)
     y = layers.RMSNorm(dtype=cfg.dtype, name='pre_self_attention_layer_norm')(x)
-    y = layers.SelfAttention(
+    y = SelfAttention(
       cfg.num_heads,
       cfg.head_dim,
       cfg.attention_fn,
@@ -192,6 +193,7 @@ class DecoderLayer(nn.Module):
       and cfg.pruning.of_layer(self.layer, cfg.decoder_layers),
       extension=cfg.attention_extension,
       layer=self.layer,
+      split_kernels=cfg.scan_layers,
       name='self_attention',
     )(
       y,
@@ -213,6 +215,7 @@ class DecoderLayer(nn.Module):
         cfg.head_dim,
         dropout_rate=cfg.dropout_rate,
         dtype=cfg.dtype,
+        split_kernels=cfg.scan_layers,
         name='encoder_decoder_attention',
       )(y, encoded, segment_ids, encoder_ids, deterministic=deterministic)
       x = x + dropout(cfg, deterministic)(y)
@@ -257,8 +260,8 @@ class Decoder(nn.Module):
       decode: see `cache.place`.
       prefill: see `cache.place`.
       prefill_lengths: see `cache.place`.
-      memory_tau: as of layers.SelfAttention.
-      prefix: as of layers.SelfAttention.
+      memory_tau: as of SelfAttention.
+      prefix: as of SelfAttention.
       budgets: i32[L], in place of the config's for whole rows; may be traced,
         see `pruning.Pruning`.
     """

@@ -19,6 +19,9 @@ os.environ.setdefault(
 )
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
+# Nearly all the time of a test is LLVM's; products are not LLVM's.
+os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
+
 import selective_t5x  # noqa: F401
 from tests.commands import Commands
 

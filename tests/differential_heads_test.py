@@ -5,16 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selective_t5x import attention, layers
+from selective_t5x import attention
 from selective_t5x.differential_heads import DifferentialHeads
 from selective_t5x.errors import UserError
+from selective_t5x.self_attention import SelfAttention
 
 X = np.random.default_rng(0).normal(size=(1, 6, 8)).astype(np.float32)
 SEGMENTS = jnp.array([[1, 1, 1, 2, 2, 0]])
 
 
 def initial(**settings):
-  module = layers.SelfAttention(
+  module = SelfAttention(
     2,
     settings.pop('head_dim', 4),
     attention.differential_attention,

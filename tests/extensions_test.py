@@ -13,6 +13,7 @@ from selective_t5x import attention, layers, network, pruning
 from selective_t5x.attention.implementations import needs_every_key
 from selective_t5x.errors import UserError
 from selective_t5x.extensions import Extended, Extension
+from selective_t5x.self_attention import SelfAttention
 from tests import cached_models
 from tests.cached_models import BATCH, LENGTH, TOKENS
 
@@ -111,7 +112,7 @@ def test_a_pruned_cache_drops_what_is_kept_with_its_key():
 
 def attend(extension, attention_fn, x, segments):
   """Returns one layer's output and its parameters."""
-  layer = layers.SelfAttention(2, 8, attention_fn, extension=extension)
+  layer = SelfAttention(2, 8, attention_fn, extension=extension)
 
   @compiled
   def run():

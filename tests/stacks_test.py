@@ -97,15 +97,17 @@ def value_and_grad(module, rows, params, **settings):
   return logits, sown, grads
 
 
-def single(kind, params):
-  """Returns the parameters of scanned layers as those of single ones."""
-  params = dict(params)
-  if kind == 't5':
-    params['encoder'] = stacks.unstacked(params['encoder'], 'encoder', LAYERS)
-  if kind == 'decoder':
-    return stacks.unstacked(params, 'decoder', LAYERS)
-  params['decoder'] = stacks.unstacked(params['decoder'], 'decoder', LAYERS)
-  return params
+def single(params, module, rows):
+  """Returns a decoder's scanned parameters as those of its single layers."""
+  expected = jax.eval_shape(
+    lambda: module.init(jax.random.key(0), *rows, enable_dropout=False)
+  )['params']
+  # Kernels of single layers join the axes of heads.
+  return jax.tree.map(
+    lambda x, like: x.reshape(like.shape),
+    stacks.unstacked(params, 'decoder', LAYERS),
+    expected,
+  )
 
 
 def test_unstacked_takes_each_layer_from_the_axis_of_layers():
@@ -148,7 +150,7 @@ def test_unstacked_parameters_are_those_of_single_layers():
   ids = {'decoder_segment_ids': rows[2]}
   np.testing.assert_allclose(
     apply(scanned, params, *rows[:2], **ids),
-    apply(module, single('decoder', params), *rows[:2], **ids),
+    apply(module, single(params, module, rows), *rows[:2], **ids),
     atol=1e-5,
   )
 
@@ -213,6 +215,13 @@ def test_parameters_are_stacked_where_t5x_stacks_them(kind):
     params, axes = params[name], axes[name]
   layer, axes = params['decoder'], axes['decoder']
   width = layer['mlp']['wo']['kernel'].shape[-1]
+  attends = 'self_attention'
+  assert axes[attends]['query']['kernel_axes'].names == (
+    *('embed', 'layers', 'heads', 'kv'),
+  )
+  assert axes[attends]['out']['kernel_axes'].names == (
+    *('heads', 'layers', 'kv', 'embed'),
+  )
   assert layer['mlp']['wo']['kernel'].shape[1] == LAYERS
   assert axes['mlp']['wo']['kernel_axes'].names == ('mlp', 'layers', 'embed')
   norm = 'pre_mlp_layer_norm'
@@ -296,7 +305,9 @@ def test_an_extension_is_scanned_unless_it_goes_by_the_layer(
   np.testing.assert_allclose(
     apply(params),
     single_layers.apply(
-      {'params': single('decoder', params)}, *rows, enable_dropout=False
+      {'params': single(params, single_layers, rows)},
+      *rows,
+      enable_dropout=False,
     ),
     atol=1e-5,
   )

@@ -59,7 +59,11 @@ def init(module, seed=0):
   params = variables['params']
   # Larger than at the start, or no test would see them.
   for side in ('encoder', 'decoder'):
-    params[side]['relpos_bias']['rel_embedding'] *= 5
+    # Of scanned layers, each has its own.
+    biases = (
+      params[side].get('relpos_bias') or params[side][side]['relpos_bias']
+    )
+    biases['rel_embedding'] *= 5
   return variables
 
 
@@ -299,6 +303,7 @@ _AGREEMENT = """
 import json
 import selective_t5x
 import jax, numpy as np
+from t5x.examples.scalable_t5 import network as scalable
 from t5x.examples.t5 import network
 from tests import t5_network_test as test
 
@@ -309,7 +314,11 @@ def as_dict(tree):
   }
 
 figures = {}
-for version, settings in (('1.1', {}), ('1.0', test.T5_1_0)):
+for version, network, settings in (
+  ('1.1', network, {}),
+  ('1.0', network, test.T5_1_0),
+  ('scanned 1.1', scalable, {'scan_layers': True, 'remat_policy': 'minimal'}),
+):
   ours = test.transformer(**settings)
   fields = test.fields_of_t5x(ours.config, network.T5Config)
   theirs = network.Transformer(network.T5Config(**fields))
@@ -350,5 +359,5 @@ def test_t5xs_own_network_gives_the_same():
 
   real_t5x.skip_without('t5x.examples.t5.network')
   figures = real_t5x.figures(_AGREEMENT)
-  assert len(figures) == 6
+  assert len(figures) == 9
   assert all(figure < 1e-5 for figure in figures.values()), figures

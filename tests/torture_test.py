@@ -1,53 +1,59 @@
-"""The counters of benchmarks/torture.py count: each has a planted defect."""
+"""The counters of benchmarks/torture count: each has a planted defect."""
 
-import json
 import os
 import random
 import shutil
+import signal
 import time
 
 import jax
 import numpy as np
 import pytest
 
-from benchmarks import torture
-from selective_t5x import results
+from benchmarks.torture import faults, outcomes
+from benchmarks.torture.training import STEPS, Training
 from t5x import checkpoints, partitioning
 from tests.engine import tiny
 
 pytestmark = pytest.mark.filterwarnings('ignore:os.fork')
 
-ROW = '{"step": 5, "loss": 1.5, "timing/seconds": 0.1}\n'
+ROWS = '{"step": 5, "loss": 1.5, "timing/seconds": 0.1}\n{"step": 6, "lo'
 
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
-  """A run's folder with two checkpoints and a line of metrics."""
+  """A run's folder with two checkpoints and a line of metrics and a half."""
   folder = tmp_path_factory.mktemp('torture') / 'run'
   partitioner = partitioning.PjitPartitioner(num_partitions=1)
   initializer = tiny.initializer(tiny.model(), partitioner)
   state = initializer.from_scratch(jax.random.PRNGKey(0))
   manager = checkpoints.CheckpointManager(str(folder), partitioner)
-  for step in (torture._STEPS - 1, torture._STEPS):
+  for step in (STEPS - 1, STEPS):
     manager.save(state.replace_step(np.int32(step)))
   manager.close()
   (folder / 'train').mkdir()
-  (folder / 'train/metrics.jsonl').write_text(ROW)
+  (folder / 'train/metrics.jsonl').write_text(ROWS)
   return folder
 
 
 @pytest.fixture
 def run(saved, tmp_path):
-  """A Training in a copy of it; `program` is what it starts."""
+  """A Training in a copy of it; `programs` are what its starts run.
+
+  The last one for all that follow.
+  """
   folder = tmp_path / 'disk' / 'run'
   shutil.copytree(saved, folder)
 
-  class Run(torture.Training):
-    def start(self, **limits):
-      return _fork(self.program, self._log)
+  class Run(Training):
+    def start(self, log=None, **limits):
+      del limits
+      program, *rest = self.programs
+      self.programs = rest or [program]
+      return _fork(program, log or self.log)
 
-  made = Run((), folder, tmp_path, torture.Counts(), random.Random(0))
-  made.program = lambda: None
+  made = Run(folder, outcomes.Counts(), random.Random(0), mounted=False)
+  made.programs = [lambda: None]
   return made
 
 
@@ -62,69 +68,117 @@ def _fork(program, log):
   os._exit(code)
 
 
-def _counted(counts):
-  return {k: v for k, v in vars(counts).items() if v}
+def _says(text, code=0):
+  def program():
+    os.write(2, text.encode())
+    return code
+
+  return program
+
+
+def _counted(run):
+  return {k: v for k, v in vars(run.counts).items() if v}
 
 
 def test_nothing_is_counted_where_nothing_is_wrong(run):
   run.finish()
-  assert not _counted(run._counts)
+  run.start_twice()
+  assert not _counted(run)
 
 
 def test_a_lost_checkpoint_is_counted(run):
-  newest = run._folder / f'checkpoint_{torture._STEPS}'
-  run.program = lambda: shutil.rmtree(newest)
+  newest = run.folder / f'checkpoint_{STEPS}'
+  run.programs = [lambda: shutil.rmtree(newest)]
   run.finish()
-  assert _counted(run._counts) == {'lost_checkpoints': 1}
+  assert _counted(run) == {'lost_checkpoints': 1}
 
 
-def test_a_traceback_is_counted(run):
-  def program():
-    os.write(2, b'Traceback (most recent call last):\n  x\n')
-    return 1
-
-  run.program = program
+def test_a_traceback_is_counted_once(run):
+  run.programs = [_says('Traceback (most recent call last):\n  x\n')]
   run.finish()
-  # It also ended with an exit code that nothing explains.
-  assert _counted(run._counts) == {
-    'diverged_resumes': 1,
-    'tracebacks_shown_to_user': 1,
-  }
+  assert _counted(run) == {'tracebacks_shown_to_user': 1}
+  run._tracebacks.look(run.logs())
+  assert _counted(run) == {'tracebacks_shown_to_user': 1}
 
 
-def test_a_process_that_hangs_is_counted_and_ended(tmp_path):
-  counts = torture.Counts()
-  process = _fork(lambda: time.sleep(60), tmp_path / 'log')
-  assert torture.wait(process, counts, tmp_path / 'log', seconds=0.5) is None
-  assert _counted(counts) == {'hangs': 1}
+def test_an_exit_code_that_nothing_explains_is_counted(run):
+  run.programs = [lambda: 3]
+  run.finish()
+  assert _counted(run) == {'diverged_resumes': 1}
+  assert run.full_disk()
+  assert _counted(run) == {'diverged_resumes': 2}
+
+
+def test_a_second_trainer_that_is_not_refused_is_counted(run):
+  (run.folder / '.lock').touch()
+  run.programs = [lambda: time.sleep(1), lambda: None]
+  assert not run.start_twice()
+  assert _counted(run) == {'diverged_resumes': 1}
+
+
+def test_what_is_left_on_a_full_disk_is_counted(run):
+  run._mounted = True
+  left = run.folder / 'checkpoint_50.orbax-checkpoint-tmp'
+  run.programs = [lambda: left.mkdir() or 1]
+  run.rng = random.Random(1)
+  fill, faults.fill = faults.fill, lambda file, left: file.touch()
+  try:
+    assert run.full_disk()
+  finally:
+    faults.fill = fill
+  assert _counted(run) == {'diverged_resumes': 1}
+
+
+def test_a_process_that_hangs_is_counted_and_ended(run):
+  process = _fork(lambda: time.sleep(60), run.log)
+  assert outcomes.wait(process, run.counts, seconds=0.5) is None
+  assert _counted(run) == {'hangs': 1}
   with pytest.raises(ChildProcessError):
     os.waitpid(process, 0)
 
 
+@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM])
+def test_a_signal_in_time_is_a_fault(number, run):
+  run.programs = [lambda: time.sleep(60)]
+  (run.folder / 'train/metrics.jsonl').write_text(f'{{"step": {STEPS}}}\n')
+  assert run.stop(number)
+  assert not _counted(run)
+  run.programs = [lambda: None]
+  run.rng = random.Random(2)  # Waits for the end of what has ended.
+  assert not run.stop(number, target=lambda process: None)
+
+
 @pytest.mark.parametrize('kind', ['truncate', 'corrupt'])
-def test_damage_is_seen(run, kind):
-  assert run.can_be_damaged()
-  assert torture.newest_whole(run._folder) == torture._STEPS
-  assert run._damage(kind) == torture._STEPS - 1
+def test_damage_is_seen_and_has_to_be_warned_of(kind, run):
+  assert outcomes.newest_whole(run.folder) == STEPS
+  assert run.kinds()[kind]()
+  assert outcomes.newest_whole(run.folder) == STEPS - 1
+  assert _counted(run) == {'diverged_resumes': 1}
+  run.counts.diverged_resumes = 0
+  run.programs = [_says('Going on from')]
+  shutil.copytree(
+    run.folder / f'checkpoint_{STEPS - 1}', run.folder / 'checkpoint_1'
+  )
+  assert run.kinds()[kind]()
+  assert not _counted(run)
 
 
 def test_a_run_that_diverged_is_counted(run):
-  state = {'target/x': 'float32 (1,) 00'}
-  metrics = run._folder / 'train/metrics.jsonl'
-  file = run._folder.with_name('run.digests')
-
-  def compared(found):
-    # What a child that has JAX writes, see `result`.
-    results.write_json(file, found)
-    expected = {'train/metrics.jsonl': torture.rows(metrics), **state}
-    counts = torture.Counts()
-    torture.compare_results('run', run._folder, expected, counts, _read(file))
-    return _counted(counts)
-
-  assert compared(state) == {}
-  assert compared({'target/x': 'float32 (1,) 01'}) == {'diverged_resumes': 1}
-  assert compared({'error': 'no checkpoint'}) == {'diverged_resumes': 1}
+  file = 'train/metrics.jsonl'
+  state = {'checkpoint_4': {'x': 'float32 (1,) 00'}}
+  found = {file: outcomes.rows(run.folder / file)} | state
+  assert found[file] == [{'step': 5, 'loss': 1.5}]
+  outcomes.compare('run', found, dict(found), run.counts)
+  assert not _counted(run)
+  changed = {'checkpoint_4': {'x': 'float32 (1,) 01'}}
+  for other in (found | changed, {}, found | {'more': 1}):
+    outcomes.compare('run', other, found, run.counts)
+  assert _counted(run) == {'diverged_resumes': 3}
 
 
-def _read(file):
-  return lambda _: json.loads(file.read_text())
+def test_a_changed_bit_is_another_digest(run):
+  newest = run.folder / f'checkpoint_{STEPS}'
+  digests = outcomes.digests_of(newest)
+  assert digests == outcomes.digests_of(newest)
+  other = outcomes.digests_of(run.folder / f'checkpoint_{STEPS - 1}')
+  assert {k for k in digests if digests[k] != other[k]} == {'state/step'}

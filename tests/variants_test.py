@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from selective_t5x import cache, config_files, layers, network, t5_layers
+from selective_t5x import cache, config_files, network, t5_layers
+from selective_t5x.self_attention import SelfAttention
 
 BATCH, LENGTH, WIDTH, HEADS, SIZE, LAYERS = 2, 11, 8, 2, 4, 2
 ONE = np.ones((BATCH, LENGTH), np.int32)
@@ -323,7 +324,7 @@ class Stack(nn.Module):
       settings = dict(normalise=False, scale=1.0)
       bias_fn = t5_layers.RelativeBias(cfg.num_heads, False, name='bias')
     for i in range(LAYERS):
-      x += layers.SelfAttention(
+      x += SelfAttention(
         cfg.num_heads,
         cfg.head_dim,
         cfg.attention_fn,

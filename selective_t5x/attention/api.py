@@ -14,6 +14,7 @@ from selective_t5x.attention.selection import (
   MEAN,
   PER_HEAD,
   Constraints,
+  masking_at,
   select,
 )
 from selective_t5x.errors import UserError
@@ -150,6 +151,7 @@ def selective_attention(
   memory_tau: float | None = None,
   implementation: str | None = None,
   return_masking: bool = False,
+  masking_row: jax.Array | None = None,
   position: jax.Array | None = None,
   masking: jax.Array | None = None,
 ):
@@ -193,6 +195,8 @@ def selective_attention(
     implementation: 'reference', 'blocked', 'pallas_tpu', or None for the best
       one here (`implementations.choose`).
     return_masking: whether F is returned too: by the reference alone.
+    masking_row: i32[B]: this row of F is returned too, by any implementation;
+      for rows of one segment without padding before it.
     position: i32[B], for a step of cached decoding (`steps.selective_step`):
       query is then [B, 1, H, D], the token at this position, and bias
       broadcasts to [B, H, 1, N]. Returns out, [B, 1, H, D], and the masking of
@@ -206,6 +210,7 @@ def selective_attention(
       M: f32[B, N], the tokens each query still sees (`memory.visible_tokens`),
         the mean over the G.
       F: f32[B, N, N], or [B, G, N, N] where G > 1.
+      its row: f32[B, N], or [B, G, N] where G > 1.
     Logits, M and F are float32 for every input dtype but float64.
 
   Raises:
@@ -273,11 +278,14 @@ def selective_attention(
   )
   if name != 'reference':
     out, seen = implementations.FAST[name](query, key, value, **asked)
-    return out if memory_tau is None else (out, seen)
-  out, seen, rows = reference.selective_attention(query, key, value, **asked)
+  else:
+    out, seen, rows = reference.selective_attention(query, key, value, **asked)
   returned = (out,)
   if memory_tau is not None:
     returned += (seen,)
   if return_masking:
     returned += (rows[:, 0] if rows.shape[1] == 1 else rows,)
+  if masking_row is not None:
+    row = masking_at(selection, masking_row)
+    returned += (row[:, 0] if row.shape[1] == 1 else row,)
   return returned if len(returned) > 1 else out

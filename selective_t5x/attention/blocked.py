@@ -33,7 +33,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from selective_t5x.attention import masks
+from selective_t5x.attention import masks, mesh
 from selective_t5x.attention.selection import (
   ALL,
   Constraints,
@@ -157,7 +157,7 @@ def attention(
   else:
     padded_ids = None
   # A loop of one block is no loop.
-  is_short = length <= _SHORT and jax.default_backend() == 'cpu'
+  is_short = length <= _SHORT and mesh.platform() == 'cpu'
   least = 1 if is_short else 2
   static = _Static(
     memory_tau,
@@ -418,7 +418,7 @@ def _sum_heads(tile, groups):
   """Sums [B, H, K, Q] over the heads of each of G groups, [B, G, K, Q]."""
   batch, heads, keys, queries = tile.shape
   tile = tile.reshape(batch, groups, heads // groups, keys, queries)
-  if jax.default_backend() != 'cpu':
+  if mesh.platform() != 'cpu':
     return jnp.sum(tile, axis=2)
   # XLA:CPU is several times slower at a reduction along an outer axis.
   return functools.reduce(

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from absl import logging
 
-from selective_t5x.attention import blocked, pallas_tpu
+from selective_t5x.attention import blocked, pallas_tpu, shards
 from selective_t5x.attention.mesh import platform
 from selective_t5x.attention.selection import ALL
 from selective_t5x.errors import UserError, did_you_mean
@@ -16,7 +16,7 @@ from selective_t5x.errors import UserError, did_you_mean
 # (out, M), as of blocked.attention; the first that can is preferred.
 FAST: Mapping[str, Callable[..., Any]] = {
   'pallas_tpu': pallas_tpu.attention,
-  'blocked': blocked.attention,
+  'blocked': shards.over_mesh(blocked.attention),
 }
 
 

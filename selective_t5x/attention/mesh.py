@@ -77,13 +77,14 @@ def platform() -> str:
 
 
 def split(batch: int, heads: int) -> Split | None:
-  """Returns how to split arrays [batch, heads, ...]; None if there is no mesh.
+  """Returns how to split arrays [batch, heads, ...]; None for one device.
 
   An axis that the mesh does not divide stays whole. Inside a `jax.shard_map`
   the axes that it has split are left alone.
   """
   mesh = current()
-  free = _free_axes(mesh) if mesh is not None else set()
+  several = mesh is not None and mesh.size > 1
+  free = _free_axes(mesh) if several else set()
   if not free:
     return None
   parts = {}

@@ -11,6 +11,9 @@ import jax.numpy as jnp
 
 from selective_t5x.attention import masks
 
+# Queries whose scores are held at once for one row of F.
+_ROWS = 128
+
 # Who selects, beside one head by its number.
 MEAN, PER_HEAD = 'mean', 'per_head'
 
@@ -210,3 +213,53 @@ def masking_matrix(
   shifted = jnp.pad(summed[:, :-1], ((0, 0), (1, 0), (0, 0)))
   # Queries of later segments would inherit the sums of earlier ones.
   return jnp.where(masks.visible(shape[1], segment_ids), shifted, 0)
+
+
+def masking_at(selection: Selection, row: jax.Array) -> jax.Array:
+  """Returns one row of F: what is masked for a query, by all earlier ones.
+
+  F itself is never held: the scores of _ROWS queries at a time are summed.
+
+  Args:
+    selection: of rows of one segment without padding.
+    row: i32[B], 0 <= row < N.
+
+  Returns:
+    f32[B, G, N].
+  """
+  batch, length, groups, _ = selection.key.shape
+  blocks = -(-length // _ROWS)
+  added = blocks * _ROWS - length
+  query = jnp.pad(selection.query, ((0, 0), (0, added), (0, 0), (0, 0)))
+  bias = selection.bias
+  if bias is not None and bias.shape[2] > 1:
+    bias = jnp.pad(bias, ((0, 0), (0, 0), (0, added), (0, 0)))
+  relu, protect_bos, protect_self = selection.constraints
+  dtype = jnp.promote_types(query.dtype, jnp.float32)
+  keys = jnp.arange(length)
+
+  def add(block, total):
+    first = block * _ROWS
+    queries = first + jnp.arange(_ROWS)[:, None]
+    logits = selection.scale * jnp.einsum(
+      'bqge,bkge->bgqk',
+      jax.lax.dynamic_slice_in_dim(query, first, _ROWS, 1).astype(dtype),
+      selection.key.astype(dtype),
+      precision=jax.lax.Precision.HIGHEST,
+    )
+    if bias is not None:
+      rows = bias
+      if bias.shape[2] > 1:
+        rows = jax.lax.dynamic_slice_in_dim(bias, first, _ROWS, 2)
+      logits += rows
+    # As in selection_scores; only queries before the row act on it.
+    may_mask = (queries < row[:, None, None]) & (keys <= queries)
+    if protect_self:
+      may_mask &= keys != queries
+    if protect_bos:
+      may_mask &= keys > 0
+    scores = jax.nn.relu(logits) if relu else logits
+    return total + jnp.sum(jnp.where(may_mask[:, None], scores, 0), axis=2)
+
+  zeros = jnp.zeros((batch, groups, length), dtype)
+  return jax.lax.fori_loop(0, blocks, add, zeros)

@@ -8,6 +8,7 @@ they hold. Each function computes one row i of its parallel form.
 import jax
 import jax.numpy as jnp
 
+from selective_t5x.attention import mesh
 from selective_t5x.attention.selection import Selection, of_heads, spread
 
 
@@ -33,7 +34,7 @@ def query_logits(
 
 def _sum(x, axis):
   """Sums an axis and drops it."""
-  if jax.default_backend() == 'cpu':
+  if mesh.platform() == 'cpu':
     # XLA:CPU adds halves two to three times faster than it reduces.
     while x.shape[axis] > 1 and x.shape[axis] % 2 == 0:
       left, right = jnp.split(x, 2, axis)

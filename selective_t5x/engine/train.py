@@ -22,6 +22,7 @@ from selective_t5x.errors import Interrupted, UserError
 from t5x import (
   checkpoints,
   datasets,
+  event_loops,
   models,
   partitioning,
   preemption,
@@ -268,13 +269,14 @@ def train(
 @contextlib.contextmanager
 def _saving(manager):
   """However the run ends, a save ends first; one that failed leaves nothing."""
-  try:
-    yield
-  finally:
+  with event_loops.patient():
     try:
-      manager.close()
+      yield
     finally:
-      manager.remove_remains()
+      try:
+        manager.close()
+      finally:
+        manager.remove_remains()
 
 
 def _interruption(model_dir: str, step: int) -> str:

@@ -9,20 +9,21 @@ import collections
 import dataclasses
 import re
 
-from selective_t5x.precompile import hlo
+from selective_t5x.precompile import hlo, traffic
 from selective_t5x.precompile.steps import Step
 from selective_t5x.topologies import Chip
 
 ASSUMPTIONS = (
   'peak rates of the chip, everything overlaps',
   'collectives go around a ring on one axis of the torus, both ways',
-  'a loop counts once, as XLA counts it: one token of decoding, one block of '
-  'blocked attention',
-  "bytes are XLA's count of what each operation reads and writes; kernels "
-  'say theirs',
+  'a loop counts all its rounds, of decoding one token: nobody knows when all '
+  'rows have ended',
+  'bytes are those that each operation reads and writes in main memory, in '
+  'whole tiles; kernels say theirs',
 )
 _OUT_OF_MEMORY = re.compile(
-  r'Used ([0-9.]+)([KMGT]?) of ([0-9.]+)([KMGT]?) hbm'
+  r'(?:Used |HLO temporaries \()([0-9.]+)([KMGT]?)'
+  r'(?: of [0-9.]+[KMGT]? hbm|\) exceeds available HBM)'
 )
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
@@ -111,10 +112,12 @@ def of_compiled(
     + memory.temp_size_in_bytes
     + memory.generated_code_size_in_bytes
   )
-  analysis = compiled.cost_analysis()
-  flops = analysis.get('flops', 0.0)
-  moved = analysis.get('bytes accessed', 0.0)
-  found = hlo.collectives(compiled.as_text())
+  program = hlo.Program(compiled.as_text())
+  # XLA counts the first round of a loop alone.
+  flops = compiled.cost_analysis().get('flops', 0.0)
+  flops += traffic.further_flops(program)
+  moved = traffic.bytes_moved(program)
+  found = hlo.collectives(program)
   kinds = collections.defaultdict(lambda: dict(count=0, bytes=0, sent=0.0))
   for one in found:
     kinds[one.kind]['count'] += 1

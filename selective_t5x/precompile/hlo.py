@@ -1,5 +1,7 @@
-"""Reads what chips tell each other from the text of a compiled program."""
+"""Reads a compiled program's text: its operations, loops and exchanges."""
 
+import collections
+import dataclasses
 import math
 import re
 from typing import NamedTuple
@@ -11,14 +13,202 @@ _KINDS = (
   'all-to-all',
   'collective-permute',
 )
-# `%x = bf16[8,128]{1,0} all-gather(…), replica_groups=…`; also the start of an
-# asynchronous one, whose result is a tuple that holds the operand too.
+# `ENTRY %main (x: f32[8]) -> f32[8] {`
+_HEAD = re.compile(r'(?P<entry>ENTRY )?%(?P<name>[\w.-]+) .*\{$')
+# `  ROOT %y = f32[8]{0} add(%x, %x), metadata=…`; a result may be a tuple.
 _LINE = re.compile(
-  r'= (?P<result>.*?) (?P<kind>' + '|'.join(_KINDS) + r')(?P<start>-start)?\('
+  r'\s+(?P<root>ROOT )?%(?P<name>[\w.-]+) = (?P<result>.*?) '
+  r'(?P<opcode>[a-z][a-z0-9-]*)\((?P<operands>.*?)\)(?P<rest>.*)'
 )
-_ARRAY = re.compile(r'\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\]')
+_NAME = re.compile(r'%([\w.-]+)')
+# `bf16[8,7]{1,0:T(8,128)(2,1)S(3)}`: its layout, minor axis first, the tiles
+# that it is stored in, and the memory that it is in, none for the main memory.
+_ARRAY = re.compile(
+  r'\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\]'
+  r'(?:\{([0-9,]*)(?::(?:T\(([0-9,]*)\))?[^}S]*(S\()?[^}]*)?\})?'
+)
+_CALLED = re.compile(
+  r'(?:calls|to_apply|branch_computations|(?:true|false)_computation)='
+  r'(\{[^}]*\}|%[\w.-]+)'
+)
+_BODY = re.compile(r'\bbody=%([\w.-]+)')
+_CONDITION = re.compile(r'\bcondition=%([\w.-]+)')
+_KNOWN_ROUNDS = re.compile(r'"known_trip_count":\{"n":"([0-9]+)"')
+_INDEX = re.compile(r'\bindex=([0-9]+)')
 _LISTED = re.compile(r'replica_groups=\{\{([0-9,]*)\}')
 _COUNTED = re.compile(r'replica_groups=\[[0-9]+,([0-9]+)\]')
+
+
+class Array(NamedTuple):
+  """The type of an array.
+
+  Attributes:
+    dtype: XLA's name.
+    shape: its axes.
+    order: the axes from the minor one on; () where it is not said.
+    tile: axes of a tile, the minor one last; () where there are none.
+    on_chip: whether it is in a chip's own memory, not in its main memory.
+  """
+
+  dtype: str
+  shape: tuple[int, ...]
+  order: tuple[int, ...] = ()
+  tile: tuple[int, ...] = ()
+  on_chip: bool = False
+
+  @property
+  def bytes(self) -> int:
+    """Returns its size without padding."""
+    return math.prod(self.shape) * self._bits // 8
+
+  @property
+  def stored_bytes(self) -> int:
+    """Returns its size in whole tiles."""
+    shape = list(self.shape)
+    for axis, unit in zip(self.order, reversed(self.tile), strict=False):
+      shape[axis] = -(-shape[axis] // unit) * unit
+    return math.prod(shape) * self._bits // 8
+
+  @property
+  def _bits(self) -> int:
+    # pred is a byte; every other name says its bits: bf16, s32, f8e4m3.
+    bits = re.search(r'[0-9]+', self.dtype)
+    return int(bits[0]) if bits else 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+  """One line of a program.
+
+  Attributes:
+    name: without the %.
+    opcode: XLA's, for instance 'fusion'.
+    results: one array, or those of a tuple.
+    operands: names of operations; the text in brackets of a constant or a
+      parameter.
+    rest: the line's attributes as they stand.
+    root: whether it is the computation's result.
+  """
+
+  name: str
+  opcode: str
+  results: tuple[Array, ...]
+  operands: tuple[str, ...]
+  rest: str
+  root: bool
+
+  @property
+  def called(self) -> list[str]:
+    """Names of the computations that it calls; not a loop's."""
+    return [
+      name
+      for text in _CALLED.findall(self.rest)
+      for name in _NAME.findall(text)
+    ]
+
+
+class Program:
+  """A compiled program.
+
+  Attributes:
+    computations: {name: {name of an operation: the operation}}.
+    rounds: {name of a computation: how often it runs}. A loop whose rounds
+      nobody knows before it runs (decoding ends when all rows have) counts one.
+  """
+
+  def __init__(self, text: str):
+    """Parses `compiled.as_text()`."""
+    self.computations: dict[str, dict[str, Operation]] = {}
+    entry = None
+    for line in text.splitlines():
+      if head := _HEAD.match(line):
+        operations = self.computations.setdefault(head['name'], {})
+        entry = head['name'] if head['entry'] else entry
+      elif match := _LINE.match(line):
+        operations[match['name']] = _operation(match)
+    self.rounds = collections.Counter()
+    self._count(entry, 1)
+
+  def operations(self):
+    """Yields every operation with how often it runs."""
+    for name, rounds in self.rounds.items():
+      for operation in self.computations[name].values():
+        yield operation, rounds
+
+  def root(self, computation: str) -> Operation:
+    """Returns the operation whose result is the computation's."""
+    return next(x for x in self.computations[computation].values() if x.root)
+
+  def _count(self, computation: str, rounds: int) -> None:
+    self.rounds[computation] += rounds
+    for operation in self.computations[computation].values():
+      if operation.opcode == 'while':
+        inside = rounds * self._rounds_of(operation, computation)
+        self._count(_BODY.search(operation.rest)[1], inside)
+      for name in operation.called:
+        self._count(name, rounds)
+
+  def _rounds_of(self, loop: Operation, computation: str) -> int:
+    """Returns how many rounds a while loop takes, 1 where it is not known."""
+    if known := _KNOWN_ROUNDS.search(loop.rest):
+      return int(known[1])
+    # XLA:TPU does not say it; the counter of jax's loops goes up by one, from a
+    # constant while it is less than another.
+    condition = _CONDITION.search(loop.rest)[1]
+    test = self.root(condition)
+    if test.opcode != 'compare' or 'direction=LT' not in test.rest:
+      return 1
+    first, end = (
+      self._constant(condition, name, loop, computation)
+      for name in test.operands
+    )
+    return 1 if None in (first, end) else max(end - first, 1)
+
+  def _constant(
+    self, computation: str, name: str, loop=None, outside=None
+  ) -> int | None:
+    """Returns the integer that a name stands for, None if it is none.
+
+    Args:
+      computation: where the name is; a loop's condition has one argument, the
+        tuple that the loop carries.
+      name: of an operation.
+      loop: that loop: what it carries has the value of its first round.
+      outside: the loop's computation.
+    """
+    operations = self.computations[computation]
+    operation = operations[name]
+    while operation.opcode in ('copy', 'copy-start', 'copy-done', 'bitcast'):
+      operation = operations[operation.operands[0]]
+    if operation.opcode == 'constant':
+      return int(operation.operands[0])
+    if operation.opcode == 'get-tuple-element' and loop is not None:
+      carried = self.computations[outside][loop.operands[0]]
+      if carried.opcode == 'tuple':
+        number = int(_INDEX.search(operation.rest)[1])
+        return self._constant(outside, carried.operands[number])
+    return None
+
+
+def _operation(match) -> Operation:
+  names = _NAME.findall(match['operands'])
+  return Operation(
+    match['name'],
+    match['opcode'],
+    tuple(
+      Array(
+        dtype, _numbers(shape), _numbers(order), _numbers(tile), bool(space)
+      )
+      for dtype, shape, order, tile, space in _ARRAY.findall(match['result'])
+    ),
+    tuple(names) if names else (match['operands'],),
+    match['rest'],
+    bool(match['root']),
+  )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+  return tuple(int(n) for n in text.split(',') if n)
 
 
 class Collective(NamedTuple):
@@ -46,39 +236,29 @@ class Collective(NamedTuple):
     return others * self.bytes
 
 
-def collectives(text: str) -> list[Collective]:
-  """Lists the exchanges of a program; those inside a loop once.
-
-  Args:
-    text: `compiled.as_text()`.
-  """
+def collectives(program: Program) -> list[Collective]:
+  """Lists the exchanges of a program, those inside a loop once a round."""
   found = []
-  for line in text.splitlines():
-    match = _LINE.search(line)
-    if not match:
+  for operation, rounds in program.operations():
+    # The start of an asynchronous one has its operand among its results.
+    kind = operation.opcode.removesuffix('-start')
+    if kind not in _KINDS:
       continue
-    sizes = [_bytes(*array) for array in _ARRAY.findall(match['result'])]
+    sizes = [one.bytes for one in operation.results]
     # XLA combines small ones into one with several results.
-    total = max(sizes, default=0) if match['start'] else sum(sizes)
-    group = _group(line)
-    if match['kind'] == 'reduce-scatter':
+    total = max(sizes) if kind != operation.opcode else sum(sizes)
+    group = _group(operation.rest)
+    if kind == 'reduce-scatter':
       total *= group
     if group > 1:
-      found.append(Collective(match['kind'], total, group))
+      found += [Collective(kind, total, group)] * rounds
   return found
 
 
-def _bytes(dtype: str, shape: str) -> int:
-  count = math.prod(int(n) for n in shape.split(',') if n)
-  # pred is a byte; every other name says its bits: bf16, s32, f8e4m3.
-  bits = re.search(r'[0-9]+', dtype)
-  return count * (int(bits[0]) if bits else 8) // 8
-
-
-def _group(line: str) -> int:
+def _group(text: str) -> int:
   """Returns how many chips take part; at least two where it is not said."""
-  if listed := _LISTED.search(line):
+  if listed := _LISTED.search(text):
     return len(listed[1].split(','))
-  if counted := _COUNTED.search(line):
+  if counted := _COUNTED.search(text):
     return int(counted[1])
   return 2

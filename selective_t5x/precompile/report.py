@@ -136,7 +136,8 @@ def _help(costs: Costs) -> str:
     )
   return (
     'Most of it is temporaries: more NUM_MICROBATCHES, a smaller BATCH_SIZE, '
-    "more PjitPartitioner.num_partitions or DTYPE = 'bfloat16' would help"
+    "REMAT_POLICY = 'minimal' or 'full', more PjitPartitioner.num_partitions "
+    "or DTYPE = 'bfloat16' would help"
   )
 
 

@@ -9,7 +9,8 @@ the context length, and the one whose cut raises the loss least is cut, until
 the loss would pass the target. Batches of the evaluation split are for the
 search; those that follow them are for the report. --gin_file names the policy
 (gin/pruning/), --gin.KEY=VALUE changes the run's own configuration, e.g.
-BATCH_SIZE. Killed at any moment and started again, it goes on.
+BATCH_SIZE. Killed at any moment and started again, it goes on; a second search
+in its folder is refused.
 
 Writes budgets.gin, which eval, infer and decoding take after the run's
 config.gin, search.json, every cut with its losses, and run.json.
@@ -17,6 +18,7 @@ config.gin, search.json, every cut with its losses, and run.json.
 Exit codes: 0 done; 2 something given is wrong; 75 stopped by SIGTERM.
 """
 
+import contextlib
 import math
 import os
 import pathlib
@@ -25,7 +27,7 @@ from typing import Any
 
 import tqdm
 
-from selective_t5x import compare, network, results, trained
+from selective_t5x import compare, network, results, run_lock, trained
 from selective_t5x.errors import UserError, did_you_mean
 from selective_t5x.pruning import greedy, losses
 from selective_t5x.pruning.config import Pruning
@@ -308,6 +310,14 @@ def main(argv: Sequence[str]) -> None:
   _check(args)
   for path in filter(None, (args.checkpoint, args.baseline)):
     trained.find(path)
+  # A second search is refused before it restores anything.
+  held = run_lock.held(args.output_dir)
+  with contextlib.nullcontext() if args.dry_run else held:
+    _run(args, bindings)
+
+
+def _run(args, bindings: Sequence[str]) -> None:
+  """Searches, or says what would be searched."""
   files = [*args.gin_file, _GIN_FILE]
   target = args.target_loss
   if args.baseline and not args.dry_run:

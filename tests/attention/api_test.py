@@ -397,3 +397,27 @@ def test_heads_that_select_have_an_f_each():
 def test_selections_that_cannot_be_are_named(settings, error, message):
   with pytest.raises(error, match=message):
     attention.selective_attention(*arrays(), **settings)
+
+
+@pytest.mark.parametrize(
+  'asked',
+  [
+    {},
+    {'bias': bias_like(1, 2, 150, 150)},
+    {'bias': bias_like(3, 1, 1, 150), 'relu': False},
+    {'selection_head': 'per_head', 'protect_bos': False},
+    {'selection_head': 'mean', 'protect_self': False},
+  ],
+)
+def test_one_row_of_f_needs_no_f(asked):
+  query, key, value = arrays(batch=3, length=150)
+  at = np.array([0, 130, 149])
+  out, f = attention.selective_attention(
+    query, key, value, return_masking=True, **asked
+  )
+  also, row = attention.selective_attention(
+    query, key, value, masking_row=at, implementation='blocked', **asked
+  )
+  expected = np.stack([f[b, ..., i, :] for b, i in enumerate(at)])
+  np.testing.assert_allclose(row, expected, rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(also, out, rtol=1e-4, atol=1e-4)

@@ -309,6 +309,7 @@ def test_live_memory_grows_with_the_length_and_not_with_its_square():
 
 
 _SHARDED = """
+import re
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from selective_t5x import attention
@@ -327,13 +328,23 @@ def loss(arrays, ids, implementation):
   )
   return jnp.sum(jnp.sin(3 * out)) + jnp.sum(jnp.sin(seen))
 
+COLLECTIVES = 'all-gather|all-reduce|reduce-scatter|all-to-all|collective-perm'
 run = jax.jit(jax.value_and_grad(loss), static_argnums=2)
 wanted = run(arrays, ids, 'reference')
 split = NamedSharding(mesh, P('data', None, 'model', None))
 sharded = jax.device_put(arrays, split), jax.device_put(
   ids, NamedSharding(mesh, P('data'))
 )
-got = run(*sharded, 'blocked')
+with mesh:
+  compiled = run.lower(*sharded, 'blocked').compile()
+got = compiled(*sharded)
+sent = [
+  line for line in compiled.as_text().splitlines()
+  if re.search(rf'= .*({COLLECTIVES})', line)
+]
+assert sent
+# The head that selects, O(N), and neither logits nor F nor gradients of them.
+assert not [line for line in sent if '40,40]' in line], sent
 assert got[1][0].sharding.spec[0] == 'data', got[1][0].sharding
 for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
   np.testing.assert_allclose(x, y, atol=1e-5, rtol=1e-4)
@@ -344,7 +355,7 @@ print('equal')
 def test_sharded_over_batch_and_heads():
   run = subprocess.run(
     [sys.executable, '-c', textwrap.dedent(_SHARDED)],
-    env=os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=4'},
+    env=os.environ | {'JAX_NUM_CPU_DEVICES': '4'},
     capture_output=True,
     text=True,
     check=False,

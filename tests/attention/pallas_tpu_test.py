@@ -319,7 +319,7 @@ for context in (mesh, jax.set_mesh(mesh)):
 
 
 def test_batch_and_heads_are_split_over_a_mesh():
-  flags = {'XLA_FLAGS': '--xla_force_host_platform_device_count=4'}
+  flags = {'JAX_NUM_CPU_DEVICES': '4'}
   result = subprocess.run(
     [sys.executable, '-W', 'ignore', '-c', _ON_FOUR_DEVICES],
     env={**os.environ, **flags},

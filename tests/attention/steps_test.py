@@ -1,10 +1,12 @@
 """A step of cached decoding is one row of the parallel form."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from selective_t5x import attention
+from selective_t5x.attention import mesh, steps
 
 BATCH, LENGTH, HEADS, SIZE = 3, 9, 2, 4
 
@@ -123,3 +125,16 @@ def test_shapes_that_do_not_fit_are_named(change, message):
     attention.selective_attention(
       given.pop('query'), given.pop('key'), given.pop('value'), **given
     )
+
+
+@pytest.mark.parametrize('platform', ['cpu', 'tpu'])
+def test_only_cpus_add_halves(monkeypatch, platform):
+  # Where the program goes counts, not where it is compiled.
+  monkeypatch.setattr(mesh, 'platform', lambda: platform)
+  query, key, _ = arrays()
+
+  def logits(query, key):  # Its own, or the other platform's trace is found.
+    return steps.query_logits(query, key, 1.0, None)
+
+  program = jax.make_jaxpr(logits)(query[:, :1], key)
+  assert ('split' in str(program)) == (platform == 'cpu')

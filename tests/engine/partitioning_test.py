@@ -1,7 +1,6 @@
-import os
+import json
 import subprocess
 import sys
-import textwrap
 
 import jax
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from t5x import partitioning
+from tests.engine import meshes
 
 
 def test_standard_rules_put_each_axis_where_t5x_does():
@@ -51,58 +51,40 @@ def test_layout_of_one_process():
   assert layout.batch_size == 8 and layout.is_first_host_in_replica_set
 
 
-_ON_FOUR_DEVICES = """
-  import selective_t5x
-  import jax
-  import numpy as np
-  from t5x import partitioning
-  from tests.engine import tiny
-  import optax
-  from t5x import trainer
-
-  assert jax.device_count() == 4
-  batch = tiny.batch(4)
-  for partitions, dims in ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2)):
-    partitioner = partitioning.PjitPartitioner(
-      num_partitions=partitions,
-      logical_axis_rules=partitioning.standard_logical_axis_rules(
-        parameter_partitioning_dims=dims
-      ),
-    )
-    model = tiny.model()
-    initializer = tiny.initializer(model, partitioner)
-    state = initializer.from_scratch(jax.random.PRNGKey(0))
-    kernel = state.params['layers_0']['mlp']['wi_0']['kernel']
-    shard = kernel.addressable_shards[0].data.shape
-    data = 4 // partitions
-    assert shard == (16 // (data if dims == 2 else 1), 32 // partitions), shard
-    with trainer.Trainer(
-      model, state, partitioner, [], None, initializer.train_state_axes,
-      jax.random.PRNGKey(1), optax.constant_schedule(0.1),
-      num_microbatches=None,
-    ) as t:
-      batches = iter([partitioner.put_batch(batch)] * 2)
-      print('loss', t.train(batches, 2).result()['loss'].value)
-"""
-
-
 @pytest.mark.slow
-def test_every_mesh_of_four_devices_gives_the_same_losses():
+def test_every_mesh_gives_the_same_losses_and_decodes():
+  """1, 2, 4 and 8 devices; data, model and fully sharded parallelism."""
   run = subprocess.run(
-    [sys.executable, '-c', textwrap.dedent(_ON_FOUR_DEVICES)],
-    env=os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=4'},
+    [sys.executable, '-m', 'tests.engine.meshes'],
     capture_output=True,
     text=True,
     check=False,
   )
   assert run.returncode == 0, run.stderr[-3000:]
-  losses = [
-    float(line.split()[1])
-    for line in run.stdout.splitlines()
-    if line.startswith('loss')
-  ]
-  assert len(losses) == 5
-  np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
+  lines = [line for line in run.stdout.splitlines() if line.startswith('[')]
+  found = {tuple(mesh): of for *mesh, of in map(json.loads, lines)}
+  assert set(found) == set(meshes.MESHES)
+  alone = found[1, 1, 1]
+  for (devices, partitions, dims), of in found.items():
+    data = devices // partitions
+    np.testing.assert_allclose(of['loss'], alone['loss'], rtol=1e-5)
+    # Each device has its part of the parameters, here of two layers.
+    width = meshes.WIDTH // (data if dims == 2 else 1)
+    assert of['kernel_shard'] == [width, 2, meshes.HIDDEN // partitions]
+    # Neither logits nor F travel, only the head that selects.
+    assert of['exchanges'] == []
+    if 'tokens' in of:
+      np.testing.assert_allclose(of['scores'], alone['scores'], rtol=1e-4)
+      assert of['tokens'] == alone['tokens']
+      assert of['cache_shard'] == [
+        meshes.ROWS // data,
+        meshes.BUDGET,
+        meshes.HEADS // partitions,
+        meshes.HEAD,
+      ]
+  assert {mesh for mesh, of in found.items() if 'tokens' in of} == {
+    *meshes.DECODED
+  }
 
 
 def test_batches_keep_their_values_on_the_devices():

@@ -55,7 +55,16 @@ def test_a_compiled_program():
   assert one.fits and one.limit == 'hbm'
 
 
-def test_the_compilers_word_where_memory_is_short():
+@pytest.mark.parametrize(
+  'message',
+  [
+    'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 40.50G of '
+    '30.75G hbm. Exceeded hbm capacity by 9.75G.',
+    'RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required '
+    'for HLO temporaries (40.50G) exceeds available HBM (30.75G).',
+  ],
+)
+def test_the_compilers_word_where_memory_is_short(message):
   class Refused:
     name, state = 'train', {'parameters': None}
 
@@ -63,10 +72,7 @@ def test_the_compilers_word_where_memory_is_short():
       return 5
 
     def lower(self):
-      raise jax.errors.JaxRuntimeError(
-        'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used '
-        '40.50G of 30.75G hbm. Exceeded hbm capacity by 9.75G.'
-      )
+      raise jax.errors.JaxRuntimeError(message)
 
   one = costs.measure(Refused(), V4)
   assert not one.fits

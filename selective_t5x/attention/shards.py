@@ -1,0 +1,94 @@
+"""Runs an implementation in plain JAX on every device's own rows and heads.
+
+XLA splits plain JAX by itself, but where one head selects for heads on several
+devices it sends tiles of logits and of the gradient of F between them, O(N * N)
+numbers a row. Here every device is given the queries and keys that select,
+O(N), and computes F for itself; their gradients are summed.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from selective_t5x.attention import mesh
+
+
+def over_mesh(attention: Callable[..., Any]) -> Callable[..., Any]:
+  """Returns an implementation that runs so under a mesh of several devices.
+
+  Args:
+    attention: with the arguments and results of `blocked.attention`.
+  """
+
+  @functools.wraps(attention)
+  def attend(
+    query, key, value, *, selection, bias, segment_ids, memory_tau, **settings
+  ):
+    settings['memory_tau'] = memory_tau
+    batch, _, heads, _ = query.shape
+    split = mesh.split(batch, heads)
+    if split is None:
+      return attention(
+        query,
+        key,
+        value,
+        selection=selection,
+        bias=bias,
+        segment_ids=segment_ids,
+        **settings,
+      )
+    operands = {
+      'heads': tuple(x.swapaxes(1, 2) for x in (query, key, value)),
+      'bias': None if bias is None else _four_axes(bias),
+      'ids': None if segment_ids is None else segment_ids[:, None],
+      'selection': None,
+    }
+    if selection is not None:
+      # Each device its own copy, where the heads of several share one.
+      groups = selection.query.shape[2]
+      copies = math.lcm(groups, split.shards) // groups
+      operands['selection'] = tuple(
+        x if x is None or x.shape[1] == 1 < groups else jnp.repeat(x, copies, 1)
+        for x in (
+          selection.query.swapaxes(1, 2),
+          selection.key.swapaxes(1, 2),
+          None if selection.bias is None else _four_axes(selection.bias),
+        )
+      )
+
+    def on_a_device(operands):
+      selects = None
+      if selection is not None:
+        query, key, bias = operands['selection']
+        selects = selection._replace(
+          query=query.swapaxes(1, 2),
+          key=key.swapaxes(1, 2),
+          bias=bias,
+          head=None,
+        )
+      ids = operands['ids']
+      out, memory = attention(
+        *(x.swapaxes(1, 2) for x in operands['heads']),
+        selection=selects,
+        bias=operands['bias'],
+        segment_ids=None if ids is None else ids[:, 0],
+        **settings,
+      )
+      out = out.swapaxes(1, 2)
+      return (out,) if memory is None else (out, memory[:, None])
+
+    results = (True,) if memory_tau is None else (True, True)
+    out, *memory = split.run(on_a_device, operands, results)
+    # Devices with different heads have different selections, or the same one.
+    memory = jnp.mean(memory[0], axis=1) if memory else None
+    return out.swapaxes(1, 2), memory
+
+  return attend
+
+
+def _four_axes(bias: jax.Array) -> jax.Array:
+  return bias.reshape((1,) * (4 - bias.ndim) + bias.shape)
