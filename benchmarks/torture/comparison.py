@@ -86,8 +86,7 @@ class Comparison(faults.Command):
     return [
       run
       for run in self._runs()
-      if not (run / 'summary.json').exists()
-      and len(list(run.glob('checkpoint_*'))) > 1
+      if not (run / 'summary.json').exists() and len(outcomes.whole(run)) > 1
     ]
 
 

@@ -38,18 +38,22 @@ def say(line: str) -> None:
   print(f'{time.strftime("%H:%M:%S")} {line}', flush=True)
 
 
-def newest_whole(folder: pathlib.Path) -> int:
-  """Returns the step of the newest checkpoint that is whole, -1 for none."""
+def whole(folder: pathlib.Path) -> list[int]:
+  """Returns the steps of the checkpoints that are whole, in order."""
   from t5x import integrity
 
-  steps = [
+  return sorted(
     int(path.name.partition('_')[2])
     for path in folder.glob('checkpoint_*')
     if re.fullmatch(r'checkpoint_\d+', path.name)
     and (path / integrity.FILE).exists()
     and not integrity.problem(path)
-  ]
-  return max(steps, default=-1)
+  )
+
+
+def newest_whole(folder: pathlib.Path) -> int:
+  """Returns the step of the newest checkpoint that is whole, -1 for none."""
+  return max(whole(folder), default=-1)
 
 
 def rows(file: pathlib.Path) -> list[dict[str, object]]:

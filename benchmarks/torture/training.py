@@ -44,7 +44,7 @@ class Training(faults.Command):
     """Returns the kinds of faults that are possible now."""
     found = super().kinds()
     # A whole one has to be left; it keeps two.
-    if len(list(self.folder.glob('checkpoint_*'))) > 1:
+    if len(outcomes.whole(self.folder)) > 1:
       found['truncate'] = lambda: self._damaged('truncate')
       found['corrupt'] = lambda: self._damaged('corrupt')
     return found
