@@ -7,6 +7,7 @@ answered in under a second. What needs the modules is left to `config_parse`.
 """
 
 import dataclasses
+import glob
 import os
 import pathlib
 import sys
@@ -392,9 +393,10 @@ def _find(name, search_paths, asked) -> str:
 def _gin_files(name, search_paths) -> Iterator[str]:
   """Yields names of gin files beside the one asked for, and the suite's own."""
   for folder in ('', *search_paths):
-    asked = pathlib.Path(folder, name)
-    for path in asked.parent.glob('*.gin'):
-      yield str(pathlib.Path(name).with_name(path.name))
+    beside = os.path.dirname(os.path.join(folder, name))
+    # Unlike pathlib's, this glob finds nothing where a name cannot be.
+    for path in glob.glob(os.path.join(glob.escape(beside), '*.gin')):
+      yield str(pathlib.Path(name).with_name(os.path.basename(path)))
   root = config_files.search_path()
   for path in config_files.gin_dir().rglob('*.gin'):
     yield str(path.relative_to(root))

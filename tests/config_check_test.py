@@ -143,6 +143,10 @@ def test_missing_include_names_file_and_line(gin_file):
   assert "a.gin:3: include 'b.gin': no such file" in problem(file)
 
 
+def test_a_name_that_no_file_can_have_is_no_file():
+  assert 'no such file' in problem(f'gin/{"9" * 400}/selective.gin')
+
+
 def test_include_of_itself(gin_file):
   gin_file('b.gin', "include 'a.gin'")
   file = gin_file('a.gin', "include 'b.gin'")
