@@ -1,21 +1,16 @@
-import functools
 import json
 import re
 
 import pytest
 
-from selective_t5x import compare, config_files, quickstart
+from selective_t5x import config_files, quickstart
 from tests import fake_training
 from tests.report_test import Checker
 
 
 @pytest.fixture
 def fake(monkeypatch):
-  monkeypatch.setattr(
-    compare,
-    'compare',
-    functools.partial(compare.compare, program=fake_training.PROGRAM),
-  )
+  fake_training.install(monkeypatch)
 
 
 def last_loss(folder):

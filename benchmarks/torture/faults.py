@@ -1,5 +1,6 @@
 """What befalls a command: one fault at a time."""
 
+import abc
 import contextlib
 import os
 import pathlib
@@ -21,7 +22,7 @@ _REAL_START_EVERY = 8
 _KILLED, _TERMINATED = -signal.SIGKILL, -signal.SIGTERM
 
 
-class Command:
+class Command(abc.ABC):
   """A command of the suite in its folder, started again and again.
 
   Attributes:
@@ -52,21 +53,21 @@ class Command:
     self.log = folder.parent.with_suffix('.log')
     self._tracebacks = outcomes.Tracebacks(counts)
 
+  @abc.abstractmethod
   def arguments(self) -> list[str]:
     """Returns its flags."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def saved(self) -> dict[str, int]:
     """Returns how far each thing is saved that must not be lost."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def progress(self) -> int:
     """Returns how far the command is."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def result(self) -> dict[str, object]:
     """Returns all that has to be equal in the end."""
-    raise NotImplementedError
 
   def kinds(self) -> dict[str, Callable[[], bool]]:
     """Returns {kind: causes such a fault and tells whether it came in time}.

@@ -1,11 +1,10 @@
 """The study of the claims: what it declares, and runs that train nothing."""
 
-import functools
 import json
 
 import pytest
 
-from selective_t5x import cell_runs, compare, config_check, config_files
+from selective_t5x import cell_runs, config_check, config_files
 from selective_t5x.errors import UserError
 from selective_t5x.studies import pruning, reproduction, token_transition
 from selective_t5x.studies.claims import (
@@ -39,11 +38,7 @@ TEMPERATURES = {
 @pytest.fixture
 def fake(monkeypatch):
   """Nothing is trained, searched or fitted."""
-  monkeypatch.setattr(
-    compare,
-    'compare',
-    functools.partial(compare.compare, program=fake_training.PROGRAM),
-  )
+  fake_training.install(monkeypatch)
   monkeypatch.setattr(token_transition, 'measure_all', lambda: TEMPERATURES)
 
 
