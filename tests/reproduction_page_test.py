@@ -64,7 +64,18 @@ def with_tables(page):
   """Returns the page with the tables that the kept figures give."""
   for name, fast in (('verdicts', False), ('fast', True)):
     claims = reproduction.choose(fast)
-    table = reproduction.as_markdown(claims, verdicts(claims))
+    found = verdicts(claims)
+    if not fast:
+      # What the whole study has not decided, the fast one may have.
+      rest = {
+        name: claim
+        for name, claim in reproduction.of_mode(fast=True).items()
+        if name not in found
+      }
+      found_fast = verdicts(rest)
+      claims |= {name: rest[name] for name in found_fast}
+      found |= found_fast
+    table = reproduction.as_markdown(claims, found)
     start, end = f'<!-- {name} -->\n\n', f'\n<!-- end of {name} -->'
     before, rest = page.split(start)
     page = before + start + table + end + rest.split(end)[1]

@@ -46,7 +46,8 @@ class Claim:
       where two cores cannot decide.
     rule: of the verdict.
     paper_scale: the gin files of the paper's own experiment, as far as known.
-    fast: the experiment of `make study-fast`; None leaves the claim out there.
+    fast: the experiment with --fast; None where there is none.
+    in_fast: whether --fast decides it where no claims are named.
   """
 
   says: str
@@ -55,6 +56,7 @@ class Claim:
   rule: Rule
   paper_scale: str = ''
   fast: str | None = None
+  in_fast: bool = False
 
 
 def _attention(*files: str) -> tuple[str, ...]:
@@ -97,17 +99,16 @@ def _synthetic(name: str) -> Experiment:
   return Experiment((_synthetic_file(name),), (BASELINE, SELECTIVE))
 
 
+_LANGUAGE_MODELS = (*pruning.VARIANTS, *_OTHERS)
 EXPERIMENTS = {
   'variable_assignment': _synthetic('variable_assignment'),
   'copy': _synthetic('copy'),
   'parity': _synthetic('parity'),
   # The cells of the pruning study are among them: the searches go on from here.
-  'language_modelling': Experiment(
-    pruning.GIN_FILES, (*pruning.VARIANTS, *_OTHERS)
-  ),
+  'language_modelling': Experiment(pruning.GIN_FILES, _LANGUAGE_MODELS),
   'language_modelling_250_steps': Experiment(
     pruning.GIN_FILES,
-    (BASELINE, SELECTIVE, TWICE),
+    _LANGUAGE_MODELS,
     ('TRAIN_STEPS = 250', 'EVAL_PERIOD = 125', 'CHECKPOINT_PERIOD = 125'),
   ),
   't5_span_corruption': Experiment(
@@ -130,10 +131,8 @@ _C4_PRUNING = 'gin/experiments/c4_pruning.gin'
 _T5 = 'gin/experiments/t5_span_corruption_selective.gin'
 
 
-def _lm(says: str, source: str, rule: Rule, fast: bool = False) -> Claim:
-  return Claim(
-    says, source, _LM_EXPERIMENT, rule, _C4, _LM_FAST if fast else None
-  )
+def _lm(says: str, source: str, rule: Rule, in_fast: bool = False) -> Claim:
+  return Claim(says, source, _LM_EXPERIMENT, rule, _C4, _LM_FAST, in_fast)
 
 
 def _c4(variant: str) -> str:
@@ -149,6 +148,7 @@ CLAIMS = {
     Solves('variable_assignment', ('selective',), ('baseline',)),
     _synthetic_file('variable_assignment'),
     fast='variable_assignment',
+    in_fast=True,
   ),
   'variable_assignment_ood': Claim(
     'the same out of distribution: what is asked for was assigned only at the '
@@ -158,6 +158,7 @@ CLAIMS = {
     Solves('variable_assignment_ood', ('selective',), ('baseline',)),
     _synthetic_file('variable_assignment'),
     fast='variable_assignment',
+    in_fast=True,
   ),
   'copy': Claim(
     'where everything must be kept, selection does no harm: both copy',
@@ -165,6 +166,7 @@ CLAIMS = {
     'copy',
     Solves('copy', ('baseline', 'selective')),
     _synthetic_file('copy'),
+    fast='copy',
   ),
   'parity': Claim(
     'both learn parity with a scratchpad',
@@ -172,18 +174,19 @@ CLAIMS = {
     'parity',
     Solves('parity', ('baseline', 'selective')),
     _synthetic_file('parity'),
+    fast='parity',
   ),
   'language_modelling': _lm(
     'a selective language model has a lower loss than a baseline of its size',
     f'{_PAPER}, abstract',
     Lower(_LM, 'selective', 'baseline'),
-    fast=True,
+    in_fast=True,
   ),
   'twice_the_heads': _lm(
     'it is as good as a baseline with twice the heads and attention parameters',
     f'{_PAPER}, abstract',
     Lower(_LM, 'selective', 'twice_the_heads', NEGLIGIBLE),
-    fast=True,
+    in_fast=True,
   ),
   't5_span_corruption': Claim(
     'T5 with a selective decoder has a lower loss of span corruption',
@@ -286,6 +289,7 @@ CLAIMS = {
     TOKEN_TRANSITION,
     LowerWithTemperatures('l1_error'),
     fast=TOKEN_TRANSITION,
+    in_fast=True,
   ),
   'ssa_spikiness': Claim(
     'temperatures make rows sharp without large weights: their norm is smaller',
@@ -293,6 +297,7 @@ CLAIMS = {
     TOKEN_TRANSITION,
     LowerWithTemperatures('weight_norm'),
     fast=TOKEN_TRANSITION,
+    in_fast=True,
   ),
   'downstream_tasks': Claim(
     'selective models are better on six downstream tasks',

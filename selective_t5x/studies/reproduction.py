@@ -10,8 +10,8 @@ models of 250 steps, shares what has the same settings with the whole study.
 Where a run fails, the other experiments go on.
 
 study.json and study.md, with --fast fast.json and fast.md, have every claim
-with its verdict and numbers; the last line printed is
-{claim: {"verdict": ...}}.
+that was decided in the folder, with its verdict and numbers; the last line
+printed has those of this command: {claim: {"verdict": ...}}.
 """
 
 import argparse
@@ -67,7 +67,11 @@ class Study:
       elif claim.experiment in EXPERIMENTS:
         wanted.setdefault(claim.experiment, set()).update(claim.rule.variants)
     self._variants = {
-      name: [v for v in EXPERIMENTS[name].variants if v.name in names]
+      name: [
+        variant
+        for variant in EXPERIMENTS[name].variants
+        if variant.name in names or self._finished(name, variant)
+      ]
       for name, names in wanted.items()
     }
     # All are checked before the first is trained.
@@ -75,6 +79,14 @@ class Study:
       name: cells.make_cells(seeds=range(args.seeds), **self._of(name))
       for name in wanted
     }
+
+  def _finished(self, name: str, variant: cells.Variant) -> bool:
+    """Returns whether an earlier command trained a variant with all seeds."""
+    runs = (f'{variant.name}-seed{seed}' for seed in range(self._args.seeds))
+    return all(
+      (self._folder / name / run / results.SUMMARY_FILE).exists()
+      for run in runs
+    )
 
   def _of(self, name: str) -> dict[str, Any]:
     """Returns the arguments of a comparison."""
@@ -114,7 +126,6 @@ class Study:
 def main(argv: Sequence[str]) -> None:
   """Runs `python -m selective_t5x.studies.reproduction`."""
   args, bindings = command.parse(NAME, __doc__, argv, _add_flags)
-  started = time.monotonic()
   claims = choose(args.fast, args.claims)
   study = Study(claims, args, bindings)
   if args.dry_run:
@@ -123,7 +134,7 @@ def main(argv: Sequence[str]) -> None:
     return
   folder = pathlib.Path(args.output_dir)
   results.write_run_record(folder, run_mode='study', seed=None)
-  name = 'fast' if args.fast else 'study'
+  record = Record(folder / ('fast' if args.fast else 'study'), args)
   verdicts: dict[str, Verdict] = {}
   failures = []
   for experiment in dict.fromkeys(c.experiment for c in claims.values()):
@@ -136,24 +147,13 @@ def main(argv: Sequence[str]) -> None:
     for claim in (n for n, c in claims.items() if c.experiment == experiment):
       verdicts[claim] = verdict = claims[claim].rule.judge(figures)
       print(f'{claim}: {verdict.verdict}; {verdict.text}', flush=True)
-    verdicts = {n: verdicts[n] for n in claims if n in verdicts}  # In order.
-    results.write_json(
-      folder / f'{name}.json',
-      {
-        'command': compare.command_line(),
-        'seeds': args.seeds,
-        'minutes': (time.monotonic() - started) / 60,
-        'claims': summary(verdicts),
-      },
-    )
-    (folder / f'{name}.md').write_text(as_markdown(claims, verdicts), 'utf-8')
+    record.write(claims, verdicts)
   if args.keep:
     keep(folder, pathlib.Path(args.keep))
   if failures:
     raise cell_runs.CellError('; '.join(failures))
-  minutes = (time.monotonic() - started) / 60
-  print(f'{folder / name}.md is a table of this. Took {minutes:.1f} minutes.')
-  print(json.dumps(summary(verdicts)))
+  print(f'{record.table} is a table. Took {record.minutes:.1f} minutes.')
+  print(json.dumps(summary({name: verdicts[name] for name in claims})))
 
 
 def choose(fast: bool, names: str | None = None) -> dict[str, Claim]:
@@ -166,17 +166,82 @@ def choose(fast: bool, names: str | None = None) -> dict[str, Claim]:
   Raises:
     UserError: there is no such claim.
   """
-  known = {
-    name: dataclasses.replace(claim, experiment=claim.fast) if fast else claim
-    for name, claim in CLAIMS.items()
-    if claim.fast or not fast
-  }
+  known = of_mode(fast)
   if names is None:
-    return known
+    return {n: c for n, c in known.items() if c.in_fast or not fast}
   for name in names.split(','):
     if name not in known:
-      raise UserError(f'--claims: no claim {name!r}{did_you_mean(name, known)}')
+      where = ' with --fast' if fast else ''
+      raise UserError(
+        f'--claims: no claim {name!r}{where}{did_you_mean(name, known)}'
+      )
   return {name: known[name] for name in names.split(',')}
+
+
+def of_mode(fast: bool) -> dict[str, Claim]:
+  """Returns the claims that can be decided, their experiments the mode's."""
+  if not fast:
+    return CLAIMS
+  return {
+    name: dataclasses.replace(claim, experiment=claim.fast)
+    for name, claim in CLAIMS.items()
+    if claim.fast
+  }
+
+
+class Record:
+  """What was decided in a folder, as JSON and as a table.
+
+  Attributes:
+    table: a path, of Markdown.
+  """
+
+  def __init__(self, stem: pathlib.Path, args: argparse.Namespace):
+    """Goes on from what is there, where it is of as many seeds.
+
+    Args:
+      stem: of both files.
+      args: the flags of the command.
+    """
+    self._json, self.table = stem.with_suffix('.json'), stem.with_suffix('.md')
+    self._args, self._started = args, time.monotonic()
+    self._verdicts: dict[str, Verdict] = {}
+    self._minutes = 0.0
+    if not self._json.exists():
+      return
+    earlier = results.read_json(self._json)
+    if earlier['seeds'] == args.seeds:
+      self._minutes = earlier['minutes']
+      for name, figures in earlier['claims'].items():
+        verdict, text = figures.pop('verdict'), figures.pop('text')
+        self._verdicts[name] = Verdict(verdict, text, figures)
+
+  @property
+  def minutes(self) -> float:
+    """The time of this command and of those before it."""
+    return self._minutes + (time.monotonic() - self._started) / 60
+
+  def write(
+    self, claims: Mapping[str, Claim], verdicts: Mapping[str, Verdict]
+  ) -> None:
+    """Adds verdicts; the table has all `claims`, decided or not."""
+    self._verdicts.update(verdicts)
+    known = of_mode(self._args.fast)
+    decided = {n: self._verdicts[n] for n in known if n in self._verdicts}
+    results.write_json(
+      self._json,
+      {
+        'command': compare.command_line(),
+        'seeds': self._args.seeds,
+        'minutes': self.minutes,
+        'claims': {
+          name: {'text': decided[name].text, **figures}
+          for name, figures in summary(decided).items()
+        },
+      },
+    )
+    rows = {n: c for n, c in known.items() if n in claims or n in decided}
+    self.table.write_text(as_markdown(rows, decided), 'utf-8')
 
 
 def summary(verdicts: Mapping[str, Verdict]) -> dict[str, Any]:

@@ -85,7 +85,10 @@ def test_a_fast_study(fake, tmp_path, capsys):
   reproduction.main([*argv, f'--keep={kept}'])
   said = capsys.readouterr().out
   figures = json.loads(said.splitlines()[-1])
-  assert figures == json.loads((out / 'fast.json').read_text())['claims']
+  decided = json.loads((out / 'fast.json').read_text())['claims']
+  assert decided.keys() == figures.keys()
+  for name, of in decided.items():
+    assert of == {'text': of['text'], **figures[name]}
   verdicts = {name: of['verdict'] for name, of in figures.items()}
   # The fake has accuracies of 1, 0.98 and 0.96; lower ones on the other task.
   assert verdicts == {
@@ -117,6 +120,24 @@ def test_a_fast_study(fake, tmp_path, capsys):
   assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
   starts = (out / run / 'starts.txt').read_text()
   assert starts.count('start') == 1
+
+  # Another claim joins those that were decided; models that it does not ask
+  # for stay in the comparison.
+  reproduction.main([*argv, '--claims=selection_per_head'])
+  (name,) = json.loads(capsys.readouterr().out.splitlines()[-1])
+  assert name == 'selection_per_head'
+  joined = json.loads((out / 'fast.json').read_text())['claims']
+  assert set(joined) == {*figures, name}
+  assert joined.items() >= decided.items()
+  assert (out / 'fast.md').read_text().count('\n') == 2 + len(joined)
+  experiment = 'language_modelling_250_steps'
+  comparison = json.loads((out / experiment / 'comparison.json').read_text())
+  assert comparison['variants'] == [
+    'baseline',
+    'selective',
+    'twice_the_heads',
+    'selective_per_head',
+  ]
 
 
 def test_searches_go_on_from_the_language_models(fake, monkeypatch, tmp_path):
@@ -170,6 +191,8 @@ def test_a_failed_run_stops_no_other_experiment(fake, tmp_path, capsys):
 def test_a_wrong_claim_is_named():
   with pytest.raises(UserError, match="no claim 'copies'; nearest: copy"):
     reproduction.main(['--claims=copies'])
+  with pytest.raises(UserError, match="no claim 'memory_loss' with --fast"):
+    reproduction.main(['--fast', '--claims=memory_loss'])
 
 
 def test_kept_commands_have_no_path_of_the_machine(tmp_path):
