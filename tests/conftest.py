@@ -1,8 +1,7 @@
 """Shared test set-up: the embedded engine, a private cache, quiet logs."""
 
 import os
-import subprocess
-import sys
+import pathlib
 import tempfile
 
 import pytest
@@ -19,8 +18,11 @@ os.environ.setdefault(
 )
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
-# Nearly all the time of a test is LLVM's; products are not LLVM's.
-os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
+# Nearly all the time of a test went into compiling fast code for tiny arrays.
+os.environ.setdefault(
+  'XLA_FLAGS',
+  '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false',
+)
 
 import selective_t5x  # noqa: F401
 from tests.commands import Commands
@@ -45,14 +47,12 @@ def commands():
 
 
 @pytest.fixture(scope='session')
-def selective_run(tmp_path_factory):
+def selective_run(commands, tmp_path_factory):
   """The folder of a run of one step: two layers, rows of 16 tokens and more."""
   folder = tmp_path_factory.mktemp('runs') / 'selective'
-  done = subprocess.run(
+  done = commands.run(
+    'selective_t5x.main',
     [
-      sys.executable,
-      '-m',
-      'selective_t5x.main',
       '--run_mode=train',
       '--gin_file=gin/experiments/variable_assignment.gin',
       '--gin_file=gin/attention/selective.gin',
@@ -62,9 +62,7 @@ def selective_run(tmp_path_factory):
       '--gin.EVAL_PERIOD=0',
       f'--gin.MODEL_DIR={str(folder)!r}',
     ],
-    capture_output=True,
-    text=True,
-    check=False,
+    pathlib.Path.cwd(),
   )
   assert done.returncode == 0, done.stderr[-3000:]
   return folder

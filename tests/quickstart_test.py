@@ -1,4 +1,5 @@
 import json
+import pathlib
 import re
 
 import pytest
@@ -57,10 +58,14 @@ def test_dry_run_names_the_gin_files_of_the_suite(capsys, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_real_thing_at_a_tiny_size(tmp_path, capsys):
-  flags = [f'--output_dir={tmp_path}', '--gin_file=gin/test/tiny.gin']
-  quickstart.main(flags)
-  figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+def test_the_real_thing_at_a_tiny_size(commands, tmp_path):
+  def run():
+    flags = [f'--output_dir={tmp_path}', '--gin_file=gin/test/tiny.gin']
+    done = commands.run('selective_t5x.quickstart', flags, pathlib.Path.cwd())
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+  figures = run()
   losses = figures['wikipedia_sample_lm']
   assert 6 < losses['baseline_loss'] < 10 and 6 < losses['selective_loss'] < 10
   assert set(figures['variable_assignment']) == {
@@ -76,5 +81,4 @@ def test_the_real_thing_at_a_tiny_size(tmp_path, capsys):
     f'{name}, selective' for name in quickstart.EXPERIMENTS
   ]
   # All is finished: started again it says the same, at once.
-  quickstart.main(flags)
-  assert json.loads(capsys.readouterr().out.splitlines()[-1]) == figures
+  assert run() == figures

@@ -1,8 +1,7 @@
 import json
 import os
 import signal
-import subprocess
-import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -77,14 +76,23 @@ def test_every_example_has_its_line_in_order(whole, saved):
 
 
 def test_a_killed_run_goes_on_without_losing_or_repeating_a_line(
-  whole, saved, tmp_path
+  commands, whole, saved, tmp_path_factory
 ):
-  command = [sys.executable, '-m', 'tests.engine.infer_run', saved[0], tmp_path]
-  with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-    for _ in range(2):
-      assert process.stdout.readline() == 'written\n'
-    process.send_signal(signal.SIGKILL)
-  assert process.returncode == -signal.SIGKILL
+  tmp_path, logs = (tmp_path_factory.mktemp(name) for name in ('out', 'logs'))
+  out, err = logs / 'out', logs / 'err'
+  process = commands.start(
+    'tests.engine.infer_run',
+    [str(saved[0]), str(tmp_path)],
+    out,
+    err,
+    os.getcwd(),
+  )
+  deadline = time.monotonic() + 300
+  while not out.exists() or out.read_text().count('written') < 2:
+    assert time.monotonic() < deadline, err.read_text()
+    time.sleep(0.01)
+  os.kill(process, signal.SIGKILL)
+  assert commands.wait(process, 60) == -signal.SIGKILL
   # The second chunk was written, but not yet in its place.
   chunks = tmp_path / f'tmp-{NAME}'
   assert sorted(os.listdir(chunks)) == [

@@ -3,7 +3,6 @@
 It prints each step, rests before it, and ends as the command line does.
 """
 
-import os
 import sys
 import time
 
@@ -25,7 +24,6 @@ def _train():
   from t5x import partitioning, train
   from tests.engine import tiny
 
-  os.environ['XLA_FLAGS'] = '--xla_backend_optimization_level=0'
   jax.config.update('jax_num_cpu_devices', FLAGS.devices)
   processes.connect(FLAGS)
 

@@ -1,10 +1,10 @@
 """A real process, killed with SIGKILL and started again."""
 
+import contextlib
 import json
 import os
+import pathlib
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -16,11 +16,8 @@ EXPERIMENTS = {
 }
 
 
-def _command(experiment, model_dir):
+def _arguments(experiment, model_dir):
   return [
-    sys.executable,
-    '-m',
-    'selective_t5x.main',
     '--run_mode=train',
     f'--gin_file=gin/experiments/{experiment}.gin',
     '--gin_file=gin/attention/selective.gin',
@@ -45,29 +42,30 @@ def _steps(path):
   ]
 
 
-def _run_until(command, metrics, step):
-  """Runs a command; kills it once that step is in the metrics file."""
-  process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+def _run_until(step, metrics, commands, arguments, folder):
+  """Trains; kills the process once that step is in the metrics file."""
+  out, err = folder / 'out', folder / 'err'
+  process = commands.start(
+    'selective_t5x.main', arguments, out, err, pathlib.Path.cwd()
+  )
   deadline = time.time() + 300
-  try:
-    while process.poll() is None and time.time() < deadline:
-      # Read as text: the last line may be half written.
-      if metrics.exists() and f'{{"step": {step},' in metrics.read_text():
-        process.send_signal(signal.SIGKILL)
-        break
-      time.sleep(0.001)
-    _, stderr = process.communicate(timeout=60)
-  finally:
-    process.kill()
-  return process.returncode, stderr
+  while time.time() < deadline:
+    # Read as text: the last line may be half written.
+    if metrics.exists() and f'{{"step": {step},' in metrics.read_text():
+      break
+    if commands.wait(process, 0.001) is not None:
+      break
+  with contextlib.suppress(ProcessLookupError):
+    os.kill(process, signal.SIGKILL)
+  return commands.wait(process, 60), err.read_text()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('experiment', EXPERIMENTS)
-def test_a_killed_run_goes_on_bit_for_bit(experiment, tmp_path):
+def test_a_killed_run_goes_on_bit_for_bit(experiment, commands, tmp_path):
   whole, broken = tmp_path / 'whole', tmp_path / 'broken'
-  run = subprocess.run(
-    _command(experiment, whole), capture_output=True, text=True, check=False
+  run = commands.run(
+    'selective_t5x.main', _arguments(experiment, whole), pathlib.Path.cwd()
   )
   assert run.returncode == 0, run.stderr[-3000:]
   expected = _steps(whole / 'train/metrics.jsonl')
@@ -76,15 +74,19 @@ def test_a_killed_run_goes_on_bit_for_bit(experiment, tmp_path):
   killed = 0
   for step in (2, 4, 8):
     code, stderr = _run_until(
-      _command(experiment, broken), broken / 'train/metrics.jsonl', step
+      step,
+      broken / 'train/metrics.jsonl',
+      commands,
+      _arguments(experiment, broken),
+      tmp_path,
     )
     assert code in (0, -signal.SIGKILL), stderr[-3000:]
     killed += code == -signal.SIGKILL
   assert killed >= 2  # a run of milliseconds may end before the signal
-  code, stderr = _run_until(
-    _command(experiment, broken), broken / 'none', STEPS
+  run = commands.run(
+    'selective_t5x.main', _arguments(experiment, broken), pathlib.Path.cwd()
   )
-  assert code == 0, stderr[-3000:]
+  assert run.returncode == 0, run.stderr[-3000:]
 
   assert _steps(broken / 'train/metrics.jsonl') == expected
   evaluations = sorted(

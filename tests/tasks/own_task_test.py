@@ -3,8 +3,6 @@
 import json
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import official
 import pytest
@@ -22,28 +20,20 @@ def folder(tmp_path):
   return tmp_path
 
 
-def command(folder, *arguments):
-  return subprocess.run(
-    [sys.executable, '-m', *arguments],
-    cwd=folder,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-
-
 def test_the_template_is_short():
   assert len(TEMPLATE.read_text().splitlines()) < 30
 
 
-def test_it_is_shown(folder):
-  done = command(
-    folder,
+def test_it_is_shown(commands, folder):
+  done = commands.run(
     'selective_t5x.tasks.show',
-    '--module=my_tasks',
-    '--task=my_task',
-    '--examples=1',
-    "--gin.vocabularies.Choice.kind='bytes'",
+    [
+      '--module=my_tasks',
+      '--task=my_task',
+      '--examples=1',
+      "--gin.vocabularies.Choice.kind='bytes'",
+    ],
+    folder,
   )
   assert done.returncode == 0, done.stderr
   assert 'my_task: inputs, targets; splits train, validation' in done.stdout
@@ -51,29 +41,33 @@ def test_it_is_shown(folder):
 
 
 @pytest.mark.slow
-def test_it_is_trained_and_evaluated(folder):
-  done = command(
-    folder,
+def test_it_is_trained_and_evaluated(commands, folder):
+  done = commands.run(
     'selective_t5x.main',
-    '--run_mode=train',
-    '--gin_file=gin/experiments/wikipedia_sample_lm.gin',
-    '--gin_file=gin/attention/selective.gin',
-    '--gin_file=gin/test/tiny.gin',
-    "--gin.MIXTURE_OR_TASK_MODULE='my_tasks'",
-    "--gin.MIXTURE_OR_TASK_NAME='my_task'",
-    "--gin.TASK_FEATURE_LENGTHS={'inputs': 24, 'targets': 8}",
-    "--gin.vocabularies.Choice.kind='bytes'",
-    "--gin.MODEL_DIR='run'",
+    [
+      '--run_mode=train',
+      '--gin_file=gin/experiments/wikipedia_sample_lm.gin',
+      '--gin_file=gin/attention/selective.gin',
+      '--gin_file=gin/test/tiny.gin',
+      "--gin.MIXTURE_OR_TASK_MODULE='my_tasks'",
+      "--gin.MIXTURE_OR_TASK_NAME='my_task'",
+      "--gin.TASK_FEATURE_LENGTHS={'inputs': 24, 'targets': 8}",
+      "--gin.vocabularies.Choice.kind='bytes'",
+      "--gin.MODEL_DIR='run'",
+    ],
+    folder,
   )
   assert done.returncode == 0, done.stderr[-2000:]
-  done = command(
-    folder,
+  done = commands.run(
     'selective_t5x.main',
-    '--run_mode=eval',
-    '--gin_file=run/config.gin',
-    '--gin_file=gin/runs/eval.gin',
-    "--gin.CHECKPOINT_PATH='run/checkpoint_4'",
-    "--gin.EVAL_OUTPUT_DIR='out'",
+    [
+      '--run_mode=eval',
+      '--gin_file=run/config.gin',
+      '--gin_file=gin/runs/eval.gin',
+      "--gin.CHECKPOINT_PATH='run/checkpoint_4'",
+      "--gin.EVAL_OUTPUT_DIR='out'",
+    ],
+    folder,
   )
   assert done.returncode == 0, done.stderr[-2000:]
   assert 'my_task: exact_match' in done.stdout

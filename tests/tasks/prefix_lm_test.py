@@ -14,10 +14,11 @@ from selective_t5x.tasks import prefix_lm
 EOS = 1
 
 
-@hypothesis.settings(deadline=None, max_examples=20)
+# Few examples of many documents: each traces the pipeline anew.
+@hypothesis.settings(deadline=None, max_examples=8)
 @hypothesis.given(
   inputs=st.integers(2, 40),
-  sizes=st.lists(st.integers(1, 100), min_size=1, max_size=6),
+  sizes=st.lists(st.integers(1, 100), min_size=1, max_size=15),
   seed=st.integers(0, 1000),
 )
 def test_no_text_is_lost_and_no_piece_spans_documents(inputs, sizes, seed):

@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import gin
 import official
 import pytest
@@ -21,15 +18,12 @@ def test_the_list_has_every_task_with_features_and_splits(capsys):
   assert all(name in downstream for name in official.SETS)
 
 
-def test_tasks_of_data_that_is_not_there_are_listed():
+def test_tasks_of_data_that_is_not_there_are_listed(commands, tmp_path):
   # In a process of its own: tasks stay registered.
-  command = [sys.executable, '-m', 'selective_t5x.tasks.show']
-  done = subprocess.run(
-    [*command, '--module=t5.data.tasks'],
-    capture_output=True,
-    text=True,
-    check=True,
+  done = commands.run(
+    'selective_t5x.tasks.show', ['--module=t5.data.tasks'], tmp_path
   )
+  assert done.returncode == 0, done.stderr
   assert any(
     line.startswith('c4_noclean_v020_unsupervised: ')
     and line.endswith('; splits unknown')

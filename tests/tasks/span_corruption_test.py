@@ -115,12 +115,13 @@ def test_examples_are_those_of_the_t5_package():
   pipelines.assert_equal(first(ours, 42), first(theirs, 0))
 
 
-@hypothesis.settings(deadline=None, max_examples=20)
+# Few examples of many documents: each traces the pipeline anew.
+@hypothesis.settings(deadline=None, max_examples=10)
 @hypothesis.given(
   inputs=st.integers(8, 200),
   density=st.floats(0.02, 0.6),
   span=st.floats(1.0, 12.0),
-  sizes=st.lists(st.integers(1, 300), min_size=1, max_size=6),
+  sizes=st.lists(st.integers(1, 300), min_size=1, max_size=12),
 )
 def test_no_text_is_lost(inputs, density, span, sizes):
   """Merged, the examples give all of the text, in order."""
