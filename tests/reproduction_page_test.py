@@ -20,8 +20,8 @@ FIGURES = {
     'study/variable_assignment/comparison.json',
     'fast/variable_assignment/comparison.json',
   ),
-  'copy': ('study/copy/comparison.json',),
-  'parity': ('study/parity/comparison.json',),
+  'copy': ('study/copy/comparison.json', 'fast/copy/comparison.json'),
+  'parity': ('study/parity/comparison.json', 'fast/parity/comparison.json'),
   'language_modelling': (
     'study/language_modelling/comparison.json',
     'pruning/comparison.json',
