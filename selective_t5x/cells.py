@@ -132,6 +132,11 @@ def sweep(
   return found
 
 
+def folder_name(variant: str, seed: int) -> str:
+  """Returns the name of a cell's folder."""
+  return f'{variant}-seed{seed}'
+
+
 def make_cells(
   gin_files: Sequence[str],
   variants: Sequence[Variant],
@@ -229,8 +234,7 @@ def _differing(by_variant):
 
 
 def _make_cell(gin_files, variant, seed, gin_bindings, output_dir) -> Cell:
-  name = f'{variant.name}-seed{seed}'
-  folder = pathlib.Path(output_dir) / name
+  folder = pathlib.Path(output_dir) / folder_name(variant.name, seed)
   files = [*gin_files, *variant.gin_files]
   bindings = [
     *gin_bindings,

@@ -18,7 +18,7 @@ os.environ.setdefault(
 )
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
-# Nearly all the time of a test went into compiling fast code for tiny arrays.
+# Fast code for tiny arrays would take longer to compile than the test to run.
 os.environ.setdefault(
   'XLA_FLAGS',
   '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false',

@@ -67,14 +67,10 @@ def with_tables(page):
     found = verdicts(claims)
     if not fast:
       # What the whole study has not decided, the fast one may have.
-      rest = {
-        name: claim
-        for name, claim in reproduction.of_mode(fast=True).items()
-        if name not in found
-      }
-      found_fast = verdicts(rest)
-      claims |= {name: rest[name] for name in found_fast}
-      found |= found_fast
+      fast_claims = reproduction.of_mode(fast=True)
+      found_fast = verdicts(fast_claims)
+      for claim in found_fast.keys() - found.keys():
+        claims[claim], found[claim] = fast_claims[claim], found_fast[claim]
     table = reproduction.as_markdown(claims, found)
     start, end = f'<!-- {name} -->\n\n', f'\n<!-- end of {name} -->'
     before, rest = page.split(start)

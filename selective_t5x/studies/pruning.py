@@ -55,20 +55,24 @@ def search_seed(
     return search.search(
       run,
       policy,
-      output_dir=output_dir / 'searches' / f'{name}-seed{seed}',
+      output_dir=output_dir / 'searches' / cells.folder_name(name, seed),
       target_loss=target_loss,
       tolerance=TOLERANCE,
       tuning_batches=tuning_batches,
       report_batches=report_batches,
     )
 
-  with trained.restored(str(output_dir / f'baseline-seed{seed}')) as run:
+  with trained.restored(
+    str(output_dir / cells.folder_name('baseline', seed))
+  ) as run:
     found = {
       name: one(run, name, policy, None) for name, policy in RIVALS.items()
     }
   baseline = found['window_on_baseline']['path'][0]['tuning_loss']
   for name in OWN:
-    with trained.restored(str(output_dir / f'{name}-seed{seed}')) as run:
+    with trained.restored(
+      str(output_dir / cells.folder_name(name, seed))
+    ) as run:
       found[name] = one(run, name, Selective(), baseline)
   return found
 

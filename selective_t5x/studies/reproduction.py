@@ -82,10 +82,12 @@ class Study:
 
   def _finished(self, name: str, variant: cells.Variant) -> bool:
     """Returns whether an earlier command trained a variant with all seeds."""
-    runs = (f'{variant.name}-seed{seed}' for seed in range(self._args.seeds))
+    folder = self._folder / name
     return all(
-      (self._folder / name / run / results.SUMMARY_FILE).exists()
-      for run in runs
+      (
+        folder / cells.folder_name(variant.name, seed) / results.SUMMARY_FILE
+      ).exists()
+      for seed in range(self._args.seeds)
     )
 
   def _of(self, name: str) -> dict[str, Any]:
@@ -304,7 +306,11 @@ def _add_flags(made: argparse.ArgumentParser) -> None:
     action='store_true',
     help='a part of the claims; language models of 250 steps',
   )
-  made.add_argument('--claims', metavar='NAME,NAME', help='these claims alone')
+  made.add_argument(
+    '--claims',
+    metavar='NAME,NAME',
+    help='these claims alone; with --fast also others than its own',
+  )
   made.add_argument(
     '--keep',
     metavar='DIR',

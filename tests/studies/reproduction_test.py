@@ -126,7 +126,8 @@ def test_a_fast_study(fake, tmp_path, capsys):
   reproduction.main([*argv, '--claims=selection_per_head'])
   (name,) = json.loads(capsys.readouterr().out.splitlines()[-1])
   assert name == 'selection_per_head'
-  joined = json.loads((out / 'fast.json').read_text())['claims']
+  record = json.loads((out / 'fast.json').read_text())
+  joined = record['claims']
   assert set(joined) == {*figures, name}
   assert joined.items() >= decided.items()
   assert (out / 'fast.md').read_text().count('\n') == 2 + len(joined)
@@ -138,6 +139,14 @@ def test_a_fast_study(fake, tmp_path, capsys):
     'twice_the_heads',
     'selective_per_head',
   ]
+
+  # The times add up; verdicts of another number of seeds are not mixed in.
+  reproduction.main([*argv, '--claims=selection_per_head'])
+  again = json.loads((out / 'fast.json').read_text())
+  assert again['minutes'] > record['minutes'] > 0
+  reproduction.main([*argv, '--seeds=1', '--claims=selection_per_head'])
+  alone = json.loads((out / 'fast.json').read_text())
+  assert (alone['seeds'], list(alone['claims'])) == (1, [name])
 
 
 def test_searches_go_on_from_the_language_models(fake, monkeypatch, tmp_path):
