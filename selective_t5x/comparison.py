@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from selective_t5x import results, views
+from selective_t5x import results, spreads, views
 from selective_t5x.cells import CELL_FILE, Cell, differences, used_differences
 from selective_t5x.spreads import SEEDS_FOR_A_TEST, SIGNIFICANT, spread
 
@@ -153,16 +153,25 @@ def _claim(entry, reference, loss) -> str:
   names = f'{entry["variant"]} and {reference}'
   if mean is None:
     return f'{of}nothing can be said of {names}: a loss is not finite.'
+  if spreads.is_zero(difference):
+    return f'{of}the losses of {names} are equal within rounding in every seed.'
+  decimals = spreads.decimals(difference, 4)
   if p_value is None:
-    return f'{of}the losses of {names} differ by {mean:.4f} in every seed.'
+    return (
+      f'{of}the losses of {names} differ by {mean:+.{decimals}f} in every '
+      'seed, the same within rounding, which no test can judge.'
+    )
   low, high = difference['interval']
-  figures = f'95 % interval {low:+.4f} to {high:+.4f}, p = {p_value:.2g}'
+  figures = (
+    f'95 % interval {low:+.{decimals}f} to {high:+.{decimals}f}, '
+    f'p = {p_value:.2g}'
+  )
   if p_value >= SIGNIFICANT or low <= 0 <= high:
     return f'{of}it is not shown that the losses of {names} differ; {figures}.'
   which = 'lower' if mean < 0 else 'higher'
   return (
     f'{of}the loss of {entry["variant"]} is {which} than that of {reference} '
-    f'by {abs(mean):.4f}; {figures}.'
+    f'by {abs(mean):.{decimals}f}; {figures}.'
   )
 
 

@@ -250,3 +250,32 @@ def test_what_is_not_shown_is_not_claimed(setting):
     results.write_summary(cell.folder)
   (claim,) = compare_cells(made)['claims']
   assert 'it is not shown that the losses of selective and baseline' in claim
+
+
+def test_a_claim_neither_tests_rounding_nor_rounds_to_nothing(setting):
+  made = trained(setting, seeds=[0, 1, 2])
+
+  def claim(*gaps):
+    losses = []
+    for base, gap in zip((2.0, 2.3, 2.7), gaps, strict=True):
+      losses += [base, base + gap]
+    for cell, loss in zip(made, losses, strict=True):
+      path = cell.folder / 'training_eval/toy/metrics.jsonl'
+      row = last_row(path) | {'loss': loss, 'cross_ent_loss': loss}
+      path.write_text(f'{json.dumps(row)}\n')
+      results.write_summary(cell.folder)
+    (line,) = compare_cells(made)['claims']
+    return line
+
+  assert claim(-0.1, -0.1, -0.1) == (
+    'toy: the losses of selective and baseline differ by -0.1000 in every '
+    'seed, the same within rounding, which no test can judge.'
+  )
+  assert claim(1e-8, 0, -1e-8) == (
+    'toy: the losses of selective and baseline are equal within rounding in '
+    'every seed.'
+  )
+  assert claim(2e-5, 2.5e-5, 1.8e-5) == (
+    'toy: the loss of selective is higher than that of baseline by 0.000021; '
+    '95 % interval +0.000018 to +0.000025, p = 0.0097.'
+  )

@@ -5,7 +5,7 @@ import dataclasses
 import io
 from typing import Any
 
-from selective_t5x import results
+from selective_t5x import results, spreads
 
 _LABELS = {results.LOSS: 'loss (nats/token)', 'loss': 'loss'}
 
@@ -114,16 +114,13 @@ def _with_differences(entries, metrics, references) -> tuple:
 
 
 def _row(entry, metrics) -> tuple[str, ...]:
-  spreads = [entry['metrics'][name] for name in metrics]
-  return (entry['variant'], *(_number(spread, '.4f') for spread in spreads))
+  values = [entry['metrics'][name] for name in metrics]
+  return (entry['variant'], *map(_metric, values))
 
 
 def _difference_row(entry, metrics, reference) -> tuple[str, ...]:
-  spreads = [entry['metrics'][name]['difference'] for name in metrics]
-  return (
-    f'{entry["variant"]} - {reference}',
-    *(_number(spread, '+.4f') for spread in spreads),
-  )
+  differences = [entry['metrics'][name]['difference'] for name in metrics]
+  return (f'{entry["variant"]} - {reference}', *map(_difference, differences))
 
 
 def _at_equal_time(comparison) -> Table:
@@ -159,7 +156,7 @@ def _against_parameters(comparison) -> Table:
       (
         variant,
         f'{parameters[variant]:,}',
-        *(_number(losses[task, variant], '.4f') for task in tasks),
+        *(_metric(losses[task, variant]) for task in tasks),
       )
       for variant in sorted(parameters, key=parameters.get)
     ),
@@ -228,6 +225,23 @@ def _each(value, factor):
   if isinstance(value, list):
     return [_each(item, factor) for item in value]
   return None if value is None else factor * value
+
+
+def _metric(spread: dict[str, Any]) -> str:
+  """Returns a loss or an accuracy, one near zero with significant digits."""
+  return _number(spread, f'.{spreads.significant(spread["mean"] or 0, 4)}f')
+
+
+def _difference(spread: dict[str, Any]) -> str:
+  """Returns a paired difference with the digits that its interval has."""
+  if spread['mean'] is None:
+    return 'n/a'
+  form = f'+.{spreads.decimals(spread, 4)}f'
+  if len(spread['values']) == 1 or not spreads.all_equal(spread):
+    return _number(spread, form)
+  if spreads.is_zero(spread):
+    return 'equal within rounding'
+  return f'{spread["mean"]:{form}} in every seed'
 
 
 def _number(spread: dict[str, Any], form: str) -> str:

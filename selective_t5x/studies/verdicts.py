@@ -10,7 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from selective_t5x.comparison import Comparison
-from selective_t5x.spreads import SEEDS_FOR_A_TEST, spread
+from selective_t5x.spreads import (
+  SEEDS_FOR_A_TEST,
+  all_equal,
+  decimals,
+  is_zero,
+  rounding,
+  spread,
+)
 
 REPRODUCED = 'reproduced'
 NOT_REPRODUCED = 'not reproduced'
@@ -238,8 +245,7 @@ class Smaller(Rule):
       verdict,
       f'times fewer keys, {self.name} - '
       + ', '.join(
-        f'{name}: {_with_interval(d, "+.1f")}'
-        for name, d in differences.items()
+        f'{name}: {_with_interval(d, 1)}' for name, d in differences.items()
       ),
       {
         f'{name}_memory_factor': values
@@ -263,19 +269,15 @@ class LowerWithTemperatures(Rule):
   def judge(self, figures: Mapping[str, Any]) -> Verdict:
     """Returns the verdict on the figures of `token_transition.measure_all`."""
     differences = {
-      name: {
-        'mean': of_size['ssa'][self.measure] - of_size['plain'][self.measure],
-        't_interval': of_size.get('ssa - plain', {}).get(self.measure),
-      }
+      name: self._difference(of_size)
       for name, of_size in figures.items()
       if name.startswith('size_')
     }
-    intervals = [d['t_interval'] for d in differences.values()]
-    known = None not in intervals
+    intervals = [_interval(d) for d in differences.values()]
     verdict = _verdict(
       figures['seeds'],
-      yes=known and all(high < 0 for _, high in intervals),
-      no=known and any(low > 0 for low, _ in intervals),
+      yes=all(high < 0 for _, high in intervals),
+      no=any(low > 0 for low, _ in intervals),
     )
     return Verdict(
       verdict,
@@ -290,6 +292,15 @@ class LowerWithTemperatures(Rule):
         for key, of in (('difference', 'mean'), ('interval', 't_interval'))
       },
     )
+
+  def _difference(self, of_size: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what `spread` would of the means, with the measured interval."""
+    means = of_size['ssa'][self.measure], of_size['plain'][self.measure]
+    return {
+      **spread([means[0] - means[1]]),
+      't_interval': of_size.get('ssa - plain', {}).get(self.measure),
+      'rounding': rounding(means),
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -327,13 +338,18 @@ def _metric(figures: Comparison, task: str, variant: str, metric: str):
 
 
 def _interval(difference: Mapping[str, Any]) -> tuple[float, float]:
-  """Returns the ends; all numbers where nothing is known."""
+  """Returns the ends; all numbers where nothing is known.
+
+  What is zero but for rounding is zero: its sign decides nothing.
+  """
   if difference['t_interval'] is not None:
-    return tuple(difference['t_interval'])
-  mean = difference['mean']
-  if mean is not None and difference['min'] == difference['max']:
-    return mean, mean
-  return float('-inf'), float('inf')
+    ends = tuple(difference['t_interval'])
+  elif all_equal(difference):
+    ends = difference['mean'], difference['mean']
+  else:
+    return float('-inf'), float('inf')
+  small = all(abs(end) <= difference['rounding'] for end in ends)
+  return (0.0, 0.0) if small else ends
 
 
 def _factors(figures, kind: str, name: str) -> list[float]:
@@ -348,9 +364,12 @@ def _range(of: Mapping[str, Any], form: str = '.3f') -> str:
   return f'{mean} ({low} to {high})'
 
 
-def _with_interval(difference: Mapping[str, Any], form: str = '+.3f') -> str:
+def _with_interval(difference: Mapping[str, Any], least: int = 3) -> str:
   if difference['mean'] is None:
     return 'not finite'
+  if len(difference['values']) > 1 and is_zero(difference):
+    return 'equal within rounding in every seed'
+  form = f'+.{decimals(difference, least)}f'
   text = format(difference['mean'], form)
   if difference['t_interval'] is None:
     return f'{text}, no interval'

@@ -92,6 +92,38 @@ def test_the_interval_is_that_of_the_t_test():
   assert judged.text == 'loss a - b: -0.400 (-0.648 to -0.152)'
 
 
+def test_rounding_decides_nothing():
+  reference = [2.0, 2.3, 2.7]
+  rounded = comparison(a=[x - 1e-8 for x in reference], b=reference)
+  judged = verdicts.Lower('t', 'a', 'b').judge(rounded)
+  assert judged.verdict == NOT_REPRODUCED
+  assert judged.text == 'loss a - b: equal within rounding in every seed'
+  assert judged.numbers['p_value'] is None
+  # A gap of 0.1 in every seed, equal but for rounding: its own size decides.
+  constant = comparison(a=[x - 0.1 for x in reference], b=reference)
+  judged = verdicts.Lower('t', 'a', 'b').judge(constant)
+  assert judged.verdict == REPRODUCED
+  assert judged.text == 'loss a - b: -0.100, no interval'
+  # 8 / 3 - 5 / 3 is not exactly 1, and (x + y) - y not x.
+  same = points(a=[1 / 3 + 1e-16, 0.3, 0.7], b=[1 / 3, 0.1 + 0.2, 0.7])
+  judged = verdicts.Smaller('kind', 'a', ('b',)).judge(same)
+  assert judged.verdict == NOT_REPRODUCED
+  figures = {'seeds': 20, 'size_4': {'plain': {'m': 5.0}, 'ssa': {'m': 5.0}}}
+  figures['size_4']['ssa - plain'] = {'m': (-3e-7, -1e-7)}
+  judged = verdicts.LowerWithTemperatures('m').judge(figures)
+  assert judged.verdict == UNDECIDED
+
+
+def test_a_small_difference_is_shown_with_its_digits():
+  reference = [3.0, 3.1, 3.2]
+  gaps = [2e-5, 2.5e-5, 1.8e-5]
+  figures = comparison(
+    a=[x + gap for x, gap in zip(reference, gaps, strict=True)], b=reference
+  )
+  judged = verdicts.Same('t', 'a', 'b').judge(figures)
+  assert judged.text == 'loss a - b: +0.000021 (+0.000012 to +0.000030)'
+
+
 def points(**factors):
   """What `pruning.best_points` gives for each seed; 0 is None."""
   return [
