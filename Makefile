@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TFDS := $(shell grep -i '^tensorflow-datasets==' constraints.txt)
 
 .PHONY: install install-aot install-xm quickstart study study-fast study-t5 \
-  study-pruning test test-aot test-fast lint format conformance clean \
+  study-pruning test test-all test-aot lint format conformance clean \
   bench-attention bench-decode bench-engine bench-report bench-saving \
   bench-scaling bench-tasks bench-tpu bench-variants fuzz torture
 
@@ -42,11 +42,15 @@ study-t5: install
 study-pruning: install
 	$(BIN)/python -m selective_t5x.studies.pruning $(if $(FAST),--seeds=1) $(ARGS)
 
-test: install
-	$(BIN)/python -m pytest -n 2 --dist loadscope tests $(ARGS)
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --durations=20
 
-test-fast: install
-	$(BIN)/python -m pytest -n 2 --dist loadscope -m 'not slow' tests $(ARGS)
+# One test of each slow family, and all others.
+test: install
+	$(PYTEST) -m 'not slow' tests $(ARGS)
+
+# The slow families too: what continuous integration runs.
+test-all: install
+	$(PYTEST) tests $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .

@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-import tempfile
+import shutil
 
 import pytest
 
@@ -12,9 +12,11 @@ os.environ['SELECTIVE_T5X_ENGINE'] = 'embedded'
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
-# Most tests compile the same few small programs; also in their subprocesses.
+# Compiling takes most of the tests' time, and the next run compiles the same
+# programs again: they are kept, for subprocesses too.
 os.environ.setdefault(
-  'JAX_COMPILATION_CACHE_DIR', tempfile.mkdtemp(prefix='jax_cache_')
+  'JAX_COMPILATION_CACHE_DIR',
+  str(pathlib.Path(__file__).resolve().parents[1] / '.pytest_cache' / 'jax'),
 )
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
@@ -26,6 +28,18 @@ os.environ.setdefault(
 
 import selective_t5x  # noqa: F401
 from tests.commands import Commands
+
+_PROGRAMS_MAX_BYTES = 2**30
+
+
+def pytest_sessionstart(session):
+  """Empties the cache of compiled programs once it has outgrown its bound."""
+  if hasattr(session.config, 'workerinput'):  # The first process does it.
+    return
+  folder = pathlib.Path(os.environ['JAX_COMPILATION_CACHE_DIR'])
+  sizes = [path.stat().st_size for path in folder.rglob('*')]
+  if sum(sizes) > _PROGRAMS_MAX_BYTES:
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope='session', autouse=True)

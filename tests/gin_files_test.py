@@ -48,7 +48,6 @@ def test_headers_say_what_how_and_with_what(path):
   )
 
 
-@pytest.mark.slow
 def test_every_file_parses_in_a_configuration(tmp_path):
   # One process for all: starting TensorFlow takes longer than the parsing.
   code = f"""

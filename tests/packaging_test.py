@@ -80,7 +80,6 @@ def wheel(tmp_path_factory):
   return built
 
 
-@pytest.mark.slow
 def test_wheel_holds_the_tree(wheel):
   names = set(zipfile.ZipFile(wheel).namelist())
 

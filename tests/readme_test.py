@@ -42,8 +42,13 @@ def folder(tmp_path_factory):
   return folder
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('command', COMMANDS)
+@pytest.mark.parametrize(
+  'command',
+  [
+    COMMANDS[0],
+    *(pytest.param(c, marks=pytest.mark.slow) for c in COMMANDS[1:]),
+  ],
+)
 def test_commands_run(command, commands, folder):
   if 'selective_t5x.compare' in command:
     command = command.replace('--seeds=3', '--seeds=1')
