@@ -6,14 +6,18 @@ Each line is an object with "text", "timestamp" and "url".
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Iterator
 
 import gin
 
 from selective_t5x.errors import UserError
-from selective_t5x.tasks import data_dir, language_modeling, sources
+from selective_t5x.tasks import (
+  data_dir,
+  language_modeling,
+  sources,
+  text_reader,
+)
 
 
 @gin.configurable(module='selective_t5x.tasks.c4_json')
@@ -40,6 +44,10 @@ class Files:
     sources.check_share(self.held_out, 'c4_json.Files.held_out')
 
 
+# `text_reader` says what it does not unpack.
+_ENDS = ('', '.gz', '.bz2', '.xz', '.zst')
+
+
 def _settings() -> Files:
   """Returns the bindings, with the folder that they come to."""
   files = Files()
@@ -56,10 +64,7 @@ def _convert(files: Files, split: str) -> list[pathlib.Path]:
   folder = pathlib.Path(files.folder).expanduser()
   if not folder.is_dir():
     raise UserError(f'c4_json.Files.folder: there is no folder {folder}')
-  train, validation = (
-    sorted([*folder.glob(f'c4-{s}.*.json'), *folder.glob(f'c4-{s}.*.json.gz')])
-    for s in sources.SPLITS
-  )
+  train, validation = (_shards(folder, split) for split in sources.SPLITS)
   if not train and not (split == 'validation' and validation):
     raise UserError(
       f'c4_json.Files.folder: no file in {folder} is named as C4 names them, '
@@ -70,22 +75,26 @@ def _convert(files: Files, split: str) -> list[pathlib.Path]:
   )
 
 
+def _shards(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
+  """Returns the shards of a split, in their order.
+
+  Raises:
+    UserError: a shard is there twice, packed and unpacked.
+  """
+  shards = {}
+  for path in sorted(folder.glob(f'c4-{split}.*.json*')):
+    name, _, end = path.name.rpartition('.json')
+    if end not in _ENDS:
+      continue
+    if name in shards:
+      raise UserError(f'{shards[name]} and {path}: expected one of them')
+    shards[name] = path
+  return list(shards.values())
+
+
 def _documents(path: pathlib.Path) -> Iterator[str]:
-  for number, line in sources.numbered_lines(path):
-    try:
-      text = json.loads(line.rstrip())['text']
-      if not isinstance(text, str):
-        raise TypeError
-    except json.JSONDecodeError as error:
-      raise UserError(
-        f'{path}, line {number}: not JSON ({error.msg}, column {error.colno})'
-      ) from error
-    except (KeyError, TypeError) as error:
-      raise UserError(
-        f'{path}, line {number}: expected an object with "text", a string'
-      ) from error
-    # JSON can spell half of a surrogate pair, which is no character.
-    yield text.encode(errors='replace').decode()
+  for line, record in text_reader.objects(path):
+    yield text_reader.text_under('text', record, line)
 
 
 SOURCE = sources.DocumentSource(_settings, _convert)

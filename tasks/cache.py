@@ -20,7 +20,7 @@ from absl import logging
 from selective_t5x.errors import UserError
 
 # Goes up when what is written changes, so that older entries are not read.
-_LAYOUT = 1
+_LAYOUT = 2
 
 
 def root() -> pathlib.Path:

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 import seqio
 import tensorflow as tf
 
-from selective_t5x.errors import UserError, did_you_mean
+from selective_t5x.errors import UserError
+from selective_t5x.tasks import text_reader
 
 SPLIT = 'infer'
 
@@ -24,35 +25,20 @@ def read(path: str, keys: Mapping[str, str | None]) -> dict[str, list[str]]:
   """Reads a file of JSON lines.
 
   Args:
-    path: the file; empty lines are passed over.
+    path: the file; `text_reader` has the rules.
     keys: {feature: the key that has its text, or None for no text}.
 
   Returns:
     {feature: its text on each line}.
 
   Raises:
-    UserError: no such file, no line, or a line without a text for a key.
+    UserError: no such file, no line, or a line without a text for a key; it
+      names file and line.
   """
-  try:
-    lines = pathlib.Path(path).read_text('utf-8').splitlines()
-  except (OSError, UnicodeDecodeError) as error:
-    raise UserError(f'{path}: cannot be read: {error}') from error
   columns = {feature: [] for feature in keys}
-  for number, line in enumerate(lines, start=1):
-    if not line.strip():
-      continue
-    try:
-      record = json.loads(line)
-    except json.JSONDecodeError as error:
-      raise UserError(f'{path}:{number}: not JSON ({error.msg})') from error
-    if not isinstance(record, dict):
-      raise UserError(f'{path}:{number}: expected a JSON object on each line')
+  for line, record in text_reader.objects(path):
     for feature, key in keys.items():
-      text = '' if key is None else record.get(key)
-      if not isinstance(text, str):
-        raise UserError(
-          f'{path}:{number}: no text under {key!r}{did_you_mean(key, record)}'
-        )
+      text = '' if key is None else text_reader.text_under(key, record, line)
       columns[feature].append(text)
   if not any(columns.values()):
     raise UserError(f'{path}: expected a JSON object on each line, found none')

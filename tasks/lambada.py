@@ -9,13 +9,14 @@ split name evaluates all benchmarks, `validation` is those passages too; the
 makers' own development passages are the split `development`.
 """
 
-import json
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from selective_t5x.tasks import metrics, questions
+from selective_t5x.errors import UserError
+from selective_t5x.tasks import metrics, questions, text_reader
 from selective_t5x.tasks.questions import Files, Question, Tfds
 
 
@@ -27,8 +28,24 @@ def _question(record: Mapping[str, Any]) -> Question:
   return Question((context.rstrip(),), (f' {word}',), 0)
 
 
-def _parse(line: str) -> Mapping[str, Any]:
-  return json.loads(line) if line.startswith('{') else {'text': line}
+def _passages(path: pathlib.Path) -> questions.Records:
+  """Yields the lines of a file, all JSON or all plain: its first line tells."""
+  plain = [line for line in text_reader.lines(path) if line.text.strip()]
+  if plain and _is_object(plain[0]):
+    for line, record in text_reader.objects(path):
+      yield line, {'text': text_reader.text_under('text', record, line)}
+    return
+  for line in plain:
+    if _is_object(line):
+      raise UserError(
+        f'{line.where}: a JSON object in a file of plain text: expected all '
+        'lines to be of one kind'
+      )
+    yield line, {'text': line.text}
+
+
+def _is_object(line: text_reader.Line) -> bool:
+  return line.text.lstrip().startswith('{')
 
 
 def last_word(
@@ -69,7 +86,7 @@ questions.register(
       ),
     },
     _question,
-    parse=_parse,
+    read=_passages,
     tfds=Tfds(
       'lambada:1.0.0',
       # TFDS calls the development passages its training split.

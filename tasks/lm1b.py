@@ -12,7 +12,6 @@ Source of the benchmark: arXiv 1312.3005.
 """
 
 import pathlib
-from collections.abc import Iterator
 
 import seqio
 
@@ -30,17 +29,12 @@ _PATTERNS = {
 }
 
 
-def _sentences(path: pathlib.Path) -> Iterator[str]:
-  for _, line in sources.numbered_lines(path):
-    yield line.rstrip('\r\n')
-
-
 def _convert(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
   paths = sorted(folder.rglob(_PATTERNS[split]))
   if not paths:
     raise UserError(f'{folder}: no file {_PATTERNS[split]} in it')
   return [
-    sources.convert_file(path, _sentences, 'lm1b') / sources.KEPT
+    sources.convert_file(path, sources.line_texts, 'lm1b') / sources.KEPT
     for path in paths
   ]
 

@@ -10,7 +10,6 @@ sequence: the question is what follows, not where it stops.
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -26,10 +25,13 @@ from selective_t5x.errors import UserError
 from selective_t5x.tasks import (
   data_dir,
   metrics,
-  sources,
+  text_reader,
   tfds_source,
   vocabularies,
 )
+
+# The lines of a file that have a record, and the record.
+Records = Iterator[tuple[text_reader.Line, Mapping[str, Any]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +97,7 @@ class QuestionSource(seqio.DataSource):
     files: Mapping[str, Files],
     question: Callable[[Mapping[str, Any]], Question],
     *,
-    parse: Callable[[str], Mapping[str, Any]] = json.loads,
+    read: Callable[[pathlib.Path], Records] = text_reader.objects,
     tfds: Tfds | None = None,
   ):
     """Stores what to read; reads nothing.
@@ -105,14 +107,15 @@ class QuestionSource(seqio.DataSource):
       files: {split: its files}.
       question: turns a record into a question. The record has the key 'label'
         with the line of the label file, where there is one. Raises KeyError,
-        TypeError or ValueError if the record is not as the makers' are.
-      parse: turns a line into a record.
+        TypeError, ValueError or AttributeError if the record is not as the
+        makers' are.
+      read: yields the lines of a file and the record of each.
       tfds: where to read from without the folder.
     """
     self._folder = folder
     self._files = files
     self._question = question
-    self._parse = parse
+    self._read = read
     self._tfds = tfds
     # Questions are independent and the source is small: the task shuffles.
     super().__init__(splits=tuple(files), caching_permitted=True)
@@ -156,7 +159,7 @@ class QuestionSource(seqio.DataSource):
     for where, record in records:
       try:
         questions.append(self._question(record))
-      except (KeyError, TypeError, ValueError) as error:
+      except (KeyError, TypeError, ValueError, AttributeError) as error:
         labels = self._files[split].labels
         raise UserError(f'{where}: {_reason(error, labels)}') from error
     if not questions:
@@ -167,30 +170,29 @@ class QuestionSource(seqio.DataSource):
     self, folder: pathlib.Path, files: Files
   ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     path = data_dir.find(folder, *files.records)
-    lines = _lines(path)
-    labels, labels_path = None, data_dir.find_any(folder, *files.labels)
-    if labels_path is not None:
-      labels = _lines(labels_path)
-      if len(labels) != len(lines):
+    labels_path = data_dir.find_any(folder, *files.labels)
+    if labels_path is None:
+      for line, record in self._read(path):
+        yield line.where, record
+      return
+    labels = {
+      line.number: line.text.strip()
+      for line in text_reader.lines(labels_path)
+      if line.text.strip()
+    }
+    records = list(self._read(path))
+    if len(labels) != len(records):
+      raise UserError(
+        f'{labels_path} has {len(labels)} labels for the {len(records)} '
+        f'lines of {path}'
+      )
+    for line, record in records:
+      if line.number not in labels:
         raise UserError(
-          f'{labels_path} has {len(labels)} labels for the {len(lines)} '
-          f'lines of {path}'
+          f'{line.where}: no label on line {line.number} of {labels_path}'
         )
-    for index, (number, line) in enumerate(lines):
-      where = f'{path}, line {number}'
-      try:
-        record = self._parse(line)
-      except json.JSONDecodeError as error:
-        raise UserError(
-          f'{where}: not JSON ({error.msg}, column {error.colno})'
-        ) from error
-      if not isinstance(record, dict):
-        raise UserError(f'{where}: expected an object')
-      if labels is not None:
-        label_number, label = labels[index]
-        record['label'] = label.strip()
-        where += f' and {labels_path.name}, line {label_number}'
-      yield where, record
+      where = f'{line.where} and {labels_path.name}, line {line.number}'
+      yield where, {**record, 'label': labels[line.number]}
 
   def _from_tfds(self, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     source = tfds_source.TfdsSource(
@@ -350,15 +352,6 @@ def choice_accuracy(
     'truncated': float(np.mean([target[5] for target in targets])),
     'questions': len(choices),
   }
-
-
-def _lines(path: pathlib.Path) -> list[tuple[int, str]]:
-  """Returns (number, line) of the lines that are not blank."""
-  return [
-    (number, line)
-    for number, line in sources.numbered_lines(path)
-    if line.strip()
-  ]
 
 
 def _reason(error: Exception, labels: Sequence[str]) -> str:

@@ -8,17 +8,15 @@ one document as plain UTF-8, may hold any character, and has a checksum.
 
 import dataclasses
 import glob
-import gzip
 import hashlib
 import pathlib
-import zlib
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 import seqio
 import tensorflow as tf
 
 from selective_t5x.errors import UserError, did_you_mean
-from selective_t5x.tasks import cache
+from selective_t5x.tasks import cache, text_reader
 
 SPLITS = ('train', 'validation')
 KEPT = 'kept.tfrecord'
@@ -82,6 +80,39 @@ class DocumentSource(seqio.DataSource):
       {split: self.list_shards(split)},
     )
     return files.get_dataset(split, shuffle, seed, shard_info)
+
+
+class TextLineSource(DocumentSource):
+  """A seqio source of the lines of text files, each a string.
+
+  As seqio.TextLineDataSource, but with the rules of `text_reader` for
+  encodings, line ends and compression. Blank lines are left out.
+
+      sources.TextLineSource({'train': 'train.tsv', 'validation': 'dev.tsv.gz'})
+  """
+
+  def __init__(self, files: Mapping[str, str | Sequence[str]]):
+    """Stores what to read; reads nothing.
+
+    Args:
+      files: {split: a file or a glob pattern, or several}.
+    """
+
+    def convert(settings, split):
+      del settings
+      return [
+        convert_file(path, line_texts, 'lines') / KEPT
+        for path in matching_files(files[split], f'the split {split!r}')
+      ]
+
+    super().__init__(lambda: repr(files), convert, splits=tuple(files))
+
+  def get_dataset(
+    self, split='train', shuffle=True, seed=None, shard_info=None
+  ):
+    """Returns the lines; `shuffle` is of files, the task's of lines."""
+    documents = super().get_dataset(split, shuffle, seed, shard_info)
+    return documents.map(lambda document: document['text'])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,17 +235,6 @@ def matching_files(
   return sorted(found)
 
 
-def numbered_lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
-  """Yields (number, line with its end) of a UTF-8 file; .gz is unpacked.
-
-  Raises:
-    UserError: naming file and line, if it cannot be read or is cut off.
-  """
-  number = 0
-  try:
-    with (gzip.open if path.suffix == '.gz' else open)(path, 'rb') as file:
-      for line in file:
-        yield number + 1, line.decode()
-        number += 1
-  except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-    raise UserError(f'{path}, line {number + 1}: {error}') from error
+def line_texts(path: pathlib.Path) -> Iterable[str]:
+  """Yields the lines of a text file, without their ends."""
+  return (line.text for line in text_reader.lines(path))

@@ -1,4 +1,4 @@
-"""text_files_lm: one's own text, UTF-8 files that a pattern names."""
+"""text_files_lm: one's own text, files that a pattern names."""
 
 import dataclasses
 import pathlib
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import gin
 
 from selective_t5x.errors import UserError, did_you_mean
-from selective_t5x.tasks import language_modeling, sources
+from selective_t5x.tasks import language_modeling, sources, text_reader
 
 
 @gin.configurable(module='selective_t5x.tasks.text_files')
@@ -19,8 +19,8 @@ class Files:
       text_files.Files.train = '~/novels/**/*.txt'
 
   Attributes:
-    train: a glob pattern, or several; ** is any number of folders, and .gz is
-      unpacked. Required.
+    train: a glob pattern, or several; ** is any number of folders. Required.
+      `text_reader` has what a file may be: encodings, line ends, compression.
     validation: the same; None holds out a share of the training documents.
     test: the same; None for no such split.
     document: 'paragraph' (blank lines lie between them), 'line' or 'file'.
@@ -45,14 +45,9 @@ class Files:
     sources.check_share(self.held_out, 'text_files.Files.held_out')
 
 
-def _lines(path: pathlib.Path) -> Iterator[str]:
-  for _, line in sources.numbered_lines(path):
-    yield line.rstrip('\r\n')
-
-
 def _paragraphs(path: pathlib.Path) -> Iterator[str]:
   paragraph = []
-  for line in _lines(path):
+  for line in sources.line_texts(path):
     if line.strip():
       paragraph.append(line)
     elif paragraph:
@@ -62,10 +57,14 @@ def _paragraphs(path: pathlib.Path) -> Iterator[str]:
 
 
 def _file(path: pathlib.Path) -> Iterator[str]:
-  yield ''.join(line for _, line in sources.numbered_lines(path))
+  yield text_reader.whole(path)
 
 
-_DOCUMENTS = {'paragraph': _paragraphs, 'line': _lines, 'file': _file}
+_DOCUMENTS = {
+  'paragraph': _paragraphs,
+  'line': sources.line_texts,
+  'file': _file,
+}
 
 
 def _convert(files: Files, split: str) -> list[pathlib.Path]:

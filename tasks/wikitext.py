@@ -11,7 +11,12 @@ import pathlib
 from collections.abc import Iterator
 
 from selective_t5x.errors import UserError
-from selective_t5x.tasks import data_dir, language_modeling, sources
+from selective_t5x.tasks import (
+  data_dir,
+  language_modeling,
+  sources,
+  text_reader,
+)
 
 _SPLITS = {'train': 'train', 'validation': 'valid', 'test': 'test'}
 
@@ -31,19 +36,19 @@ def _is_title(line: str) -> bool:
 
 def _articles(path: pathlib.Path) -> Iterator[str]:
   article = []
-  for number, line in sources.numbered_lines(path):
-    if _is_title(line):
+  for line in text_reader.lines(path):
+    if _is_title(line.text):
       if article:
         yield ''.join(article)
       article = []
     elif not article:
-      if line.strip():
+      if line.text.strip():
         raise UserError(
-          f"{path}, line {number}: expected the title of an article, ' = "
-          f"Title = ', got {line.strip()[:40]!r}"
+          f"{line.where}: expected the title of an article, ' = Title = ', got "
+          f'{line.text.strip()[:40]!r}'
         )
       continue
-    article.append(line)
+    article.append(line.text + line.end)
   yield ''.join(article)
 
 

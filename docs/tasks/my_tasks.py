@@ -5,7 +5,7 @@ import functools
 import seqio
 from t5.data import preprocessors
 
-from selective_t5x.tasks import metrics, vocabularies
+from selective_t5x.tasks import metrics, sources, vocabularies
 
 # Each line is inputs, a tab and targets.
 FILES = {'train': 'train.tsv', 'validation': 'validation.tsv'}
@@ -13,7 +13,7 @@ FEATURE = seqio.Feature(vocabularies.TaskVocabulary('my_task'), add_eos=True)
 
 seqio.TaskRegistry.add(
   'my_task',
-  source=seqio.TextLineDataSource(FILES),
+  source=sources.TextLineSource(FILES),
   preprocessors=[
     functools.partial(
       preprocessors.parse_tsv, field_names=['inputs', 'targets']

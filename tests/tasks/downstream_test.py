@@ -265,7 +265,7 @@ _SIQA = {'context': 'c', 'question': 'q'} | {f'answer{x}': 'a' for x in 'ABC'}
     (
       'arc_easy',
       {'arc/ARC-Easy-Dev.jsonl': ['[1]']},
-      r'line 1: expected an object',
+      'line 1: expected a JSON object',
     ),
     (
       'arc_easy',
@@ -285,6 +285,20 @@ _SIQA = {'context': 'c', 'question': 'q'} | {f'answer{x}': 'a' for x in 'ABC'}
         ]
       },
       r'line 1: label 1: expected one of 0',
+    ),
+    (
+      'hellaswag',
+      {
+        'hellaswag/hellaswag_val.jsonl': [
+          {'activity_label': 'a', 'ctx': 'c', 'endings': 5, 'label': 1}
+        ]
+      },
+      r"line 1: 'int' object is not iterable",
+    ),
+    (
+      'winogrande',
+      {'winogrande/dev.jsonl': [{'sentence': 5, 'answer': '1'}]},
+      r"line 1: 'int' object has no attribute 'partition'",
     ),
     (
       'hellaswag',

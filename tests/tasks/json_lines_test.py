@@ -60,10 +60,13 @@ def test_names_follow_the_content(tmp_path):
 @pytest.mark.parametrize(
   'text, message',
   [
-    ('{"inputs": "a"}\n\n{"inputs"\n', r'a.jsonl:3: not JSON'),
-    ('["a"]\n', 'a.jsonl:1: expected a JSON object'),
-    ('{"input": "a"}\n', "a.jsonl:1: no text under 'inputs'; nearest: input"),
-    ('{"inputs": 4}\n', "a.jsonl:1: no text under 'inputs'"),
+    ('{"inputs": "a"}\n\n{"inputs"\n', 'a.jsonl, line 3: not JSON'),
+    ('["a"]\n', 'a.jsonl, line 1: expected a JSON object'),
+    (
+      '{"input": "a"}\n',
+      "a.jsonl, line 1: no text under 'inputs'; nearest: input",
+    ),
+    ('{"inputs": 4}\n', "a.jsonl, line 1: no text under 'inputs'"),
     ('\n', 'found none'),
   ],
 )

@@ -63,10 +63,10 @@ def test_c4_half_a_surrogate_pair_is_no_character(tmp_path):
   'line, reason',
   [
     ('{"text": "cut', 'line 3: not JSON .Unterminated string.* column 10'),
-    ('["text"]', 'line 3: expected an object with "text"'),
-    ('{"txt": "a"}', 'line 3: expected an object with "text"'),
-    ('{"text": 5}', 'line 3: expected an object with "text"'),
-    ('', 'line 3: not JSON'),
+    ('["text"]', 'line 3: expected a JSON object'),
+    ('{"txt": "a"}', "line 3: no text under 'text'; nearest: txt"),
+    ('{"text": 5}', "line 3: no text under 'text'"),
+    ('{}', "line 3: no text under 'text'"),
   ],
 )
 def test_c4_a_bad_line_is_named(tmp_path, line, reason):
@@ -75,6 +75,16 @@ def test_c4_a_bad_line_is_named(tmp_path, line, reason):
   path.write_text(f'{good}\n{good}\n{line}\n')
   bind_c4(tmp_path)
   with pytest.raises(UserError, match=f'{path.name}, {reason}'):
+    documents('c4_json_lm')
+
+
+def test_c4_a_shard_that_is_there_twice_is_not_read_twice(tmp_path):
+  path = tmp_path / 'c4-train.00000-of-00001.json'
+  write_c4(path, ['text'])
+  write_c4(tmp_path / f'{path.name}.gz', ['text'])
+  (tmp_path / f'{path.name}.lock').write_text('')  # no shard
+  bind_c4(tmp_path)
+  with pytest.raises(UserError, match='json and .*json.gz: expected one'):
     documents('c4_json_lm')
 
 
