@@ -97,7 +97,12 @@ class Perplexity(seqio.metrics.Metric):
     )
 
   def compute(self) -> dict[str, float]:
-    """Returns the values; see the class."""
+    """Returns the values; see the class.
+
+    Without any target token loss and perplexity are NaN: they are not defined.
+    """
+    if not self.tokens:
+      return {'loss_per_token': math.nan, 'perplexity': math.nan}
     loss = -self.log_likelihood / self.tokens
     values = {'loss_per_token': loss, 'perplexity': float(np.exp(loss))}
     if self.num_bytes:

@@ -22,7 +22,20 @@ def test_an_evaluation_is_gathered_in_one_file(tmp_path):
     'loss': 2.0,
     'accuracy': 0.25,
   }
-  tasks['piqa'].pop('n')
   assert evaluation_file.text(tasks) == (
-    'piqa: accuracy 0.5\ntraining_eval/text_lm: loss 2, accuracy 0.25'
+    'piqa: accuracy 0.5, n not finite\n'
+    'training_eval/text_lm: loss 2, accuracy 0.25'
   )
+
+
+def test_metrics_that_are_no_numbers_are_shown():
+  row = {'step': 1, 'text': 'one\ntwo ' + 60 * 'long ', 'array': [1, 2]}
+  (line,) = evaluation_file.text({'t': row}).splitlines()
+  assert line.startswith('t: text one two long') and len(line) < 90
+  assert line.endswith('long ..., array [1, 2]')
+
+
+def test_a_file_without_a_whole_line_is_left_out(tmp_path):
+  (tmp_path / 'inference_eval').mkdir()
+  (tmp_path / 'inference_eval/piqa-metrics.jsonl').write_text('{"step": 4')
+  assert evaluation_file.write(tmp_path) == {}

@@ -14,9 +14,11 @@ from jax.experimental import multihost_utils
 from selective_t5x.errors import UserError
 from t5x import (
   datasets,
+  evaluators,
   gin_utils,
   inference,
   metric_managers,
+  metric_values,
   models,
   partitioning,
   utils,
@@ -58,16 +60,26 @@ class InferenceEvaluator:
     if log_dir:
       log_args = {'log_dir': self._log_dir}
       os.makedirs(self._log_dir, exist_ok=True)  # JSONLogger does not
-    self._evaluator = inference_evaluator_cls(
-      mixture_or_task_name=cfg.mixture_or_task_name,
-      feature_converter=model.FEATURE_CONVERTER_CLS(pack=False),
-      eval_split=cfg.split,
+    tasks = seqio.get_subtasks(datasets.get_mixture_or_task(cfg))
+    with evaluators.optional_features(
+      [task for task in tasks if cfg.split in task.splits],
+      sequence_length=cfg.task_feature_lengths,
+      split=cfg.split,
+      shuffle=False,
       use_cached=cfg.use_cached,
       seed=cfg.seed,
-      sequence_length=cfg.task_feature_lengths,
-      use_memory_cache=cfg.use_memory_cache,
-      **log_args,
-    )
+    ):
+      self._evaluator = inference_evaluator_cls(
+        mixture_or_task_name=cfg.mixture_or_task_name,
+        feature_converter=model.FEATURE_CONVERTER_CLS(pack=False),
+        eval_split=cfg.split,
+        use_cached=cfg.use_cached,
+        seed=cfg.seed,
+        sequence_length=cfg.task_feature_lengths,
+        use_memory_cache=cfg.use_memory_cache,
+        **log_args,
+      )
+    evaluators.prepare(self._evaluator, cfg.split)
     self._infer_fns = {}
 
   def keep_until(self, step: int) -> None:
@@ -289,13 +301,11 @@ def _training_eval(trainer, eval_datasets) -> dict[str, dict[str, float]]:
 
 
 def _floats(metrics) -> dict[str, float]:
-  """Returns the numbers among metrics; clu's and seqio's hold a value."""
-  values = {k: np.asarray(getattr(v, 'value', v)) for k, v in metrics.items()}
-  return {
-    k: float(v)
-    for k, v in values.items()
-    if v.ndim == 0 and v.dtype.kind in 'fiub'
+  """Returns the metrics that are one number; clu's and seqio's hold it."""
+  numbers = {
+    k: metric_values.number(getattr(v, 'value', v)) for k, v in metrics.items()
   }
+  return {k: v for k, v in numbers.items() if v is not None}
 
 
 class _EvaluatedCheckpoints:

@@ -24,7 +24,15 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from selective_t5x.errors import UserError, did_you_mean
-from t5x import datasets, gin_utils, inference, models, partitioning, utils
+from t5x import (
+  datasets,
+  gin_utils,
+  inference,
+  metric_values,
+  models,
+  partitioning,
+  utils,
+)
 
 _METHODS = {
   'predict': 'predict_batch',
@@ -226,7 +234,7 @@ def write_inferences_to_file(
           aux,
           is_leaf=lambda x: isinstance(x, list | np.ndarray),
         )
-      file.write(json.dumps(line, cls=seqio.TensorAndNumpyEncoder) + '\n')
+      file.write(metric_values.dumps(line) + '\n')
 
 
 def _plain(value):

@@ -8,6 +8,8 @@ import jax
 import numpy as np
 import tensorflow as tf
 
+from selective_t5x.errors import UserError
+
 # Rows are scored at the shortest of these lengths that they fit, so that the
 # number of compilations stays small: 32, 64, 128, ... tokens.
 _SHORTEST_ROW = 32
@@ -80,6 +82,8 @@ def get_infer_fn(
           partitioner.put_batch(indices),
         )
       )
+    if not results:
+      raise UserError('the data set has no example to infer')
     indices, outputs = jax.tree.map(
       lambda *x: np.concatenate([np.asarray(part) for part in x]), *results
     )

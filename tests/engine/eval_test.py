@@ -7,7 +7,9 @@ import pytest
 import seqio
 import tensorflow as tf
 
+from selective_t5x import evaluation_file
 from selective_t5x.errors import UserError
+from selective_t5x.tasks import perplexity
 from t5x import checkpoints, inference, partitioning, trainer, utils
 from t5x import eval as eval_lib
 from tests.engine import tiny
@@ -171,3 +173,134 @@ def test_mode_all_passes_over_what_is_evaluated(
   file = tmp_path / f'out/inference_eval/{scored_task}-metrics.jsonl'
   assert [json.loads(x)['step'] for x in file.read_text().splitlines()] == [2]
   assert evaluate() == {}
+
+
+def _task(name, *metric_fns, **kwargs):
+  """Registers the tiny task with metric functions of its scores."""
+  tiny.register()
+  task = seqio.TaskRegistry.get(tiny.TASK)
+  if name not in seqio.TaskRegistry.names():
+    settings = {
+      'source': task.source,
+      'preprocessors': task.preprocessors,
+      'output_features': task.output_features,
+      'metric_fns': metric_fns,
+    }
+    seqio.TaskRegistry.add(name, **(settings | kwargs))
+  return name
+
+
+def _all_loggers(**kwargs):
+  loggers = [seqio.PyLoggingLogger, seqio.TensorBoardLogger, seqio.JSONLogger]
+  return seqio.Evaluator(**{'logger_cls': loggers, **kwargs})
+
+
+def _rich(targets, scores):
+  del targets, scores
+  return {
+    'text': seqio.metrics.Text('hello'),
+    'bytes': seqio.metrics.Text(b'hello'),
+    'plain_text': 'hello',
+    'histogram': seqio.metrics.Histogram(np.arange(4.0)),
+    'image': seqio.metrics.Image(np.zeros((1, 4, 4, 1), np.float32)),
+    'audio': seqio.metrics.Audio(np.zeros((1, 100, 1), np.float32)),
+    'generic': seqio.metrics.Generic(np.arange(3), None),
+    'array_of_one': np.array([3]),
+    'array': np.array([1.0, np.nan]),
+    'of_jax': jnp.bfloat16(2.5),
+    'nan': float('nan'),
+    'infinite': seqio.metrics.Scalar(np.inf),
+    'none': None,
+    'nested': {'a': 1},
+  }
+
+
+def test_a_metric_may_be_whatever_seqio_logs(saved, tmp_path, partitioner):
+  results = _evaluate(
+    saved,
+    _task('tiny_rich', _rich),
+    tmp_path,
+    partitioner,
+    inference_evaluator_cls=_all_loggers,
+  )['tiny_rich']
+  assert {k: v for k, v in results.items() if np.isfinite(v)} == {
+    'array_of_one': 3.0,
+    'of_jax': 2.5,
+  }
+  text = (tmp_path / 'inference_eval/tiny_rich-metrics.jsonl').read_text()
+
+  def refuse(constant):
+    raise AssertionError(f'{constant} is not JSON')
+
+  assert json.loads(text, parse_constant=refuse) == {
+    'step': 0,
+    'text': 'hello',
+    'bytes': 'hello',
+    'plain_text': 'hello',
+    'histogram': [0, 1, 2, 3],
+    'generic': [0, 1, 2],
+    'array_of_one': 3,
+    'array': [1, None],
+    'of_jax': 2.5,
+    'nan': None,
+    'infinite': None,
+    'none': None,
+    'nested': "{'a': 1}",
+  }
+  lines = evaluation_file.text(evaluation_file.write(tmp_path))
+  assert 'text hello' in lines and 'array_of_one 3' in lines
+  assert 'nan not finite' in lines
+
+
+def _one(targets, scores):
+  return {'score': len(targets), 'n': float(np.sum(scores) < 0)}
+
+
+def _other(targets, scores):
+  del targets, scores
+  return {'score': 7}
+
+
+def test_metrics_of_one_name_are_all_there(saved, tmp_path, partitioner):
+  name = _task(
+    'tiny_same_names',
+    _one,
+    _one,
+    _other,
+    metric_objs=[perplexity.Perplexity(), perplexity.Perplexity()],
+  )
+  found = _evaluate(
+    saved, name, tmp_path, partitioner, inference_evaluator_cls=_all_loggers
+  )[name]
+  assert (found['score'], found['score_2'], found['score_3']) == (64, 64, 7)
+  assert (found['n'], found['n_2']) == (1, 1)
+  assert found['perplexity'] == found['perplexity_2'] > 1
+  # What seqio writes of every example is written as before.
+  lines = (tmp_path / f'inference_eval/{name}-000000.jsonl').read_text()
+  assert len(lines.splitlines()) == 64
+
+
+def test_an_optional_feature_that_the_examples_lack(
+  saved, tmp_path, partitioner
+):
+  tiny.register()
+  of_targets = seqio.TaskRegistry.get(tiny.TASK).output_features
+  extra = seqio.Feature(seqio.ByteVocabulary(), required=False)
+  features = {**of_targets, 'extra': extra}
+  name = _task('tiny_optional', _one, output_features=features)
+  found = _evaluate(saved, name, tmp_path, partitioner)[name]
+  assert found['score'] == 64
+  assert 'extra' in seqio.TaskRegistry.get(name).output_features
+
+
+def test_an_evaluation_of_no_example_is_refused(saved, tmp_path, partitioner):
+  tiny.register()
+  preprocessors = seqio.TaskRegistry.get(tiny.TASK).preprocessors
+  name = _task(
+    'tiny_nothing_left',
+    _one,
+    preprocessors=[*preprocessors, lambda ds: ds.filter(lambda _: False)],
+  )
+  message = "tiny_nothing_left: no example is left of the split 'validation'"
+  with pytest.raises(UserError, match=message):
+    _evaluate(saved, name, tmp_path, partitioner)

@@ -186,6 +186,26 @@ def test_several_decodes_are_a_list(saved, tmp_path):
   assert [line['prediction'] for line in lines] == [[t, t] for t in _texts()]
 
 
+class _NotFinite(type(tiny.model())):
+  """Scores every other example with NaN."""
+
+  def score_batch(self, params, batch, return_intermediates=False):
+    del params, return_intermediates
+    scores = jnp.sum(batch['decoder_target_tokens'], -1) * 0.5
+    return jnp.where(jnp.arange(len(scores)) % 2, jnp.nan, scores)
+
+
+def test_scores_that_are_not_finite_are_null(saved, tmp_path):
+  infer_run.run(saved[0], tmp_path, model=_with_class(_NotFinite))
+
+  def refuse(constant):
+    raise AssertionError(f'{constant} is not JSON')
+
+  lines = (tmp_path / NAME).read_text().splitlines()
+  scores = [json.loads(x, parse_constant=refuse)['score'] for x in lines]
+  assert None in scores and any(scores)
+
+
 @pytest.mark.parametrize(
   'overrides, message',
   [

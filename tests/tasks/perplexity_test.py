@@ -126,6 +126,17 @@ def test_bits_per_byte_only_where_the_bytes_are_known():
   }
 
 
+def test_the_perplexity_of_no_token_is_not_defined():
+  nothing = perplexity.Perplexity.empty()
+  of_empty_targets = perplexity.Perplexity.from_model_output(
+    [{'targets': [], 'source_bytes': 0}], np.array([0.0]), {}
+  )
+  for metric in (nothing, nothing.merge(nothing), of_empty_targets):
+    values = metric.compute()
+    assert sorted(values) == ['loss_per_token', 'perplexity']
+    assert all(map(math.isnan, values.values()))
+
+
 @pytest.mark.parametrize('pack', [True, False])
 def test_the_model_gets_the_same_features_with_the_bytes_as_without(pack):
   task = seqio.TaskRegistry.get('text_files_lm')
