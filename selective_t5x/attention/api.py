@@ -53,10 +53,7 @@ def full_attention(
     ('query_ids', query_ids, query),
     ('key_ids', key_ids, key),
   ):
-    if ids.shape != of.shape[:2]:
-      raise ValueError(
-        f'attention: {name} must be {list(of.shape[:2])}, got {list(ids.shape)}'
-      )
+    checks.token_ids(name, ids, of)
   checks.bias_shape(bias, query, key)
   return reference.full_attention(
     query,
@@ -94,8 +91,8 @@ def causal_attention(
     value: [B, N, H, D].
     scale: multiplies the logits; None for D ** -0.5.
     bias: added to the logits; broadcasts to [B, H, N, N].
-    segment_ids: i32[B, N], 0 for padding, each segment contiguous; None for
-      one segment without padding.
+    segment_ids: i32[B, N], 0 for padding, each run of equal ids a segment;
+      None for one segment without padding.
     prefix: i32[B, N], 1 for the tokens of each segment's prefix, as T5X's
       decoder_causal_attention; None for no prefix. For the reference alone.
     implementation: as of `selective_attention`.
@@ -175,8 +172,8 @@ def selective_attention(
     value: [B, N, H, D].
     scale: multiplies the logits; None for D ** -0.5.
     bias: added to the logits; broadcasts to [B, H, N, N].
-    segment_ids: i32[B, N], 0 for padding, each segment contiguous; None for
-      one segment without padding.
+    segment_ids: i32[B, N], 0 for padding, each run of equal ids a segment;
+      None for one segment without padding.
     selection_head: the head whose logits select, 0 <= selection_head < H, or
       'mean' or 'per_head'.
     selection_bias: whether they do so with their bias.

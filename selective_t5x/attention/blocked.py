@@ -152,10 +152,11 @@ def attention(
       selection_key=whole(selection.key),
       selection_bias=keys_first(selection.bias),
     )
+  start = None
   if segment_ids is not None:
-    padded_ids = jnp.pad(segment_ids, ((0, 0), (0, added)))
-  else:
-    padded_ids = None
+    start = masks.segment_starts(length, segment_ids)
+    # After all keys: what is added sees none.
+    start = jnp.pad(start, ((0, 0), (0, added)), constant_values=length + added)
   # A loop of one block is no loop.
   is_short = length <= _SHORT and mesh.platform() == 'cpu'
   least = 1 if is_short else 2
@@ -164,7 +165,7 @@ def attention(
     max(least, -(-blocks // MAX_SPANS)),
     ALL if selection is None else selection.constraints,
   )
-  out, seen = _attend(queries, keys, padded_ids, static)
+  out, seen = _attend(queries, keys, start, static)
   seen = None if seen is None else joined(seen)
   return joined(out).astype(value.dtype), seen
 
@@ -178,19 +179,19 @@ def _default_block(length: int) -> int:
 # Traced once for all layers of a model, compiled as one where it stands alone.
 @functools.partial(jax.jit, static_argnums=3)
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _attend(queries, keys, segment_ids, static):
+def _attend(queries, keys, start, static):
   """Returns (out [T, B, H, D, Q], M f32[T, B, Q] or None)."""
-  return _forward(queries, keys, segment_ids, static)[0]
+  return _forward(queries, keys, start, static)[0]
 
 
-def _forward(queries, keys, segment_ids, static):
+def _forward(queries, keys, start, static):
   columns = _no_columns(keys)
   results = []
   for blocks, width in _spans(queries, static):
     span = _up_to(width, keys)
 
     def step(columns, block, span=span):
-      tile = _Tile(*block, span, segment_ids, static.constraints)
+      tile = _Tile(*block, span, start, static.constraints)
       before, masking, seen = columns, None, None
       if columns is not None:
         masking, _, columns = tile.masking(columns)
@@ -214,11 +215,11 @@ def _forward(queries, keys, segment_ids, static):
   outs, norms, befores, seens = zip(*results, strict=True)
   out, norm = jnp.concatenate(outs), jnp.concatenate(norms)
   seen = None if seens[0] is None else jnp.concatenate(seens)
-  return (out, seen), (queries, keys, segment_ids, out, norm, befores)
+  return (out, seen), (queries, keys, start, out, norm, befores)
 
 
 def _backward(static, saved, cotangents):
-  queries, keys, segment_ids, out, norm, befores = saved
+  queries, keys, start, out, norm, befores = saved
   d_out, d_seen = cotangents
   # Sums of weight times its gradient: what the gradient of a softmax takes off.
   delta = jnp.sum(d_out * out, axis=3)
@@ -233,7 +234,7 @@ def _backward(static, saved, cotangents):
     def step(grown, xs, span=span):
       d_keys, d_columns = grown
       block, before, norm, delta, d_out, d_seen = xs
-      tile = _Tile(*block, span, segment_ids, static.constraints)
+      tile = _Tile(*block, span, start, static.constraints)
       masking = scored = None
       if before is not None:
         masking, scored, _ = tile.masking(before)
@@ -286,14 +287,14 @@ _attend.__wrapped__.defvjp(_forward, _backward)
 class _Tile:
   """One block of queries and all keys of its span."""
 
-  def __init__(self, index, queries, span, segment_ids, constraints):
+  def __init__(self, index, queries, span, start, constraints):
     """Finds who may see, and who may mask, whom.
 
     Args:
       index: i32[], the number of the block.
       queries: `_Queries` of the one block.
       span: `_Keys` up to the span's end.
-      segment_ids: i32[B, N] or None.
+      start: i32[B, N], of `masks.segment_starts`; None for one segment.
       constraints: what is not masked.
     """
     self._relu = constraints.relu
@@ -303,20 +304,17 @@ class _Tile:
     self._start = index * block
     keys = jnp.arange(width)[:, None]
     positions = self._start + jnp.arange(block)
-    # Both [b, 1, K, Q], b is 1 where there are no segments.
+    # All [b, 1, K, Q], b is 1 where there are no segments.
     self.visible = (keys <= positions)[None, None]
-    first = masks.first_in_segment(width)
-    if segment_ids is not None:
-      of_keys = segment_ids[:, :width]
-      of_queries = self._block_of(segment_ids, 1)[:, None, None]
-      first = masks.first_in_segment(width, of_keys)
-      of_keys = of_keys[:, None, :, None]
-      self.visible &= (of_keys == of_queries) & (of_queries != 0)
+    first = 0
+    if start is not None:
+      first = self._block_of(start, 1)[:, None, None]
+      self.visible &= first <= keys
     self._may_mask = self.visible
     if constraints.protect_self:
       self._may_mask &= keys < positions
     if constraints.protect_bos:
-      self._may_mask &= ~first[:, None, :, None]
+      self._may_mask &= first < keys
 
   def masking(self, columns):
     """Returns (F, where scores are the logits, column sums after this block).

@@ -2,6 +2,8 @@
 
 import jax.numpy as jnp
 
+from selective_t5x.attention import masks
+
 
 def shapes(query, key, value, bias, segment_ids, prefix=None):
   """Raises ValueError unless arrays of whole rows fit together."""
@@ -10,14 +12,20 @@ def shapes(query, key, value, bias, segment_ids, prefix=None):
       'attention: query, key and value must have one shape [B, N, H, D], got '
       f'{list(query.shape)}, {list(key.shape)}, {list(value.shape)}'
     )
-  batch, length = query.shape[:2]
   for name, ids in (('segment_ids', segment_ids), ('prefix', prefix)):
-    if ids is not None and ids.shape != (batch, length):
-      raise ValueError(
-        f'attention: {name} must be [B, N] = {[batch, length]}, got '
-        f'{list(ids.shape)}'
-      )
+    if ids is not None:
+      token_ids(name, ids, query)
   bias_shape(bias, query, key)
+
+
+def token_ids(name, ids, tokens):
+  """Raises ValueError unless there is an integer for each of [B, N, ...]."""
+  masks.check_ids(name, ids)
+  if ids.shape != tokens.shape[:2]:
+    raise ValueError(
+      f'attention: {name} must be [B, N] = {list(tokens.shape[:2])}, got '
+      f'{list(ids.shape)}'
+    )
 
 
 def step(query, key, value, bias, position):
@@ -29,11 +37,17 @@ def step(query, key, value, bias, position):
       'attention: a step takes one query, [B, 1, H, D], got '
       f'{list(query.shape)}'
     )
-  if position.shape != (batch,):
-    raise ValueError(
-      f'attention: position must be [B] = {[batch]}, got {list(position.shape)}'
-    )
+  row_ids('position', position, batch)
   bias_shape(bias, query, key)
+
+
+def row_ids(name, ids, batch):
+  """Raises ValueError unless there is an integer for each row."""
+  masks.check_ids(name, ids)
+  if ids.shape != (batch,):
+    raise ValueError(
+      f'attention: {name} must be [B] = {[batch]}, got {list(ids.shape)}'
+    )
 
 
 def key_shapes(query, key, value):

@@ -73,8 +73,8 @@ def differential_attention(
     share: f32[], lambda; 0 is attention with the first halves alone.
     scale: multiplies the logits; None for (D / 2) ** -0.5.
     bias: added to the logits; broadcasts to [B, H, N, N].
-    segment_ids: i32[B, N], 0 for padding, each segment contiguous; None for
-      one segment without padding.
+    segment_ids: i32[B, N], 0 for padding, each run of equal ids a segment;
+      None for one segment without padding.
     implementation: as of `api.causal_attention`.
     position: i32[B], for a step of cached decoding: query is then [B, 1, H, D],
       the token in this slot, and bias broadcasts to [B, H, 1, N].

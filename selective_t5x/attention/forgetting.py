@@ -60,8 +60,8 @@ def forgetting_attention(
     log_forget: [B, N, H], the log of each token's gate, zero or less.
     scale: multiplies the logits; None for D ** -0.5.
     bias: added to the logits; broadcasts to [B, H, N, N].
-    segment_ids: i32[B, N], 0 for padding, each segment contiguous; None for
-      one segment without padding.
+    segment_ids: i32[B, N], 0 for padding, each run of equal ids a segment;
+      None for one segment without padding.
     implementation: as of `api.causal_attention`.
     position: i32[B], for a step of cached decoding: query is then [B, 1, H, D],
       the token in this slot, log_forget that of all slots, and bias broadcasts

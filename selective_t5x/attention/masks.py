@@ -4,6 +4,23 @@ import jax
 import jax.numpy as jnp
 
 
+def check_ids(name: str, ids: jax.Array) -> None:
+  """Raises ValueError unless ids are integers or booleans.
+
+  Args:
+    name: of the argument, for the message.
+    ids: any shape.
+  """
+  dtype = getattr(ids, 'dtype', None)
+  if dtype is None or not (
+    jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.bool_)
+  ):
+    got = type(ids).__name__ if dtype is None else dtype
+    raise ValueError(
+      f'attention: {name} must be an array of integers, got {got}'
+    )
+
+
 def visible(
   length: int,
   segment_ids: jax.Array | None = None,
@@ -13,22 +30,54 @@ def visible(
 
   Args:
     length: N, the number of tokens in a row.
-    segment_ids: i32[B, N], 0 for padding; None for one segment.
+    segment_ids: i32[B, N], 0 for padding, else each run of equal ids is a
+      segment; None for one segment.
     prefix: i32[B, N], 1 for tokens that see each other; None for no token.
 
   Returns:
     bool[B, N, N] (bool[1, N, N] without segment_ids and prefix), axis 1 the
     query: true where key j <= query i or both are of the prefix, both in one
     segment and neither is padding.
+
+  Raises:
+    ValueError: if segment_ids are not integers.
   """
-  seen = jnp.tril(jnp.ones((1, length, length), bool))
-  if prefix is not None:
-    in_prefix = prefix != 0
-    seen |= in_prefix[:, :, None] & in_prefix[:, None, :]
-  if segment_ids is None:
+  slots = jnp.arange(length)
+  start = segment_starts(length, segment_ids)
+  seen = (start[:, :, None] <= slots) & (slots <= slots[:, None])
+  if prefix is None:
     return seen
-  query_ids, key_ids = segment_ids[:, :, None], segment_ids[:, None, :]
-  return seen & (query_ids == key_ids) & (query_ids != 0)
+  in_prefix = (prefix != 0) & (start < length)
+  seen |= (
+    in_prefix[:, :, None]
+    & in_prefix[:, None, :]
+    & (start[:, :, None] == start[:, None, :])
+  )
+  return seen
+
+
+def segment_starts(
+  length: int, segment_ids: jax.Array | None = None
+) -> jax.Array:
+  """Returns where the segment of each token starts: it sees no key before.
+
+  Args:
+    length: N, the number of tokens in a row.
+    segment_ids: as of `visible`.
+
+  Returns:
+    i32[B, N], N for padding, which sees no key at all; zeros, i32[1, N],
+    without segment_ids.
+
+  Raises:
+    ValueError: if segment_ids are not integers.
+  """
+  if segment_ids is None:
+    return jnp.zeros((1, length), jnp.int32)
+  slots = jnp.arange(length, dtype=jnp.int32)
+  first = first_in_segment(length, segment_ids)
+  start = jax.lax.cummax(jnp.where(first, slots, 0), axis=1)
+  return jnp.where(segment_ids != 0, start, length)
 
 
 def first_in_segment(
@@ -38,13 +87,17 @@ def first_in_segment(
 
   Args:
     length: N, the number of tokens in a row.
-    segment_ids: i32[B, N], each segment contiguous; None for one segment.
+    segment_ids: as of `visible`.
 
   Returns:
     bool[B, N], bool[1, N] without segment_ids.
+
+  Raises:
+    ValueError: if segment_ids are not integers.
   """
   if segment_ids is None:
     return (jnp.arange(length) == 0)[None]
+  check_ids('segment_ids', segment_ids)
   changes = segment_ids[:, 1:] != segment_ids[:, :-1]
   return jnp.pad(changes, ((0, 0), (1, 0)), constant_values=True)
 
@@ -56,8 +109,11 @@ def position_in_segment(
 
   Args:
     length: N, the number of tokens in a row.
-    segment_ids: i32[B, N], each segment contiguous; None for one segment, which
-      gives i32[1, N]. Padding is counted like a segment.
+    segment_ids: as of `visible`; None gives i32[1, N]. Padding is counted like
+      a segment.
+
+  Raises:
+    ValueError: if segment_ids are not integers.
   """
   slots = jnp.arange(length)
   first = first_in_segment(length, segment_ids)
@@ -76,8 +132,12 @@ def zero_padding(x: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
 
   Returns:
     x with zeros where segment_ids is 0.
+
+  Raises:
+    ValueError: if segment_ids are neither integers nor booleans.
   """
   if segment_ids is None:
     return x
+  check_ids('segment_ids', segment_ids)
   live = (segment_ids != 0).reshape(segment_ids.shape + (1,) * (x.ndim - 2))
   return jnp.where(live, x, jnp.zeros((), x.dtype))

@@ -42,7 +42,7 @@ def fraction_visible(memory: jax.Array, segment_ids: jax.Array) -> jax.Array:
 
   Args:
     memory: f32[L, B, N], M of every layer (`visible_tokens`).
-    segment_ids: int[B, N], 0 for padding, each segment contiguous.
+    segment_ids: i32[B, N], 0 for padding, each run of equal ids a segment.
 
   Returns:
     f32[], 1 where nothing is masked; 0 where all is padding.

@@ -70,7 +70,7 @@ def make_tile(plan: Plan, i, j, inputs, sums) -> Tile:
   row = i * plan.block.query + lax.broadcasted_iota(jnp.int32, shape, 0)
   column = j * plan.block.key + lax.broadcasted_iota(jnp.int32, shape, 1)
   first = 0 if inputs.start is None else inputs.start[...]
-  # A segment is contiguous, so that its start tells all of it.
+  # A segment is a run, so that its start tells all of it.
   visible = (first <= column) & (column <= row)
   if not plan.selects:
     taken_off = jnp.where(visible, 0.0, FAR)

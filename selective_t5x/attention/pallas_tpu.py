@@ -96,8 +96,8 @@ def attention(
       attention.
     scale: multiplies the logits.
     bias: None, see Raises.
-    segment_ids: i32[B, N], 0 for padding, each segment contiguous; None for one
-      segment without padding.
+    segment_ids: i32[B, N], 0 for padding, each run of equal ids a segment;
+      None for one segment without padding.
     memory_tau: positive; None without M. Only with selection.
     block_sizes: None for the default.
     interpret: whether to run in Pallas' interpreter, on any platform and very
@@ -184,10 +184,7 @@ def _starts(segment_ids, length):
 
   Padding starts after all keys: it sees none.
   """
-  position = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
-  first = masks.first_in_segment(segment_ids.shape[1], segment_ids)
-  start = jax.lax.cummax(jnp.where(first, position, 0), axis=1)
-  start = jnp.where(segment_ids != 0, start, length)
+  start = masks.segment_starts(segment_ids.shape[1], segment_ids)
   start = jnp.pad(
     start, ((0, 0), (0, length - start.shape[1])), constant_values=length
   )

@@ -47,8 +47,8 @@ def window_attention(
     keep_first: whether it also sees the first token of its segment.
     scale: multiplies the logits; None for D ** -0.5.
     bias: added to the logits; broadcasts to [B, H, N, N].
-    segment_ids: i32[B, N], 0 for padding, each segment contiguous; None for
-      one segment without padding.
+    segment_ids: i32[B, N], 0 for padding, each run of equal ids a segment;
+      None for one segment without padding.
     implementation: 'reference'; 'blocked', of O(N * window) time and memory,
       without a bias; None for the best that can.
     position: i32[B], for a step of cached decoding, as of `causal_attention`.
@@ -117,8 +117,8 @@ def strided_attention(
     stride: l, 1 or more; near N ** 0.5 in the paper.
     scale: multiplies the logits; None for D ** -0.5.
     bias: added to the logits; broadcasts to [B, H, N, N].
-    segment_ids: i32[B, N], 0 for padding, each segment contiguous; None for
-      one segment without padding.
+    segment_ids: i32[B, N], 0 for padding, each run of equal ids a segment;
+      None for one segment without padding.
     position: i32[B], for a step of cached decoding, as of `causal_attention`.
 
   Returns:
@@ -181,14 +181,11 @@ def _blocked_window(query, key, value, window, keep_first, scale, segment_ids):
   dtype = jnp.promote_types(query.dtype, jnp.float32)
   blocks = -(-length // window)
   added = blocks * window - length
-  if segment_ids is None:
-    segment_ids = jnp.ones((1, length), jnp.int32)
   query, key, value = (
     masks.zero_padding(x, segment_ids).astype(dtype)
     for x in (query, key, value)
   )
-  at = masks.position_in_segment(length, segment_ids)
-  start = jnp.arange(length) - at
+  start = masks.segment_starts(length, segment_ids)
 
   def in_blocks(x, fill=0):
     room = [(0, 0), (0, added), *[(0, 0)] * (x.ndim - 2)]
@@ -200,14 +197,12 @@ def _blocked_window(query, key, value, window, keep_first, scale, segment_ids):
     before = jnp.pad(x[:, :-1], [(0, 0), (1, 0), *[(0, 0)] * (x.ndim - 2)])
     return jnp.concatenate([before, x], axis=2)
 
-  ids, slots = in_blocks(segment_ids), jnp.arange(blocks * window)
-  slots = slots.reshape(1, blocks, window)
-  # Before the first block there is padding, at slots that no query is near.
-  key_ids = with_last(ids)
-  key_slots = slots[..., :1] - window + jnp.arange(2 * window)
-  distance = slots[..., None] - key_slots[:, :, None]
+  slots = jnp.arange(blocks * window).reshape(1, blocks, window)
+  # Slots before 0 come before every segment.
+  key_slots = (slots[..., :1] - window + jnp.arange(2 * window))[:, :, None]
+  distance = slots[..., None] - key_slots
   seen = (distance >= 0) & (distance < window)
-  seen &= (ids[..., None] == key_ids[:, :, None]) & (ids[..., None] != 0)
+  seen &= in_blocks(start, fill=length)[..., None] <= key_slots
   queries = in_blocks(query)
   logits = scale * jnp.einsum(
     'btihd,btjhd->bthij', queries, with_last(in_blocks(key))
@@ -216,8 +211,8 @@ def _blocked_window(query, key, value, window, keep_first, scale, segment_ids):
   logits = jnp.where(seen[:, :, None], logits, least)
   values = with_last(in_blocks(value))
   if keep_first:
-    # [B or 1, N, 1, 1]: where in the row each token's segment starts.
-    index = start[..., None, None]
+    # [B or 1, N, 1, 1]; padding, which sees nothing, reads any.
+    index = jnp.minimum(start, length - 1)[..., None, None]
     first_key, first_value = (
       jnp.take_along_axis(
         x, jnp.broadcast_to(index, (batch, length, 1, 1)), axis=1
@@ -228,7 +223,7 @@ def _blocked_window(query, key, value, window, keep_first, scale, segment_ids):
       'btihd,btihd->bthi', queries, in_blocks(first_key)
     )
     # In the window it is seen already.
-    is_far = in_blocks(at >= window)[:, :, None]
+    is_far = in_blocks(start <= jnp.arange(length) - window)[:, :, None]
     first = jnp.where(is_far, first, least)
     logits = jnp.concatenate([logits, first[..., None]], axis=-1)
   weights = jax.nn.softmax(logits)

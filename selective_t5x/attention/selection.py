@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from selective_t5x.attention import masks
+from selective_t5x.attention import checks, masks
 
 # Queries whose scores are held at once for one row of F.
 _ROWS = 128
@@ -182,8 +182,8 @@ def masking_matrix(
   Args:
     head_logits: f32[B, N, N], logits of the selection head before any mask;
       axis 1 is the query. Other float types are computed in float32 at least.
-    segment_ids: i32[B, N], 0 for padding, each segment contiguous; None for
-      one segment.
+    segment_ids: i32[B, N], 0 for padding, each run of equal ids a segment;
+      None for one segment.
     constraints: what is not masked; all of the paper's unless said otherwise.
 
   Returns:
@@ -198,11 +198,8 @@ def masking_matrix(
     raise ValueError(
       f'masking_matrix: head_logits must be [B, N, N], got {list(shape)}'
     )
-  if segment_ids is not None and segment_ids.shape != shape[:2]:
-    raise ValueError(
-      'masking_matrix: segment_ids must be [B, N] = '
-      f'{list(shape[:2])}, got {list(segment_ids.shape)}'
-    )
+  if segment_ids is not None:
+    checks.token_ids('segment_ids', segment_ids, head_logits)
   dtype = jnp.promote_types(head_logits.dtype, jnp.float32)
   scores = selection_scores(
     head_logits.astype(dtype), segment_ids=segment_ids, constraints=constraints

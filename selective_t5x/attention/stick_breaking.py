@@ -59,8 +59,8 @@ def stick_breaking_attention(
     value: [B, N, H, D].
     scale: multiplies the logits; None for D ** -0.5.
     bias: added to the logits; broadcasts to [B, H, N, N].
-    segment_ids: i32[B, N], 0 for padding, each segment contiguous; None for
-      one segment without padding.
+    segment_ids: i32[B, N], 0 for padding, each run of equal ids a segment;
+      None for one segment without padding.
     position: i32[B], for a step of cached decoding: query is then [B, 1, H, D],
       the token in this slot, and bias broadcasts to [B, H, 1, N].
 

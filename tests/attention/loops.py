@@ -8,7 +8,18 @@ import numpy as np
 def segments_of(batch, length, segment_ids):
   if segment_ids is None:
     return np.ones((batch, length), int)
-  return np.asarray(segment_ids)
+  return runs(segment_ids)
+
+
+def runs(segment_ids):
+  """Numbers each row's runs of equal ids from 1; 0 stays, for padding."""
+  ids = np.zeros(np.shape(segment_ids), int)
+  for row, new in zip(np.asarray(segment_ids).astype(int), ids, strict=True):
+    number = 0
+    for i, one in enumerate(row):
+      number += i == 0 or one != row[i - 1]
+      new[i] = number if one else 0
+  return ids
 
 
 def masking_loop(head_logits, segment_ids=None):
