@@ -86,11 +86,11 @@ bench-decode: install
 
 # Breaks runs, starts them again, and counts what is lost. docs/survival.md.
 torture: install
-	$(BIN)/python -m benchmarks.torture --faults=$(or $(FAULTS),60) $(ARGS)
+	$(BIN)/python -m tools.torture --faults=$(or $(FAULTS),60) $(ARGS)
 
 # Mutated gin files, bindings, task files and budgets. docs/survival.md.
 fuzz: install
-	$(BIN)/python -m benchmarks.fuzz $(ARGS)
+	$(BIN)/python -m tools.fuzz $(ARGS)
 
 # What saving costs a train step, and how long it takes.
 bench-saving: install
@@ -120,8 +120,8 @@ bench-tpu: install-aot
 	$(AOT)/python benchmarks/tpu.py $(ARGS)
 
 test-aot: install-aot
-	$(AOT)/python -m pytest tests/attention/pallas_aot_test.py \
-	  tests/precompile/precompile_aot_test.py $(ARGS)
+	$(AOT)/python -m pytest tests/attention/tpu/aot_test.py \
+	  tests/costs/precompile_aot_test.py $(ARGS)
 
 # XManager wants an older protobuf than the suite, so it has an environment of
 # its own; docs/launching.md.
@@ -136,7 +136,7 @@ $(VENV)-xm/.installed: constraints-xm.txt
 # T5X's own tests against the embedded engine: make conformance T5X=<checkout>.
 conformance: install
 	@test -n '$(T5X)' || { echo 'T5X is missing: make conformance T5X=<checkout of github.com/google-research/t5x>'; exit 2; }
-	$(BIN)/python benchmarks/conformance.py '$(T5X)' $(ARGS)
+	$(BIN)/python tools/conformance.py '$(T5X)' $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(VENV)-aot $(VENV)-xm build *.egg-info .pytest_cache \

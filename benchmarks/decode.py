@@ -25,7 +25,8 @@ import seqio
 from flax import linen as nn
 
 import selective_t5x  # noqa: F401  finds t5x
-from selective_t5x import attention, cache, models, network, pruning
+from selective_t5x import attention, models, network, pruning
+from selective_t5x.nn import cache
 from t5x import decoding
 
 CONTEXT, FILLED, VOCAB, WIDTH = 2048, 2000, 8192, 4

@@ -139,7 +139,7 @@ def serve(engine: str, case: str) -> None:
 
   # First, for the error that says what is missing.
   import t5x  # noqa: F401
-  from selective_t5x import config_files
+  from selective_t5x.config import files as config_files
 
   assert selective_t5x.engine_name() == engine
   # The gin files bind __main__.train: here it takes steps on request.

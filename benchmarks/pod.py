@@ -37,8 +37,8 @@ import jax.numpy as jnp
 import seqio
 from jax.sharding import PartitionSpec
 
-from selective_t5x import config_files, topologies
-from selective_t5x.precompile import costs, steps
+from selective_t5x.config import files as config_files
+from selective_t5x.costs import costs, steps, topologies
 
 _LENGTH = 2048
 _SLICES = ('v4:4x4x8', 'v5e:16x16')

@@ -16,7 +16,7 @@ import statistics
 import numpy as np
 
 from selective_t5x.report import masking, packing, page, viewer
-from tests import browser
+from tools import browser
 
 EXAMPLES, LAYERS, LENGTH, STEPS = 3, 12, 1024, 60
 _SCRIPT = """

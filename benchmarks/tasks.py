@@ -53,13 +53,13 @@ def score(questions: int, folder: str) -> dict[str, float]:
   import seqio
 
   import selective_t5x  # noqa: F401, makes t5x importable
-  from selective_t5x import config_files
+  from selective_t5x.config import files as config_files
   from t5x import eval as eval_lib
   from t5x import partitioning, train, utils
 
   if not os.environ.get('DATA_DIR'):
     sys.path.insert(0, str(_ROOT))
-    from tests.tasks import official
+    from tools import official_sets as official
 
     data = official.write(pathlib.Path(folder) / 'data', questions)
     os.environ['DATA_DIR'] = str(data)

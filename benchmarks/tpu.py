@@ -41,7 +41,7 @@ import traffic
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from selective_t5x.attention import traffic as traffic_lib
+from selective_t5x.costs import pallas_traffic as traffic_lib
 
 _BATCH, _HEADS, _SIZE = 4, 8, 128
 _STEP_ROWS, _STEP_LENGTH = 8, 2048
@@ -148,7 +148,7 @@ def train_step(attend, **kwargs):
   import seqio
 
   import selective_t5x  # noqa: F401, makes t5x importable
-  from selective_t5x import config_files
+  from selective_t5x.config import files as config_files
   from t5x import train_state, trainer
 
   def attention_fn(query, key, value, *, segment_ids):

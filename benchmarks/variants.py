@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from selective_t5x import config_files, network
+from selective_t5x import network
+from selective_t5x.config import files as config_files
 
 VOCAB = 2048
 # Files that go with a variant: they are none.

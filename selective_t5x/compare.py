@@ -28,8 +28,10 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from selective_t5x import cell_runs, cells, failures, results
-from selective_t5x.comparison import Comparison, compare_cells
+from selective_t5x.cli import failures
+from selective_t5x.comparisons import plan as cells
+from selective_t5x.comparisons import training as cell_runs
+from selective_t5x.comparisons.figures import Comparison, compare_cells
 from selective_t5x.errors import UserError, did_you_mean
 from selective_t5x.report import (
   events,
@@ -40,6 +42,7 @@ from selective_t5x.report import (
   tables,
   viewer,
 )
+from selective_t5x.runs import results
 
 _VARIANT_GIN = '--variant_gin.'
 
@@ -67,10 +70,10 @@ def compare(
     seeds: how many; they are 0, 1, ... for every variant.
     gin_bindings: 'KEY = VALUE' texts for all runs.
     jobs: how many runs are trained at a time.
-    program: what runs a cell, see `cell_runs.run_cells`.
+    program: what runs a cell, see `training.run_cells`.
 
   Returns:
-    the figures, see `comparison.compare_cells`.
+    the figures, see `figures.compare_cells`.
 
   Raises:
     UserError: something given is wrong.

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import partitioning
 
-from selective_t5x import layers
-from selective_t5x.attention import differential
+from selective_t5x.attention.variants import differential
 from selective_t5x.errors import UserError
-from selective_t5x.extensions import Extended, Extension, Heads
+from selective_t5x.nn import layers
+from selective_t5x.nn.extensions import Extended, Extension, Heads
 
 
 class DifferentialHeads(Extension):

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import partitioning
 
-from selective_t5x import layers
-from selective_t5x.extensions import Extended, Extension, Heads
+from selective_t5x.nn import layers
+from selective_t5x.nn.extensions import Extended, Extension, Heads
 
 
 class ForgetGate(Extension):

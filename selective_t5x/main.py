@@ -30,14 +30,12 @@ import sys
 from absl import app, flags
 
 import selective_t5x
-from selective_t5x import (
-  config_check,
-  config_files,
-  entry_points,
-  failures,
-  processes,
-  topologies,
-)
+from selective_t5x.cli import distributed as processes
+from selective_t5x.cli import failures
+from selective_t5x.config import entry_points
+from selective_t5x.config import files as config_files
+from selective_t5x.config import reader as config_check
+from selective_t5x.costs import topologies
 from selective_t5x.errors import (
   INTERRUPTED,
   Interrupted,
@@ -183,7 +181,7 @@ def main(argv: list[str]) -> None:
   config_check.check(config)
 
   # Everything below needs TensorFlow and JAX, which take seconds to import.
-  from selective_t5x import startup
+  from selective_t5x.runs import startup
 
   startup.quiet_libraries()
   startup.import_tensorflow()
@@ -201,12 +199,10 @@ def main(argv: list[str]) -> None:
     FLAGS.tfds_data_dir, FLAGS.seqio_additional_cache_dirs
   )
 
-  from selective_t5x import (
-    config_change,
-    config_parse,
-    config_values,
-    run_lock,
-  )
+  from selective_t5x.config import apply as config_parse
+  from selective_t5x.config import changes as config_change
+  from selective_t5x.config import values as config_values
+  from selective_t5x.runs import lock as run_lock
 
   bindings = [*FLAGS.gin_bindings, *config.path_bindings()]
   config_parse.parse(config, FLAGS.gin_file, bindings, paths)
@@ -215,7 +211,7 @@ def main(argv: list[str]) -> None:
     print(gin.config_str())
     return
   if precompile:
-    from selective_t5x.precompile import command
+    from selective_t5x.costs import command
 
     sys.exit(
       command.run(
@@ -252,7 +248,8 @@ def _parse_with(file: str, entry, paths: list[str]) -> None:
   """Gives gin the configuration anew, with one file more."""
   import gin
 
-  from selective_t5x import config_parse, config_values
+  from selective_t5x.config import apply as config_parse
+  from selective_t5x.config import values as config_values
 
   files = [*FLAGS.gin_file, file]
   config = config_check.load(files, FLAGS.gin_bindings, paths)
@@ -265,7 +262,8 @@ def _parse_with(file: str, entry, paths: list[str]) -> None:
 
 def _check_vocabulary(entry, vocabulary) -> None:
   """Compares the model's vocabulary with that of the restored checkpoint."""
-  from selective_t5x import config_parse, run_vocabulary
+  from selective_t5x.config import apply as config_parse
+  from selective_t5x.runs import vocabulary as run_vocabulary
 
   restore = config_parse.bound(entry, 'restore_checkpoint_cfg')
   checkpoint_cfg = config_parse.bound(entry, 'checkpoint_cfg')

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import seqio
 from flax import linen as nn
 
-from selective_t5x import memory_loss, network
+from selective_t5x import network
+from selective_t5x.nn import memory_loss
 from t5x import decoding, models
 
 

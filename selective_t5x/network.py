@@ -15,11 +15,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import partitioning
 
-from selective_t5x import attention, cache, layers, stacks
+from selective_t5x import attention
 from selective_t5x.errors import UserError
-from selective_t5x.extensions import Extension
+from selective_t5x.nn import cache, layers
+from selective_t5x.nn import stacking as stacks
+from selective_t5x.nn.extensions import Extension
+from selective_t5x.nn.self_attention import SelfAttention
 from selective_t5x.pruning import Pruning
-from selective_t5x.self_attention import SelfAttention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,7 @@ class DecoderConfig:
     scan_layers: whether the layers' parameters are stacked and their loop is
       compiled once. Decoding, pruning and what differs by layer unroll it.
     remat_policy: what a layer keeps for the backward pass, a name in
-      `stacks.REMAT_POLICIES`.
+      `stacking.REMAT_POLICIES`.
     unroll_layers: unrolls it always; the parameters stay stacked.
   """
 

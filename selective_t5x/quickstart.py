@@ -14,9 +14,11 @@ import pathlib
 import time
 from collections.abc import Sequence
 
-from selective_t5x import cells, compare, results
-from selective_t5x.comparison import Comparison
+from selective_t5x import compare
+from selective_t5x.comparisons import plan as cells
+from selective_t5x.comparisons.figures import Comparison
 from selective_t5x.report import page, tables
+from selective_t5x.runs import results
 
 DEFAULT_OUTPUT_DIR = 'results/quickstart'
 VARIANTS = (

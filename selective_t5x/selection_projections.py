@@ -1,7 +1,7 @@
 """Queries and keys of selection's own: a bilinear form in place of a head."""
 
-from selective_t5x import layers
-from selective_t5x.extensions import Extended, Extension
+from selective_t5x.nn import layers
+from selective_t5x.nn.extensions import Extended, Extension
 
 
 class SelectionProjections(Extension):

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import partitioning
 
-from selective_t5x.attention import temperature
-from selective_t5x.extensions import Extended, Extension, Heads
+from selective_t5x.attention.variants import temperature
+from selective_t5x.nn.extensions import Extended, Extension, Heads
 
 # sigmoid(-10) * log(512) is 0.0003: hardly a temperature.
 _OFF = -10.0

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from selective_t5x import network, t5_stack
+from selective_t5x import network
+from selective_t5x.nn import t5_stack
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,15 +18,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import partitioning
 
-from selective_t5x import (
-  attention,
-  layers,
-  network,
-  stacks,
-  t5_layers,
-  t5_stack,
-)
+from selective_t5x import attention, network
 from selective_t5x.errors import UserError
+from selective_t5x.nn import layers, t5_layers, t5_stack
+from selective_t5x.nn import stacking as stacks
 
 
 @dataclasses.dataclass(frozen=True)

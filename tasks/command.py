@@ -4,14 +4,12 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from selective_t5x import (
-  config_check,
-  config_files,
-  config_parse,
-  startup,
-  tasks,
-)
+from selective_t5x import tasks
+from selective_t5x.config import apply as config_parse
+from selective_t5x.config import files as config_files
+from selective_t5x.config import reader as config_check
 from selective_t5x.errors import UserError
+from selective_t5x.runs import startup
 
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:

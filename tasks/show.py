@@ -19,8 +19,8 @@ from collections.abc import Iterator, Mapping
 
 from absl import flags, logging
 
-from selective_t5x import startup
 from selective_t5x.errors import UserError, did_you_mean
+from selective_t5x.runs import startup
 from selective_t5x.tasks import command
 
 

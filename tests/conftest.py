@@ -27,7 +27,7 @@ os.environ.setdefault(
 )
 
 import selective_t5x  # noqa: F401
-from tests.commands import Commands
+from tests.support.commands import Commands
 
 _PROGRAMS_MAX_BYTES = 2**30
 
@@ -36,7 +36,7 @@ def pytest_sessionstart(session):
   """Empties the cache of compiled programs once it has outgrown its bound."""
   if hasattr(session.config, 'workerinput'):  # The first process does it.
     return
-  folder = pathlib.Path(os.environ['JAX_COMPILATION_CACHE_DIR'])
+  folder = pathlib.Path(__file__).resolve().parents[1] / '.pytest_cache' / 'jax'
   sizes = [path.stat().st_size for path in folder.rglob('*')]
   if sum(sizes) > _PROGRAMS_MAX_BYTES:
     shutil.rmtree(folder)
@@ -54,7 +54,7 @@ def _vocabulary_cache(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def commands():
-  """Runs commands of the suite without their imports, see tests/commands.py."""
+  """Runs commands without paying for their imports: `support.commands`."""
   made = Commands()
   yield made
   made.close()
@@ -80,3 +80,12 @@ def selective_run(commands, tmp_path_factory):
   )
   assert done.returncode == 0, done.stderr[-3000:]
   return folder
+
+
+@pytest.fixture
+def float64():
+  """Arrays of float64 inside a test."""
+  import jax
+
+  with jax.enable_x64(True):
+    yield

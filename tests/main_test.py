@@ -10,7 +10,7 @@ from importlib.machinery import PathFinder
 
 import pytest
 
-from selective_t5x import run_lock
+from selective_t5x.runs import lock as run_lock
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 EXPERIMENT = (

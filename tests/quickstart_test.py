@@ -4,9 +4,10 @@ import re
 
 import pytest
 
-from selective_t5x import config_files, quickstart
-from tests import fake_training
-from tests.report_test import Checker
+from selective_t5x import quickstart
+from selective_t5x.config import files as config_files
+from tests.report.report_test import Checker
+from tests.support import fake_training
 
 
 @pytest.fixture

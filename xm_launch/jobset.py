@@ -9,8 +9,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from selective_t5x.costs.topologies import Slice
 from selective_t5x.errors import UserError
-from selective_t5x.topologies import Slice
 
 # Where process 0 listens for the others (jax.distributed).
 COORDINATOR_PORT = 8476

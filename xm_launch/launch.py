@@ -11,7 +11,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 
-from selective_t5x import topologies
+from selective_t5x.costs import topologies
 from selective_t5x.errors import UserError, did_you_mean
 from xm_launch import jobset, vertex
 

@@ -8,7 +8,7 @@ machines a region has, and for whom, is Vertex AI's own affair.
 from collections.abc import Sequence
 from typing import Any
 
-from selective_t5x.topologies import Slice
+from selective_t5x.costs.topologies import Slice
 
 
 def custom_job(

@@ -5,11 +5,16 @@ from selective_t5x.attention.api import (
   full_attention,
   selective_attention,
 )
-from selective_t5x.attention.differential import differential_attention
-from selective_t5x.attention.forgetting import forgetting_attention
-from selective_t5x.attention.patterns import strided_attention, window_attention
 from selective_t5x.attention.selection import masking_matrix
-from selective_t5x.attention.stick_breaking import stick_breaking_attention
+from selective_t5x.attention.variants.differential import differential_attention
+from selective_t5x.attention.variants.forgetting import forgetting_attention
+from selective_t5x.attention.variants.patterns import (
+  strided_attention,
+  window_attention,
+)
+from selective_t5x.attention.variants.stick_breaking import (
+  stick_breaking_attention,
+)
 
 __all__ = [
   'causal_attention',

@@ -7,9 +7,10 @@ from typing import Any
 import jax.numpy as jnp
 from absl import logging
 
-from selective_t5x.attention import blocked, pallas_tpu, shards
+from selective_t5x.attention import blocked, shards
 from selective_t5x.attention.mesh import platform
 from selective_t5x.attention.selection import ALL
+from selective_t5x.attention.tpu import kernels as pallas_tpu
 from selective_t5x.errors import UserError, did_you_mean
 
 # (query, key, value, *, selection, scale, bias, segment_ids, memory_tau) ->

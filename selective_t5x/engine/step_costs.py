@@ -4,8 +4,8 @@ import os
 
 import jax.extend
 
-from selective_t5x import results
-from selective_t5x.attention import traffic
+from selective_t5x.costs import pallas_traffic as traffic
+from selective_t5x.runs import results
 
 
 def write(folder: str, jaxpr, compiled) -> None:

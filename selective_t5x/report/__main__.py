@@ -16,8 +16,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from selective_t5x import compare, results, trained
+from selective_t5x import compare
 from selective_t5x.errors import UserError
+from selective_t5x.runs import restore as trained
+from selective_t5x.runs import results
 
 
 def main(argv: Sequence[str]) -> None:

@@ -26,7 +26,7 @@ def write(
 
   Args:
     folder: where TensorBoard finds them; the runs in it have their own.
-    comparison: see `comparison.compare_cells`.
+    comparison: see `figures.compare_cells`.
     curves_png: the learning curves, a PNG file.
   """
   by_step: dict[int, list] = {}

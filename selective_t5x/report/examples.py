@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from selective_t5x import results
 from selective_t5x.report import viewer
+from selective_t5x.runs import results
 
 # A longer page tells no more.
 MOST_VARIANTS = 6
@@ -27,7 +27,7 @@ def collect(
 
   Args:
     comparisons: of one page: a name, '' where it is alone, the folder of the
-      cells, and the figures, see `comparison.compare_cells`.
+      cells, and the figures, see `figures.compare_cells`.
     count: rows of tokens in all; each variant has one at least.
 
   Returns:

@@ -4,9 +4,9 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from selective_t5x import results
 from selective_t5x.errors import UserError
 from selective_t5x.report import page, plots, tables
+from selective_t5x.runs import results
 
 # Of a folder of selective_t5x.pruning.frontier.
 FILE = 'frontier.json'

@@ -19,7 +19,7 @@ class Section:
   Attributes:
     title: its heading.
     text: what it is about, in a sentence or two.
-    comparison: see `comparison.compare_cells`.
+    comparison: see `figures.compare_cells`.
   """
 
   title: str

@@ -44,7 +44,7 @@ def learning_curves(comparison: dict[str, Any]) -> Figure:
   range.
 
   Args:
-    comparison: see `comparison.compare_cells`.
+    comparison: see `figures.compare_cells`.
   """
   tasks = list(dict.fromkeys(r['task'] for r in comparison['results']))
   train_task = comparison['train_task']
@@ -127,7 +127,7 @@ def mean_curve(comparison, variant, task, metric) -> tuple[list, ...]:
   Only of the steps that every seed has, with a finite value.
 
   Args:
-    comparison: see `comparison.compare_cells`.
+    comparison: see `figures.compare_cells`.
     variant: its name.
     task: as in the curves, 'train' for the train steps.
     metric: 'loss' or 'accuracy'.

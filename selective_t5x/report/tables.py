@@ -5,7 +5,8 @@ import dataclasses
 import io
 from typing import Any
 
-from selective_t5x import results, spreads
+from selective_t5x.comparisons import statistics as spreads
+from selective_t5x.runs import results
 
 _LABELS = {results.LOSS: 'loss (nats/token)', 'loss': 'loss'}
 
@@ -34,7 +35,7 @@ def tables(comparison: dict[str, Any]) -> list[Table]:
   variants differ in their number.
 
   Args:
-    comparison: see `comparison.compare_cells`.
+    comparison: see `figures.compare_cells`.
   """
   metrics = (comparison['loss'], 'accuracy')
   references = comparison['references']

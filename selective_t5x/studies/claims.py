@@ -5,7 +5,7 @@ All of it is data: selective_t5x.studies.reproduction runs it.
 
 import dataclasses
 
-from selective_t5x.cells import Variant
+from selective_t5x.comparisons.plan import Variant
 from selective_t5x.studies import pruning, t5_span_corruption
 from selective_t5x.studies.verdicts import (
   NEGLIGIBLE,

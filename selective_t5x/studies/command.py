@@ -3,8 +3,9 @@
 import argparse
 from collections.abc import Callable, Sequence
 
-from selective_t5x import cells, compare
-from selective_t5x.comparison import Comparison
+from selective_t5x import compare
+from selective_t5x.comparisons import plan as cells
+from selective_t5x.comparisons.figures import Comparison
 
 
 def parse(

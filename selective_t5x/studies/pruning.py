@@ -19,9 +19,13 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from selective_t5x import cells, compare, results, trained
-from selective_t5x.pruning import H2O, TOVA, Policy, Selective, Window, search
+from selective_t5x import compare
+from selective_t5x.budgets import search
+from selective_t5x.comparisons import plan as cells
+from selective_t5x.pruning import H2O, TOVA, Policy, Selective, Window
 from selective_t5x.report import plots, tables
+from selective_t5x.runs import restore as trained
+from selective_t5x.runs import results
 from selective_t5x.studies import command
 
 NAME = 'pruning'

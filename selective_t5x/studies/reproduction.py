@@ -24,8 +24,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from selective_t5x import cell_runs, cells, compare, results
+from selective_t5x import compare
+from selective_t5x.comparisons import plan as cells
+from selective_t5x.comparisons import training as cell_runs
 from selective_t5x.errors import UserError, did_you_mean
+from selective_t5x.runs import results
 from selective_t5x.studies import command, pruning, token_transition
 from selective_t5x.studies.claims import (
   CLAIMS,

@@ -13,9 +13,11 @@ import json
 import pathlib
 from collections.abc import Sequence
 
-from selective_t5x import cells, compare, results
-from selective_t5x.comparison import Comparison
+from selective_t5x import compare
+from selective_t5x.comparisons import plan as cells
+from selective_t5x.comparisons.figures import Comparison
 from selective_t5x.report import tables
+from selective_t5x.runs import results
 from selective_t5x.studies import command
 
 NAME = 't5_span_corruption'

@@ -29,9 +29,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from selective_t5x import compare, results
-from selective_t5x.attention import temperature
+from selective_t5x import compare
+from selective_t5x.attention.variants import temperature
 from selective_t5x.errors import UserError
+from selective_t5x.runs import results
 
 NAME = 'token_transition'
 SUCCESSORS = (1, 1, 2, 2, 4, 4, 8, 8)

@@ -9,8 +9,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from selective_t5x.comparison import Comparison
-from selective_t5x.spreads import (
+from selective_t5x.comparisons.figures import Comparison
+from selective_t5x.comparisons.statistics import (
   SEEDS_FOR_A_TEST,
   all_equal,
   decimals,

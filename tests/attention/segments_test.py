@@ -14,15 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selective_t5x import attention
-from selective_t5x.attention import (
-  blocked,
-  masks,
-  memory,
-  pallas_tpu,
-  reference,
-  temperature,
-)
+from selective_t5x.attention import blocked, masks, memory, reference
 from selective_t5x.attention.selection import Selection
+from selective_t5x.attention.tpu import kernels as pallas_tpu
+from selective_t5x.attention.variants import temperature
 from tests.attention import loops, properties
 
 BATCH, LENGTH, HEADS, SIZE = 2, 9, 2, 4

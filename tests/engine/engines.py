@@ -1,10 +1,10 @@
 """The command line on either engine, for tests of their agreement.
 
-Without the real T5X these tests skip, see tests/real_t5x.py.
+Without the real T5X these tests skip, see tests/support/real_t5x.py.
 """
 
-from selective_t5x import results
-from tests import real_t5x
+from selective_t5x.runs import results
+from tests.support import real_t5x
 
 ENGINES = ('embedded', 't5x')
 

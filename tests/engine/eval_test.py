@@ -7,8 +7,8 @@ import pytest
 import seqio
 import tensorflow as tf
 
-from selective_t5x import evaluation_file
 from selective_t5x.errors import UserError
+from selective_t5x.runs import evaluation_file
 from selective_t5x.tasks import perplexity
 from t5x import checkpoints, inference, partitioning, trainer, utils
 from t5x import eval as eval_lib

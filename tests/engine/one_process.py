@@ -8,7 +8,8 @@ import time
 
 from absl import flags
 
-from selective_t5x import failures, processes
+from selective_t5x.cli import distributed as processes
+from selective_t5x.cli import failures
 from selective_t5x.errors import Interrupted
 
 flags.DEFINE_string('model_dir', None, 'Where it trains.')

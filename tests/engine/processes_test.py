@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from selective_t5x import results
+from selective_t5x.runs import results
 from t5x import checkpoints
 
 _PROGRAM = 'tests.engine.one_process'

@@ -10,7 +10,7 @@ import pytest
 
 from tests.engine import engines
 from tests.engine.engines import ENGINES, losses
-from tests.tasks import official
+from tools import official_sets as official
 
 STEPS = 10
 FILES = (

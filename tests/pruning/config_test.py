@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from selective_t5x import attention, config_files, network, pruning, t5_network
+from selective_t5x import attention, network, pruning, t5_network
+from selective_t5x.config import files as config_files
 from selective_t5x.errors import UserError
-from tests.gin_models_test import SURROUNDINGS, take
+from tests.config.gin_models_test import SURROUNDINGS, take
 
 FILES = sorted(
   path.stem for path in (config_files.gin_dir() / 'pruning').glob('*.gin')

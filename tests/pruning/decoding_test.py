@@ -9,10 +9,10 @@ import pytest
 from jax import extend
 
 from selective_t5x import attention, pruning
-from tests import cached_models
-from tests.cached_models import BATCH, LENGTH, TOKENS
 from tests.pruning import matrix
 from tests.pruning.matrix import POLICIES
+from tests.support import cached_models
+from tests.support.cached_models import BATCH, LENGTH, TOKENS
 
 # Prompts of no token, of fewer than the budgets, and of more.
 LENGTHS = np.array([0, 4, 8])

@@ -7,7 +7,7 @@ import pytest
 
 from selective_t5x import compare
 from selective_t5x.studies import pruning
-from tests import fake_training
+from tests.support import fake_training
 
 FACTORS = (1, 2, 4, 8)
 

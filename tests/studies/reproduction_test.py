@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from selective_t5x import cell_runs, config_check, config_files
+from selective_t5x.comparisons import training as cell_runs
+from selective_t5x.config import files as config_files
+from selective_t5x.config import reader as config_check
 from selective_t5x.errors import UserError
 from selective_t5x.studies import pruning, reproduction, token_transition
 from selective_t5x.studies.claims import (
@@ -19,7 +21,7 @@ from selective_t5x.studies.verdicts import (
   REPRODUCED,
   UNDECIDED,
 )
-from tests import fake_training
+from tests.support import fake_training
 
 TEMPERATURES = {
   'seeds': 20,

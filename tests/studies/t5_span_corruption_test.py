@@ -4,9 +4,10 @@ import re
 
 import pytest
 
-from selective_t5x import compare, config_files
+from selective_t5x import compare
+from selective_t5x.config import files as config_files
 from selective_t5x.studies import t5_span_corruption
-from tests import fake_training
+from tests.support import fake_training
 
 
 def test_the_last_line_has_both_losses_and_the_seeds(

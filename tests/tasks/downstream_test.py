@@ -4,7 +4,6 @@ import json
 
 import gin
 import numpy as np
-import official
 import pytest
 import seqio
 import tensorflow as tf
@@ -12,6 +11,7 @@ import tensorflow_datasets as tfds
 
 from selective_t5x.errors import UserError
 from selective_t5x.tasks import downstream, tfds_source
+from tools import official_sets as official
 
 LENGTHS = {'inputs': 512, 'targets': 512}
 

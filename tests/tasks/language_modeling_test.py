@@ -7,14 +7,14 @@ import gin
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
-import pipelines
 import pytest
 import seqio
 import tensorflow as tf
-from pipelines import documents
 
 from selective_t5x.errors import UserError
 from selective_t5x.tasks import language_modeling, vocabularies
+from tests.tasks import pipelines
+from tests.tasks.pipelines import documents
 
 TASKS = ['wikipedia_sample_lm', 'c4_json_lm', 'text_files_lm']
 LENGTH = 512

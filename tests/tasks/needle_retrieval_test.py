@@ -1,8 +1,9 @@
 import collections
 
-import examples
 import hypothesis
 import hypothesis.strategies as st
+
+from tests.tasks import examples
 
 
 @hypothesis.settings(deadline=None, max_examples=12)

@@ -4,8 +4,9 @@ import json
 import pathlib
 import shutil
 
-import official
 import pytest
+
+from tools import official_sets as official
 
 ROOT = pathlib.Path(__file__).parents[2]
 TEMPLATE = ROOT / 'docs/tasks/my_tasks.py'

@@ -1,8 +1,8 @@
 import gin
-import official
 import pytest
 
 from selective_t5x.tasks import show
+from tools import official_sets as official
 
 
 def run(capsys, *arguments):

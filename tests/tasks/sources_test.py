@@ -6,10 +6,10 @@ import json
 import gin
 import pytest
 import seqio
-from pipelines import documents
 
 from selective_t5x.errors import UserError
 from selective_t5x.tasks import sources, wikipedia_sample
+from tests.tasks.pipelines import documents
 
 
 def write_c4(path, texts):

@@ -6,7 +6,6 @@ import gin
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
-import pipelines
 import pytest
 import seqio
 import tensorflow as tf
@@ -14,6 +13,7 @@ from t5.data import preprocessors
 
 from selective_t5x.errors import UserError
 from selective_t5x.tasks import objectives, span_corruption
+from tests.tasks import pipelines
 
 TASK = 'text_files_span_corruption'
 LENGTHS = {'inputs': 64, 'targets': 32}

@@ -10,7 +10,6 @@ import re
 
 import gin
 import numpy as np
-import pipelines
 import pytest
 import seqio
 import tensorflow as tf
@@ -18,6 +17,7 @@ import tensorflow as tf
 from selective_t5x import tasks as _  # noqa: F401
 from selective_t5x.errors import UserError
 from selective_t5x.tasks import synthetic
+from tests.tasks import pipelines
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

@@ -1,14 +1,13 @@
 """C4 and lm1b: from TensorFlow Datasets, lm1b also from its archive."""
 
 import gin
-import pipelines
-import prepared
 import pytest
 import seqio
 import tensorflow_datasets as tfds
 
 from selective_t5x.errors import UserError
 from selective_t5x.tasks import c4_tfds, lm1b
+from tests.tasks import pipelines, prepared
 
 
 def prepare(folder, name, texts):

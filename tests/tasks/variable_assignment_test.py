@@ -1,10 +1,10 @@
-import examples
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
-import pipelines
 import pytest
 import seqio
+
+from tests.tasks import examples, pipelines
 
 TASKS = [
   ('variable_assignment', 'train'),

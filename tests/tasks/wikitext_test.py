@@ -1,11 +1,11 @@
 """WikiText as its archives and PyTorch's examples have it, and damage."""
 
 import gin
-import pipelines
 import pytest
 import seqio
 
 from selective_t5x.errors import UserError
+from tests.tasks import pipelines
 
 TEXT = (
   ' \n = Lobster = \n \n A lobster is <unk> . \n \n = = Size = = \n \n Big . \n'

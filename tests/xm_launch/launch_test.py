@@ -11,7 +11,7 @@ import sys
 import jsonschema
 import pytest
 
-from selective_t5x import topologies
+from selective_t5x.costs import topologies
 from selective_t5x.errors import UserError
 from xm_launch import jobset, launch, vertex
 

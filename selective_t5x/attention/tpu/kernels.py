@@ -1,0 +1,231 @@
+"""Selective attention on TPUs, at about the cost of fused plain attention.
+
+F is a running sum over earlier queries, so the kernels go through the rows of
+tiles in order and keep c, f32[N], the column sums of the selection scores so
+far. In a tile of queries and keys:
+
+  logits of selection = scale * <selection query, selection key>, the products
+    of the inputs' dtype summed in float32; S clips them;
+  F = c + the sum of the rows of S above (a triangular product), and c goes on;
+  all heads of the program then attend with the one tile of F.
+
+Forward saves the log-sum-exp, f32[B, H, N], and c above each row of tiles,
+f32[B, N, N / block], from which backward recomputes any tile of F. With A the
+logits and g the cotangent of M, dF = -(the sum over heads of dA), less g / tau
+where M counts the key. It is summed over later queries as F is over earlier
+ones, from the last row of tiles up, and is the gradient of the selection logits
+where they were positive.
+
+Nothing of size N x N exists. Source: arXiv 2410.02703, section 3, for F, and
+Dao, arXiv 2307.08691, for attention in tiles.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from selective_t5x.attention import masks, mesh
+from selective_t5x.attention.selection import ALL, Constraints, Selection
+from selective_t5x.attention.tpu import backward as pallas_backward
+from selective_t5x.attention.tpu import forward as pallas_forward
+from selective_t5x.attention.tpu.forward import Inputs
+from selective_t5x.attention.tpu.plan import (
+  BlockSizes,
+  Plan,
+  heads_a_program,
+  padded_length,
+)
+
+__all__ = ['BlockSizes', 'attention', 'unsupported']
+
+
+def unsupported(
+  dtype,
+  *,
+  bias: bool,
+  constraints: Constraints = ALL,
+  interpret: bool = False,
+) -> str | None:
+  """Returns why `attention` cannot run here, or None if it can.
+
+  Args:
+    dtype: of the queries.
+    bias: whether the logits or the selection have one.
+    constraints: of the selection.
+    interpret: as of `attention`.
+  """
+  if bias:
+    return 'its kernels add no bias: the gradient of one is N x N'
+  if constraints != ALL:
+    return "its kernels have the paper's three constraints of selection"
+  if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float32):
+    return f'its kernels take bfloat16 or float32, these are {jnp.dtype(dtype)}'
+  if not interpret and mesh.platform() != 'tpu':
+    return f'it needs a TPU, and programs go to a {mesh.platform()}'
+  return None
+
+
+def attention(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  *,
+  selection: Selection | None,
+  scale: float,
+  bias: jax.Array | None = None,
+  segment_ids: jax.Array | None = None,
+  memory_tau: float | None = None,
+  block_sizes: BlockSizes | None = None,
+  interpret: bool = False,
+) -> tuple[jax.Array, jax.Array | None]:
+  """Attends under selection, by fused kernels forward and backward.
+
+  Under a mesh (`with mesh:` or `jax.set_mesh`) the batch is split over the axes
+  'replica' and 'data' and the heads over 'model', see `mesh`.
+
+  Args:
+    query: [B, N, H, D], bfloat16 or float32.
+    key: [B, N, H, D].
+    value: [B, N, H, D].
+    selection: what selects, its G a divisor of H; None for plain causal
+      attention.
+    scale: multiplies the logits.
+    bias: None, see Raises.
+    segment_ids: i32[B, N], 0 for padding, each run of equal ids a segment;
+      None for one segment without padding.
+    memory_tau: positive; None without M. Only with selection.
+    block_sizes: None for the default.
+    interpret: whether to run in Pallas' interpreter, on any platform and very
+      slowly.
+
+  Returns:
+    out, [B, N, H, D] in value's dtype, and M, f32[B, N], the mean over the G
+    (`memory.visible_tokens`), or None. Logits and F are float32. Both are zero
+    in padding rows, as are all gradients.
+
+  Raises:
+    ValueError: what `unsupported` says, block_sizes that do not fit, a G that
+      does not divide H, or memory_tau without selection.
+  """
+  selection_bias = None if selection is None else selection.bias
+  why = unsupported(
+    query.dtype,
+    bias=bias is not None or selection_bias is not None,
+    constraints=ALL if selection is None else selection.constraints,
+    interpret=interpret,
+  )
+  if why:
+    raise ValueError(f'pallas_tpu cannot run here: {why}')
+  if selection is None and memory_tau is not None:
+    raise ValueError('pallas_tpu: memory_tau needs a selection')
+  batch, length, heads, _ = query.shape
+  tensors = [query, key, value]
+  if selection is not None:
+    tensors += [selection.query, selection.key]
+    groups = selection.query.shape[2]
+    if heads % groups:
+      raise ValueError(
+        f'pallas_tpu: {groups} selection heads do not divide {heads} heads'
+      )
+  padded, block = padded_length(length, block_sizes or BlockSizes())
+  inputs = Inputs(
+    *(
+      _head_major(masks.zero_padding(x, segment_ids), padded, query.dtype)
+      for x in tensors
+    )
+  )
+  if segment_ids is not None:
+    inputs = inputs._replace(start=_starts(segment_ids, padded))
+
+  def run(inputs):
+    plan = _plan(
+      inputs, block, selection, scale, memory_tau, interpret=interpret
+    )
+    out, memory = _attention(plan, inputs)
+    if memory is not None:
+      # Programs of a group have the same F.
+      memory = memory[:, :: plan.programs_a_group]
+    return (out,) if memory is None else (out, memory)
+
+  split = mesh.split(batch, heads)
+  if split is None:
+    out, *memory = run(inputs)
+  else:
+    # Each shard of the heads has its own selection heads: a copy, where the
+    # heads of several shards share one.
+    if selection is not None:
+      copies = math.lcm(groups, split.shards) // groups
+      inputs = inputs._replace(
+        selection_query=jnp.repeat(inputs.selection_query, copies, axis=1),
+        selection_key=jnp.repeat(inputs.selection_key, copies, axis=1),
+      )
+    results = (True,) if memory_tau is None else (True, True)
+    out, *memory = split.run(run, inputs, results)
+  out = out.swapaxes(1, 2)[:, :length].astype(value.dtype)
+  out = masks.zero_padding(out, segment_ids)
+  if memory_tau is None:
+    return out, None
+  return out, jnp.mean(memory[0], axis=1)[:, :length, 0]
+
+
+def _head_major(x, length, dtype):
+  """Returns [B, N, H, D] as [B, H, length, D]."""
+  x = jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, 0)))
+  return x.swapaxes(1, 2).astype(dtype)
+
+
+def _starts(segment_ids, length):
+  """Returns where each token's segment starts, i32[B, 1, length, 1].
+
+  Padding starts after all keys: it sees none.
+  """
+  start = masks.segment_starts(segment_ids.shape[1], segment_ids)
+  start = jnp.pad(
+    start, ((0, 0), (0, length - start.shape[1])), constant_values=length
+  )
+  return start[:, None, :, None]
+
+
+def _plan(inputs, block, selection, scale, memory_tau, *, interpret) -> Plan:
+  batch, heads, length, size = inputs.query.shape
+  groups, selection_size = 1, None
+  if selection is not None:
+    _, groups, _, selection_size = inputs.selection_query.shape
+  dtype = inputs.query.dtype
+  shared = heads_a_program(heads // groups, block, size, selection_size, dtype)
+  return Plan(
+    batch=batch,
+    heads=heads,
+    groups=groups,
+    length=length,
+    size=size,
+    selection_size=selection_size,
+    block=BlockSizes(block.query, block.key, shared),
+    scale=float(scale),
+    selection_scale=None if selection is None else float(selection.scale),
+    memory_tau=memory_tau,
+    packed=inputs.start is not None,
+    dtype=dtype,
+    interpret=interpret,
+  )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(plan: Plan, inputs: Inputs):
+  """Returns out, [B, H, N, D], and M, f32[B, P, N, 1] or None."""
+  outputs = pallas_forward.forward(plan, inputs)
+  return outputs.out, outputs.memory
+
+
+def _attention_fwd(plan, inputs):
+  outputs = pallas_forward.forward(plan, inputs)
+  return (outputs.out, outputs.memory), (inputs, outputs)
+
+
+def _attention_bwd(plan, saved, grads):
+  return (pallas_backward.backward(plan, *saved, *grads),)
+
+
+_attention.defvjp(_attention_fwd, _attention_bwd)

@@ -1,0 +1,174 @@
+"""What the TPU kernels compute in one tile of queries and keys.
+
+Everything here is values inside a kernel: Q rows of a query block, K columns of
+a key block, D head size, E size of a selection head.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from selective_t5x.attention.tpu.plan import CHUNK, Plan
+
+# Taken off the logits where a query may not see a key: finite, so that a row
+# without any key stays finite too, and far below every logit.
+FAR = 0.7 * float(jnp.finfo(jnp.float32).max)
+
+_BFLOAT16_BITS = -(2**16)  # 0xffff0000
+
+
+class Tile(NamedTuple):
+  """Who sees whom in a tile, and what selection takes off the logits.
+
+  Attributes:
+    visible: bool[Q, K].
+    scores: f32[Q, K], S; None without selection.
+    masking: f32[Q, K], F; None without selection.
+    taken_off: f32[Q, K], F where visible and FAR elsewhere.
+    sums: f32[1, K], the column sums of S after this tile; None without
+      selection.
+  """
+
+  visible: jax.Array
+  scores: jax.Array | None
+  masking: jax.Array | None
+  taken_off: jax.Array
+  sums: jax.Array | None
+
+
+def product(a, b, *, transpose_a=False, transpose_b=False):
+  """Returns the matrix product in float32; a and b of one dtype.
+
+  The matrix unit takes bfloat16 in one pass, exactly, and float32 in six.
+  Either way, whatever `jax.default_matmul_precision` says.
+  """
+  exact = a.dtype == jnp.float32
+  contract = ((0 if transpose_a else 1,), (1 if transpose_b else 0,))
+  return lax.dot_general(
+    a,
+    b,
+    (contract, ((), ())),
+    precision=lax.Precision.HIGHEST if exact else lax.Precision.DEFAULT,
+    preferred_element_type=jnp.float32,
+  )
+
+
+def make_tile(plan: Plan, i, j, inputs, sums) -> Tile:
+  """Computes a tile's selection.
+
+  Args:
+    plan: of the call.
+    i: i32[], the query block.
+    j: i32[], the key block.
+    inputs: `pallas_forward.Inputs` of references to the blocks.
+    sums: f32[1, K], the column sums of S over earlier query blocks;
+      None without selection.
+  """
+  shape = (plan.block.query, plan.block.key)
+  row = i * plan.block.query + lax.broadcasted_iota(jnp.int32, shape, 0)
+  column = j * plan.block.key + lax.broadcasted_iota(jnp.int32, shape, 1)
+  first = 0 if inputs.start is None else inputs.start[...]
+  # A segment is a run, so that its start tells all of it.
+  visible = (first <= column) & (column <= row)
+  if not plan.selects:
+    taken_off = jnp.where(visible, 0.0, FAR)
+    return Tile(visible, None, None, taken_off, None)
+  logits = plan.selection_scale * product(
+    inputs.selection_query[...], inputs.selection_key[...], transpose_b=True
+  )
+  may_mask = (first < column) & (column < row)
+  scores = jnp.where(may_mask, jnp.maximum(logits, 0.0), 0.0)
+  masking, sums = running_sums(scores, sums)
+  taken_off = jnp.where(visible, masking, FAR)
+  return Tile(visible, scores, masking, taken_off, sums)
+
+
+def running_sums(x, carry, *, reverse=False):
+  """Sums the rows above each row (below it, if reverse), itself excluded.
+
+  A strictly triangular matrix of ones times chunks of rows. The matrix unit
+  multiplies bfloat16, in which ones are exact and x is the sum of three: one
+  product of depth 3 * CHUNK, which it takes in one pass, is exact to float32.
+
+  Args:
+    x: f32[Q, K].
+    carry: f32[1, K], the sum of the rows before (after) x.
+
+  Returns:
+    f32[Q, K], and the carry f32[1, K] with all of x in it.
+  """
+  shape = (CHUNK, CHUNK)
+  row = lax.broadcasted_iota(jnp.int32, shape, 0)
+  column = lax.broadcasted_iota(jnp.int32, shape, 1)
+  ones = jnp.where(column > row if reverse else column < row, 1.0, 0.0)
+  ones = jnp.concatenate([ones] * 3, axis=1).astype(jnp.bfloat16)
+  starts = range(0, x.shape[0], CHUNK)
+  sums = {}
+  for at in reversed(starts) if reverse else starts:
+    chunk = x[at : at + CHUNK]
+    sums[at] = carry + product(ones, _bfloat16_parts(chunk))
+    carry = carry + jnp.sum(chunk, axis=0, keepdims=True)
+  return jnp.concatenate([sums[at] for at in starts], axis=0), carry
+
+
+def _bfloat16_parts(x):
+  """Splits f32[Q, K] into bf16[3 * Q, K], three addends of 8 bits each."""
+  parts = []
+  for _ in range(2):
+    # Cut, not rounded by astype: a compiler may take a cast there and back as
+    # nothing.
+    bits = lax.bitcast_convert_type(x, jnp.int32) & _BFLOAT16_BITS
+    high = lax.bitcast_convert_type(bits, jnp.float32)
+    parts.append(high)
+    x = x - high
+  return jnp.concatenate([*parts, x], axis=0).astype(jnp.bfloat16)
+
+
+def head_logits(plan: Plan, tile: Tile, query, key):
+  """Returns f32[Q, K], the logits of one head after selection and mask."""
+  return plan.scale * product(query, key, transpose_b=True) - tile.taken_off
+
+
+def head_gradients(plan: Plan, tile: Tile, query, key, value, grad, lse, delta):
+  """Recomputes one head's weights and differentiates through its softmax.
+
+  Args:
+    plan: of the call.
+    tile: of `make_tile`.
+    query: [Q, D].
+    key: [K, D].
+    value: [K, D].
+    grad: [Q, D], the cotangent of the output.
+    lse: f32[Q, 1], the log of the sum of the exponentials of each row.
+    delta: f32[Q, 1], the product of the output and its cotangent.
+
+  Returns:
+    f32[Q, K], the weights, and f32[Q, K], the gradient of the logits.
+  """
+  weights = jnp.exp(head_logits(plan, tile, query, key) - lse)
+  return weights, weights * (product(grad, value, transpose_b=True) - delta)
+
+
+def selection_gradient(plan: Plan, tile: Tile, logit_grads, memory_grad, sums):
+  """Carries the gradient from F to the selection logits.
+
+  Args:
+    plan: of the call.
+    tile: of `make_tile`.
+    logit_grads: f32[Q, K], the gradients of all heads' logits, summed.
+    memory_grad: f32[Q, 1], the cotangent of M; None without it.
+    sums: f32[1, K], the gradient of F summed over later query blocks.
+
+  Returns:
+    f32[Q, K], the gradient of <query_i, key_j> of the selection head, and the
+    sums f32[1, K] with this tile in them.
+  """
+  grad = -logit_grads
+  if memory_grad is not None:
+    counted = tile.visible & (tile.masking < plan.memory_tau)
+    grad -= jnp.where(counted, memory_grad / plan.memory_tau, 0.0)
+  grad, sums = running_sums(grad, sums, reverse=True)
+  grad = jnp.where(tile.scores > 0, plan.selection_scale * grad, 0.0)
+  return grad, sums

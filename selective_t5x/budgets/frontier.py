@@ -1,0 +1,252 @@
+r"""The loss of trained models against the size of their pruned caches.
+
+  python -m selective_t5x.pruning.frontier \
+    --checkpoint=baseline=results/baseline \
+    --checkpoint=selective=results/selective \
+    --output_dir=results/frontier
+
+Every policy prunes every checkpoint that has what it needs, with one budget for
+all layers; --search=DIR adds the path of a finished selective_t5x.pruning.
+search, whose losses are those on its report batches. --gin_file and
+--gin.KEY=VALUE change the configurations that the runs' folders have, e.g.
+BATCH_SIZE. Started again, the same command keeps what it has.
+
+Writes frontier.json, frontier.txt, frontier.md, frontier.png and run.json.
+
+Exit codes: 0 done; 2 something given is wrong; 75 stopped by SIGTERM.
+"""
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tqdm
+
+from selective_t5x import compare
+from selective_t5x.budgets import greedy, losses, search
+from selective_t5x.errors import UserError, did_you_mean
+from selective_t5x.pruning.h2o import H2O
+from selective_t5x.pruning.policy import Policy
+from selective_t5x.pruning.random import Random
+from selective_t5x.pruning.selective import Selective
+from selective_t5x.pruning.tova import TOVA
+from selective_t5x.pruning.whole_rows import selects
+from selective_t5x.pruning.window import Window
+from selective_t5x.report import memory, plots, tables
+from selective_t5x.runs import restore as trained
+from selective_t5x.runs import results
+
+NAME = 'frontier'
+POLICIES: dict[str, Policy] = {
+  'selective': Selective(),
+  'h2o': H2O(),
+  'tova': TOVA(),
+  'window': Window(),
+  'random': Random(),
+}
+
+
+def frontier(
+  checkpoints: Mapping[str, str],
+  *,
+  output_dir: str | os.PathLike,
+  policies: Sequence[str] = tuple(POLICIES),
+  searches: Sequence[str] = (),
+  batches: int = 8,
+  gin_files: Sequence[str] = (),
+  gin_bindings: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+  """Evaluates what is missing, and writes frontier.json.
+
+  Args:
+    checkpoints: by name, see `restore.restored`.
+    output_dir: where frontier.json is, or will be.
+    policies: names among POLICIES.
+    searches: folders of finished searches of budgets.
+    batches: the first of the evaluation split.
+    gin_files: for all checkpoints.
+    gin_bindings: 'KEY = VALUE' texts for all checkpoints.
+
+  Returns:
+    a curve for each checkpoint and policy, and for each search: 'model',
+    'policy', and 'points', each with budgets, memory_factor and loss, in nats a
+    token.
+
+  Raises:
+    UserError: a checkpoint is not there, or output_dir holds other figures.
+  """
+  file = pathlib.Path(output_dir) / memory.FILE
+  found = [searched(folder) for folder in searches]
+  settings = {
+    'checkpoints': {
+      name: os.path.relpath(trained.find(path)[1])
+      for name, path in checkpoints.items()
+    },
+    'policies': list(policies),
+    'batches': batches,
+    'gin_files': list(gin_files),
+    'gin_bindings': list(gin_bindings),
+  }
+  state = search.read_state(file, settings)
+  state = state or {'settings': settings, 'curves': []}
+  # Read anew each time: they cost nothing.
+  state['searched'] = found
+  done = {(curve['model'], curve['policy']) for curve in state['curves']}
+  for name, path in checkpoints.items():
+    if all((name, policy) in done for policy in policies):
+      continue
+    with trained.restored(
+      path, gin_files=gin_files, gin_bindings=gin_bindings
+    ) as run:
+      data = run.batches(batches)
+      does_select = selects(run.model.module.config.attention_fn)
+      bar = tqdm.tqdm(
+        policies,
+        desc=name,
+        unit='policy',
+        dynamic_ncols=True,
+        disable=None,  # Where there is no terminal.
+      )
+      for policy in bar:
+        needs = POLICIES[policy].reads_masking
+        if (name, policy) in done or (needs and not does_select):
+          continue
+        state['curves'].append(
+          {
+            'model': name,
+            'policy': policy,
+            'points': _points(run, POLICIES[policy], data),
+          }
+        )
+        results.write_json(file, state)
+  results.write_json(file, state)
+  return [*state['curves'], *found]
+
+
+def _points(run, policy, data) -> list[dict[str, Any]]:
+  """Returns the losses with one budget for all layers, of each step."""
+  evaluate = losses.Losses(run, policy)
+  every = [
+    (budget,) * evaluate.layers
+    for budget in greedy.budget_steps('ladder', run.length)
+  ]
+  return [
+    {
+      'budgets': list(budgets),
+      'memory_factor': greedy.memory_factor(budgets, run.length),
+      'loss': loss,
+    }
+    for budgets, loss in zip(every, evaluate(every, data), strict=True)
+  ]
+
+
+def searched(folder: str) -> dict[str, Any]:
+  """Returns the curve of a finished search, as `frontier` does.
+
+  Raises:
+    UserError: there is none.
+  """
+  file = pathlib.Path(folder) / search.STATE_FILE
+  if not file.exists():
+    raise UserError(f'--search={folder}: no {search.STATE_FILE} in it')
+  state = results.read_json(file)
+  search.check_state(file, state)
+  if not state['finished']:
+    raise UserError(
+      f'--search={folder}: not finished; the command that began it goes on'
+    )
+  return {
+    'model': pathlib.Path(folder).name,
+    'policy': 'searched',
+    'points': [
+      {
+        'budgets': point['budgets'],
+        'memory_factor': point['memory_factor'],
+        'loss': point['report_loss'],
+      }
+      for point in state['path']
+    ],
+  }
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs `python -m selective_t5x.pruning.frontier`."""
+  made = compare.parser('selective_t5x.pruning.frontier', __doc__)
+  made.add_argument(
+    '--checkpoint',
+    action='append',
+    default=[],
+    metavar='NAME=DIR',
+    help='a run, or a checkpoint_N in it; give it again for more',
+  )
+  made.add_argument(
+    '--policies',
+    default=','.join(POLICIES),
+    help='with commas, of these (all of them)',
+  )
+  made.add_argument(
+    '--search',
+    action='append',
+    default=[],
+    metavar='DIR',
+    help='a finished search of budgets',
+  )
+  made.add_argument('--batches', type=int, default=8, metavar='N')
+  args, bindings = compare.parse(made, argv)
+  checkpoints, policies = _check(args)
+  for folder in args.search:
+    searched(folder)
+  for path in checkpoints.values():
+    trained.find(path)
+  if args.dry_run:
+    for name, path in checkpoints.items():
+      print(f'{name}: {trained.find(path)[1]}, {", ".join(policies)}')
+    return
+  curves = frontier(
+    checkpoints,
+    output_dir=args.output_dir,
+    policies=policies,
+    searches=args.search,
+    batches=args.batches,
+    gin_files=args.gin_file,
+    gin_bindings=bindings,
+  )
+  folder = pathlib.Path(args.output_dir)
+  results.write_run_record(folder, run_mode='frontier', seed=None)
+  found = memory.table(curves)
+  (folder / f'{NAME}.txt').write_text(tables.text(found) + '\n')
+  (folder / f'{NAME}.md').write_text(tables.markdown(found))
+  (folder / f'{NAME}.png').write_bytes(plots.png(memory.figure(curves)))
+  print(tables.text(found))
+  print(f'{folder / NAME}.png shows this.')
+
+
+def _check(args) -> tuple[dict[str, str], list[str]]:
+  """Returns the checkpoints by name, and the policies.
+
+  Raises:
+    UserError: a flag has a value that cannot be.
+  """
+  for name in ('checkpoint', 'output_dir'):
+    if not getattr(args, name):
+      raise UserError(f'no --{name}: it is needed; --help has an example')
+  checkpoints = {}
+  for text in args.checkpoint:
+    name, equals, path = text.partition('=')
+    if not equals or not name or name in checkpoints:
+      raise UserError(f'--checkpoint={text}: expected NAME=DIR, each NAME once')
+    checkpoints[name] = path
+  policies = args.policies.split(',')
+  for policy in policies:
+    if policy not in POLICIES:
+      raise UserError(
+        f'--policies: no policy {policy!r}{did_you_mean(policy, POLICIES)}'
+      )
+  if args.batches < 1:
+    raise UserError(f'--batches={args.batches}: expected 1 or more')
+  return checkpoints, policies
+
+
+if __name__ == '__main__':
+  compare.run_command(main)

@@ -1,0 +1,387 @@
+r"""Searches the smallest cache that keeps a trained model's loss.
+
+  python -m selective_t5x.pruning.search \
+    --checkpoint=results/selective --gin_file=gin/pruning/selective.gin \
+    --baseline=results/baseline --output_dir=results/selective_budgets
+
+The paper's greedy search (arXiv 2410.02703, section 4): every layer starts at
+the context length, and the one whose cut raises the loss least is cut, until
+the loss would pass the target. Batches of the evaluation split are for the
+search; those that follow them are for the report. --gin_file names the policy
+(gin/pruning/), --gin.KEY=VALUE changes the run's own configuration, e.g.
+BATCH_SIZE. Killed at any moment and started again, it goes on; a second search
+in its folder is refused.
+
+Writes budgets.gin, which eval, infer and decoding take after the run's
+config.gin, search.json, every cut with its losses, and run.json.
+
+Exit codes: 0 done; 2 something given is wrong; 75 stopped by SIGTERM.
+"""
+
+import contextlib
+import math
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import tqdm
+
+from selective_t5x import compare, network
+from selective_t5x.budgets import greedy, losses
+from selective_t5x.errors import UserError, did_you_mean
+from selective_t5x.pruning.config import Pruning
+from selective_t5x.pruning.policy import Policy
+from selective_t5x.pruning.window import Window
+from selective_t5x.runs import lock as run_lock
+from selective_t5x.runs import restore as trained
+from selective_t5x.runs import results
+
+STATE_FILE = 'search.json'
+BUDGETS_FILE = 'budgets.gin'
+_GIN_FILE = 'gin/runs/search.gin'
+
+
+def search(
+  run: trained.Trained,
+  policy: Policy,
+  *,
+  output_dir: str | os.PathLike,
+  target_loss: float | None = None,
+  tolerance: float | None = None,
+  steps: str = 'ladder',
+  uniform: bool = False,
+  tuning_batches: int = 8,
+  report_batches: int = 8,
+) -> dict[str, Any]:
+  """Searches budgets, or what is left of the search; see the module.
+
+  Args:
+    run: the model, and its evaluation split.
+    policy: which key goes.
+    output_dir: where search.json is, or will be.
+    target_loss: nats a token on the tuning batches, which will do.
+    tolerance: how far above its loss without pruning, as a share of that, will
+      do too. Without both, its loss without pruning is the target.
+    steps: 'ladder' or 'fixed', see `greedy.budget_steps`.
+    uniform: one budget for all layers.
+    tuning_batches: the first batches of the split, for the search.
+    report_batches: those after them, for the report.
+
+  Returns:
+    what search.json has:
+      settings: what was asked for.
+      goal: the highest loss on the tuning batches that will do.
+      path: from no pruning on, cut by cut: budgets, memory_factor, and
+        tuning_loss and report_loss in nats a token. The last one is the result.
+      cache_bytes_per_row: of the decoding cache, {'full', 'pruned'}.
+
+  Raises:
+    UserError: the model cannot prune with the policy, the split is too small,
+      or output_dir holds another search.
+  """
+  evaluate = losses.Losses(run, policy)
+  file = pathlib.Path(output_dir) / STATE_FILE
+  settings = {
+    'checkpoint': os.path.relpath(run.checkpoint),
+    'policy': repr(policy),
+    'task': str(run.dataset_cfg.mixture_or_task_name),
+    'split': run.dataset_cfg.split,
+    'batch_size': run.dataset_cfg.batch_size,
+    'context': run.length,
+    'layers': evaluate.layers,
+    'target_loss': target_loss,
+    'tolerance': tolerance,
+    'steps': steps,
+    'uniform': uniform,
+    'tuning_batches': tuning_batches,
+    'report_batches': report_batches,
+  }
+  state = read_state(file, settings)
+  if state:
+    check_state(file, state)
+  if state and state['finished']:
+    return state
+  every = run.batches(tuning_batches + report_batches)
+  tuning, report = every[:tuning_batches], every[tuning_batches:]
+  if state is None:
+    start = (run.length,) * evaluate.layers
+    (loss,) = evaluate([start], tuning)
+    if not math.isfinite(loss):
+      raise UserError(f'{run.checkpoint}: its loss without pruning is {loss}')
+    goals = [] if target_loss is None else [target_loss]
+    if tolerance is not None or not goals:
+      goals.append(loss * (1 + (tolerance or 0)))
+    state = {'settings': settings, 'goal': max(goals), 'finished': False}
+    state['path'] = [_point(start, loss, run.length)]
+    results.write_json(file, state)
+
+  path = state['path']
+  _cut(evaluate, tuning, state, file)
+  told = evaluate([point['budgets'] for point in path], report)
+  for point, loss in zip(path, told, strict=True):
+    point['report_loss'] = loss
+  found = Pruning(policy, path[-1]['budgets'])
+  state['cache_bytes_per_row'] = {
+    'full': losses.cache_bytes(run.model, None, run.length),
+    'pruned': losses.cache_bytes(run.model, found, run.length),
+  }
+  state['finished'] = True
+  results.write_json(file, state)
+  return state
+
+
+def _cut(evaluate, tuning, state, file) -> None:
+  """Makes the cuts that are left, and writes each down."""
+  settings, path = state['settings'], state['path']
+  steps = greedy.budget_steps(settings['steps'], settings['context'])
+  last = tuple(path[-1]['budgets'])
+  layers = 1 if settings['uniform'] else len(last)
+  done = sum(steps.index(budget) for budget in last[:layers])
+  cuts = greedy.search(
+    lambda tried: evaluate(tried, tuning),
+    last,
+    steps,
+    state['goal'],
+    uniform=settings['uniform'],
+  )
+  with tqdm.tqdm(
+    total=layers * (len(steps) - 1),
+    initial=done,
+    desc=file.parent.name,
+    unit='cut',
+    dynamic_ncols=True,
+    disable=None,  # Where there is no terminal.
+  ) as bar:
+    for cut in cuts:
+      path.append(_point(cut.budgets, cut.loss, settings['context']))
+      results.write_json(file, state)
+      bar.set_postfix_str(
+        f'loss {cut.loss:.4f} of {state["goal"]:.4f}, '
+        f'memory / {path[-1]["memory_factor"]:.1f}',
+        refresh=False,
+      )
+      bar.update()
+
+
+def _point(budgets, loss, length) -> dict[str, Any]:
+  return {
+    'budgets': list(budgets),
+    'memory_factor': greedy.memory_factor(budgets, length),
+    'tuning_loss': loss,
+  }
+
+
+def read_state(file: pathlib.Path, settings: dict) -> dict[str, Any] | None:
+  """Returns what an interrupted or finished command wrote, None if nothing.
+
+  Raises:
+    UserError: it was given other settings.
+  """
+  if not file.exists():
+    return None
+  state = results.read_json(file)
+  if not isinstance(state, dict) or not isinstance(state.get('settings'), dict):
+    raise UserError(f'{file}: has no settings; move it away to begin anew')
+  changed = [k for k in settings if state['settings'].get(k) != settings[k]]
+  if changed:
+    shown = '; '.join(
+      f'{key} is {state["settings"].get(key)} there, {settings[key]} here'
+      for key in changed
+    )
+    raise UserError(
+      f'{file}: is of other settings: {shown}; give another --output_dir'
+    )
+  return state
+
+
+def check_state(file: pathlib.Path, state: Any) -> None:
+  """Raises UserError where search.json is not what a search has written."""
+
+  def is_number(value):
+    return isinstance(value, int | float)
+
+  try:
+    losses_told = ['tuning_loss', *['report_loss'] * state['finished']]
+    whole = is_number(state['goal']) and all(
+      all(map(is_number, point['budgets']))
+      and all(is_number(point[k]) for k in ('memory_factor', *losses_told))
+      for point in state['path']
+    )
+  except (KeyError, TypeError):
+    whole = False
+  if not whole or not state['path']:
+    raise UserError(
+      f'{file}: is not what a search writes; move it away to begin anew'
+    )
+
+
+def budgets_gin(state: dict[str, Any], run: trained.Trained) -> str:
+  """Returns the gin file of the budgets that a finished search has found."""
+  settings, full, found = state['settings'], state['path'][0], state['path'][-1]
+  binding = run.config.macros()['PRUNING']
+  # What the command line said of the policy.
+  of_policy = {b.name for b in run.config.bindings if b.file == binding.file}
+  own = [
+    b
+    for b in run.config.macros().values()
+    if b.on_command_line and b.name in of_policy
+  ]
+  size = state['cache_bytes_per_row']
+  lines = [
+    '# Budgets of a pruned cache, written by selective_t5x.pruning.search.',
+    '#',
+    f'# Model: {settings["layers"]} layers, context {settings["context"]}, '
+    f'{pathlib.Path(settings["checkpoint"]).name} of',
+    f'#   {pathlib.Path(settings["checkpoint"]).parent}',
+    f'# Loss on {settings["report_batches"]} batches of '
+    f'{settings["task"]}, {settings["split"]}, that the search did not see:',
+    f'#   {found["report_loss"]:.4f} nats a token, without pruning '
+    f'{full["report_loss"]:.4f}.',
+    f'# Memory: {found["memory_factor"]:.1f} times fewer keys; a row of the '
+    f'cache has {size["pruned"]:,}',
+    f'#   bytes, without pruning {size["full"]:,}.',
+    '# Provides: CACHE_BUDGETS, one a layer, and the policy.',
+    "# Use after the config.gin of the run, before gin/runs/'s eval or infer.",
+    f'include {binding.file!r}',
+    '',
+    *(f'{b.name} = {b.value!r}' for b in own),
+    f'CACHE_BUDGETS = {found["budgets"]}',
+    'BUDGETS_FOUND_FOR = '
+    + repr(network.sizes(run.model.module.config, settings['layers'])),
+  ]
+  return '\n'.join(lines) + '\n'
+
+
+def as_text(state: dict[str, Any]) -> str:
+  """Returns the result of a finished search in a few lines."""
+  path, size = state['path'], state['cache_bytes_per_row']
+  lines = [f'{"":12}{"tuning loss":>12}{"report loss":>12}{"memory":>10}']
+  for name, point in (('no pruning', path[0]), ('found', path[-1])):
+    lines.append(
+      f'{name:12}{point["tuning_loss"]:12.4f}{point["report_loss"]:12.4f}'
+      f'{"1 / " + format(point["memory_factor"], ".1f"):>10}'
+    )
+  lines += [
+    f'budgets {path[-1]["budgets"]}, at most {state["goal"]:.4f} nats a token '
+    'on the tuning batches',
+    f'cache of a row: {size["pruned"]:,} bytes in place of {size["full"]:,}',
+  ]
+  if len(path) == 1:
+    lines.append('No cut keeps the loss that was asked for.')
+  return '\n'.join(lines)
+
+
+def _baseline_loss(path, gin_files, gin_bindings, count) -> float:
+  """Returns the loss of a checkpoint without pruning on the first batches."""
+  with trained.restored(
+    path,
+    gin_files=gin_files,
+    # It need not have what the policy needs.
+    gin_bindings=[*gin_bindings, 'PRUNING = None'],
+  ) as run:
+    evaluate = losses.Losses(run, Window())
+    full = (run.length,) * evaluate.layers
+    return evaluate([full], run.batches(count))[0]
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs `python -m selective_t5x.pruning.search`."""
+  made = compare.parser('selective_t5x.pruning.search', __doc__)
+  made.add_argument(
+    '--checkpoint', metavar='DIR', help='of a run, or a checkpoint_N in it'
+  )
+  made.add_argument(
+    '--target_loss', type=float, metavar='X', help='nats a token that will do'
+  )
+  made.add_argument(
+    '--baseline', metavar='DIR', help='in its place, a run with this loss'
+  )
+  made.add_argument(
+    '--tolerance',
+    type=float,
+    metavar='X',
+    help="0.01: 1 %% above the model's own loss will do too",
+  )
+  made.add_argument('--steps', default='ladder', help='ladder or fixed')
+  made.add_argument(
+    '--uniform', action='store_true', help='one budget for all layers'
+  )
+  made.add_argument('--tuning_batches', type=int, default=8, metavar='N')
+  made.add_argument('--report_batches', type=int, default=8, metavar='N')
+  args, bindings = compare.parse(made, argv)
+  _check(args)
+  for path in filter(None, (args.checkpoint, args.baseline)):
+    trained.find(path)
+  # A second search is refused before it restores anything.
+  held = run_lock.held(args.output_dir)
+  with contextlib.nullcontext() if args.dry_run else held:
+    _run(args, bindings)
+
+
+def _run(args, bindings: Sequence[str]) -> None:
+  """Searches, or says what would be searched."""
+  files = [*args.gin_file, _GIN_FILE]
+  target = args.target_loss
+  if args.baseline and not args.dry_run:
+    target = _baseline_loss(args.baseline, files, bindings, args.tuning_batches)
+  with trained.restored(
+    args.checkpoint, gin_files=files, gin_bindings=bindings
+  ) as run:
+    pruning = run.model.module.config.pruning
+    if pruning is None:
+      raise UserError(
+        'no policy: give a file of gin/pruning/, e.g. '
+        '--gin_file=gin/pruning/selective.gin'
+      )
+    if args.dry_run:
+      run.batches(args.tuning_batches + args.report_batches)
+      layers = losses.decoder_layers(run.model)
+      steps = greedy.budget_steps(args.steps, run.length)
+      print(f'{pruning.policy}, {layers} layers, each of the budgets {steps}')
+      return
+    state = search(
+      run,
+      pruning.policy,
+      output_dir=args.output_dir,
+      target_loss=target,
+      tolerance=args.tolerance,
+      steps=args.steps,
+      uniform=args.uniform,
+      tuning_batches=args.tuning_batches,
+      report_batches=args.report_batches,
+    )
+    file = pathlib.Path(args.output_dir) / BUDGETS_FILE
+    file.write_text(budgets_gin(state, run))
+    results.write_run_record(args.output_dir, run_mode='search', seed=None)
+  print(as_text(state))
+  print(f'{file} has the budgets.')
+
+
+def _check(args) -> None:
+  """Raises UserError for a flag with a value that cannot be."""
+  for name in ('checkpoint', 'gin_file', 'output_dir'):
+    if not getattr(args, name):
+      raise UserError(f'no --{name}: it is needed; --help has an example')
+  if args.steps not in greedy.STEPS:
+    raise UserError(
+      f'--steps={args.steps}: expected one of {", ".join(greedy.STEPS)}'
+      f'{did_you_mean(args.steps, greedy.STEPS)}'
+    )
+  for name in ('tuning_batches', 'report_batches'):
+    if getattr(args, name) < 1:
+      raise UserError(f'--{name}={getattr(args, name)}: expected 1 or more')
+  if args.baseline and args.target_loss is not None:
+    raise UserError('--target_loss and --baseline: give one of them')
+  if args.target_loss is not None and not 0 < args.target_loss < math.inf:
+    raise UserError(
+      f'--target_loss={args.target_loss}: expected nats a token, above 0'
+    )
+  if args.tolerance is not None and not 0 <= args.tolerance < math.inf:
+    raise UserError(
+      f'--tolerance={args.tolerance}: expected 0 or more, 0.01 for 1 %'
+    )
+
+
+if __name__ == '__main__':
+  compare.run_command(main)

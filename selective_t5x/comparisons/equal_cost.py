@@ -1,0 +1,109 @@
+"""Variants held equal otherwise than by steps: by train time, by parameters."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from selective_t5x.comparisons.statistics import spread
+
+
+def equal_time(
+  curves: Sequence[dict[str, Any]],
+  references: Mapping[str, str],
+  seeds: Sequence[int],
+) -> dict[str, Any] | None:
+  """Returns the losses after the longest train time that every run reached.
+
+  That is the shortest run's, of its train steps alone. The loss of a run there
+  is read from straight lines between its evaluations, so it is None where it
+  was not evaluated both before and after.
+
+  Args:
+    curves: see `figures.compare_cells`; a task is evaluated with each seed.
+    references: {variant: the one that it is compared to, or itself}.
+    seeds: in the order of the values of a spread.
+
+  Returns:
+    train_seconds, and results: one entry a task and variant, {'task',
+    'variant', 'loss': spread}, with the difference to the reference. None where
+    a run did not measure its time.
+  """
+  ends = [c['train_seconds'][-1] for c in curves if c['task'] == 'train']
+  if None in ends:
+    return None
+  end = min(ends)
+  losses = {
+    (c['task'], c['variant'], c['seed']): _loss_at(c, end) for c in curves
+  }
+
+  def of_seeds(task, variant):
+    return [losses.get((task, variant, seed)) for seed in seeds]
+
+  tasks = dict.fromkeys(c['task'] for c in curves if c['task'] != 'train')
+  return {
+    'train_seconds': end,
+    'results': [
+      {
+        'task': task,
+        'variant': variant,
+        'loss': spread(
+          of_seeds(task, variant),
+          None if variant == reference else of_seeds(task, reference),
+        ),
+      }
+      for task in tasks
+      for variant, reference in references.items()
+    ],
+  }
+
+
+def equal_parameters(
+  costs: Sequence[dict[str, Any]], references: Mapping[str, str]
+) -> dict[str, Any]:
+  """Returns whether variants have as many parameters as their references.
+
+  Args:
+    costs: see `figures.compare_cells`.
+    references: {variant: the one that it is compared to, or itself}.
+
+  Returns:
+    agree, None where a number is not known, and parameters: {variant: number}.
+  """
+  numbers = {cost['variant']: cost['parameters'] for cost in costs}
+  agree = all(numbers[v] == numbers[r] for v, r in references.items())
+  return {
+    'agree': None if None in numbers.values() else agree,
+    'parameters': numbers,
+  }
+
+
+def caveats(
+  time: dict[str, Any] | None, parameters: dict[str, Any]
+) -> list[str]:
+  """Returns what a reader of the two views must know."""
+  lines = []
+  if time is None:
+    lines.append('No view at equal time: a run did not measure its steps.')
+  else:
+    lines.append(
+      'Equal time is that of the train steps of the run that took the least. '
+      'Losses there lie on straight lines between evaluations; the learning '
+      'rates of the other runs had not come to their end.'
+    )
+  lines.append(
+    {
+      True: 'Each variant has as many parameters as its reference.',
+      False: 'Numbers of parameters differ, so that there is no view at equal '
+      'parameters; a table has the losses against them.',
+      None: 'Numbers of parameters are not known for all variants.',
+    }[parameters['agree']]
+  )
+  return lines
+
+
+def _loss_at(curve: dict[str, Any], seconds: float) -> float | None:
+  times, losses = curve['train_seconds'], curve['loss']
+  if not times or None in losses or not times[0] <= seconds <= times[-1]:
+    return None
+  return float(np.interp(seconds, times, losses))

@@ -1,0 +1,293 @@
+"""From finished cells to the figures of a comparison.
+
+The figures are one JSON value, comparison.json, that tables, plots and page
+are made from; nothing of them needs the runs again.
+"""
+
+import bisect
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from selective_t5x.comparisons import equal_cost as views
+from selective_t5x.comparisons import statistics as spreads
+from selective_t5x.comparisons.plan import (
+  CELL_FILE,
+  Cell,
+  differences,
+  used_differences,
+)
+from selective_t5x.comparisons.statistics import (
+  SEEDS_FOR_A_TEST,
+  SIGNIFICANT,
+  spread,
+)
+from selective_t5x.runs import results
+
+_COSTS_OF_SEEDS = (
+  'steps_per_second',
+  'tokens_per_second',
+  'train_seconds',
+  'peak_rss_bytes',
+)
+
+Comparison = dict[str, Any]
+
+
+def compare_cells(cells: Sequence[Cell]) -> Comparison:
+  """Returns the figures of finished cells.
+
+  Returns:
+    variants, seeds: names and numbers, in the order of `plan`.
+    references: {variant: the one that it is compared to, or itself}.
+    loss: the metric that stands for the loss: results.LOSS, or T5X's 'loss'
+      where a run divides it by what cannot be undone.
+    train_task: what is trained on, None where gin does not say it in words.
+    caveats: lines that belong beside every table of these figures.
+    results: one entry a task and variant, {'task', 'variant', 'step',
+      'metrics': {name: spread}}, of the last evaluation; a spread has 'values'
+      (one a seed), 'mean', 'min', 'max', and 'difference', the spread of the
+      paired differences to the reference, see `spread`.
+    claims: lines that say what the differences of the losses show.
+    equal_time, equal_parameters: see `equal_cost`.
+    costs: one entry a variant: parameters, steps, flops_per_step, step_bytes,
+      and the spreads steps_per_second, tokens_per_second, train_seconds and
+      peak_rss_bytes; see `results.write_summary`.
+    curves: one entry a cell and task: 'step', 'train_seconds', 'loss' and
+      'accuracy' as lists; the task 'train' is what the train steps saw, and
+      train_seconds what they had taken, or None.
+    cells: what ran: folder, command and the last entry of run.json.
+    differences: {binding: {variant: value}}, of what gin files set.
+    used_differences: the same of all values that were used, those that no gin
+      file sets among them; None where a run did not write them.
+
+  Raises:
+    UserError: a cell has no metrics.
+  """
+  references = {cell.variant: cell.reference for cell in cells}
+  variants = list(references)
+  seeds = list(dict.fromkeys(cell.seed for cell in cells))
+  by_key = {(cell.variant, cell.seed): cell for cell in cells}
+  summaries = {
+    key: results.read_json(cell.folder / results.SUMMARY_FILE)
+    for key, cell in by_key.items()
+  }
+  runs = {key: _last_train_run(cell) for key, cell in by_key.items()}
+  loss = _loss_metric(summaries.values())
+  tasks = _tasks(cells[0], summaries[variants[0], seeds[0]])
+
+  def of_seeds(variant, *path):
+    """Returns what stands at a path of the summaries, one value a seed."""
+    found = [summaries[variant, seed] for seed in seeds]
+    for name in path:
+      found = [value.get(name) for value in found]
+    return found
+
+  def result(task, variant):
+    last = ('training_eval', task, 'last')
+    return {
+      'task': task,
+      'variant': variant,
+      'step': max(of_seeds(variant, *last, 'step')),
+      'metrics': {
+        name: spread(
+          of_seeds(variant, *last, name),
+          reference=of_seeds(references[variant], *last, name)
+          if variant != references[variant]
+          else None,
+        )
+        for name in (loss, 'accuracy')
+      },
+    }
+
+  def cost(variant):
+    return {
+      'variant': variant,
+      'parameters': of_seeds(variant, 'parameters')[0],
+      'steps': max(of_seeds(variant, 'steps')),
+      'flops_per_step': of_seeds(variant, 'flops_per_step')[0],
+      'step_bytes': of_seeds(variant, 'step_bytes')[0],
+      **{name: spread(of_seeds(variant, name)) for name in _COSTS_OF_SEEDS},
+    }
+
+  costs = [cost(variant) for variant in variants]
+  curves = [
+    curve
+    for cell in by_key.values()
+    for curve in _curves(cell, loss, ['train', *tasks])
+  ]
+  equal_time = views.equal_time(curves, references, seeds)
+  equal_parameters = views.equal_parameters(costs, references)
+  found = [result(task, variant) for task in tasks for variant in variants]
+  return {
+    'variants': variants,
+    'references': references,
+    'seeds': seeds,
+    'loss': loss,
+    'train_task': cells[0].macro('MIXTURE_OR_TASK_NAME'),
+    'caveats': [
+      *_caveats(seeds, summaries, runs),
+      *_shared_machine(cells),
+      *views.caveats(equal_time, equal_parameters),
+    ],
+    'results': found,
+    'claims': [
+      _claim(entry, references[entry['variant']], loss)
+      for entry in found
+      if len(seeds) >= SEEDS_FOR_A_TEST
+      and entry['variant'] != references[entry['variant']]
+    ],
+    'equal_time': equal_time,
+    'equal_parameters': equal_parameters,
+    'costs': costs,
+    'curves': curves,
+    'cells': [
+      {
+        'name': cell.name,
+        'variant': cell.variant,
+        'seed': cell.seed,
+        'command': cell.command,
+        'run': runs[key],
+      }
+      for key, cell in by_key.items()
+    ],
+    'differences': differences(cells),
+    'used_differences': used_differences(cells),
+  }
+
+
+def _claim(entry, reference, loss) -> str:
+  """Returns the largest claim that one difference of losses supports."""
+  difference = entry['metrics'][loss]['difference']
+  mean, p_value = difference['mean'], difference['p_value']
+  of = f'{entry["task"]}: '
+  names = f'{entry["variant"]} and {reference}'
+  if mean is None:
+    return f'{of}nothing can be said of {names}: a loss is not finite.'
+  if spreads.is_zero(difference):
+    return f'{of}the losses of {names} are equal within rounding in every seed.'
+  decimals = spreads.decimals(difference, 4)
+  if p_value is None:
+    return (
+      f'{of}the losses of {names} differ by {mean:+.{decimals}f} in every '
+      'seed, the same within rounding, which no test can judge.'
+    )
+  low, high = difference['interval']
+  figures = (
+    f'95 % interval {low:+.{decimals}f} to {high:+.{decimals}f}, '
+    f'p = {p_value:.2g}'
+  )
+  if p_value >= SIGNIFICANT or low <= 0 <= high:
+    return f'{of}it is not shown that the losses of {names} differ; {figures}.'
+  which = 'lower' if mean < 0 else 'higher'
+  return (
+    f'{of}the loss of {entry["variant"]} is {which} than that of {reference} '
+    f'by {abs(mean):.{decimals}f}; {figures}.'
+  )
+
+
+def _tasks(cell: Cell, summary) -> list[str]:
+  """Returns the evaluated tasks.
+
+  T5X evaluates a mixture task by task and once more as a whole, which says
+  nothing new.
+  """
+  tasks = list(summary['training_eval'])
+  whole = cell.macro('EVAL_TASK_NAME')
+  return [task for task in tasks if len(tasks) == 1 or task != whole]
+
+
+def _loss_metric(summaries) -> str:
+  """Returns results.LOSS, or 'loss' where some evaluation has no such thing."""
+  rows = [
+    evaluation['last']
+    for summary in summaries
+    for evaluation in summary['training_eval'].values()
+  ]
+  missing = any(r[results.LOSS] is None and r['loss'] is not None for r in rows)
+  return 'loss' if missing else results.LOSS
+
+
+def _curves(cell: Cell, loss: str, tasks: Sequence[str]):
+  """Yields the curves of a cell's train steps and evaluations."""
+  metrics = results.read_run(cell.folder)
+  seconds_at = _train_seconds(metrics.train)
+  for task, rows in {'train': metrics.train, **metrics.training_eval}.items():
+    if task in tasks:
+      yield {
+        'variant': cell.variant,
+        'seed': cell.seed,
+        'task': task,
+        'step': [row['step'] for row in rows],
+        'train_seconds': [seconds_at(row['step']) for row in rows],
+        'loss': [row[loss] for row in rows],
+        'accuracy': [row.get('accuracy') for row in rows],
+      }
+
+
+def _train_seconds(rows: list[results.Row]):
+  """Returns a function: what the train steps up to a step took, or None."""
+  steps = [row['step'] for row in rows]
+  seconds = [row.get('timing/seconds') for row in rows]
+  if None in seconds:
+    return lambda step: None
+  total = [0.0, *itertools.accumulate(seconds)]
+  return lambda step: total[bisect.bisect_right(steps, step)]
+
+
+def _last_train_run(cell: Cell) -> dict[str, Any]:
+  """Returns the newest entry of the cell's run.json, {} without one."""
+  path = cell.folder / results.RUN_FILE
+  return results.read_json(path)['runs'][-1] if path.exists() else {}
+
+
+def _shared_machine(cells) -> list[str]:
+  """Returns a line where runs trained beside each other."""
+  paths = [cell.folder / CELL_FILE for cell in cells]
+  jobs = [results.read_json(path).get('jobs', 1) for path in paths]
+  if max(jobs) == 1:
+    return []
+  return [
+    f'Up to {max(jobs)} runs trained at a time: times and speeds are those of '
+    'a machine that they share.'
+  ]
+
+
+def _caveats(seeds, summaries, runs) -> list[str]:
+  """Returns what a reader of the figures must know."""
+  lines = []
+  if len(seeds) == 1:
+    lines.append('One seed: no claim about significance.')
+  elif len(seeds) < SEEDS_FOR_A_TEST:
+    lines.append(
+      f'{len(seeds)} seeds: mean [lowest, highest]; too few for a test.'
+    )
+  else:
+    lines.append(
+      f'{len(seeds)} seeds: mean [lowest, highest]; differences are paired by '
+      'seed, with p of a two-sided paired t-test and a 95 % bootstrap '
+      'interval, too narrow with few seeds; nothing is corrected for several '
+      'comparisons.'
+    )
+  for what, values in {
+    'engines': {run.get('engine') for run in runs.values()},
+    'commits of the suite': {
+      (run.get('git') or {}).get('commit') for run in runs.values()
+    },
+    'kinds of device': {
+      run.get('device', {}).get('kind') for run in runs.values()
+    },
+  }.items():
+    if len(values) > 1:
+      lines.append(
+        f'The runs used different {what}: '
+        f'{", ".join(sorted(map(str, values)))}.'
+      )
+  for (variant, seed), summary in summaries.items():
+    for task, rows in summary['training_eval'].items():
+      if rows['last']['step'] != summary['steps']:
+        lines.append(
+          f'{variant}, seed {seed}: {task} was last evaluated at step '
+          f'{rows["last"]["step"]} of {summary["steps"]}.'
+        )
+  return lines

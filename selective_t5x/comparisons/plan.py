@@ -1,0 +1,318 @@
+"""The cells of a comparison: one training run of a variant with a seed each.
+
+A cell is a result folder. cell.json, written first, says which configuration
+it belongs to; summary.json, written last, that it is finished. Between the two
+the run goes on from its latest checkpoint.
+"""
+
+import ast
+import dataclasses
+import itertools
+import os
+import pathlib
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import selective_t5x
+from selective_t5x.config import files as config_files
+from selective_t5x.config import reader as config_check
+from selective_t5x.errors import UserError, changes
+from selective_t5x.runs import lock as run_lock
+from selective_t5x.runs import results
+
+CELL_FILE = 'cell.json'
+LOG_FILE = 'log.txt'
+LOCK_FILE = '.cell.lock'
+
+# Macros that a comparison sets itself.
+_SEEDS = ('RANDOM_SEED', 'TRAIN_SEED')
+_OWN_MACROS = (*_SEEDS, 'MODEL_DIR')
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+  """One side of a comparison.
+
+  Attributes:
+    name: also of its folders.
+    gin_files: read after those that all variants share.
+    gin_bindings: 'KEY = VALUE' texts, applied after those for all.
+    reference: the variant that it is compared to; None for the first one.
+  """
+
+  name: str
+  gin_files: tuple[str, ...]
+  gin_bindings: tuple[str, ...] = ()
+  reference: str | None = None
+
+  def __post_init__(self):
+    if not re.fullmatch(r'[\w.+=-]*\w[\w.+=-]*', self.name):
+      raise UserError(
+        f'variant {self.name!r}: expected a name of letters, digits and '
+        '_ . + = -, for it becomes a folder'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """One training run.
+
+  Attributes:
+    variant: the variant's name.
+    reference: the name of the variant that it is compared to, or its own.
+    seed: of the initial values, dropout and the order of the data.
+    folder: its result folder, named after all that is varied.
+    arguments: of `python -m selective_t5x.main`.
+    bindings: the gin bindings that are in force, MODEL_DIR apart.
+  """
+
+  variant: str
+  reference: str
+  seed: int
+  folder: pathlib.Path
+  arguments: tuple[str, ...]
+  bindings: dict[str, str]
+
+  @property
+  def name(self) -> str:
+    """The folder's name."""
+    return self.folder.name
+
+  @property
+  def command(self) -> str:
+    """The shell command that runs this cell alone."""
+    words = ('python', '-m', 'selective_t5x.main', *self.arguments)
+    return ' '.join(map(_shell_word, words))
+
+  @property
+  def total_steps(self) -> int | None:
+    """TRAIN_STEPS, where it is a plain number."""
+    steps = self.macro('TRAIN_STEPS')
+    return steps if isinstance(steps, int) else None
+
+  def macro(self, name: str):
+    """Returns the value of a macro, None where it is no plain Python value."""
+    text = self.bindings.get(name, 'None')
+    if text.startswith('%'):
+      return self.macro(text[1:])
+    try:
+      return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+      return None
+
+  @property
+  def finished(self) -> bool:
+    """Whether it needs no more training."""
+    return (self.folder / results.SUMMARY_FILE).exists()
+
+
+def sweep(
+  variants: Sequence[Variant], grid: Mapping[str, Sequence[Any]]
+) -> list[Variant]:
+  """Returns every variant at every point of a grid.
+
+  Args:
+    variants: at least one; at each point the first is the reference.
+    grid: the values of gin macros or parameters; where there are none, the
+      variants stay as they are.
+  """
+  found = []
+  for values in itertools.product(*grid.values()):
+    point = list(zip(grid, values, strict=True))
+    suffix = ''.join(f'+{key}={value}' for key, value in point)
+    bindings = tuple(f'{key} = {value!r}' for key, value in point)
+    found += [
+      dataclasses.replace(
+        variant,
+        name=variant.name + suffix,
+        gin_bindings=variant.gin_bindings + bindings,
+        reference=variants[0].name + suffix,
+      )
+      for variant in variants
+    ]
+  return found
+
+
+def folder_name(variant: str, seed: int) -> str:
+  """Returns the name of a cell's folder."""
+  return f'{variant}-seed{seed}'
+
+
+def make_cells(
+  gin_files: Sequence[str],
+  variants: Sequence[Variant],
+  seeds: Sequence[int],
+  gin_bindings: Sequence[str],
+  output_dir: str | os.PathLike,
+) -> list[Cell]:
+  """Returns the cells of a comparison, seed by seed; nothing is written.
+
+  Args:
+    gin_files: gin files that all variants share.
+    variants: at least one.
+    seeds: each variant is trained with each of them: RANDOM_SEED and
+      TRAIN_SEED are bound to it, so that cells of one seed see the same data
+      in the same order and, where shapes allow, start from the same values.
+    gin_bindings: 'KEY = VALUE' texts for all cells, applied last.
+    output_dir: a local folder.
+
+  Raises:
+    UserError: the configuration of a cell cannot be, a name is used twice, or
+      its folder holds something else.
+  """
+  names = [variant.name for variant in variants]
+  for name in names:
+    if names.count(name) > 1:
+      raise UserError(f'variant {name!r} is there twice')
+  if '://' in str(output_dir):
+    raise UserError(f'{output_dir}: expected a local folder')
+  of_variants = (b for variant in variants for b in variant.gin_bindings)
+  for binding in (*gin_bindings, *of_variants):
+    macro = binding.partition('=')[0].strip()
+    if macro in _OWN_MACROS:
+      raise UserError(f'--gin.{macro}: a comparison sets {macro} itself')
+  cells = [
+    _make_cell(
+      gin_files,
+      dataclasses.replace(variant, reference=variant.reference or names[0]),
+      seed,
+      gin_bindings,
+      output_dir,
+    )
+    for seed in seeds
+    for variant in variants
+  ]
+  for cell in cells:
+    check_folder(cell)
+  return cells
+
+
+def differences(cells: Sequence[Cell]) -> dict[str, dict[str, str | None]]:
+  """Returns {binding: {variant: value}} of the bindings that differ.
+
+  A variant that does not set the binding has None there. Seeds are left out.
+  """
+  return _differing({cell.variant: cell.bindings for cell in cells})
+
+
+def used_differences(
+  cells: Sequence[Cell],
+) -> dict[str, dict[str, str | None]] | None:
+  """Returns {binding: {variant: value}} of the values that finished runs used.
+
+  Those that no gin file sets are among them. Seeds and MODEL_DIR are left out;
+  where the runs of a variant differ in more than these, all values are there.
+
+  Returns:
+    None where a run did not write them.
+  """
+  by_variant: dict[str, dict[str, list[str]]] = {}
+  for cell in cells:
+    path = cell.folder / results.OPERATIVE_CONFIG_FILE
+    if not path.exists():
+      return None
+    used = by_variant.setdefault(cell.variant, {})
+    for key, value in _bindings(config_check.load([str(path)], [], ['.'])):
+      values = used.setdefault(key, [])
+      if value not in values:
+        values.append(value)
+  return _differing(
+    {
+      variant: {key: '; '.join(values) for key, values in used.items()}
+      for variant, used in by_variant.items()
+    }
+  )
+
+
+def _differing(by_variant):
+  keys = dict.fromkeys(key for b in by_variant.values() for key in b)
+  found = {}
+  for key in keys:
+    values = {name: b.get(key) for name, b in by_variant.items()}
+    if key not in _OWN_MACROS and len(set(values.values())) > 1:
+      found[key] = values
+  return found
+
+
+def _make_cell(gin_files, variant, seed, gin_bindings, output_dir) -> Cell:
+  folder = pathlib.Path(output_dir) / folder_name(variant.name, seed)
+  files = [*gin_files, *variant.gin_files]
+  bindings = [
+    *gin_bindings,
+    *variant.gin_bindings,
+    *(f'{macro} = {seed}' for macro in _SEEDS),
+    f'MODEL_DIR = {str(folder)!r}',
+  ]
+  paths = ['.', str(config_files.search_path())]
+  config = config_check.load(files, bindings, paths)
+  config_check.check(config)
+  in_force = dict(_bindings(config))
+  del in_force['MODEL_DIR']
+  flags = [
+    *(f'--gin_file={file}' for file in files),
+    *('--gin.' + re.sub(r'\s*=\s*', '=', b, count=1) for b in bindings),
+  ]
+  return Cell(
+    variant=variant.name,
+    reference=variant.reference,
+    seed=seed,
+    folder=folder,
+    arguments=('--run_mode=train', *flags),
+    bindings=in_force,
+  )
+
+
+def _bindings(config: config_check.Config) -> Iterator[tuple[str, str]]:
+  """Yields the left and the right side of each binding in force."""
+  for binding in config.final():
+    scope = f'{binding.scope}/' if binding.scope else ''
+    selector = f'{binding.full_selector}.' if binding.selector else ''
+    yield (
+      f'{scope}{selector}{binding.name}',
+      config_check.gin_text(binding.value),
+    )
+
+
+def _shell_word(word: str) -> str:
+  """Quotes a word for the shell; a gin string stays readable."""
+  if "'" in word and not set(word) & set('"$`\\!'):
+    return f'"{word}"'
+  return shlex.quote(word)
+
+
+def identity(cell: Cell) -> dict[str, Any]:
+  """Returns what cell.json says: which configuration its folder belongs to."""
+  return {
+    'variant': cell.variant,
+    'seed': cell.seed,
+    'engine': selective_t5x.engine_name(),
+    'bindings': cell.bindings,
+    'command': cell.command,
+  }
+
+
+def check_folder(cell: Cell) -> None:
+  """Raises UserError where the cell's folder holds something else."""
+  held = os.listdir(cell.folder) if cell.folder.exists() else ()
+  # A file that a killed process was writing is not there yet.
+  held = {name for name in held if not name.endswith('.tmp')}
+  ours = {LOCK_FILE, CELL_FILE, LOG_FILE, run_lock.LOCK_FILE, results.RUN_FILE}
+  if held <= ours:
+    return  # Nothing was trained yet: a mistake can be mended in place.
+  path = cell.folder / CELL_FILE
+  if not path.exists():
+    raise UserError(
+      f'{cell.folder}: holds something that no comparison wrote; move it away '
+      'or give another --output_dir'
+    )
+  there, here = results.read_json(path), identity(cell)
+  was = {**there['bindings'], 'engine': there['engine']}
+  now = {**here['bindings'], 'engine': here['engine']}
+  changed = changes(was, now)
+  if changed:
+    raise UserError(
+      f'{cell.folder}: holds a run of another configuration: {changed}; give '
+      'another --output_dir'
+    )

@@ -1,0 +1,140 @@
+"""Shows how far the cells of a comparison are: those that run, and all."""
+
+import sys
+import time
+from collections.abc import Sequence
+
+import tqdm
+
+import selective_t5x
+from selective_t5x.comparisons.plan import Cell
+from selective_t5x.runs import results
+
+_LINE_SECONDS = 20
+
+
+class Progress:
+  """A bar for each running cell and one for all of them; a context manager.
+
+  Where stderr is no terminal, a line is printed now and then instead.
+  """
+
+  def __init__(self, cells: Sequence[Cell], jobs: int):
+    """Takes all cells, and how many run at a time."""
+    self._count, self._ended = len(cells), 0
+    self._steps = {cell.name: _steps_done(cell) for cell in cells}
+    self._positions = list(range(jobs))
+    totals = [cell.total_steps for cell in cells]
+    self._bar = _bar(
+      None if None in totals else sum(totals),
+      desc='all',
+      position=jobs,
+      initial=sum(self._steps.values()),
+    )
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self._bar.close()
+
+  def say(self, line: str) -> None:
+    """Prints a line; above the bars, where there are any."""
+    tqdm.tqdm.write(line, file=sys.stderr)
+
+  def line(self, cell: Cell) -> '_Line':
+    """Returns the line of a cell that starts; a context manager."""
+    return _Line(self, cell, self._positions)
+
+  def end(self, cell: Cell, how: str) -> None:
+    """Says how a cell ended, and counts it."""
+    self._ended += 1
+    self.say(f'[{self._ended}/{self._count}] {cell.name}: {how}')
+    self.count(cell, _steps_done(cell))
+
+  def count(self, cell: Cell, steps: int) -> None:
+    """Puts the steps that a cell has done into those of all."""
+    self._steps[cell.name] = steps
+    self._bar.set_postfix_str(f'{self._ended} of {self._count} runs', False)
+    self._bar.update(sum(self._steps.values()) - self._bar.n)
+    self._bar.refresh()
+
+
+class _Line:
+  """The line of one running cell."""
+
+  def __init__(self, progress: Progress, cell: Cell, positions: list[int]):
+    self._progress, self._cell = progress, cell
+    self._positions, self._position = positions, min(positions)
+    positions.remove(self._position)
+    self._size, self._step = 0, None
+    self._said_at = time.monotonic()
+    self._bar = _bar(
+      cell.total_steps, desc=cell.name, position=self._position, leave=False
+    )
+    # T5X's metrics are TensorBoard events, which are read at the end alone.
+    embedded = selective_t5x.engine_name() == 'embedded'
+    self._bar.set_postfix_str('starting' if embedded else 'see its log')
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self._bar.close()
+    self._positions.append(self._position)
+
+  def update(self) -> None:
+    """Looks how far the cell is."""
+    path = _train_folder(self._cell) / results.METRICS_FILE
+    size = path.stat().st_size if path.exists() else 0
+    if size != self._size:
+      self._size = size
+      row = _last_row(self._cell)
+      if row and row['step'] != self._step:
+        self._show(row)
+    self._bar.refresh()
+
+  def _show(self, row: results.Row) -> None:
+    if self._step is None:
+      # Neither start-up nor the steps of an earlier start count for the rate.
+      self._bar.reset()
+      self._bar.initial = self._bar.n = row['step']
+    self._step = row['step']
+    loss = 'n/a' if row['loss'] is None else f'{row["loss"]:.4f}'
+    self._bar.set_postfix_str(f'loss {loss}', refresh=False)
+    self._bar.update(self._step - self._bar.n)
+    self._progress.count(self._cell, self._step)
+    if self._bar.disable and time.monotonic() - self._said_at > _LINE_SECONDS:
+      self._said_at = time.monotonic()
+      of = f'{self._step}/{self._cell.total_steps or "?"}'
+      self._progress.say(f'{self._cell.name}: step {of}, loss {loss}')
+
+
+def _bar(total: int | None, **options) -> tqdm.tqdm:
+  return tqdm.tqdm(
+    total=total,
+    unit='step',
+    dynamic_ncols=True,
+    disable=not sys.stderr.isatty(),
+    **options,
+  )
+
+
+def _train_folder(cell: Cell):
+  return cell.folder / results.TRAIN_FOLDER
+
+
+def _steps_done(cell: Cell) -> int:
+  if cell.finished:
+    return cell.total_steps or 0
+  row = _last_row(cell)
+  return row['step'] if row else 0
+
+
+def _last_row(cell: Cell) -> results.Row | None:
+  """Returns the newest train metrics, None before there are any."""
+  folder = _train_folder(cell)
+  if not (folder / results.METRICS_FILE).exists():
+    return None
+  rows = results.read_metrics(folder)
+  return rows[-1] if rows else None

@@ -1,0 +1,154 @@
+"""Trains cells: each in a process of its own, several at a time.
+
+A cell that is being trained is locked, by the process that trains it too, so
+that the lock outlasts a killed comparison.
+"""
+
+import collections
+import contextlib
+import fcntl
+import subprocess
+import sys
+import time
+from collections.abc import Generator, Sequence
+from typing import IO
+
+from selective_t5x.comparisons.plan import (
+  CELL_FILE,
+  LOCK_FILE,
+  LOG_FILE,
+  Cell,
+  check_folder,
+  identity,
+)
+from selective_t5x.comparisons.progress import Progress
+from selective_t5x.errors import INTERRUPTED
+from selective_t5x.runs import results
+
+MAIN = (sys.executable, '-m', 'selective_t5x.main')
+
+_POLL_SECONDS = 0.1
+_TAIL_LINES = 15
+
+
+class CellError(RuntimeError):
+  """Runs failed."""
+
+
+def run_cells(
+  cells: Sequence[Cell], *, jobs: int = 1, program: Sequence[str] = MAIN
+) -> None:
+  """Trains cells, or what is left of them; finished ones are kept.
+
+  What a run prints goes to log.txt in its folder; meanwhile its progress is
+  shown. Where another process is already at a cell, waits for that one. A run
+  that SIGTERM stopped, while this process lives, goes on at once. A run
+  that fails leaves its folder as it is and stops no other; an exception, such
+  as that of Ctrl-C, ends all that run.
+
+  Args:
+    cells: in the order in which they start.
+    jobs: how many run at a time.
+    program: what is started with a cell's arguments.
+
+  Raises:
+    CellError: runs failed; why was said when it happened. All others were
+      finished first.
+  """
+  waiting, running, failed = collections.deque(cells), {}, []
+  with contextlib.ExitStack() as stack:
+    progress = stack.enter_context(Progress(cells, jobs))
+    while waiting or running:
+      while waiting and len(running) < jobs:
+        cell = waiting.popleft()
+        running[cell.name] = run = _run(cell, jobs, program, progress)
+        stack.callback(run.close)
+      for name, run in list(running.items()):
+        try:
+          next(run)
+        except StopIteration as end:
+          del running[name]
+          if not end.value:
+            failed.append(name)
+      if running:
+        time.sleep(_POLL_SECONDS)
+  if failed:
+    raise CellError(
+      f'{len(failed)} of {len(cells)} runs failed: {", ".join(failed)}; the '
+      'others are kept, and the same command goes on from there'
+    )
+
+
+def _run(
+  cell: Cell, jobs: int, program: Sequence[str], progress: Progress
+) -> Generator[None, None, bool]:
+  """Trains a cell and yields now and then; closed early, it ends the run.
+
+  Returns:
+    whether the cell is finished.
+  """
+  cell.folder.mkdir(parents=True, exist_ok=True)
+  with open(cell.folder / LOCK_FILE, 'w') as lock:
+    if not _locks(lock):
+      progress.say(
+        f'{cell.name}: another process is training it; waiting for that'
+      )
+      while not _locks(lock):
+        yield
+    check_folder(cell)
+    if cell.finished:
+      progress.end(cell, 'finished before, kept')
+      return True
+    log_file = cell.folder / LOG_FILE
+    progress.say(f'{cell.name}: training; its log is {log_file}')
+    results.write_json(
+      cell.folder / CELL_FILE, {**identity(cell), 'jobs': jobs}
+    )
+    while (code := (yield from _start(cell, program, lock, progress))) == (
+      INTERRUPTED
+    ):
+      progress.say(f'{cell.name}: stopped by SIGTERM and saved; it goes on')
+    if code:
+      lines = log_file.read_text(errors='replace').splitlines()
+      tail = '\n'.join(f'  {line}' for line in lines[-_TAIL_LINES:])
+      progress.end(
+        cell,
+        f'failed with exit code {code}; the end of {log_file}:\n{tail}',
+      )
+      return False
+    results.write_summary(cell.folder)
+    progress.end(cell, 'finished')
+    return True
+
+
+def _start(
+  cell: Cell, program: Sequence[str], lock: IO, progress: Progress
+) -> Generator[None, None, int]:
+  """Starts the run of a cell once, see `_run`; returns its exit code."""
+  with open(cell.folder / LOG_FILE, 'ab') as log:
+    process = subprocess.Popen(
+      [*program, *cell.arguments],
+      stdin=subprocess.DEVNULL,
+      stdout=log,
+      stderr=log,
+      pass_fds=[lock.fileno()],
+    )
+  try:
+    with progress.line(cell) as line:
+      while process.poll() is None:
+        yield
+        line.update()
+  finally:
+    if process.poll() is None:
+      process.terminate()
+      process.wait()
+  return process.returncode
+
+
+def _locks(file: IO) -> bool:
+  """Tries to lock a file; returns whether it did."""
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return False
+  return True

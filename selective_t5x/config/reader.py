@@ -1,0 +1,403 @@
+"""Reads a gin configuration without importing anything it names.
+
+gin only finds a missing file, a misspelt macro or an unquoted string after it
+has imported TensorFlow and JAX, and some of them never. Here gin's own parser
+reads the files and the command line's bindings, so that such mistakes are
+answered in under a second. What needs the modules is left to `apply`.
+"""
+
+import dataclasses
+import glob
+import os
+import pathlib
+import sys
+import tokenize
+from collections.abc import Iterator, Sequence
+
+from gin import config_parser
+
+from selective_t5x.config import files as config_files
+from selective_t5x.config import t5x_files
+from selective_t5x.errors import UserError, did_you_mean
+
+# Macros that hold a path of this run; see `Config.path_bindings`.
+PATH_MACROS = (
+  'MODEL_DIR',
+  'EVAL_OUTPUT_DIR',
+  'CHECKPOINT_PATH',
+  'INITIAL_CHECKPOINT_PATH',
+)
+_COMMAND_LINE = ''
+_REQUIRED = ('gin.REQUIRED', 'REQUIRED')
+
+
+@dataclasses.dataclass(frozen=True)
+class Macro:
+  """A reference to a macro or a constant: %name."""
+
+  name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+  """A reference to a configurable: @selector, or @selector() when called."""
+
+  selector: str
+  evaluate: bool
+
+
+class _Delegate(config_parser.ParserDelegate):
+  """Keeps references as names, so that nothing is looked up."""
+
+  def configurable_reference(self, scoped_configurable_name, evaluate):
+    return Reference(scoped_configurable_name, evaluate)
+
+  def macro(self, macro_name):
+    return Macro(macro_name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Binding:
+  """One `name = value` of a gin file or of the command line.
+
+  Attributes:
+    scope: scopes before the selector, joined by '/', or ''.
+    selector: the configurable as it is spelled there; '' for a macro.
+    name: the parameter, or the macro's name with its scope.
+    value: a literal that may hold `Macro` and `Reference` objects.
+    file: the gin file as it was asked for, '' for the command line.
+    line: the line in that file, from 1.
+    imports: the names that the file's imports gave before this line, each with
+      the module it stands for.
+  """
+
+  scope: str
+  selector: str
+  name: str
+  value: object
+  file: str
+  line: int
+  imports: dict[str, str]
+
+  @property
+  def key(self) -> str:
+    """The left-hand side, as one writes it in gin."""
+    if not self.selector:
+      return self.name
+    scope = f'{self.scope}/' if self.scope else ''
+    return f'{scope}{self.selector}.{self.name}'
+
+  @property
+  def on_command_line(self) -> bool:
+    """Whether it was given as --gin.KEY=VALUE or by --gin_bindings."""
+    return self.file == _COMMAND_LINE
+
+  @property
+  def where(self) -> str:
+    """Where it stands: 'file:line', or the flag."""
+    if self.on_command_line:
+      return f'--gin.{self.key}'
+    return f'{self.file}:{self.line}'
+
+  @property
+  def full_selector(self) -> str:
+    """The selector with its first name replaced by the module behind it."""
+    first, *rest = self.selector.split('.')
+    return '.'.join([self.imports.get(first, first), *rest])
+
+  def overrides(self, other: 'Binding') -> bool:
+    """Whether this binding of the command line overrides one of a file.
+
+    gin takes the end of a configurable's name there.
+    """
+    names = (f'.{other.selector}', f'.{other.full_selector}')
+    return (self.scope, self.name) == (other.scope, other.name) and any(
+      name.endswith(f'.{self.selector}') for name in names
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Import:
+  """An import of a gin file: the whole module name, and where it stands."""
+
+  module: str
+  where: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """All imports and bindings of a run, in the order in which gin meets them."""
+
+  imports: tuple[Import, ...]
+  bindings: tuple[Binding, ...]
+
+  def final(self) -> list[Binding]:
+    """Returns the bindings that no later one overrides."""
+    final = {}
+    for binding in self.bindings:
+      key = (binding.scope, binding.full_selector, binding.name)
+      if binding.on_command_line and binding.selector:
+        key = next((k for k, b in final.items() if binding.overrides(b)), key)
+      final[key] = binding
+    return list(final.values())
+
+  def macros(self) -> dict[str, Binding]:
+    """Returns the binding of every macro, by its name."""
+    return {b.name: b for b in self.bindings if not b.selector}
+
+  def path_bindings(self) -> list[str]:
+    """Returns gin bindings that make the run's relative paths absolute.
+
+    Orbax refuses a relative path, and what is running may change its folder.
+    """
+    macros = self.macros()
+    return [
+      f'{name} = {os.path.abspath(macros[name].value)!r}'
+      for name in PATH_MACROS
+      if name in macros
+      and isinstance(macros[name].value, str)
+      and macros[name].value
+      and '://' not in macros[name].value
+    ]
+
+
+def load(
+  files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[str]
+) -> Config:
+  """Reads gin files, all that they include, and command-line bindings.
+
+  Args:
+    files: paths of gin files, absolute or below one of search_paths.
+    bindings: 'KEY = VALUE' texts, applied after the files.
+    search_paths: folders to look in, the first that has the file wins.
+
+  Returns:
+    The bindings in the order in which gin applies them.
+
+  Raises:
+    UserError: a file is missing, or gin cannot parse a file or a binding.
+  """
+  found = []
+  for name in files:
+    found.extend(_read_file(name, search_paths, (), f'--gin_file={name}'))
+  for text in bindings:
+    found.extend(_read_flag(text, search_paths))
+  return _config(found)
+
+
+def _config(statements) -> Config:
+  found = list(statements)
+  return Config(
+    imports=tuple(s for s in found if isinstance(s, Import)),
+    bindings=tuple(s for s in found if isinstance(s, Binding)),
+  )
+
+
+def read(text: str, name: str) -> Config:
+  """Reads the text of one gin file; an include is looked for on sys.path.
+
+  Raises:
+    UserError: gin cannot parse it; `name` says what it is.
+  """
+  return _config(_read_text(text, name, (), ()))
+
+
+def check(config: Config) -> None:
+  """Checks that macros fit together.
+
+  Raises:
+    UserError: a macro is read but bound nowhere, is still REQUIRED, or is bound
+      on the command line though nothing reads it.
+  """
+  final, macros = config.final(), config.macros()
+  reads: dict[str, Binding] = {}
+  for binding in final:
+    for name in _macros_in(binding.value):
+      reads.setdefault(name, binding)
+
+  for binding in config.bindings:
+    if not binding.selector and binding.on_command_line:
+      if binding.name not in reads:
+        raise UserError(
+          f'{binding.where}: no loaded gin file reads a macro of this name'
+          f'{did_you_mean(binding.name, reads)}'
+        )
+  for name, reader in reads.items():
+    # A name with a dot is a constant that some module registers.
+    if name not in macros and name not in _REQUIRED and '.' not in name:
+      raise UserError(
+        f'{reader.where}: {reader.key} reads %{name}, which nothing sets: '
+        f'load a gin file that does, or give --gin.{name}=VALUE'
+        f'{did_you_mean(name, macros)}'
+      )
+  missing = [
+    b for b in final if isinstance(b.value, Macro) and b.value.name in _REQUIRED
+  ]
+  if missing:
+    names = ', '.join(f'{b.key} (required at {b.where})' for b in missing)
+    raise UserError(
+      f'no value for {names}: give --gin.{missing[0].key}=VALUE, a string as '
+      f'--gin.{missing[0].key}="\'text\'"'
+    )
+
+
+def gin_text(value) -> str:
+  """Returns a parsed gin value as it is written in gin."""
+  if isinstance(value, Macro):
+    return f'%{value.name}'
+  if isinstance(value, Reference):
+    return f'@{value.selector}{"()" if value.evaluate else ""}'
+  if isinstance(value, dict):
+    items = (f'{gin_text(k)}: {gin_text(v)}' for k, v in value.items())
+    return '{' + ', '.join(items) + '}'
+  if isinstance(value, list):
+    return '[' + ', '.join(map(gin_text, value)) + ']'
+  if isinstance(value, tuple):
+    return '(' + ''.join(f'{gin_text(item)}, ' for item in value) + ')'
+  return repr(value)
+
+
+def leaves(value) -> Iterator[object]:
+  """Yields what a value holds, out of its lists, tuples and dicts."""
+  if isinstance(value, dict):
+    value = [*value.keys(), *value.values()]
+  if isinstance(value, list | tuple):
+    for item in value:
+      yield from leaves(item)
+  else:
+    yield value
+
+
+def _macros_in(value) -> Iterator[str]:
+  """Yields the names of the macros inside a value."""
+  return (leaf.name for leaf in leaves(value) if isinstance(leaf, Macro))
+
+
+def _read_file(
+  name, search_paths, including, asked
+) -> Iterator[Import | Binding]:
+  """Yields the statements of one file, its includes in their place."""
+  path = _find(name, search_paths, asked)
+  if name in including:
+    raise UserError(f'{asked}: a file cannot include itself')
+  try:
+    text = pathlib.Path(path).read_text(encoding='utf-8')
+  except UnicodeDecodeError as error:
+    raise UserError(f'{name}: not a text file ({error})') from error
+  yield from _read_text(text, name, search_paths, (*including, name))
+
+
+def _read_text(text, name, search_paths, including):
+  """Yields the statements of the text of a file."""
+  try:
+    parser = config_parser.ConfigParser(text, _Delegate())
+    yield from _read(parser, name, search_paths, including)
+  except SyntaxError as error:
+    line = (error.text or '').strip()
+    raise UserError(
+      f'{name}:{error.lineno}: cannot read "{line}": {_reason(error)}'
+    ) from error
+  except tokenize.TokenError as error:
+    message, (line, _) = error.args
+    raise UserError(f'{name}:{line}: {message}') from error
+
+
+def _read_flag(text, search_paths) -> Iterator[Import | Binding]:
+  """Yields the statements of one --gin.KEY=VALUE or --gin_bindings."""
+  key, _, value = (part.strip() for part in text.partition('='))
+  try:
+    parser = config_parser.ConfigParser(text, _Delegate())
+    yield from _read(parser, _COMMAND_LINE, search_paths, ())
+  except (SyntaxError, tokenize.TokenError) as error:
+    raise UserError(
+      f'--gin.{key}={value}: {_quoting(key, value, error)}'
+    ) from error
+
+
+def _read(parser, file, search_paths, including) -> Iterator[Import | Binding]:
+  """Yields the statements of what a gin parser reads."""
+  imports = {}
+  for statement in parser:
+    where = f'{file or "--gin_bindings"}:{statement.location.line_num}'
+    if isinstance(statement, config_parser.IncludeStatement):
+      name = statement.filename
+      asked = f'{where}: include {name!r}'
+      yield from _read_file(name, search_paths, including, asked)
+    elif isinstance(statement, config_parser.ImportStatement):
+      whole = statement.alias or statement.is_from
+      bound = statement.bound_name()
+      imports[bound] = statement.module if whole else bound
+      if not statement.module.startswith('__gin__.'):
+        yield Import(statement.module, where)
+    elif isinstance(statement, config_parser.BindingStatement):
+      yield _binding(statement, file, dict(imports))
+
+
+def _binding(statement, file, imports) -> Binding:
+  """Converts gin's statement; NAME = VALUE binds the macro NAME."""
+  scope, selector, name = statement[:3]
+  if not name or (selector in ('macro', 'gin.macro') and name == 'value'):
+    parts = [scope] if name else [scope, selector]
+    scope, selector, name = '', '', '/'.join(filter(None, parts))
+  return Binding(
+    scope,
+    selector,
+    name,
+    statement.value,
+    file,
+    statement.location.line_num,
+    imports,
+  )
+
+
+def _reason(error) -> str:
+  """Returns the telling part of a parse error's message on one line."""
+  lines = [line.strip() for line in str(error.args[0]).splitlines()]
+  token = lines[-1].removeprefix("Failed to parse token '").removesuffix("'")
+  if token != lines[-1]:
+    return f'{token} is no value; a string needs quotes: {token!r}'
+  return lines[0].rstrip('.')
+
+
+def _quoting(key, value, error) -> str:
+  """Returns what is wrong with a value on the command line, and a right one."""
+  if not key.replace('/', '.').replace('.', '_').isidentifier():
+    return f'{_reason(error)}; expected --gin.NAME=VALUE'
+  if not value:
+    return f'has no value; an empty string is --gin.{key}="\'\'"'
+  if value.title() in ('True', 'False', 'None'):
+    return f'expected --gin.{key}={value.title()}'
+  if value[0] in '%@([{':
+    return (
+      f'{_reason(error)}; put the whole value in double quotes and every '
+      'string inside it in single quotes'
+    )
+  bare = value.strip('\'"')
+  return f'a string needs quotes inside quotes: --gin.{key}="{bare!r}"'
+
+
+def _find(name, search_paths, asked) -> str:
+  """Returns the path of a gin file, or raises with the nearest names."""
+  # sys.path holds the gin files inside installed packages, T5X's for one.
+  for folder in ('', *search_paths, *sys.path):
+    path = os.path.join(folder, name)
+    if os.path.isfile(path):
+      return path
+  looked = dict.fromkeys(os.path.abspath(f) for f in ('', *search_paths))
+  instead = t5x_files.instead_of(name)
+  raise UserError(
+    f'{asked}: no such file (looked in {", ".join(looked)})'
+    f'{instead or did_you_mean(name, _gin_files(name, search_paths))}'
+  )
+
+
+def _gin_files(name, search_paths) -> Iterator[str]:
+  """Yields names of gin files beside the one asked for, and the suite's own."""
+  for folder in ('', *search_paths):
+    beside = os.path.dirname(os.path.join(folder, name))
+    # Unlike pathlib's, this glob finds nothing where a name cannot be.
+    for path in glob.glob(os.path.join(glob.escape(beside), '*.gin')):
+      yield str(pathlib.Path(name).with_name(os.path.basename(path)))
+  root = config_files.search_path()
+  for path in config_files.gin_dir().rglob('*.gin'):
+    yield str(path.relative_to(root))

@@ -1,0 +1,156 @@
+"""What a compiled step needs and how long it takes at the least.
+
+A roofline: the step takes as long as the slowest of three, each at the chip's
+peak and all of them overlapping: the operations, the bytes to and from the main
+memory, the bytes to other chips. A measured step takes longer.
+"""
+
+import collections
+import dataclasses
+import re
+
+from selective_t5x.costs import hlo, traffic
+from selective_t5x.costs.steps import Step
+from selective_t5x.costs.topologies import Chip
+
+ASSUMPTIONS = (
+  'peak rates of the chip, everything overlaps',
+  'collectives go around a ring on one axis of the torus, both ways',
+  'a loop counts all its rounds, of decoding one token: nobody knows when all '
+  'rows have ended',
+  'bytes are those that each operation reads and writes in main memory, in '
+  'whole tiles; kernels say theirs',
+)
+_OUT_OF_MEMORY = re.compile(
+  r'(?:Used |HLO temporaries \()([0-9.]+)([KMGT]?)'
+  r'(?: of [0-9.]+[KMGT]? hbm|\) exceeds available HBM)'
+)
+_UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+  """What one device needs for a step; bytes, operations and seconds.
+
+  Attributes:
+    step: its name.
+    parameters: bytes of parameters.
+    optimizer: bytes of the optimiser's state.
+    total: bytes of main memory in use at the worst moment.
+    temporaries: bytes of it for activations and the like; None where the
+      program did not fit and the compiler gave none.
+    fits: whether it is within the chip's memory.
+    flops: operations, two for a multiply-add.
+    bytes_moved: between main memory and the cores.
+    collectives: {kind: {'count', 'bytes', 'sent'}}.
+    seconds: {'compute', 'hbm', 'interconnect'}, each alone.
+  """
+
+  step: str
+  parameters: int
+  optimizer: int
+  total: int
+  temporaries: int | None
+  fits: bool
+  flops: float = 0.0
+  bytes_moved: float = 0.0
+  collectives: dict[str, dict[str, float]] = dataclasses.field(
+    default_factory=dict
+  )
+  seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+  @property
+  def limit(self) -> str | None:
+    """What takes longest."""
+    return max(self.seconds, key=self.seconds.get) if self.seconds else None
+
+  @property
+  def step_seconds(self) -> float | None:
+    """The estimate for the whole step."""
+    return max(self.seconds.values()) if self.seconds else None
+
+  def record(self) -> dict:
+    """Returns it for a JSON file."""
+    return dataclasses.asdict(self) | {
+      'limit': self.limit,
+      'step_seconds': self.step_seconds,
+    }
+
+
+def measure(step: Step, chip: Chip) -> Costs:
+  """Compiles a step and returns its costs.
+
+  Raises:
+    jax.errors.JaxRuntimeError: XLA fails for another reason than memory.
+  """
+  import jax
+
+  state = {
+    'parameters': step.bytes_of('parameters'),
+    'optimizer': step.bytes_of('optimizer') if 'optimizer' in step.state else 0,
+  }
+  try:
+    compiled = step.lower().compile()
+  except jax.errors.JaxRuntimeError as error:
+    needed = _OUT_OF_MEMORY.search(str(error))
+    if not needed:
+      raise
+    total = int(float(needed[1]) * _UNITS[needed[2]])
+    return Costs(step.name, **state, total=total, temporaries=None, fits=False)
+  return of_compiled(step.name, compiled, chip, **state)
+
+
+def of_compiled(
+  name: str, compiled, chip: Chip, parameters: int, optimizer: int
+) -> Costs:
+  """Returns the costs of a compiled program; arguments as of `Costs`."""
+  memory = compiled.memory_analysis()
+  total = (
+    memory.argument_size_in_bytes
+    + memory.output_size_in_bytes
+    - memory.alias_size_in_bytes
+    + memory.temp_size_in_bytes
+    + memory.generated_code_size_in_bytes
+  )
+  program = hlo.Program(compiled.as_text())
+  # XLA counts the first round of a loop alone.
+  flops = compiled.cost_analysis().get('flops', 0.0)
+  flops += traffic.further_flops(program)
+  moved = traffic.bytes_moved(program)
+  found = hlo.collectives(program)
+  kinds = collections.defaultdict(lambda: dict(count=0, bytes=0, sent=0.0))
+  for one in found:
+    kinds[one.kind]['count'] += 1
+    kinds[one.kind]['bytes'] += one.bytes
+    kinds[one.kind]['sent'] += one.sent
+  return Costs(
+    name,
+    parameters=parameters,
+    optimizer=optimizer,
+    total=total,
+    temporaries=memory.temp_size_in_bytes,
+    fits=total <= chip.hbm_bytes,
+    flops=flops,
+    bytes_moved=moved,
+    collectives=dict(kinds),
+    seconds=roofline(chip, flops, moved, sum(one.sent for one in found)),
+  )
+
+
+def roofline(
+  chip: Chip, flops: float, moved: float, sent: float
+) -> dict[str, float]:
+  """Returns the seconds of each resource, at the chip's peaks.
+
+  Args:
+    chip: what it runs on.
+    flops: operations of one chip.
+    moved: bytes to and from its main memory.
+    sent: bytes to other chips.
+  """
+  axes = 3 if chip.name in ('v4', 'v5p') else 2
+  return {
+    'compute': flops / chip.flops,
+    'hbm': moved / chip.hbm_bytes_per_second,
+    'interconnect': sent / (chip.ici_bytes_per_second / axes),
+  }

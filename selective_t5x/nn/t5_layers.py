@@ -1,0 +1,191 @@
+"""Flax layers of T5: relative position biases, attention to an encoder.
+
+Shapes: B batch, N length, M model width, H heads, D head size. Names, shapes,
+logical axes and initial values of parameters are those of T5X's examples/t5.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax.linen import partitioning
+
+from selective_t5x import attention
+from selective_t5x.nn import layers
+
+NUM_BUCKETS = 32
+MAX_DISTANCE = 128
+
+# T5 does not scale its logits: the initial query kernels are smaller instead,
+# which under Adafactor comes to the same. Source: arXiv 1910.10683's code.
+KERNEL_INIT = nn.initializers.variance_scaling(1.0, 'fan_in', 'normal')
+
+
+def query_init(head_dim: int) -> Callable[..., jax.Array]:
+  """Returns the initialiser of query kernels: that of keys over D ** 0.5."""
+  return nn.initializers.variance_scaling(1 / head_dim, 'fan_in', 'normal')
+
+
+def distance_buckets(distance: np.ndarray, *, both_ways: bool) -> np.ndarray:
+  """Sorts distances into the NUM_BUCKETS that share a learned bias.
+
+  One bucket a distance for short ones, then logarithmically wider ones up to
+  MAX_DISTANCE; all that is further shares the last. Source: arXiv 1910.10683,
+  section 2.1.
+
+  Args:
+    distance: i64[...], position of the key minus that of the query.
+    both_ways: whether keys may lie ahead; they then have half of the buckets,
+      else they share the bucket of distance 0.
+
+  Returns:
+    i64[...], from 0 to NUM_BUCKETS - 1.
+  """
+  ahead = distance > 0
+  buckets = NUM_BUCKETS // 2 if both_ways else NUM_BUCKETS
+  back = np.abs(distance) if both_ways else np.maximum(-distance, 0)
+  exact = buckets // 2
+  # In float32 as in T5X, or a distance at a border could change its bucket.
+  ratio = np.maximum(back, 1).astype(np.float32) / exact
+  steps = np.log(ratio + np.finfo(np.float32).eps) / math.log(
+    MAX_DISTANCE / exact
+  )
+  wide = exact + (steps * (buckets - exact)).astype(np.int64)
+  bucket = np.where(back < exact, back, np.minimum(wide, buckets - 1))
+  return bucket + buckets * ahead if both_ways else bucket
+
+
+class RelativeBias(nn.Module):
+  """Learned biases of attention logits by the distance of key and query.
+
+  Attributes:
+    num_heads: H.
+    both_ways: whether keys may lie ahead of queries, as in an encoder.
+    dtype: of the biases.
+  """
+
+  num_heads: int
+  both_ways: bool
+  dtype: Any = jnp.float32
+
+  def setup(self):
+    """Makes the table of biases, H by bucket."""
+    self.table = partitioning.param_with_axes(
+      'rel_embedding',
+      nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform'),
+      (self.num_heads, NUM_BUCKETS),
+      jnp.float32,
+      axes=('heads', 'relpos_buckets'),
+    )
+
+  def __call__(
+    self, keys: int | jax.Array, position: jax.Array | None = None
+  ) -> jax.Array:
+    """Returns the biases of a row of N keys.
+
+    Args:
+      keys: N, for keys at positions 0 to N - 1, or their positions, i32[B, N],
+        which asks for position.
+      position: i32[B], the one query of each row; None for a query at each of
+        the N positions.
+
+    Returns:
+      [1, H, N, N], axis 2 the query, or [B, H, 1, N] with position.
+    """
+    if isinstance(keys, int):
+      keys = np.arange(keys)
+    if position is None:
+      buckets = distance_buckets(
+        keys - keys[:, None], both_ways=self.both_ways
+      )[None]
+    else:
+      # Every distance that matters, as a constant.
+      by_distance = distance_buckets(
+        np.arange(-MAX_DISTANCE, MAX_DISTANCE + 1), both_ways=self.both_ways
+      )
+      distance = jnp.clip(keys - position[:, None], -MAX_DISTANCE, MAX_DISTANCE)
+      buckets = jnp.asarray(by_distance)[distance + MAX_DISTANCE][:, None]
+    # A product, as T5X has it: a gather and its gradient are slow on a TPU.
+    chosen = buckets[:, None] == np.arange(NUM_BUCKETS)[:, None, None]
+    return jnp.einsum(
+      'hk,bkij->bhij', self.table.astype(self.dtype), chosen.astype(self.dtype)
+    )
+
+
+class Attention(nn.Module):
+  """Multi-head attention that is not causal: in encoders, and to them.
+
+  Attributes:
+    num_heads: H.
+    head_dim: D.
+    attention_fn: `attention.full_attention` or a function with its arguments.
+    dropout_rate: of the attention weights.
+    dtype: of the computation.
+    split_kernels: as of SelfAttention.
+  """
+
+  num_heads: int
+  head_dim: int
+  attention_fn: Callable[..., jax.Array] = attention.full_attention
+  dropout_rate: float = 0.0
+  dtype: Any = jnp.float32
+  split_kernels: bool = False
+
+  @nn.compact
+  def __call__(
+    self,
+    x: jax.Array,
+    y: jax.Array,
+    query_ids: jax.Array,
+    key_ids: jax.Array,
+    *,
+    deterministic: bool,
+    bias: jax.Array | None = None,
+  ) -> jax.Array:
+    """Attends from each token of x to those of its segment in y.
+
+    Args:
+      x: [B, N, M].
+      y: [B, K, M].
+      query_ids: i32[B, N], segments of x, 0 for padding.
+      key_ids: i32[B, K], segments of y, 0 for padding.
+      deterministic: whether dropout is off.
+      bias: added to the logits; broadcasts to [B, H, N, K].
+
+    Returns:
+      [B, N, M], zero in padding rows.
+    """
+
+    def heads(name, of, init=KERNEL_INIT):
+      return layers.project_heads(
+        of,
+        self.num_heads,
+        self.head_dim,
+        name=name,
+        dtype=self.dtype,
+        kernel_init=init,
+        split=self.split_kernels,
+      )
+
+    out = self.attention_fn(
+      heads('query', x, query_init(self.head_dim)),
+      heads('key', y),
+      layers.drop_keys(
+        heads('value', y), self.dropout_rate, deterministic=deterministic
+      ),
+      scale=1.0,
+      bias=bias,
+      query_ids=query_ids,
+      key_ids=key_ids,
+    )
+    return layers.join_heads(
+      out,
+      x.shape[-1],
+      dtype=self.dtype,
+      kernel_init=KERNEL_INIT,
+      split=self.split_kernels,
+    )

@@ -1,0 +1,208 @@
+"""A trained model out of its run folder: its configuration, parameters, data.
+
+On both engines, through T5X's public names alone.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from selective_t5x.config import entry_points
+from selective_t5x.config import files as config_files
+from selective_t5x.config import reader as config_check
+from selective_t5x.errors import UserError, did_you_mean
+
+_EVALUATION = 'gin/runs/eval.gin'
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """A model with what it has learnt.
+
+  Attributes:
+    checkpoint: the checkpoint's folder, absolute.
+    config: the gin configuration, as it was read.
+    model: T5X's model.
+    params: its parameters, on the devices.
+    params_axes: how they are partitioned.
+    partitioner: T5X's partitioner.
+    dataset_cfg: T5X's DatasetConfig of EVAL_TASK_NAME and EVAL_SPLIT.
+    length: N, the decoder's tokens in a row.
+  """
+
+  checkpoint: str
+  config: config_check.Config
+  model: Any
+  params: Any
+  params_axes: Any
+  partitioner: Any
+  dataset_cfg: Any
+  length: int
+
+  def batches(self, count: int) -> list[Batch]:
+    """Returns the first batches of the split, whole ones, no row twice.
+
+    Raises:
+      UserError: the split has fewer.
+    """
+    found = list(
+      itertools.islice(
+        _dataset(self.dataset_cfg, self.model).as_numpy_iterator(), count
+      )
+    )
+    if len(found) < count:
+      cfg = self.dataset_cfg
+      raise UserError(
+        f'split {cfg.split!r} of {cfg.mixture_or_task_name} has {len(found)} '
+        f'batches of {cfg.batch_size} rows, {count} were asked for: ask for '
+        'fewer, or lower BATCH_SIZE'
+      )
+    return found
+
+
+@contextlib.contextmanager
+def restored(
+  path: str,
+  *,
+  gin_files: Sequence[str] = (),
+  gin_bindings: Sequence[str] = (),
+) -> Iterator[Trained]:
+  """Restores a checkpoint with the configuration of its run.
+
+  gin's configuration is the run's inside the context, and empty after it: the
+  model's functions read it whenever they are called or traced, so use one
+  checkpoint at a time, and a Trained only inside.
+
+  Args:
+    path: a run's folder, for its latest checkpoint, or a checkpoint_N in it.
+    gin_files: read after the run's config.gin and gin/runs/eval.gin.
+    gin_bindings: 'KEY = VALUE' texts, applied last.
+
+  Yields:
+    the model.
+
+  Raises:
+    UserError: there is no such checkpoint, or the configuration is wrong.
+  """
+  folder, checkpoint = find(path)
+  files = [str(folder / 'config.gin'), _EVALUATION, *gin_files]
+  bindings = [
+    f'CHECKPOINT_PATH = {str(checkpoint)!r}',
+    'EVAL_OUTPUT_DIR = None',
+    *gin_bindings,
+  ]
+  search_paths = ['.', str(config_files.search_path())]
+  config = config_check.load(files, bindings, search_paths)
+  config_check.check(config)
+
+  # They take seconds.
+  from selective_t5x.runs import startup
+
+  startup.quiet_libraries()
+  startup.import_tensorflow()
+  import gin
+
+  from selective_t5x.config import apply as config_parse
+  from selective_t5x.config import values as config_values
+  from selective_t5x.runs import vocabulary as run_vocabulary
+  from t5x import eval as eval_lib
+
+  gin.clear_config()
+  try:
+    entry_points.register()
+    config_parse.parse(config, files, bindings, search_paths)
+    evaluate = eval_lib.evaluate
+    config_values.check(config, evaluate)
+    model, partitioner, dataset_cfg, restore_cfg = (
+      config_parse.bound(evaluate, name)
+      for name in (
+        'model',
+        'partitioner',
+        'dataset_cfg',
+        'restore_checkpoint_cfg',
+      )
+    )
+    run_vocabulary.check(str(folder), model.output_vocabulary)
+    spec = _dataset(dataset_cfg, model).element_spec
+    params, axes = _restore(
+      model, partitioner, spec, dataset_cfg.batch_size, restore_cfg
+    )
+    yield Trained(
+      checkpoint=str(checkpoint),
+      config=config,
+      model=model,
+      params=params,
+      params_axes=axes,
+      partitioner=partitioner,
+      dataset_cfg=dataset_cfg,
+      length=spec['decoder_target_tokens'].shape[1],
+    )
+  finally:
+    gin.clear_config()
+
+
+def find(path: str) -> tuple[pathlib.Path, pathlib.Path]:
+  """Returns the folder of a run, and its checkpoint that a path names.
+
+  Raises:
+    UserError: there is no such run or checkpoint.
+  """
+  given = pathlib.Path(path).absolute()
+  is_checkpoint = bool(re.fullmatch(r'checkpoint_\d+', given.name))
+  folder = given.parent if is_checkpoint else given
+  if not folder.is_dir():
+    known = folder.parent.iterdir() if folder.parent.is_dir() else ()
+    nearest = did_you_mean(folder.name, [p.name for p in known if p.is_dir()])
+    raise UserError(f'{path}: no such folder{nearest}')
+  checkpoints = {
+    int(p.name.partition('_')[2]): p
+    for p in folder.iterdir()
+    if re.fullmatch(r'checkpoint_\d+', p.name)
+  }
+  if not checkpoints:
+    raise UserError(
+      f'{path}: no checkpoint; expected the folder of a run, with '
+      'checkpoint_N folders, or one of these'
+    )
+  if is_checkpoint and given not in checkpoints.values():
+    names = [p.name for p in checkpoints.values()]
+    raise UserError(
+      f'{path}: no such checkpoint{did_you_mean(given.name, names)}'
+    )
+  if not (folder / 'config.gin').exists():
+    raise UserError(
+      f'{folder}: no config.gin, which says what the checkpoint is of'
+    )
+  return folder, given if is_checkpoint else checkpoints[max(checkpoints)]
+
+
+def _restore(model, partitioner, spec, batch_size, restore_cfg):
+  """Returns the parameters and their axes."""
+  from t5x import utils
+
+  layout = partitioner.get_data_layout(batch_size)
+  initializer = utils.TrainStateInitializer(
+    optimizer_def=None,
+    init_fn=model.get_initial_variables,
+    input_shapes={
+      name: (layout.batch_size, *x.shape[1:]) for name, x in spec.items()
+    },
+    input_types={name: np.int32 for name in spec},
+    partitioner=partitioner,
+  )
+  state = initializer.from_checkpoint([restore_cfg])
+  return state.params, initializer.train_state_axes.params
+
+
+def _dataset(cfg, model):
+  """Returns one epoch of a split, in batches."""
+  from t5x import utils
+
+  return utils.get_dataset(cfg, 0, 1, model.FEATURE_CONVERTER_CLS, num_epochs=1)

@@ -1,0 +1,109 @@
+"""The TPU kernels, compiled for TPUs that are not here: needs the extra [aot].
+
+`make test-aot` runs these. Mosaic refuses much that the interpreter takes.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from selective_t5x import attention
+from selective_t5x.attention.selection import Selection
+from selective_t5x.attention.tpu import kernels as pallas_tpu
+
+pytest.importorskip('libtpu', reason='libtpu, of the extra [aot], is missing')
+
+
+def mesh_of(topology, data=1, model=1):
+  chips = topologies.get_topology_desc(
+    platform='tpu', topology_name=topology
+  ).devices
+  grid = np.array(chips[: data * model]).reshape(data, model)
+  return Mesh(grid, ('data', 'model'))
+
+
+def compile_gradients(
+  mesh,
+  context=jax.set_mesh,
+  shape=(2, 512, 4, 64),
+  groups=1,
+  packed=False,
+  memory_tau=None,
+  dtype=jnp.bfloat16,
+  selects=True,
+):
+  def like(*shape, dtype=dtype, spec=()):
+    place = NamedSharding(mesh, PartitionSpec(*spec))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+  x = like(*shape, spec=('data', None, 'model'))
+  ids = like(*shape[:2], dtype=jnp.int32, spec=('data',)) if packed else None
+
+  def loss(query, key, value, segment_ids):
+    selection = None
+    if selects:
+      selection = Selection(query[:, :, :groups], key[:, :, :groups], 0.1)
+    out, memory = pallas_tpu.attention(
+      query,
+      key,
+      value,
+      selection=selection,
+      scale=0.1,
+      segment_ids=segment_ids,
+      memory_tau=memory_tau,
+    )
+    total = jnp.sum(out.astype(jnp.float32) ** 2)
+    return total if memory is None else total + jnp.sum(memory)
+
+  with context(mesh):
+    lowered = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x, ids)
+    return lowered.compile()
+
+
+CASES = {
+  'unpacked': {},
+  'packed with memory': dict(packed=True, memory_tau=1.0),
+  'plain': dict(selects=False),
+  'selection per head': dict(groups=4),
+  'odd length and size, float32': dict(
+    shape=(1, 300, 2, 40), dtype=jnp.float32, packed=True
+  ),
+}
+
+
+@pytest.mark.parametrize('topology', ['v5e:2x2', 'v4:2x2x1'])
+@pytest.mark.parametrize('case', CASES)
+def test_the_kernels_compile(topology, case):
+  compile_gradients(mesh_of(topology), **CASES[case])
+
+
+@pytest.mark.parametrize('context', [jax.set_mesh, lambda mesh: mesh])
+@pytest.mark.filterwarnings('ignore:.*with mesh.*:DeprecationWarning')
+def test_a_mesh_splits_the_kernels(context):
+  compiled = compile_gradients(
+    mesh_of('v5e:2x2', 2, 2), context, packed=True, memory_tau=1.0
+  )
+  for sharding in compiled.output_shardings:
+    assert sharding.spec == PartitionSpec('data', None, 'model')
+  # Each chip has its rows and heads; only the selection head travels.
+  text = compiled.as_text()
+  assert 'bf16[1,2,512,64]' in text
+  assert 'all-gather' not in text
+
+
+def test_none_picks_the_kernels_for_a_tpu():
+  mesh = mesh_of('v5e:2x2')
+  place = NamedSharding(mesh, PartitionSpec())
+  x = jax.ShapeDtypeStruct((1, 256, 2, 64), jnp.bfloat16, sharding=place)
+  with jax.set_mesh(mesh):
+    lowered = jax.jit(attention.selective_attention).lower(x, x, x)
+  assert 'selective_attention_forward' in lowered.as_text()
+
+
+def test_memory_is_far_below_that_of_the_masking_matrix():
+  compiled = compile_gradients(mesh_of('v5e:2x2'), shape=(1, 4096, 2, 64))
+  temporaries = compiled.memory_analysis().temp_size_in_bytes
+  assert temporaries < 4096 * 4096 * 4 / 4

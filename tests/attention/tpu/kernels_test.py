@@ -1,0 +1,327 @@
+"""The TPU kernels in Pallas' interpreter, against the written-out reference."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from selective_t5x.attention import reference
+from selective_t5x.attention.selection import Selection
+from selective_t5x.attention.tpu import kernels as pallas_tpu
+from selective_t5x.attention.tpu import plan as pallas_plan
+from selective_t5x.attention.tpu import tile as pallas_tile
+from selective_t5x.attention.tpu.kernels import BlockSizes
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """One call; the tiles are small, so that there are several."""
+
+  length: int
+  heads: int = 2
+  groups: int = 1
+  size: int = 8
+  selection_size: int = 8
+  packed: bool = True
+  memory_tau: float | None = 1.0
+  block: BlockSizes = BlockSizes(32, 128)
+  dtype: str = 'float32'
+  batch: int = 2
+
+
+# Compiling is what these take time for, so each has several traits.
+CASES = {
+  'one token': Case(1),
+  'odd length, several key blocks': Case(261),
+  'unpacked, two groups, another size, high tiles': Case(
+    200,
+    heads=4,
+    groups=2,
+    selection_size=5,
+    packed=False,
+    block=BlockSizes(64, 128),
+  ),
+  'no memory, a group and programs of one head': Case(
+    40, memory_tau=None, block=BlockSizes(32, 128, heads=1)
+  ),
+  'bfloat16, selection per head': Case(
+    75, groups=2, memory_tau=0.5, dtype='bfloat16'
+  ),
+}
+
+
+def segments(case, rng):
+  """Contiguous segments with padding between them and at the end."""
+  ids = np.zeros((case.batch, case.length), np.int32)
+  for row in ids:
+    at = 0
+    for segment in range(1, case.length + 1):
+      row[at : at + rng.integers(1, case.length // 2 + 2)] = segment
+      at = int(np.sum(row != 0)) + rng.integers(0, 2)
+      if at >= case.length:
+        break
+  ids[-1, case.length - case.length // 9 :] = 0
+  return jnp.asarray(ids)
+
+
+def arrays(case):
+  rng = np.random.default_rng(0)
+  main = (case.batch, case.length, case.heads, case.size)
+  select = (case.batch, case.length, case.groups, case.selection_size)
+  tensors = [
+    jnp.asarray(rng.normal(size=shape), case.dtype)
+    for shape in (main, main, main, select, select)
+  ]
+  ids = segments(case, rng) if case.packed else None
+  cotangents = [
+    jnp.asarray(rng.normal(size=shape), jnp.float32)
+    for shape in (main, main[:2])
+  ]
+  return tensors, ids, cotangents
+
+
+def results(attend, tensors, cotangents):
+  """Output, M and the gradients of a weighted sum of both, under jit."""
+
+  def loss(*tensors):
+    out, memory = attend(*tensors)
+    total = jnp.sum(out.astype(jnp.float32) * cotangents[0])
+    if memory is not None:
+      total += jnp.sum(memory * cotangents[1])
+    return total, (out, memory)
+
+  every = tuple(range(len(tensors)))
+  options = {'xla_backend_optimization_level': 0}  # Compiles faster.
+  grads, outs = jax.jit(
+    jax.grad(loss, every, has_aux=True), compiler_options=options
+  )(*tensors)
+  return jax.tree.map(lambda x: x.astype(jnp.float32), (outs, grads))
+
+
+def assert_close(got, wanted, dtype):
+  """To 1e-5 or 2e-2 of the largest value of each array, or of 1."""
+  tolerance = 1e-5 if dtype == 'float32' else 2e-2
+  for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+    largest = max(1.0, float(jnp.max(jnp.abs(y))))
+    np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * largest)
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_kernels_are_the_reference_forward_and_backward(name):
+  case = CASES[name]
+  tensors, ids, cotangents = arrays(case)
+  shared = dict(
+    scale=0.4, bias=None, segment_ids=ids, memory_tau=case.memory_tau
+  )
+
+  def written_out(query, key, value, *select):
+    return reference.selective_attention(
+      query, key, value, selection=Selection(*select, 0.7), **shared
+    )[:2]
+
+  def kernels(*tensors):
+    if ids is not None:
+      # Dead slots never matter.
+      dead = (ids == 0)[:, :, None, None]
+      tensors = [jnp.where(dead, jnp.nan, x) for x in tensors]
+    query, key, value, *select = tensors
+    return pallas_tpu.attention(
+      query,
+      key,
+      value,
+      selection=Selection(*select, 0.7),
+      block_sizes=case.block,
+      interpret=True,
+      **shared,
+    )
+
+  (out, memory), grads = results(kernels, tensors, cotangents)
+  assert_close(
+    ((out, memory), grads),
+    results(written_out, tensors, cotangents),
+    case.dtype,
+  )
+  if ids is not None:
+    dead = np.asarray(ids == 0)
+    for x in jax.tree.leaves((out, memory, grads)):
+      assert not np.any(np.asarray(x)[dead])
+
+
+def test_without_selection_they_are_plain_causal_attention():
+  case = Case(70)
+  tensors, ids, cotangents = arrays(case)
+  tensors = tensors[:3]
+  shared = dict(scale=0.4, bias=None, segment_ids=ids)
+
+  def kernels(*tensors):
+    return pallas_tpu.attention(
+      *tensors,
+      selection=None,
+      block_sizes=case.block,
+      interpret=True,
+      **shared,
+    )
+
+  def written_out(*tensors):
+    return reference.causal_attention(*tensors, prefix=None, **shared), None
+
+  assert_close(
+    results(kernels, tensors, cotangents),
+    results(written_out, tensors, cotangents),
+    case.dtype,
+  )
+
+
+@pytest.mark.parametrize('reverse', [False, True])
+def test_running_sums_keep_float32_over_8192_rows(reverse):
+  x = np.random.default_rng(0).exponential(size=(8192, 128)).astype(np.float32)
+  blocks = jnp.asarray(x.reshape(64, 128, 128))
+
+  def step(carry, block):
+    sums, carry = pallas_tile.running_sums(block, carry, reverse=reverse)
+    return carry, sums
+
+  total, sums = jax.lax.scan(step, jnp.zeros((1, 128)), blocks, reverse=reverse)
+  wanted = np.cumsum(x[:: -1 if reverse else 1], axis=0, dtype=np.float64)
+  np.testing.assert_allclose(total[0], wanted[-1], rtol=1e-6)
+  wanted = np.pad(wanted[:-1], ((1, 0), (0, 0)))[:: -1 if reverse else 1]
+  np.testing.assert_allclose(
+    sums.reshape(8192, 128), wanted, rtol=1e-6, atol=1e-6
+  )
+
+
+@pytest.mark.parametrize(
+  ('sizes', 'message'),
+  [
+    (dict(query=48), 'BlockSizes.query = 48: .* multiple of 32'),
+    (dict(key=64), 'BlockSizes.key = 64: .* multiple of 128'),
+    (dict(key=0), 'BlockSizes.key = 0: '),
+    (dict(heads=0), 'BlockSizes.heads = 0: '),
+  ],
+)
+def test_block_sizes_check_themselves(sizes, message):
+  with pytest.raises(ValueError, match=message):
+    BlockSizes(**sizes)
+
+
+def test_heads_share_a_tile_as_far_as_they_fit():
+  def heads(shared, dtype='bfloat16', **sizes):
+    return pallas_plan.heads_a_program(
+      shared, BlockSizes(**sizes), 128, 128, dtype
+    )
+
+  assert heads(8) == 8
+  assert heads(8, 'float32') == 4
+  assert heads(1) == 1
+  assert heads(8, heads=2) == 2
+  with pytest.raises(ValueError, match='divisor of the 8 heads'):
+    heads(8, heads=3)
+  with pytest.raises(ValueError, match='expected smaller BlockSizes'):
+    heads(8, query=2048, key=2048)
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (dict(bias=jnp.zeros((1, 2, 4, 4))), 'kernels add no bias'),
+    (dict(interpret=False), 'needs a TPU, and programs go to a cpu'),
+    (dict(query=jnp.zeros((1, 4, 2, 8), jnp.float16)), 'these are float16'),
+    (dict(memory_tau=1.0), 'memory_tau needs a selection'),
+    (
+      dict(selection=Selection(*[jnp.zeros((1, 4, 3, 8))] * 2, 1.0)),
+      '3 selection heads do not divide 2 heads',
+    ),
+  ],
+)
+def test_what_cannot_run_says_why(change, message):
+  x = jnp.zeros((1, 4, 2, 8))
+  arguments = dict(
+    query=x, key=x, value=x, selection=None, scale=1.0, interpret=True
+  )
+  with pytest.raises(ValueError, match=message):
+    pallas_tpu.attention(**arguments | change)
+
+
+def test_the_output_has_the_dtype_of_the_values():
+  query, value = (
+    jax.ShapeDtypeStruct((1, 4, 2, 8), dtype)
+    for dtype in (jnp.bfloat16, jnp.float32)
+  )
+  out, memory = jax.eval_shape(
+    lambda query, value: pallas_tpu.attention(
+      query, query, value, selection=None, scale=1.0, interpret=True
+    ),
+    query,
+    value,
+  )
+  assert out.dtype == jnp.float32 and memory is None
+
+
+def test_a_bias_of_the_selection_is_refused_too():
+  x = jnp.zeros((1, 4, 2, 8))
+  selection = Selection(x[:, :, :1], x[:, :, :1], 1.0, jnp.zeros((1, 1, 4, 4)))
+  with pytest.raises(ValueError, match='kernels add no bias'):
+    pallas_tpu.attention(
+      x, x, x, selection=selection, scale=1.0, interpret=True
+    )
+
+
+_ON_FOUR_DEVICES = """
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from tests.attention import pallas_tpu_test as test
+
+case = test.Case(40, heads=4, groups=1)
+tensors, ids, cotangents = test.arrays(case)
+mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ('data', 'model'))
+place = PartitionSpec('data', None, 'model')
+
+
+def attend(*tensors, reference):
+  query, key, value, *select = tensors
+  shared = dict(scale=0.4, bias=None, segment_ids=ids, memory_tau=1.0)
+  selection = test.Selection(*select, 0.7)
+  if reference:
+    return test.reference.selective_attention(
+      query, key, value, selection=selection, **shared
+    )[:2]
+  return test.pallas_tpu.attention(
+    query, key, value, selection=selection, interpret=True,
+    block_sizes=case.block, **shared
+  )
+
+
+wanted = test.results(
+  lambda *x: attend(*x, reference=True), tensors, cotangents
+)
+sharded = jax.device_put(tensors[:3], NamedSharding(mesh, place))
+# As T5X sets it, and as JAX does now.
+for context in (mesh, jax.set_mesh(mesh)):
+  with context:
+    (out, memory), grads = got = test.results(
+      lambda *x: attend(*x, reference=False),
+      (*sharded, *tensors[3:]),
+      cotangents,
+    )
+  assert out.sharding.spec == place, out.sharding
+  test.assert_close(jax.device_get(got), wanted, case.dtype)
+"""
+
+
+def test_batch_and_heads_are_split_over_a_mesh():
+  flags = {'JAX_NUM_CPU_DEVICES': '4'}
+  result = subprocess.run(
+    [sys.executable, '-W', 'ignore', '-c', _ON_FOUR_DEVICES],
+    env={**os.environ, **flags},
+    capture_output=True,
+    text=True,
+  )
+  assert result.returncode == 0, result.stderr[-2000:]

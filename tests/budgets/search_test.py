@@ -1,0 +1,238 @@
+"""The search of budgets: its files, its interruptions, what it refuses."""
+
+import json
+import signal
+import sys
+import types
+
+import pytest
+
+from selective_t5x import compare, network, pruning
+from selective_t5x.budgets import losses, search
+from selective_t5x.errors import UserError
+from selective_t5x.runs import restore as trained
+
+
+class Killed(BaseException):
+  pass
+
+
+class ToyLosses:
+  """In place of a model's losses: those of the tuning batches rise slowly."""
+
+  layers = 2
+  calls_left = 1000
+
+  def __init__(self, run, policy):
+    pass
+
+  def __call__(self, candidates, batches):
+    ToyLosses.calls_left -= 1
+    if ToyLosses.calls_left < 0:
+      raise Killed
+    return [
+      4 + sum((i + 1) / b for i, b in enumerate(budgets)) + sum(batches)
+      for budgets in candidates
+    ]
+
+
+@pytest.fixture
+def toy(monkeypatch):
+  """A run whose losses cost nothing; search(folder, ...) searches it."""
+  monkeypatch.setattr(losses, 'Losses', ToyLosses)
+  monkeypatch.setattr(losses, 'cache_bytes', lambda *_: 8)
+  monkeypatch.setattr(ToyLosses, 'calls_left', 1000)
+  cfg = types.SimpleNamespace(
+    mixture_or_task_name='toy', split='validation', batch_size=4
+  )
+  run = types.SimpleNamespace(
+    checkpoint='runs/toy/checkpoint_1',
+    dataset_cfg=cfg,
+    length=32,
+    model=None,
+    batches=lambda count: [0] * (count - 1) + [1],
+  )
+
+  def searched(folder, **settings):
+    settings = {'tuning_batches': 2, 'report_batches': 1} | settings
+    return search.search(run, pruning.Window(), output_dir=folder, **settings)
+
+  return searched
+
+
+def test_the_path_starts_without_pruning_and_ends_below_the_goal(toy, tmp_path):
+  found = toy(tmp_path, target_loss=4.5)
+  assert found == json.loads((tmp_path / 'search.json').read_text())
+  first, last = found['path'][0], found['path'][-1]
+  assert first['budgets'] == [32, 32] and first['memory_factor'] == 1
+  assert first['tuning_loss'] == 4 + 3 / 32
+  assert last['tuning_loss'] <= found['goal'] == 4.5
+  assert last['memory_factor'] == 64 / sum(last['budgets']) > 3
+  for point in found['path']:
+    assert point['report_loss'] == point['tuning_loss'] + 1
+
+
+@pytest.mark.parametrize(
+  ('settings', 'goal'),
+  [
+    ({}, 4 + 3 / 32),
+    ({'tolerance': 0.01}, 1.01 * (4 + 3 / 32)),
+    ({'tolerance': 0.01, 'target_loss': 4.5}, 4.5),
+    ({'tolerance': 0.5, 'target_loss': 4.5}, 1.5 * (4 + 3 / 32)),
+    ({'target_loss': 3.0}, 3.0),
+  ],
+)
+def test_the_looser_goal_holds(toy, tmp_path, settings, goal):
+  found = toy(tmp_path, **settings)
+  assert found['goal'] == pytest.approx(goal)
+  assert all(p['tuning_loss'] <= goal for p in found['path'][1:])
+
+
+def test_killed_anywhere_it_ends_with_the_same_budgets(
+  toy, tmp_path, monkeypatch
+):
+  whole = toy(tmp_path / 'whole', tolerance=0.3)
+  assert len(whole['path']) > 8
+  kills = 0
+  while True:
+    # Enough for two cuts, or for the report.
+    monkeypatch.setattr(ToyLosses, 'calls_left', 2)
+    try:
+      found = toy(tmp_path / 'killed', tolerance=0.3)
+      break
+    except Killed:
+      kills += 1
+      assert kills < 100
+  assert kills > 4
+  assert found == whole
+  # Finished, it is kept.
+  monkeypatch.setattr(ToyLosses, 'calls_left', 0)
+  assert toy(tmp_path / 'killed', tolerance=0.3) == whole
+
+
+def test_another_search_in_the_folder_is_named(toy, tmp_path):
+  toy(tmp_path, tolerance=0.1)
+  with pytest.raises(UserError, match='tolerance is 0.1 there, 0.2 here'):
+    toy(tmp_path, tolerance=0.2)
+
+
+def test_uniform_budgets(toy, tmp_path):
+  found = toy(tmp_path, tolerance=0.2, uniform=True)
+  assert len(found['path']) > 3
+  assert all(a == b for a, b in (p['budgets'] for p in found['path']))
+
+
+GIVEN = ('--checkpoint=a', '--gin_file=b', '--output_dir=c')
+
+
+@pytest.mark.parametrize(
+  ('flags', 'expected'),
+  [
+    (GIVEN[:0], 'no --checkpoint'),
+    (GIVEN[:1], 'no --gin_file'),
+    (GIVEN[:2], 'no --output_dir'),
+    ((*GIVEN, '--steps=lader'), 'one of ladder, fixed; nearest: ladder'),
+    ((*GIVEN, '--tuning_batches=0'), 'expected 1 or more'),
+    ((*GIVEN, '--target_loss=3', '--baseline=x'), 'give one of them'),
+    ((*GIVEN, '--target_loss=nan'), '--target_loss=nan: expected'),
+    ((*GIVEN, '--tolerance=-1'), '--tolerance=-1.0: expected 0 or more'),
+    ((*GIVEN, '--tolerence=1'), 'no such flag; nearest: --tolerance'),
+    (GIVEN, 'a: no such folder'),
+  ],
+)
+def test_flags_that_cannot_be(flags, expected):
+  with pytest.raises(UserError, match=expected):
+    search.main(flags)
+
+
+def test_a_missing_checkpoint_is_one_line_and_exit_code_2(
+  tmp_path, monkeypatch, capsys
+):
+  (tmp_path / 'selective').mkdir()
+  argv = [
+    'search',
+    f'--checkpoint={tmp_path}/selectiv',
+    '--gin_file=gin/pruning/selective.gin',
+    f'--output_dir={tmp_path}/out',
+  ]
+  monkeypatch.setattr(sys, 'argv', argv)
+  monkeypatch.setattr(signal, 'signal', lambda *_: None)
+  with pytest.raises(SystemExit) as stopped:
+    compare.run_command(search.main)
+  assert stopped.value.code == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.endswith('selectiv: no such folder; nearest: selective')
+
+
+def test_checkpoints_are_found(tmp_path):
+  run = tmp_path / 'run'
+  for step in (100, 20):
+    (run / f'checkpoint_{step}').mkdir(parents=True)
+  with pytest.raises(UserError, match='no config.gin'):
+    trained.find(str(run))
+  (run / 'config.gin').touch()
+  assert trained.find(str(run)) == (run, run / 'checkpoint_100')
+  assert trained.find(str(run / 'checkpoint_20'))[1] == run / 'checkpoint_20'
+  with pytest.raises(UserError, match='no such checkpoint; nearest: checkpoin'):
+    trained.find(str(run / 'checkpoint_10'))
+  with pytest.raises(UserError, match='no checkpoint; expected the folder'):
+    trained.find(str(tmp_path))
+
+
+@pytest.mark.slow
+def test_a_run_is_searched_and_takes_its_budgets(
+  selective_run, tmp_path, capsys
+):
+  flags = [
+    f'--checkpoint={selective_run}',
+    '--gin_file=gin/pruning/selective.gin',
+    f'--output_dir={tmp_path}',
+    '--tuning_batches=1',
+    '--report_batches=1',
+  ]
+  search.main([*flags, '--target_loss=9'])
+  said = capsys.readouterr().out
+  state = json.loads((tmp_path / 'search.json').read_text())
+  # An untrained model's loss is far below 9 whatever it keeps.
+  found = state['path'][-1]['budgets']
+  assert found == [2, 2]
+  size = state['cache_bytes_per_row']
+  assert f'{size["pruned"]:,} bytes in place of {size["full"]:,}' in said
+  assert size['full'] > 5 * size['pruned']
+
+  with trained.restored(
+    str(selective_run), gin_files=[str(tmp_path / 'budgets.gin')]
+  ) as run:
+    config = run.model.module.config
+    assert config.pruning == pruning.Pruning(
+      pruning.Selective(), found, network.sizes(config, 2)
+    )
+    # Fixed budgets and traced ones give the same loss.
+    (batch,) = run.batches(1)
+    loss, _ = run.model.loss_fn(run.params, batch, None)
+    last = state['path'][-1]['tuning_loss']
+    assert float(loss) == pytest.approx(last, rel=1e-5)
+    with pytest.raises(UserError, match='batches of 4 rows'):
+      run.batches(10**6)
+
+  def refused(message, *bindings, files=()):
+    with pytest.raises(UserError, match=message):
+      with trained.restored(
+        str(selective_run), gin_files=files, gin_bindings=bindings
+      ):
+        pass
+
+  budgets = [str(tmp_path / 'budgets.gin')]
+  refused('those of another model', 'NUM_LAYERS = 3', files=budgets)
+  refused('found for a decoder with .* 1 heads', 'NUM_HEADS = 1', files=budgets)
+  refused('does not select', files=['gin/attention/baseline.gin', *budgets])
+  refused('no such file', files=['gin/pruning/selectiv.gin'])
+  with pytest.raises(UserError, match='no policy: give a file of gin/pruning'):
+    search.main(
+      [
+        *flags,
+        '--gin_file=gin/attention/selective.gin',
+        '--gin.PRUNING=None',
+        '--dry_run',
+      ]
+    )

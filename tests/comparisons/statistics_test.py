@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+
+from selective_t5x.comparisons import statistics as spreads
+from selective_t5x.comparisons.statistics import spread
+from selective_t5x.report import tables
+
+
+def test_a_loss_that_is_not_finite_gives_no_mean():
+  got = spread([None, 1.0, 2.0], reference=[1.0, 1.0, 1.0])
+  assert got['mean'] is None and got['difference']['mean'] is None
+  assert got['difference']['p_value'] is None
+
+
+def test_equal_differences_have_no_p_value():
+  got = spread([2.0, 3.0, 4.0], reference=[1.0, 2.0, 3.0])
+  assert got['difference']['mean'] == 1
+  assert got['difference']['p_value'] is None
+  assert got['difference']['interval'] is None
+  assert got['difference']['t_interval'] is None
+
+
+def test_an_interval_narrows_with_seeds():
+  rng = np.random.default_rng(0)
+  differences = rng.normal(1, 1, 400).tolist()
+  widths = []
+  for seeds in (25, 400):
+    found = spread(differences[:seeds], reference=[0.0] * seeds)['difference']
+    low, high = found['interval']
+    assert low < found['mean'] < high
+    widths.append(high - low)
+  # 2 x 1.96 x 1 / sqrt(400); a quarter of that of 25.
+  assert widths[1] == pytest.approx(0.196, rel=0.15)
+  assert widths[0] == pytest.approx(4 * widths[1], rel=0.3)
+
+
+def test_differences_that_are_equal_but_for_rounding_have_no_p_value():
+  reference = [2.0, 2.3, 4.7]
+  for values in (
+    [x - 0.1 for x in reference],  # Float64 rounds it.
+    [float(np.float32(x - 0.1)) for x in reference],
+  ):
+    difference = spread(values, reference)['difference']
+    assert len(set(difference['values'])) > 1
+    assert difference['p_value'] is None
+    assert difference['interval'] is None and difference['t_interval'] is None
+    assert spreads.all_equal(difference), difference
+    assert not spreads.is_zero(difference)
+  same = spread([x + 1e-8 for x in reference], reference)['difference']
+  assert spreads.is_zero(same)
+
+
+def test_a_small_difference_that_seeds_agree_on_is_no_rounding():
+  reference = [3.0, 3.1, 3.2]
+  gaps = [2e-5, 2.5e-5, 1.8e-5]
+  values = [a + b for a, b in zip(reference, gaps, strict=True)]
+  difference = spread(values, reference)['difference']
+  assert not spreads.all_equal(difference)
+  assert 0 < difference['p_value'] < 0.05
+
+
+@pytest.mark.parametrize(
+  ('gaps', 'shown'),
+  [
+    # The t interval is 0.1 wide: four decimals are more than enough.
+    ([0.1, 0.12, 0.14], '+0.1200 [+0.1000, +0.1400] p=0.0091'),
+    # Its width is 1.8e-5, whose second digit is the sixth decimal.
+    ([2e-5, 2.5e-5, 1.8e-5], '+0.000021 [+0.000018, +0.000025] p=0.0097'),
+    ([-0.1, -0.1, -0.1], '-0.1000 in every seed'),
+    ([3e-6, 3e-6, 3e-6], '+0.0000030 in every seed'),
+    ([1e-8, -1e-8, 0], 'equal within rounding'),
+    ([2e-5], '+0.000020'),
+  ],
+)
+def test_differences_are_printed_with_the_digits_that_they_have(gaps, shown):
+  reference = [3.0, 3.1, 3.2][: len(gaps)]
+  values = [a + b for a, b in zip(reference, gaps, strict=True)]
+  entries = [
+    {'variant': name, 'metrics': {'loss': spread(*of)}}
+    for name, of in (('a', (reference,)), ('b', (values, reference)))
+  ]
+  rows = tables._with_differences(entries, ('loss',), {'a': 'a', 'b': 'a'})
+  assert rows[-1] == ('b - a', shown)
+
+
+def test_a_loss_near_zero_is_not_printed_as_zero():
+  (row,) = tables._with_differences(
+    [{'variant': 'a', 'metrics': {'loss': spread([2e-5, 4e-5])}}],
+    ('loss',),
+    {'a': 'a'},
+  )
+  assert row == ('a', '0.000030 [0.000020, 0.000040]')

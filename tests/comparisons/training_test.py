@@ -1,0 +1,186 @@
+"""Cells are trained, resumed, waited for and stopped."""
+
+import fcntl
+import io
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from selective_t5x.comparisons import plan as cells
+from selective_t5x.comparisons import training as cell_runs
+from selective_t5x.comparisons.training import CellError, run_cells
+from selective_t5x.runs import results
+from tests.support import fake_training
+
+
+@pytest.fixture
+def setting(tmp_path):
+  return fake_training.write_setting(tmp_path)
+
+
+def starts(cell):
+  return len((cell.folder / 'starts.txt').read_text().splitlines())
+
+
+def test_a_finished_cell_is_kept(setting):
+  cell = cells.make_cells(**setting)[0]
+  run_cells([cell], program=fake_training.PROGRAM)
+  summary = (cell.folder / results.SUMMARY_FILE).read_bytes()
+  assert json.loads(summary)['steps'] == 40
+  assert 'training --run_mode=train' in (cell.folder / 'log.txt').read_text()
+  again = cells.make_cells(**setting)[0]
+  assert again.finished
+  run_cells([again], program=fake_training.PROGRAM)
+  assert starts(cell) == 1
+  assert (cell.folder / results.SUMMARY_FILE).read_bytes() == summary
+
+
+def test_a_failed_cell_shows_its_log_and_goes_on_later(setting, capsys):
+  cell = cells.make_cells(**setting)[0]
+  setting['output_dir'].mkdir()
+  crash = setting['output_dir'] / 'crash'
+  crash.touch()
+  with pytest.raises(CellError, match='1 of 1 runs failed: baseline-seed0'):
+    run_cells([cell], program=fake_training.PROGRAM)
+  said = capsys.readouterr().err
+  assert re.search(r'failed with exit code 1(.|\n)*on fire', said)
+  assert not cell.finished
+  crash.unlink()
+  run_cells([cell], program=fake_training.PROGRAM)
+  assert starts(cell) == 2
+  rows = results.read_metrics(cell.folder / 'train')
+  assert [row['step'] for row in rows] == [10, 20, 30, 40]
+
+
+def test_a_mistake_that_trained_nothing_can_be_mended_in_place(setting, capsys):
+  cell = cells.make_cells(**setting)[0]
+  fails = (sys.executable, '-c', 'raise SystemExit("no such task")')
+  with pytest.raises(CellError):
+    run_cells([cell], program=fails)
+  assert 'no such task' in capsys.readouterr().err
+  mended = {**setting, 'gin_bindings': ['LEARNING_RATE = 0.3']}
+  cell = cells.make_cells(**mended)[0]
+  run_cells([cell], program=fake_training.PROGRAM)
+  there = results.read_json(cell.folder / cells.CELL_FILE)
+  assert there['bindings']['LEARNING_RATE'] == '0.3'
+
+
+def test_waits_for_another_process_at_the_same_cell(setting):
+  cell = cells.make_cells(**setting)[0]
+  code = (
+    'import fcntl, pathlib, sys, time\n'
+    'sys.path.insert(0, sys.argv[2])\n'
+    'from selective_t5x.comparisons import plan as cells\n'
+    'from selective_t5x.comparisons import training as cell_runs\n'
+    'from selective_t5x.runs import results\n'
+    'import fake_training\n'
+    'folder = pathlib.Path(sys.argv[1])\n'
+    'with open(folder / ".cell.lock", "w") as lock:\n'
+    '  fcntl.flock(lock, fcntl.LOCK_EX)\n'
+    '  print("locked", flush=True)\n'
+    '  sys.stdin.readline()\n'
+    '  fake_training.write_run(folder, steps=40, seed=0, selective=False,\n'
+    '                          pause=0.3)\n'
+    '  results.write_summary(folder)\n'
+  )
+  cell.folder.mkdir(parents=True)
+  results.write_json(cell.folder / cells.CELL_FILE, cells.identity(cell))
+  here = str(pathlib.Path(fake_training.__file__).parent)
+  with subprocess.Popen(
+    [sys.executable, '-c', code, str(cell.folder), here],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+  ) as other:
+    assert other.stdout.readline() == b'locked\n'
+    other.stdin.write(b'go\n')
+    other.stdin.flush()
+    run_cells([cell], program=fake_training.PROGRAM)
+  assert cell.finished and starts(cell) == 1
+
+
+def test_a_run_that_sigterm_stopped_goes_on(setting, capsys):
+  cell = cells.make_cells(**setting)[0]
+  first = 'import pathlib, runpy, sys\nfake = sys.argv.pop(1)\n'
+  first += f'mark = pathlib.Path({str(setting["output_dir"] / "mark")!r})\n'
+  first += 'if not mark.exists():\n  mark.touch()\n  sys.exit(75)\n'
+  first += "runpy.run_path(fake, run_name='__main__')\n"
+  run_cells(
+    [cell], program=(sys.executable, '-c', first, fake_training.__file__)
+  )
+  assert cell.finished and starts(cell) == 1
+  assert 'stopped by SIGTERM and saved; it goes on' in capsys.readouterr().err
+
+
+# Waits until another one is there too; each gives up after a minute.
+MEET = """
+import pathlib, runpy, sys, time
+fake, number = sys.argv[1:3]
+del sys.argv[:2]
+folder = next(a for a in sys.argv if a.startswith('--gin.MODEL_DIR='))
+met = pathlib.Path(folder.partition('=')[2].strip("'")).parent / 'met'
+met.mkdir(exist_ok=True)
+(met / str(time.monotonic_ns())).touch()
+deadline = time.monotonic() + 60
+while len(list(met.iterdir())) < int(number) and time.monotonic() < deadline:
+  time.sleep(0.01)
+assert time.monotonic() < deadline, 'alone'
+runpy.run_path(fake, run_name='__main__')
+"""
+
+
+def test_jobs_run_at_the_same_time_and_a_failing_one_stops_no_other(
+  setting, capsys
+):
+  made = cells.make_cells(**setting)
+  meet = (sys.executable, '-c', MEET, fake_training.__file__)
+  run_cells(made[:2], jobs=2, program=(*meet, '2'))
+  assert all(cell.finished for cell in made[:2])
+  assert results.read_json(made[0].folder / cells.CELL_FILE)['jobs'] == 2
+
+  fails = f'import sys\nif "selective" in sys.argv[-1]: sys.exit(7)\n{MEET}'
+  program = (sys.executable, '-c', fails, fake_training.__file__, '3')
+  with pytest.raises(CellError, match='1 of 2 runs failed: selective-seed1'):
+    run_cells(made[2:], jobs=2, program=program)
+  assert made[2].finished and not made[3].finished
+  assert 'selective-seed1: failed with exit code 7' in capsys.readouterr().err
+
+
+def test_an_exception_ends_all_that_run(setting, monkeypatch):
+  made = cells.make_cells(**{**setting, 'gin_bindings': ['TRAIN_SECONDS = 20']})
+
+  def interrupt(seconds):
+    if all((cell.folder / 'starts.txt').exists() for cell in made):
+      raise KeyboardInterrupt
+
+  monkeypatch.setattr(cell_runs.time, 'sleep', interrupt)
+  with pytest.raises(KeyboardInterrupt):
+    run_cells(made, jobs=4, program=fake_training.PROGRAM)
+  for cell in made:  # The lock is the run's too: it is gone.
+    with open(cell.folder / cells.LOCK_FILE) as lock:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert not cell.finished
+
+
+class Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+def test_a_terminal_has_a_line_for_each_run_and_one_for_all(
+  setting, monkeypatch
+):
+  monkeypatch.setattr(sys, 'stderr', Terminal())
+  setting['gin_bindings'] = ['TRAIN_SECONDS = 0.3']
+  made = cells.make_cells(**setting)[:2]
+  run_cells(made[:1], program=fake_training.PROGRAM)
+  sys.stderr.truncate(0)
+  run_cells(made, jobs=2, program=fake_training.PROGRAM)
+  shown = sys.stderr.getvalue()
+  assert '[1/2] baseline-seed0: finished before, kept' in shown
+  assert re.search(r'selective-seed0: .*/40 .*loss \d', shown)
+  assert re.search(r'all: .*/80 .*1 of 2 runs', shown)
+  assert re.search(r'all: 100%.* 80/80 .*2 of 2 runs', shown)

@@ -1,0 +1,136 @@
+"""Tests of what is installed, and of a wheel that is built from the tree."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib import metadata
+
+import pytest
+
+from selective_t5x.config import files as config_files
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def test_gin_folder_is_no_package():
+  # From the root, `import gin` would load it instead of gin-config.
+  assert not list((ROOT / 'gin').rglob('*.py'))
+
+
+def test_import_gin_is_gin_config_in_the_root():
+  code = 'import gin, pathlib; print(pathlib.Path(gin.__file__).parent)'
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=ROOT,
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  (installed,) = (
+    pathlib.Path(f.locate()).parent
+    for f in metadata.files('gin-config')
+    if f.as_posix() == 'gin/__init__.py'
+  )
+  assert pathlib.Path(done.stdout.strip()) == installed
+
+
+def test_every_gin_file_is_below_the_search_path():
+  assert config_files.gin_dir().is_dir()
+  assert (config_files.search_path() / 'gin/runs/pretrain.gin').is_file()
+
+
+def test_one_owner_of_the_packages_that_two_distributions_hold():
+  # seqio and seqio-nightly own the same files, and so do tfds-nightly and
+  # tensorflow-datasets: what is imported is what was installed last.
+  assert metadata.version('seqio-nightly')
+  with pytest.raises(metadata.PackageNotFoundError):
+    metadata.version('seqio')
+  import tensorflow_datasets as tfds
+
+  assert tfds.__version__ == metadata.version('tensorflow-datasets') == '4.9.10'
+
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+  """A wheel, built from a copy so that the tree stays as it is."""
+  pytest.importorskip('wheel')
+  folder = tmp_path_factory.mktemp('wheel')
+  tracked = subprocess.run(
+    ['git', 'ls-files', '--cached', '--others', '--exclude-standard', '-z'],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  ).stdout.split('\0')
+  for name in filter(None, tracked or ()):
+    if (ROOT / name).is_file():
+      target = folder / 'tree' / name
+      target.parent.mkdir(parents=True, exist_ok=True)
+      shutil.copy(ROOT / name, target)
+  subprocess.run(
+    [sys.executable, '-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation']
+    + ['--wheel-dir', str(folder), str(folder / 'tree')],
+    check=True,
+    capture_output=True,
+  )
+  (built,) = folder.glob('*.whl')
+  return built
+
+
+def test_wheel_holds_the_tree(wheel):
+  names = set(zipfile.ZipFile(wheel).namelist())
+
+  def expect(folder, pattern, installed):
+    files = list((ROOT / folder).rglob(pattern))
+    assert files
+    for file in files:
+      assert f'{installed}/{file.relative_to(ROOT / folder)}' in names
+
+  expect('selective_t5x', '*.py', 'selective_t5x')
+  expect('tasks', '*.py', 'selective_t5x/tasks')
+  expect('gin', '*.gin', 'selective_t5x/configs/gin')
+  assert 'selective_t5x/report/page.html' in names
+  assert not [n for n in names if n.startswith(('gin/', 'tasks/', 'tests/'))]
+  assert not [n for n in names if n.endswith('configs/gin/__init__.py')]
+
+
+@pytest.mark.slow
+def test_wheel_works_from_any_folder(wheel, tmp_path):
+  site = tmp_path / 'site'
+  zipfile.ZipFile(wheel).extractall(site)
+  elsewhere = tmp_path / 'elsewhere'
+  elsewhere.mkdir()
+
+  def run(*args):
+    return subprocess.run(
+      [sys.executable, *args],
+      cwd=elsewhere,
+      env=os.environ | {'PYTHONPATH': str(site)},
+      capture_output=True,
+      text=True,
+    )
+
+  which = run('-c', 'import selective_t5x; print(selective_t5x.__file__)')
+  assert which.stdout.startswith(str(site)), which.stderr
+  code = (
+    'import selective_t5x.tasks, t5x.train\n'
+    'print(selective_t5x.tasks.__file__)\n'
+    'print(t5x.train.__file__)'
+  )
+  done = run('-c', code)
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.splitlines() == [
+    str(site / 'selective_t5x/tasks/__init__.py'),
+    str(site / 'selective_t5x/engine/train.py'),
+  ]
+  done = run(
+    *('-m', 'selective_t5x.main', '--run_mode=train', '--dry_run'),
+    '--gin_file=gin/experiments/variable_assignment.gin',
+    '--gin_file=gin/attention/selective.gin',
+    '--gin.MODEL_DIR="results"',
+  )
+  assert done.returncode == 0, done.stderr
+  assert f"'{elsewhere}/results'" in done.stdout

@@ -1,0 +1,369 @@
+"""Gives the command line mutated inputs; anything but one line is a failure.
+
+  python -m tools.fuzz --minutes=5
+
+In one process, up to where a run would begin: gin files of the suite, bindings
+of the command line, task files (the benchmarks' official formats, one's own
+text and JSON lines, with few rows) and files of budgets. Every input is made
+from --seed and its number: --only=N does that one alone and shows its
+traceback.
+
+The last line is JSON:
+  inputs: how many were given, 500 or more.
+  tracebacks: those that raised anything but UserError.
+  hangs: those that took more than 30 seconds of the processor, or 10 minutes.
+"""
+
+import argparse
+import collections
+import contextlib
+import io
+import itertools
+import json
+import logging
+import pathlib
+import random
+import re
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+
+_LEAST_INPUTS = 500
+# Of the processor; of the clock, for a machine with other work, twenty times.
+_SECONDS = 30
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+_EXPERIMENTS = (
+  'gin/experiments/variable_assignment.gin',
+  'gin/experiments/wikipedia_sample_lm.gin',
+  'gin/experiments/t5_span_corruption_baseline.gin',
+)
+_BYTES = "vocabularies.Choice.kind = 'bytes'"
+_VALUES = (
+  *("''", "'", "'x'", "'\\x00'", '""', '[]', '{}', '()', 'None', 'True'),
+  *('0', '-1', '1', '2', '1.5', '1e400', '9' * 400, '0x', '-', '[1, "a"]'),
+  *("{'a': 1}", '{1: 2}', '(1,)', '[[', '@', '%', '%X', '@x', '@x()', '@a/b.c'),
+  *(
+    '%MODEL_DIR',
+    '@models.DecoderOnlyModel()',
+    '@seqio.Feature',
+    'gin.REQUIRED',
+  ),
+  *(
+    '%gin.REQUIRED',
+    'lambda: 1',
+    "__import__('os')",
+    'é',
+    'x y',
+    '# x',
+    '\\',
+    '=',
+  ),
+  *(
+    '[None]',
+    "['targets']",
+    "{'targets': 'x'}",
+    "{'targets': -1}",
+    '1j',
+    "b'x'",
+  ),
+)
+_PIECES = (
+  *_VALUES,
+  *(
+    '\n',
+    ' ',
+    '\t',
+    '.',
+    '/',
+    ':',
+    '\x00',
+    '\ufeff',
+    '\u2028',
+    'include ',
+    'from ',
+  ),
+  *(
+    'import ',
+    ' = ',
+    ' as ',
+    'import x.y\n',
+    "include 'x'\n",
+    '"""',
+    '}',
+    ']',
+    ')',
+  ),
+)
+
+
+class _TimeoutError(BaseException):
+  """An input took too long. No `except Exception` stops it."""
+
+
+def mutated(text: str, rng: random.Random) -> str:
+  """Returns a text with one to three changes."""
+  for _ in range(rng.randint(1, 3)):
+    lines = text.splitlines(keepends=True) or ['']
+    line = rng.randrange(len(lines))
+    at = rng.randrange(len(text) + 1)
+    kind = rng.randrange(8)
+    if kind == 0:
+      del lines[line]
+    elif kind == 1:
+      lines.insert(rng.randrange(len(lines)), lines[line])
+    elif kind == 2:
+      other = rng.randrange(len(lines))
+      lines[line], lines[other] = lines[other], lines[line]
+    elif kind == 3:
+      key, equals, _ = lines[line].partition('=')
+      lines[line] = f'{key}{equals} {rng.choice(_VALUES)}\n'
+    elif kind == 4:
+      words = re.findall(r'\w+', text) or ['x']
+      old = rng.choice(words)
+      lines[line] = lines[line].replace(old, rng.choice(words), 1)
+    elif kind == 5:
+      lines = [text[:at], rng.choice(_PIECES), text[at:]]
+    elif kind == 6:
+      lines = [text[:at], text[at + rng.randint(1, 9) :]]
+    else:
+      lines = [text[:at]] if rng.random() < 0.3 else [text[:at], text[at + 1 :]]
+    text = ''.join(lines)
+  return text
+
+
+class Inputs:
+  """Makes inputs, and gives them to what would read them."""
+
+  def __init__(self, folder: pathlib.Path):
+    """Imports what reads them, and writes the files that are mutated."""
+    import selective_t5x  # noqa: F401, makes t5x importable
+    from selective_t5x.config import entry_points
+    from selective_t5x.config import files as config_files
+    from selective_t5x.runs import startup
+
+    startup.import_tensorflow()
+    from selective_t5x import tasks  # noqa: F401, registers
+    from tools import official_sets as official
+
+    self._folder = folder
+    self._paths = ['.', str(config_files.search_path())]
+    self._entry = entry_points.register()['train']
+    self._gin_files = sorted(config_files.gin_dir().rglob('*.gin'))
+    official.write(folder / 'data', 2)
+    self._records = sorted(
+      f for f in (folder / 'data').rglob('*') if f.is_file()
+    )
+
+  def kinds(self) -> list[Callable[[random.Random], None]]:
+    """Returns what can be mutated, the cheap ones more often."""
+    return [
+      *[self.gin_file, self.binding] * 4,
+      self.task_file,
+      self.text_file,
+      *[self.budgets, self.search_state],
+    ]
+
+  def gin_file(self, rng: random.Random) -> None:
+    """A file of the suite, mutated, alone or after an experiment."""
+    source = rng.choice(self._gin_files)
+    file = self._folder / 'mutated.gin'
+    file.write_text(mutated(source.read_text(), rng), encoding='utf-8')
+    before = [rng.choice(_EXPERIMENTS)] if rng.random() < 0.8 else []
+    self._configure([*before, str(file)], self._bindings(before))
+
+  def binding(self, rng: random.Random) -> None:
+    """A binding of the command line."""
+    experiment = rng.choice(_EXPERIMENTS)
+    text = (self._paths_to(experiment)).read_text()
+    keys = re.findall(r'^\s*([\w./]+) =', text, re.MULTILINE)
+    keys += ['BATCH_SIZE', 'EVAL_PERIOD', 'NUM_LAYERS', 'LEARNING_RATE', 'PACK']
+    keys += [
+      'trainer.Trainer.num_microbatches',
+      'train/utils.DatasetConfig.seed',
+    ]
+    binding = f'{rng.choice(keys)} = {rng.choice(_VALUES)}'
+    if rng.random() < 0.3:
+      binding = mutated(binding, rng)
+    files = [experiment, 'gin/attention/selective.gin']
+    self._configure(files, [*self._bindings(files), binding])
+
+  def task_file(self, rng: random.Random) -> None:
+    """An official file of a benchmark, read as its task reads it."""
+    import gin
+
+    source = rng.choice(self._records)
+    original = source.read_bytes()
+    gin.clear_config()
+    gin.parse_config(
+      [_BYTES, f'data_dir.root.path = {str(self._folder / "data")!r}']
+    )
+    try:
+      source.write_text(mutated(original.decode(), rng), encoding='utf-8')
+      name = source.relative_to(self._folder / 'data').parts[0]
+      if name == 'arc':
+        name = 'arc_easy' if 'Easy' in source.name else 'arc_challenge'
+      self._read(name, 'validation')
+    finally:
+      source.write_bytes(original)
+
+  def text_file(self, rng: random.Random) -> None:
+    """One's own text, or JSON lines for inference, with any bytes in it."""
+    import gin
+
+    from selective_t5x.tasks import json_lines
+
+    if rng.random() < 0.5:
+      file = self._folder / 'lines.jsonl'
+      text = '{"inputs": "a b"}\n{"inputs": "c", "targets": "d"}\n'
+      file.write_text(mutated(text, rng), encoding='utf-8')
+      json_lines.read(str(file), {'inputs': 'inputs'})
+      return
+    file = self._folder / f'text{rng.randrange(1 << 30)}.txt'
+    text = 'A line.\n\nAnother paragraph.\n' * 3
+    content = mutated(text, rng).encode()
+    if rng.random() < 0.3:
+      content += rng.randbytes(5)
+    file.write_bytes(content)
+    gin.clear_config()
+    document = rng.choice(['paragraph', 'line', 'file', 'word'])
+    gin.parse_config(
+      [
+        _BYTES,
+        f'text_files.Files.train = {str(file)!r}',
+        f'text_files.Files.document = {document!r}',
+        f'text_files.Files.held_out = {rng.choice(["0.5", "0", "2", "None"])}',
+      ]
+    )
+    try:
+      self._read('text_files_lm', 'train')
+    finally:
+      file.unlink()
+
+  def budgets(self, rng: random.Random) -> None:
+    """A file of budgets, as a search writes it."""
+    text = (
+      "include 'gin/pruning/selective.gin'\n\nCACHE_BUDGETS = [8, 16]\n"
+      "BUDGETS_FOUND_FOR = 'embed 64, heads 4 x 16, mlp 128'\n"
+    )
+    file = self._folder / 'budgets.gin'
+    file.write_text(mutated(text, rng), encoding='utf-8')
+    files = [_EXPERIMENTS[0], 'gin/attention/selective.gin', str(file)]
+    self._configure(files, self._bindings(files))
+
+  def search_state(self, rng: random.Random) -> None:
+    """What an interrupted search left: search.json."""
+    from selective_t5x.budgets import frontier, search
+
+    settings = {'checkpoint': 'a', 'layers': 2, 'context': 16}
+    point = {'budgets': [16, 16], 'memory_factor': 1.0, 'tuning_loss': 2.0}
+    state = {'settings': settings, 'goal': 2.0, 'finished': True}
+    state |= {'path': [point | {'report_loss': 2.0}]}
+    file = self._folder / search.STATE_FILE
+    text = mutated(json.dumps(state, indent=2), rng)
+    file.write_text(text, encoding='utf-8')
+    search.read_state(file, settings)
+    frontier.searched(str(self._folder))
+
+  def _paths_to(self, name: str) -> pathlib.Path:
+    return pathlib.Path(self._paths[-1]) / name
+
+  def _bindings(self, files) -> list[str]:
+    return ["MODEL_DIR = '/nonexistent/run'", *([_BYTES] if files else [])]
+
+  def _configure(self, files, bindings) -> None:
+    """Does what the command line does before a run begins."""
+    import gin
+
+    from selective_t5x.config import apply as config_parse
+    from selective_t5x.config import reader as config_check
+    from selective_t5x.config import values as config_values
+
+    config = config_check.load(files, bindings, self._paths)
+    config_check.check(config)
+    gin.clear_config()
+    bindings = [*bindings, *config.path_bindings()]
+    config_parse.parse(config, files, bindings, self._paths)
+    config_values.check(config, self._entry)
+    gin.config_str()
+    config_parse.bound(self._entry, 'model')
+
+  def _read(self, task: str, split: str) -> None:
+    import seqio
+
+    lengths = {'inputs': 64, 'targets': 64}
+    dataset = seqio.get_mixture_or_task(task).get_dataset(
+      lengths, split=split, shuffle=False
+    )
+    collections.deque(dataset.take(20).as_numpy_iterator(), maxlen=0)
+
+
+def give(kind: Callable[[random.Random], None], rng: random.Random) -> str:
+  """Gives one input.
+
+  Returns:
+    '' where it was taken or refused in one line, 'hang', or a traceback.
+  """
+  from selective_t5x.errors import UserError
+
+  def stop(*_):
+    raise _TimeoutError
+
+  signal.signal(signal.SIGALRM, stop)
+  signal.signal(signal.SIGPROF, stop)
+  signal.alarm(20 * _SECONDS)
+  signal.setitimer(signal.ITIMER_PROF, _SECONDS)
+  try:
+    with contextlib.redirect_stdout(io.StringIO()):
+      kind(rng)
+  except UserError as error:
+    if not str(error).strip():
+      return 'an empty message'
+  except _TimeoutError:
+    return 'hang'
+  except KeyboardInterrupt:
+    raise
+  except BaseException:
+    return traceback.format_exc()
+  finally:
+    signal.alarm(0)
+    signal.setitimer(signal.ITIMER_PROF, 0)
+  return ''
+
+
+def main() -> None:
+  """Gives inputs and prints the counts."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--minutes', type=float, default=5)
+  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--only', type=int, metavar='N')
+  args = parser.parse_args()
+  failed = collections.Counter()
+  with tempfile.TemporaryDirectory(prefix='fuzz_') as folder:
+    inputs = Inputs(pathlib.Path(folder))
+    logging.disable()  # What tasks and gin warn of.
+    end = time.monotonic() + 60 * args.minutes
+    numbers = itertools.count() if args.only is None else [args.only]
+    given = 0
+    for number in numbers:
+      if time.monotonic() > end and given >= _LEAST_INPUTS:
+        break
+      rng = random.Random(f'{args.seed} {number}')
+      kind = rng.choice(inputs.kinds())
+      problem = give(kind, rng)
+      given += 1
+      if problem:
+        failed['hangs' if problem == 'hang' else 'tracebacks'] += 1
+        lines = [x for x in problem.splitlines() if ' In call to ' not in x]
+        last = problem if args.only is not None else lines[-1]
+        print(f'{number} {kind.__name__}: {last[:3000]}', flush=True)
+  figures = {'inputs': given}
+  figures |= {name: failed[name] for name in ('tracebacks', 'hangs')}
+  print(json.dumps(figures))
+  sys.exit(int(bool(failed)))
+
+
+if __name__ == '__main__':
+  main()

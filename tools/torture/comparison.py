@@ -1,0 +1,96 @@
+"""A comparison, and what befalls it or the run that it has started."""
+
+import functools
+import pathlib
+import signal
+
+from tools.torture import faults, outcomes
+
+
+class Comparison(faults.Command):
+  """Two variants, one seed."""
+
+  module = 'selective_t5x.compare'
+
+  def arguments(self):
+    """Returns its flags."""
+    return [
+      '--gin_file=gin/experiments/variable_assignment.gin',
+      '--gin_file=gin/test/tiny.gin',
+      '--variant=baseline=gin/attention/baseline.gin',
+      '--variant=selective=gin/attention/selective.gin',
+      f'--output_dir={self.folder}',
+      '--examples=0',
+      '--gin.TRAIN_STEPS=20',
+      '--gin.CHECKPOINT_PERIOD=5',
+      '--gin.EVAL_PERIOD=10',
+    ]
+
+  def saved(self):
+    """Returns how far each thing is saved that must not be lost."""
+    return {run.name: outcomes.newest_whole(run) for run in self._runs()}
+
+  def progress(self):
+    """Returns how far it is."""
+    files = (run / 'train' / 'metrics.jsonl' for run in self._runs())
+    return sum(len(outcomes.rows(file)) for file in files)
+
+  def result(self):
+    """Returns all that has to be equal in the end."""
+    reported = (self.folder / 'report.html').exists()
+    return outcomes.result(self.folder) | {'reported': reported}
+
+  def logs(self):
+    """Returns the files that take what the user would see."""
+    return [self.log, *(run / 'log.txt' for run in self._runs())]
+
+  def kinds(self):
+    """Returns the kinds of faults that are possible now."""
+    of_the_run = functools.partial(self.stop, target=_run_of, codes=(0, 1))
+    found = super().kinds() | {
+      'kill its run': lambda: of_the_run(signal.SIGKILL),
+      'term its run': lambda: of_the_run(signal.SIGTERM),
+    }
+    if self._interrupted():
+      found['truncate'] = lambda: self._damaged('truncate')
+      found['corrupt'] = lambda: self._damaged('corrupt')
+    return found
+
+  def start_twice(self):
+    """Starts it again while it runs: they wait for each other's runs."""
+    saved = self.saved()
+    first = self.start()
+    self.until(first)
+    in_time = not outcomes.ended(first)
+    log = self.log.with_suffix('.second.log')
+    second = self.start(log)
+    self.end(first, (0,), saved)
+    self.end(second, (0,), saved)
+    return in_time
+
+  def _damaged(self, kind: str) -> bool:
+    """Breaks the newest checkpoint of the run that was interrupted."""
+    run = self._interrupted()[0]
+    newest = run / f'checkpoint_{outcomes.newest_whole(run)}'
+    faults.damage_checkpoint(newest, kind, self.rng)
+    self.run((0,))
+    if 'Going on from' not in (run / 'log.txt').read_text(errors='replace'):
+      self.counts.add('diverged_resumes', f'no warning of {newest}')
+    return True
+
+  def _runs(self) -> list[pathlib.Path]:
+    return sorted(self.folder.glob('*-seed0'))
+
+  def _interrupted(self) -> list[pathlib.Path]:
+    """Returns the unfinished runs with a checkpoint to spare."""
+    return [
+      run
+      for run in self._runs()
+      if not (run / 'summary.json').exists() and len(outcomes.whole(run)) > 1
+    ]
+
+
+def _run_of(process: int) -> int | None:
+  """Returns the process that a comparison has started, if it has."""
+  children = pathlib.Path(f'/proc/{process}/task/{process}/children')
+  return next(map(int, children.read_text().split()), None)
