@@ -59,7 +59,7 @@ def full_attention(
     query,
     key,
     value,
-    scale=query.shape[-1] ** -0.5 if scale is None else scale,
+    scale=checks.scale('full_attention', scale, query),
     bias=bias,
     query_ids=query_ids,
     key_ids=key_ids,
@@ -108,7 +108,7 @@ def causal_attention(
     ValueError: if the shapes do not fit together.
     UserError: if implementation is not known, or cannot do what is asked.
   """
-  scale = query.shape[-1] ** -0.5 if scale is None else scale
+  scale = checks.scale('causal_attention', scale, query)
   if position is not None:
     checks.step(query, key, value, bias, position)
     return steps.causal_step(
@@ -205,7 +205,7 @@ def selective_attention(
     out, or a tuple of those asked for, in this order:
       out: [B, N, H, D] in value's dtype; zero in padding rows.
       M: f32[B, N], the tokens each query still sees (`memory.visible_tokens`),
-        the mean over the G.
+        the mean over the G; without relu a key with F below zero counts as one.
       F: f32[B, N, N], or [B, G, N, N] where G > 1.
       its row: f32[B, N], or [B, G, N] where G > 1.
     Logits, M and F are float32 for every input dtype but float64.
@@ -220,7 +220,9 @@ def selective_attention(
   else:
     checks.step(query, key, value, bias, position)
   heads = query.shape[2]
-  is_number = isinstance(selection_head, numbers.Integral)
+  is_number = isinstance(selection_head, numbers.Integral) and not isinstance(
+    selection_head, bool
+  )
   if selection_head not in (MEAN, PER_HEAD) and not (
     is_number and 0 <= selection_head < heads
   ):
@@ -230,12 +232,23 @@ def selective_attention(
       "'per_head'"
     )
   own = checks.selection(query, key, selection_query, selection_key)
-  if memory_tau is not None and not memory_tau > 0:
-    raise UserError(
-      f'selective_attention.memory_tau = {memory_tau!r}: expected a positive '
-      'number or None'
+  if memory_tau is not None:
+    name, expected = (
+      'selective_attention.memory_tau',
+      'a positive number or None',
     )
-  scale = query.shape[-1] ** -0.5 if scale is None else scale
+    checks.number(name, memory_tau, expected)
+    if not memory_tau > 0:
+      raise UserError(f'{name} = {memory_tau!r}: expected {expected}')
+  if masking_scale is not None:
+    checks.number('selective_attention.masking_scale', masking_scale)
+  constraints = Constraints(relu, protect_bos, protect_self)
+  checks.flags(
+    'selective_attention',
+    selection_bias=selection_bias,
+    **constraints._asdict(),
+  )
+  scale = checks.scale('selective_attention', scale, query)
   selection = select(
     query,
     key,
@@ -244,7 +257,7 @@ def selective_attention(
     bias=bias if selection_bias else None,
     own=own,
     masking_scale=masking_scale,
-    constraints=Constraints(relu, protect_bos, protect_self),
+    constraints=constraints,
   )
   if position is not None:
     checks.masking(masking, selection.key)

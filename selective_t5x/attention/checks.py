@@ -1,8 +1,48 @@
-"""Checks of the arrays that the public attention functions are given."""
+"""Checks of the arrays and settings of the public attention functions."""
+
+import numbers
 
 import jax.numpy as jnp
+import numpy as np
 
 from selective_t5x.attention import masks
+from selective_t5x.errors import UserError
+
+
+def number(name, value, expected='a number or None'):
+  """Raises UserError unless a setting is a number: True is none.
+
+  Args:
+    name: of the setting, for the message.
+    value: a number, or an array of one, which may be traced.
+    expected: for the message.
+  """
+  shape, dtype = getattr(value, 'shape', None), getattr(value, 'dtype', None)
+  if dtype is None:
+    fits = isinstance(value, numbers.Real) and not isinstance(value, bool)
+  else:
+    fits = shape == () and jnp.issubdtype(dtype, jnp.number)
+  if not fits:
+    raise UserError(f'{name} = {value!r}: expected {expected}')
+
+
+def flags(function, **settings):
+  """Raises UserError unless settings are True or False."""
+  for name, value in settings.items():
+    if not isinstance(value, (bool, np.bool_)):
+      raise UserError(f'{function}.{name} = {value!r}: expected True or False')
+
+
+def scale(function, value, query):
+  """Returns what multiplies the logits: D ** -0.5 for None.
+
+  Raises:
+    UserError: if value is no number.
+  """
+  if value is None:
+    return query.shape[-1] ** -0.5
+  number(f'{function}.scale', value)
+  return value
 
 
 def shapes(query, key, value, bias, segment_ids, prefix=None):

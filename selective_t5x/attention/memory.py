@@ -12,10 +12,12 @@ def visible_tokens(
   """Counts the tokens that each query sees, those partly masked in part.
 
   M[b, i] = sum over non-padding j <= i of i's segment of
-  1 - min(F[b, i, j], tau) / tau. Differentiable: the cotangent g of M enters
-  that of F as -g[b, i] / tau where F < tau, and nowhere else. Source: arXiv
-  2410.02703, section 5. Where selection has no relu, a key with F below zero
-  counts as one token, and has no gradient.
+  1 - min(max(F[b, i, j], 0), tau) / tau. Differentiable: the cotangent g of M
+  enters that of F as -g[b, i] / tau where 0 <= F < tau, and nowhere else.
+  Source: arXiv 2410.02703, section 5, which has F of zero or more and no max.
+  Differs from the paper where selection has no relu: M counts the tokens that
+  a cache has to hold, so a key with F below zero counts as one, not as more,
+  and drawing more attention to it costs nothing.
 
   Args:
     masking: f32[B, N, N], F; axis 1 is the query.

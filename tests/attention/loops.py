@@ -50,7 +50,7 @@ def memory_loop(masking, tau, segment_ids=None):
     for i in range(length):
       for j in range(i + 1):
         if ids[b][i] != 0 and ids[b][i] == ids[b][j]:
-          memory[b, i] += 1 - min(masking[b, i, j], tau) / tau
+          memory[b, i] += 1 - min(max(masking[b, i, j], 0), tau) / tau
   return memory
 
 

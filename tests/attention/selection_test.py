@@ -6,8 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from selective_t5x.attention import masking_matrix, memory
-from tests.attention import loops
+from selective_t5x import attention
+from selective_t5x.attention import masking_matrix, masks, memory
+from selective_t5x.attention.selection import Constraints, Selection
+from selective_t5x.attention.tpu import kernels as pallas_tpu
+from tests.attention import loops, properties
 
 
 @st.composite
@@ -163,3 +166,67 @@ def test_a_key_that_is_unmasked_counts_as_one_token():
   )(masking)
   assert seen == 1.5
   np.testing.assert_array_equal(grad[0, 1], [0.0, -2.0])
+
+
+@pytest.mark.parametrize('head', [0, 'mean', 'per_head'])
+@pytest.mark.parametrize('implementation', ['reference', 'blocked'])
+def test_without_relu_no_key_counts_more_than_one_token(implementation, head):
+  inputs = properties.arrays()
+  ids, tau = properties.PACKED, 0.5
+  asked = dict(segment_ids=ids, memory_tau=tau, relu=False, selection_head=head)
+  _, _, masking = attention.selective_attention(
+    *inputs, return_masking=True, **asked
+  )
+  assert np.min(masking) < -1
+
+  def wanted(masking):
+    """M written out, of F as a function of the inputs."""
+    visible = masks.visible(properties.LENGTH, ids)
+    groups = masking if masking.ndim == 4 else masking[:, None]
+    tokens = 1 - jnp.clip(groups, 0, tau) / tau
+    tokens = jnp.where(visible[:, None], tokens, 0)
+    return jnp.mean(jnp.sum(tokens, axis=-1), axis=1)
+
+  def of_f(query):
+    _, masking = attention.selective_attention(
+      query, *inputs[1:], return_masking=True, **asked | {'memory_tau': None}
+    )
+    return wanted(masking)
+
+  def of_m(query):
+    return attention.selective_attention(
+      query, *inputs[1:], implementation=implementation, **asked
+    )[1]
+
+  weights = np.random.default_rng(2).normal(size=ids.shape)
+  (got, grad), (want, want_grad) = (
+    properties.compiled(
+      jax.value_and_grad(lambda query, f=f: jnp.sum(weights * f(query)))
+    )(inputs[0])
+    for f in (of_m, of_f)
+  )
+  np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(grad, want_grad, rtol=1e-4, atol=1e-4)
+  seen = of_m(inputs[0])
+  np.testing.assert_allclose(seen, wanted(masking), rtol=1e-4, atol=1e-4)
+  # At most its position, which the unbounded formula exceeds.
+  position = 1 + masks.position_in_segment(properties.LENGTH, ids)
+  assert np.all(seen <= position + 1e-5)
+
+
+def test_the_kernels_refuse_selection_without_relu():
+  # So that no F of theirs is below zero.
+  query, key, value = properties.arrays()
+  selection = Selection(
+    query[:, :, :1], key[:, :, :1], 0.5, constraints=Constraints(relu=False)
+  )
+  with pytest.raises(ValueError, match="the paper's three constraints"):
+    pallas_tpu.attention(
+      query,
+      key,
+      value,
+      selection=selection,
+      scale=0.5,
+      memory_tau=1.0,
+      interpret=True,
+    )

@@ -62,6 +62,7 @@ def window_attention(
     UserError: if window or implementation is not valid.
   """
   _check_size('window_attention.window', window)
+  checks.flags('window_attention', keep_first=keep_first)
   if implementation not in (None, *_IMPLEMENTATIONS):
     raise UserError(
       f'window_attention.implementation = {implementation!r}: expected None, '
@@ -78,7 +79,7 @@ def window_attention(
     seen = query - key < window
     return seen | (key == 0) if keep_first else seen
 
-  scale = query.shape[-1] ** -0.5 if scale is None else scale
+  scale = checks.scale('window_attention', scale, query)
   small = window < query.shape[1] and implementation != 'reference'
   if position is not None or bias is not None or not small:
     return _attend(query, key, value, scale, bias, segment_ids, position, sees)
@@ -135,7 +136,7 @@ def strided_attention(
     distance = query - key
     return (distance <= stride) | (distance % stride == 0)
 
-  scale = query.shape[-1] ** -0.5 if scale is None else scale
+  scale = checks.scale('strided_attention', scale, query)
   return _attend(query, key, value, scale, bias, segment_ids, position, sees)
 
 

@@ -71,7 +71,7 @@ def stick_breaking_attention(
   Raises:
     ValueError: if the shapes do not fit together.
   """
-  scale = query.shape[-1] ** -0.5 if scale is None else scale
+  scale = checks.scale('stick_breaking_attention', scale, query)
   if position is not None:
     checks.step(query, key, value, bias, position)
     earlier = jnp.arange(key.shape[1]) < position[:, None]
