@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from selective_t5x.errors import UserError
-from selective_t5x.tasks import metrics, questions, text_reader
+from selective_t5x.tasks import choice_scores, metrics, questions, text_reader
 from selective_t5x.tasks.questions import Files, Question, Tfds
 
 
@@ -49,7 +49,7 @@ def _is_object(line: text_reader.Line) -> bool:
 
 
 def last_word(
-  targets: Sequence[tuple], scores: metrics.Scores
+  targets: Sequence[choice_scores.Target], scores: metrics.Scores
 ) -> dict[str, float]:
   """Returns how well the last words are predicted.
 
@@ -66,7 +66,7 @@ def last_word(
     'accuracy': float(np.mean(metrics.is_argmax(scores))),
     'perplexity': float(np.exp(loss)),
     'loss': float(loss),
-    'truncated': float(np.mean([target[5] for target in targets])),
+    'truncated': float(np.mean([target.truncated for target in targets])),
     'passages': len(targets),
   }
 

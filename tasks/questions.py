@@ -7,6 +7,10 @@ same questions; `downstream` says how each benchmark becomes some.
 The t5 package's rank classification turns a question into one example a choice
 and, from the scores, back into an answer. A choice is scored without an end of
 sequence: the question is what follows, not where it stops.
+
+Whatever cuts the stream of choices (seqio.Evaluator.num_examples, shards) may
+cut a question. So an example carries the number of its question in the file and
+how many choices that has, and the metrics count whole questions alone.
 """
 
 import dataclasses
@@ -14,21 +18,22 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import gin
 import numpy as np
 import seqio
-import t5.data.postprocessors
 import t5.data.preprocessors
-import t5.evaluation.metrics
 import tensorflow as tf
 
 from selective_t5x.errors import UserError
 from selective_t5x.tasks import (
+  choice_scores,
   data_dir,
   metrics,
   text_reader,
   tfds_source,
   vocabularies,
 )
+from selective_t5x.tasks.choice_scores import choice_accuracy as choice_accuracy
 
 # The lines of a file that have a record, and the record.
 Records = Iterator[tuple[text_reader.Line, Mapping[str, Any]]]
@@ -85,10 +90,11 @@ class Tfds:
 
 
 class QuestionSource(seqio.DataSource):
-  """A seqio source of {'inputs': [c], 'targets': [c], 'label': []}.
+  """A seqio source of {'inputs', 'targets': [c], 'label', 'number': []}.
 
-  c is the number of choices. The training split holds the right choice alone:
-  that is what one trains on.
+  c is the number of choices, `number` the question's in the whole split, from
+  0. The training split holds the right choice alone: that is what one trains
+  on.
   """
 
   def __init__(
@@ -119,6 +125,17 @@ class QuestionSource(seqio.DataSource):
     self._tfds = tfds
     # Questions are independent and the source is small: the task shuffles.
     super().__init__(splits=tuple(files), caching_permitted=True)
+
+  def settings(self) -> tuple[str | None, str | None]:
+    """Returns what decides the questions: the folder, or the data set's name.
+
+    The question's text is the same where the folder is: a vocabulary that is
+    learnt from one is not that of another.
+    """
+    folder = data_dir.folder(self._folder)
+    if folder is not None:
+      return str(folder), None
+    return None, self._tfds.name if self._tfds else None
 
   @property
   def supports_arbitrary_sharding(self) -> bool:
@@ -220,14 +237,18 @@ class QuestionSource(seqio.DataSource):
     ends = np.cumsum([len(q.choices) for q in questions])
     starts = np.concatenate([[0], ends[:-1]])
     labels = np.array([q.label for q in questions], np.int32)
-    dataset = tf.data.Dataset.from_tensor_slices((starts, ends, labels))
+    numbers = np.arange(len(questions), dtype=np.int32)
+    dataset = tf.data.Dataset.from_tensor_slices(
+      (starts, ends, labels, numbers)
+    )
     if shard_info:
       dataset = dataset.shard(shard_info.num_shards, shard_info.index)
     return dataset.map(
-      lambda start, end, label: {
+      lambda start, end, label, number: {
         'inputs': contexts[start:end],
         'targets': choices[start:end],
         'label': label,
+        'number': number,
       }
     )
 
@@ -242,42 +263,71 @@ def register(
   Args:
     name: of the task.
     source: of its questions.
-    metric_fn: `choice_accuracy`, or another of (targets, scores) with targets
-      as `_target` makes them.
+    metric_fn: `choice_accuracy`, or another of (targets, scores), where each
+      of the targets is a `choice_scores.Target`.
   """
   feature = seqio.Feature(vocabularies.TaskVocabulary(name), add_eos=False)
   return seqio.TaskRegistry.add(
     name,
     source=source,
     preprocessors=[
+      first_questions,
       _examples,
       seqio.preprocessors.tokenize,
       keep_the_end,
     ],
     output_features={'inputs': feature, 'targets': feature},
-    metric_objs=[metrics.of_scores(metric_fn, _target)],
+    metric_objs=[metrics.of_scores(metric_fn, choice_scores.target)],
   )
 
 
-def _examples(dataset):
-  """Turns a question into an example a choice, with its length in characters.
+@gin.configurable(module='selective_t5x.tasks.questions')
+def first_questions(dataset, count: int | None = None):
+  """Keeps the first questions of a split, of all its shards together.
 
-  The space between context and choice is no part of the choice.
+      questions.first_questions.count = %EVAL_QUESTIONS
+
+  Args:
+    dataset: of a QuestionSource.
+    count: how many; None: all of them.
+
+  Raises:
+    UserError: that is no number of questions.
+  """
+  if count is None:
+    return dataset
+  if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+    raise UserError(
+      f'questions.first_questions.count = {count!r}: expected a whole number '
+      'of 1 or more, or None for all questions'
+    )
+  return dataset.filter(lambda question: question['number'] < count)
+
+
+def _examples(dataset):
+  """Turns a question into an example a choice; see `choice_scores.Target`.
+
+  `idx` is [the question's number in the split, the choice's in the question].
   """
 
-  def characters(example):
+  def counted(question):
+    return {**question, 'choices': tf.size(question['targets'])}
+
+  def features(example):
     choice = tf.strings.strip(example['targets'])
+    example['idx'] = tf.stack([example.pop('number'), example['idx'][1]])
     return {**example, 'characters': tf.strings.length(choice, 'UTF8_CHAR')}
 
   dataset = t5.data.preprocessors.rank_classification(
-    dataset,
+    dataset.map(counted),
     inputs_fn=lambda question: question['inputs'],
     targets_fn=lambda question: question['targets'],
     is_correct_fn=lambda question: tf.one_hot(
       question['label'], tf.size(question['targets'])
     ),
+    passthrough_feature_keys=['number', 'choices'],
   )
-  return dataset.map(characters, num_parallel_calls=tf.data.AUTOTUNE)
+  return dataset.map(features, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def keep_the_end(dataset, sequence_length):
@@ -303,55 +353,6 @@ def keep_the_end(dataset, sequence_length):
     }
 
   return dataset.map(keep, num_parallel_calls=tf.data.AUTOTUNE)
-
-
-def _target(score, example=None, is_target=False):
-  """Returns what the metrics need of an example: the t5 package's tuple.
-
-  (idx, is_correct, weight, tokens), and after it characters and truncated.
-  """
-  return t5.data.postprocessors.rank_classification(
-    score,
-    example=example,
-    is_target=is_target,
-    passthrough_feature_keys=('characters', 'truncated'),
-  )
-
-
-def choice_accuracy(
-  targets: Sequence[tuple], scores: metrics.Scores
-) -> dict[str, float]:
-  """Returns the share of questions whose likeliest choice is the right one.
-
-  `accuracy` is `accuracy_per_character`: the log-likelihood of a choice is
-  divided by its characters. Raw sums favour short choices, and tokens differ
-  between vocabularies, so that two models could not be compared by them.
-
-  Returns:
-    accuracy, accuracy_raw, accuracy_per_character, accuracy_per_token, chance
-    (of a uniform guess) and truncated (the share of choices of which a part
-    did not fit the row), each 0 to 1, and questions, their number.
-  """
-  log_likelihoods = metrics.log_likelihoods(scores)
-
-  def accuracy(lengths):
-    measured = t5.evaluation.metrics.rank_classification(
-      [(*target[:3], 1) for target in targets],
-      log_likelihoods / np.asarray(lengths, np.float64),
-    )
-    return float(measured['accuracy']) / 100
-
-  per_character = accuracy([max(int(target[4]), 1) for target in targets])
-  _, choices = np.unique([t[0][0] for t in targets], return_counts=True)
-  return {
-    'accuracy': per_character,
-    'accuracy_raw': accuracy(np.ones(len(targets))),
-    'accuracy_per_character': per_character,
-    'accuracy_per_token': accuracy([max(t[3], 1) for t in targets]),
-    'chance': float(np.mean(1 / choices)),
-    'truncated': float(np.mean([target[5] for target in targets])),
-    'questions': len(choices),
-  }
 
 
 def _reason(error: Exception, labels: Sequence[str]) -> str:

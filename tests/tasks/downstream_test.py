@@ -10,7 +10,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from selective_t5x.errors import UserError
-from selective_t5x.tasks import downstream, tfds_source
+from selective_t5x.tasks import choice_scores, downstream, tfds_source
 from tools import official_sets as official
 
 LENGTHS = {'inputs': 512, 'targets': 512}
@@ -213,7 +213,15 @@ def test_what_is_too_long_loses_its_beginning(tmp_path):
 
 def test_choices_are_ranked_by_character_by_token_and_raw():
   def target(question, choice, right, tokens, characters):
-    return (question, choice), right, 1.0, tokens, characters, choice == 0
+    return choice_scores.Target(
+      idx=(question, choice),
+      is_correct=right,
+      weight=1.0,
+      tokens=tokens,
+      characters=characters,
+      truncated=choice == 0,
+      choices=2 + question,
+    )
 
   targets = [
     # The raw sum likes the short choice; tokens and characters disagree.
@@ -237,7 +245,9 @@ def test_choices_are_ranked_by_character_by_token_and_raw():
 
 
 def test_lambada_is_measured_by_word():
-  targets = [((i, 0), True, 1.0, 2, 5, False) for i in range(2)]
+  targets = [
+    choice_scores.Target((i, 0), True, 1.0, 2, 5, False, 1) for i in range(2)
+  ]
   scores = (np.log([0.5, 0.125]), {'is_argmax': np.array([True, False])})
   assert downstream.lambada.last_word(targets, scores) == {
     'accuracy': 0.5,

@@ -12,12 +12,12 @@ import pathlib
 import sys
 
 import gin
-import pipelines
 import pytest
 import seqio
 
 from selective_t5x.errors import UserError
 from selective_t5x.tasks import json_lines, vocabularies
+from tests.tasks import pipelines
 
 BOM = b'\xef\xbb\xbf'
 FEATURES = {

@@ -1,4 +1,5 @@
 import copy
+import json
 import pathlib
 import pickle
 import subprocess
@@ -334,3 +335,22 @@ def test_pieces_are_learnt_from_inputs_and_targets(tmp_path):
       assert min(vocabulary.encode('question answer')) > 258  # no bytes
     finally:
       seqio.TaskRegistry.remove(name)
+
+
+def test_questions_of_another_folder_have_another_vocabulary(tmp_path):
+  """In one process too: what is remembered depends on the folder."""
+  found = []
+  for folder, word in (('one', 'lobster'), ('two', 'quince')):
+    records = [
+      {'goal': f'{word} {i}', 'sol1': f'{word}s', 'sol2': word, 'label': 0}
+      for i in range(60)
+    ]
+    (tmp_path / folder / 'piqa').mkdir(parents=True)
+    (tmp_path / folder / 'piqa/train.jsonl').write_text(
+      ''.join(f'{json.dumps(record)}\n' for record in records)
+    )
+    gin.bind_parameter('data_dir.root.path', str(tmp_path / folder))
+    gin.bind_parameter('vocabularies.Choice.size', 290)
+    vocabulary = vocabularies.TaskVocabulary('piqa')
+    found.append(vocabulary.encode('a lobster'))
+  assert found[0] != found[1]
