@@ -14,10 +14,11 @@ import pathlib
 import time
 from collections.abc import Sequence
 
-from selective_t5x import compare
+from selective_t5x.cli import exits, flags
+from selective_t5x.comparisons import compare
 from selective_t5x.comparisons import plan as cells
 from selective_t5x.comparisons.figures import Comparison
-from selective_t5x.report import page, tables
+from selective_t5x.report import examples, page, tables
 from selective_t5x.runs import results
 
 DEFAULT_OUTPUT_DIR = 'results/quickstart'
@@ -75,11 +76,12 @@ def summary(comparisons: dict[str, Comparison]) -> dict[str, object]:
 
 def main(argv: Sequence[str]) -> None:
   """Runs `python -m selective_t5x.quickstart`."""
-  made = compare.parser('selective_t5x.quickstart', __doc__)
-  compare.add_jobs_flag(made)
+  made = flags.parser('selective_t5x.quickstart', __doc__)
+  flags.add_output_flags(made)
+  flags.add_jobs_flag(made)
   made.set_defaults(output_dir=DEFAULT_OUTPUT_DIR)
-  compare.add_examples_flag(made)
-  args, bindings = compare.parse(made, argv)
+  flags.add_examples_flag(made)
+  args, bindings = flags.parse(made, argv)
   output_dir = pathlib.Path(args.output_dir)
   started = time.monotonic()
   every = {
@@ -117,12 +119,12 @@ def main(argv: Sequence[str]) -> None:
     page.page(
       title='Selective attention and its baseline',
       intro='Two comparisons, trained on one machine with one seed each.',
-      command=compare.command_line(),
+      command=flags.command_line(),
       sections=[
         page.Section(name, EXPERIMENTS[name], comparison)
         for name, comparison in comparisons.items()
       ],
-      more=compare.masking_viewer(
+      more=examples.masking_viewer(
         [(name, every[name][1], c) for name, c in comparisons.items()],
         args.examples,
       ),
@@ -145,4 +147,4 @@ def _by_variant(comparison, task, metric, name) -> dict[str, float]:
 
 
 if __name__ == '__main__':
-  compare.run_command(main)
+  exits.run_main(main)

@@ -23,8 +23,8 @@ from typing import Any
 
 import tqdm
 
-from selective_t5x import compare
 from selective_t5x.budgets import greedy, losses, search
+from selective_t5x.cli import flags
 from selective_t5x.errors import UserError, did_you_mean
 from selective_t5x.pruning.h2o import H2O
 from selective_t5x.pruning.policy import Policy
@@ -172,7 +172,8 @@ def searched(folder: str) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> None:
   """Runs `python -m selective_t5x.pruning.frontier`."""
-  made = compare.parser('selective_t5x.pruning.frontier', __doc__)
+  made = flags.parser('selective_t5x.pruning.frontier', __doc__)
+  flags.add_output_flags(made)
   made.add_argument(
     '--checkpoint',
     action='append',
@@ -193,7 +194,7 @@ def main(argv: Sequence[str]) -> None:
     help='a finished search of budgets',
   )
   made.add_argument('--batches', type=int, default=8, metavar='N')
-  args, bindings = compare.parse(made, argv)
+  args, bindings = flags.parse(made, argv)
   checkpoints, policies = _check(args)
   for folder in args.search:
     searched(folder)
@@ -246,7 +247,3 @@ def _check(args) -> tuple[dict[str, str], list[str]]:
   if args.batches < 1:
     raise UserError(f'--batches={args.batches}: expected 1 or more')
   return checkpoints, policies
-
-
-if __name__ == '__main__':
-  compare.run_command(main)

@@ -27,8 +27,9 @@ from typing import Any
 
 import tqdm
 
-from selective_t5x import compare, network
+from selective_t5x import network
 from selective_t5x.budgets import greedy, losses
+from selective_t5x.cli import flags
 from selective_t5x.errors import UserError, did_you_mean
 from selective_t5x.pruning.config import Pruning
 from selective_t5x.pruning.policy import Policy
@@ -287,7 +288,8 @@ def _baseline_loss(path, gin_files, gin_bindings, count) -> float:
 
 def main(argv: Sequence[str]) -> None:
   """Runs `python -m selective_t5x.pruning.search`."""
-  made = compare.parser('selective_t5x.pruning.search', __doc__)
+  made = flags.parser('selective_t5x.pruning.search', __doc__)
+  flags.add_output_flags(made)
   made.add_argument(
     '--checkpoint', metavar='DIR', help='of a run, or a checkpoint_N in it'
   )
@@ -309,7 +311,7 @@ def main(argv: Sequence[str]) -> None:
   )
   made.add_argument('--tuning_batches', type=int, default=8, metavar='N')
   made.add_argument('--report_batches', type=int, default=8, metavar='N')
-  args, bindings = compare.parse(made, argv)
+  args, bindings = flags.parse(made, argv)
   _check(args)
   for path in filter(None, (args.checkpoint, args.baseline)):
     trained.find(path)
@@ -381,7 +383,3 @@ def _check(args) -> None:
     raise UserError(
       f'--tolerance={args.tolerance}: expected 0 or more, 0.01 for 1 %'
     )
-
-
-if __name__ == '__main__':
-  compare.run_command(main)

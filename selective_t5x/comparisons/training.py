@@ -22,7 +22,7 @@ from selective_t5x.comparisons.plan import (
   identity,
 )
 from selective_t5x.comparisons.progress import Progress
-from selective_t5x.errors import INTERRUPTED
+from selective_t5x.errors import INTERRUPTED, RunError
 from selective_t5x.runs import results
 
 MAIN = (sys.executable, '-m', 'selective_t5x.main')
@@ -31,7 +31,7 @@ _POLL_SECONDS = 0.1
 _TAIL_LINES = 15
 
 
-class CellError(RuntimeError):
+class CellError(RunError):
   """Runs failed."""
 
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from selective_t5x import compare
+from selective_t5x.cli import exits, flags
 from selective_t5x.errors import UserError
 from selective_t5x.runs import restore as trained
 from selective_t5x.runs import results
@@ -24,7 +24,8 @@ from selective_t5x.runs import results
 
 def main(argv: Sequence[str]) -> None:
   """Runs `python -m selective_t5x.report`."""
-  made = compare.parser('selective_t5x.report', __doc__)
+  made = flags.parser('selective_t5x.report', __doc__)
+  flags.add_output_flags(made)
   made.add_argument(
     '--checkpoint', metavar='DIR', help='of a run, or a checkpoint_N in it'
   )
@@ -37,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
   made.add_argument(
     '--examples', type=int, default=3, metavar='N', help='rows without --text'
   )
-  args, bindings = compare.parse(made, argv)
+  args, bindings = flags.parse(made, argv)
   for name in ('checkpoint', 'output_dir'):
     if not getattr(args, name):
       raise UserError(f'no --{name}: it is needed; --help has an example')
@@ -74,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
       title='What selection masks',
       intro=f'{checkpoint}, {len(rows)} examples.',
       body=viewer.section({'': figures}),
-      command=compare.command_line(),
+      command=flags.command_line(),
     ),
     encoding='utf-8',
   )
@@ -122,4 +123,4 @@ def _read(run, vocabulary, text: str) -> dict[str, np.ndarray]:
 
 
 if __name__ == '__main__':
-  compare.run_command(main)
+  exits.run_main(main)

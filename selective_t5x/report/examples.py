@@ -16,6 +16,21 @@ _FOLDER = 'masking'
 _LOG = 'log.txt'
 
 
+def masking_viewer(
+  comparisons: Sequence[tuple[str, pathlib.Path, dict[str, Any]]], count: int
+) -> list[str]:
+  """Returns the viewer as parts of a page, see `collect`.
+
+  Args:
+    comparisons: of the page: name, folder and figures of each.
+    count: rows; 0 for none.
+  """
+  models = collect(comparisons, count) if count else {}
+  if not models:
+    return []
+  return [f'<h2>What selection masks</h2>\n{viewer.section(models)}']
+
+
 def collect(
   comparisons: Sequence[tuple[str, pathlib.Path, dict[str, Any]]], count: int
 ) -> dict[str, dict[str, Any]]:

@@ -3,7 +3,8 @@
 import argparse
 from collections.abc import Callable, Sequence
 
-from selective_t5x import compare
+from selective_t5x.cli import flags
+from selective_t5x.comparisons import compare
 from selective_t5x.comparisons import plan as cells
 from selective_t5x.comparisons.figures import Comparison
 
@@ -25,14 +26,15 @@ def parse(
     **counts: further flags, integers of 1 or more: the default, and the help.
 
   Returns:
-    the flags, those of `compare.parser` and --seeds among them, and
+    the flags, those of `flags.parser` and --seeds among them, and
     --gin.KEY=VALUE as 'KEY = VALUE' texts.
 
   Raises:
     UserError: a flag is unknown or has a value it cannot have.
   """
-  made = compare.parser(f'selective_t5x.studies.{name}', description)
-  compare.add_jobs_flag(made)
+  made = flags.parser(f'selective_t5x.studies.{name}', description)
+  flags.add_output_flags(made)
+  flags.add_jobs_flag(made)
   made.set_defaults(output_dir=f'results/{name}')
   if add_flags:
     add_flags(made)
@@ -41,9 +43,9 @@ def parse(
     made.add_argument(
       f'--{flag}', type=int, default=default, metavar='N', help=text
     )
-  args, bindings = compare.parse(made, argv)
+  args, bindings = flags.parse(made, argv)
   for flag in counts:
-    compare.check_count(flag, getattr(args, flag))
+    flags.check_count(flag, getattr(args, flag))
   return args, bindings
 
 

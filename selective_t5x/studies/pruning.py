@@ -19,8 +19,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from selective_t5x import compare
 from selective_t5x.budgets import search
+from selective_t5x.cli import exits, flags
 from selective_t5x.comparisons import plan as cells
 from selective_t5x.pruning import H2O, TOVA, Policy, Selective, Window
 from selective_t5x.report import plots, tables
@@ -214,7 +214,7 @@ def main(argv: Sequence[str]) -> None:
   results.write_json(
     output_dir / f'{NAME}.json',
     {
-      'command': compare.command_line(),
+      'command': flags.command_line(),
       'figures': figures,
       'points': [best_points(searches) for searches in every],
     },
@@ -238,4 +238,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  compare.run_command(main)
+  exits.run_main(main)

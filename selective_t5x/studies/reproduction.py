@@ -24,7 +24,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from selective_t5x import compare
+from selective_t5x.cli import exits, flags
+from selective_t5x.comparisons import compare
 from selective_t5x.comparisons import plan as cells
 from selective_t5x.comparisons import training as cell_runs
 from selective_t5x.errors import UserError, did_you_mean
@@ -236,7 +237,7 @@ class Record:
     results.write_json(
       self._json,
       {
-        'command': compare.command_line(),
+        'command': flags.command_line(),
         'seeds': self._args.seeds,
         'minutes': self.minutes,
         'claims': {
@@ -322,4 +323,4 @@ def _add_flags(made: argparse.ArgumentParser) -> None:
 
 
 if __name__ == '__main__':
-  compare.run_command(main)
+  exits.run_main(main)

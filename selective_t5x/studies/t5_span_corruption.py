@@ -13,7 +13,7 @@ import json
 import pathlib
 from collections.abc import Sequence
 
-from selective_t5x import compare
+from selective_t5x.cli import exits
 from selective_t5x.comparisons import plan as cells
 from selective_t5x.comparisons.figures import Comparison
 from selective_t5x.report import tables
@@ -53,4 +53,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  compare.run_command(main)
+  exits.run_main(main)

@@ -29,8 +29,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from selective_t5x import compare
 from selective_t5x.attention.variants import temperature
+from selective_t5x.cli import exits
 from selective_t5x.errors import UserError
 from selective_t5x.runs import results
 
@@ -172,4 +172,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  compare.run_command(main)
+  exits.run_main(main)

@@ -7,8 +7,9 @@ import types
 
 import pytest
 
-from selective_t5x import compare, network, pruning
+from selective_t5x import network, pruning
 from selective_t5x.budgets import losses, search
+from selective_t5x.cli import exits
 from selective_t5x.errors import UserError
 from selective_t5x.runs import restore as trained
 
@@ -158,7 +159,7 @@ def test_a_missing_checkpoint_is_one_line_and_exit_code_2(
   monkeypatch.setattr(sys, 'argv', argv)
   monkeypatch.setattr(signal, 'signal', lambda *_: None)
   with pytest.raises(SystemExit) as stopped:
-    compare.run_command(search.main)
+    exits.run_main(search.main)
   assert stopped.value.code == 2
   (line,) = capsys.readouterr().err.splitlines()
   assert line.endswith('selectiv: no such folder; nearest: selective')

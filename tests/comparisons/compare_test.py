@@ -8,7 +8,10 @@ import time
 
 import pytest
 
-from selective_t5x import compare, errors
+from selective_t5x import compare as command
+from selective_t5x import errors
+from selective_t5x.cli import flags
+from selective_t5x.comparisons import compare
 from selective_t5x.comparisons.training import CellError
 from selective_t5x.errors import UserError
 from tests.support import fake_training
@@ -81,11 +84,13 @@ def test_killed_and_started_again_it_gives_the_same_figures(setting, how):
   slow = ['--gin.TRAIN_SECONDS=0.5', '--gin.LEARNING_RATE=0.2']
   code = (
     'import functools, sys\n'
-    'from selective_t5x import compare\n'
+    'from selective_t5x import compare as command\n'
+    'from selective_t5x.cli import exits\n'
+    'from selective_t5x.comparisons import compare\n'
     'from tests.support import fake_training\n'
     'compare.compare = functools.partial('
     'compare.compare, program=fake_training.PROGRAM)\n'
-    'compare.run_command(compare.main)\n'
+    'exits.run_main(command.main)\n'
   )
   command = [sys.executable, '-c', code, *arguments(setting), *slow]
   command += ['--jobs=2']
@@ -124,7 +129,7 @@ def test_the_command_prints_the_table_and_writes_the_page(
 ):
   fake = functools.partial(compare.compare, program=fake_training.PROGRAM)
   monkeypatch.setattr(compare, 'compare', fake)
-  compare.main([*arguments(setting), '--seeds=1', '--gin.LEARNING_RATE=0.3'])
+  command.main([*arguments(setting), '--seeds=1', '--gin.LEARNING_RATE=0.3'])
   said = capsys.readouterr().out
   assert (setting['output_dir'] / 'table.txt').read_text() in said
   assert 'One seed: no claim about significance.' in said
@@ -143,7 +148,7 @@ def test_the_page_has_the_memory_curves_of_a_frontier(
   searched = {'model': 's', 'policy': 'searched', 'points': [point]}
   state = {'curves': [curve], 'searched': [searched]}
   (tmp_path / 'frontier.json').write_text(json.dumps(state))
-  compare.main([*arguments(setting), f'--frontier={tmp_path}'])
+  command.main([*arguments(setting), f'--frontier={tmp_path}'])
   page = (setting['output_dir'] / 'report.html').read_text()
   assert 'Loss against the size of the cache' in page
   assert 'm&lt;b&gt;' in page and 'm<b>' not in page
@@ -153,7 +158,7 @@ def test_the_page_has_the_memory_curves_of_a_frontier(
 def test_dry_run_prints_cells_and_differences_and_writes_nothing(
   setting, capsys
 ):
-  compare.main([*arguments(setting), '--seeds=2', '--jobs=3', '--dry_run'])
+  command.main([*arguments(setting), '--seeds=2', '--jobs=3', '--dry_run'])
   said = capsys.readouterr().out
   assert said.startswith('4 runs, 3 at a time\n')
   assert said.count('python -m selective_t5x.main --run_mode=train') == 4
@@ -168,7 +173,7 @@ def test_a_sweep_compares_at_each_point_of_the_grid(
 ):
   fake = functools.partial(compare.compare, program=fake_training.PROGRAM)
   monkeypatch.setattr(compare, 'compare', fake)
-  compare.main(
+  command.main(
     [
       *arguments(setting),
       '--seeds=3',
@@ -193,7 +198,7 @@ def test_a_sweep_compares_at_each_point_of_the_grid(
 
 
 @pytest.mark.parametrize(
-  ('flags', 'message'),
+  ('arguments', 'message'),
   [
     ([], 'no --gin_file'),
     (['--gin_file=a'], 'no --variant'),
@@ -223,15 +228,15 @@ def test_a_sweep_compares_at_each_point_of_the_grid(
     ([*NEEDED, '--sweep=X=["a b"]'], "variant 'abc.X=a b': expected a name"),
   ],
 )
-def test_mistakes_get_one_line(flags, message):
+def test_mistakes_get_one_line(arguments, message):
   with pytest.raises(UserError, match=message):
-    compare.main(flags)
+    command.main(arguments)
 
 
 def test_commands_that_train_nothing_take_no_jobs():
-  made = compare.parser('selective_t5x.report', 'it shows')
+  made = flags.parser('selective_t5x.report', 'it shows')
   with pytest.raises(UserError, match='--jobs: no such flag'):
-    compare.parse(made, ['--jobs=2'])
+    flags.parse(made, ['--jobs=2'])
 
 
 def test_a_mistake_exits_with_2_and_one_line():

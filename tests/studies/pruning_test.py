@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from selective_t5x import compare
+from selective_t5x.comparisons import compare
 from selective_t5x.studies import pruning
 from tests.support import fake_training
 

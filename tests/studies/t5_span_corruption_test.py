@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from selective_t5x import compare
+from selective_t5x.comparisons import compare
 from selective_t5x.config import files as config_files
 from selective_t5x.studies import t5_span_corruption
 from tests.support import fake_training

@@ -124,7 +124,9 @@ def flag(name, default=None):
 
 def install(monkeypatch) -> None:
   """Makes comparisons of this process run it in place of training."""
-  from selective_t5x import compare  # The program itself does without.
+  from selective_t5x.comparisons import (
+    compare,  # The program itself does without.
+  )
 
   fake = functools.partial(compare.compare, program=PROGRAM)
   monkeypatch.setattr(compare, 'compare', fake)

@@ -1,0 +1,137 @@
+"""Flags that the suite's commands share, and how --gin.KEY=VALUE is read."""
+
+import argparse
+import re
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+
+from selective_t5x.errors import UserError, did_you_mean
+
+_GIN = '--gin.'
+
+
+def parser(module: str, description: str) -> argparse.ArgumentParser:
+  """Returns a parser with --gin_file and --gin.KEY that raises UserError.
+
+  Args:
+    module: what `python -m` runs.
+    description: the text of --help.
+  """
+  flags = _Parser(
+    prog=f'python -m {module}',
+    description=description,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  flags.add_argument(
+    '--gin_file',
+    action='append',
+    default=[],
+    metavar='FILE',
+    help='a gin file for all runs; give it again for more, in order',
+  )
+  flags.add_argument(
+    '--gin.KEY',  # For --help; `parse` reads them.
+    action='append',
+    metavar='VALUE',
+    help='bind a gin macro or parameter in all runs, for any KEY',
+  )
+  return flags
+
+
+def add_output_flags(flags: argparse.ArgumentParser) -> None:
+  """Adds --output_dir and --dry_run."""
+  flags.add_argument('--output_dir', metavar='DIR', help='where all results go')
+  flags.add_argument(
+    '--dry_run',
+    action='store_true',
+    help='print the runs and the bindings they differ in; run nothing',
+  )
+
+
+def add_jobs_flag(flags: argparse.ArgumentParser) -> None:
+  """Adds the flag of the commands that train what they compare."""
+  flags.add_argument(
+    '--jobs',
+    type=int,
+    default=1,
+    metavar='N',
+    help='runs trained at a time, each in a process of its own',
+  )
+
+
+def add_examples_flag(flags: argparse.ArgumentParser) -> None:
+  """Adds the flag of commands whose page has the masking viewer."""
+  flags.add_argument(
+    '--examples',
+    type=_row_count,
+    default=3,
+    metavar='N',
+    help='rows in the masking viewer, of all selective variants; 0 for none',
+  )
+
+
+def parse(
+  flags: argparse.ArgumentParser, argv: Sequence[str] | None
+) -> tuple[argparse.Namespace, list[str]]:
+  """Returns the flags, and --gin.KEY=VALUE as 'KEY = VALUE' texts.
+
+  Args:
+    flags: a parser.
+    argv: the arguments; None takes those of this process.
+
+  Raises:
+    UserError: a flag is unknown or has a value it cannot have.
+  """
+  bindings, rest = gin_bindings(sys.argv[1:] if argv is None else argv)
+  args, unknown = flags.parse_known_args(rest)
+  if unknown:
+    known = re.findall(r'--[\w.]+', flags.format_usage())
+    name = unknown[0].partition('=')[0]
+    raise UserError(f'{name}: no such flag{did_you_mean(name, known)}')
+  if 'jobs' in args:
+    check_count('jobs', args.jobs)
+  return args, bindings
+
+
+def gin_bindings(argv: Iterable[str]) -> tuple[list[str], list[str]]:
+  """Returns what --gin.KEY=VALUE flags bind as 'KEY = VALUE', and the rest.
+
+  Raises:
+    UserError: one of them has no '='.
+  """
+  bindings, rest = [], []
+  for argument in argv:
+    if not argument.startswith(_GIN):
+      rest.append(argument)
+      continue
+    key, equals, value = argument.removeprefix(_GIN).partition('=')
+    if not equals:
+      raise UserError(f'{argument}: expected {argument}=VALUE, in one word')
+    bindings.append(f'{key} = {value}')
+  return bindings, rest
+
+
+def check_count(flag: str, value: int) -> None:
+  """Raises UserError where the value of a flag is not 1 or more."""
+  if value < 1:
+    raise UserError(f'--{flag}={value}: expected 1 or more')
+
+
+def command_line() -> str:
+  """Returns the shell command that this process was started with."""
+  return shlex.join(['python', *sys.orig_argv[1:]])
+
+
+class _Parser(argparse.ArgumentParser):
+  """Reports mistakes as all commands of the suite do."""
+
+  def error(self, message):
+    raise UserError(message)
+
+
+def _row_count(text: str) -> int:
+  if not text.isdigit():
+    raise argparse.ArgumentTypeError(f'{text!r}, expected 0 or more')
+  return int(text)

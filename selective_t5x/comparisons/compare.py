@@ -1,0 +1,74 @@
+"""Trains the runs of a comparison that are missing, and writes its figures."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+
+from selective_t5x.comparisons import plan, training
+from selective_t5x.comparisons.figures import Comparison, compare_cells
+from selective_t5x.report import events, plots, tables
+from selective_t5x.runs import results
+
+
+def compare(
+  gin_files: Sequence[str],
+  variants: Sequence[plan.Variant],
+  *,
+  output_dir: str | os.PathLike,
+  seeds: int = 1,
+  gin_bindings: Sequence[str] = (),
+  jobs: int = 1,
+  program: Sequence[str] = training.MAIN,
+) -> Comparison:
+  """Trains what is missing of a comparison, and writes its figures.
+
+  In output_dir: a result folder for each variant and seed, comparison.json (all
+  figures), curves.csv, table.txt, learning_curves.png, and the curves as
+  TensorBoard events.
+
+  Args:
+    gin_files: what all variants share.
+    variants: the first is the reference.
+    output_dir: a local folder; what is finished there is kept.
+    seeds: how many; they are 0, 1, ... for every variant.
+    gin_bindings: 'KEY = VALUE' texts for all runs.
+    jobs: how many runs are trained at a time.
+    program: what runs a cell, see `training.run_cells`.
+
+  Returns:
+    the figures, see `figures.compare_cells`.
+
+  Raises:
+    UserError: something given is wrong.
+    training.CellError: runs failed; all others were finished first.
+  """
+  runs = plan.make_cells(
+    gin_files, variants, range(seeds), gin_bindings, output_dir
+  )
+  training.run_cells(runs, jobs=jobs, program=program)
+  figures = compare_cells(runs)
+  folder = pathlib.Path(output_dir)
+  results.write_json(folder / 'comparison.json', figures)
+  (folder / 'curves.csv').write_text(
+    tables.curves_csv(figures), encoding='utf-8'
+  )
+  (folder / 'table.txt').write_text(tables.as_text(figures), encoding='utf-8')
+  curves = plots.png(plots.learning_curves(figures))
+  (folder / 'learning_curves.png').write_bytes(curves)
+  events.write(folder, figures, curves)
+  return results.read_json(folder / 'comparison.json')
+
+
+def describe(runs: Sequence[plan.Cell], jobs: int) -> str:
+  """Returns the commands of runs and the bindings they differ in."""
+  lines = [f'{len(runs)} runs, {jobs} at a time']
+  for run in runs:
+    state = 'finished' if run.finished else 'to run'
+    lines += [f'{run.name} ({state})', f'  {run.command}']
+  for binding, values in plan.differences(runs).items():
+    lines.append(binding)
+    lines += [
+      f'  {variant}: {"(not set)" if value is None else value}'
+      for variant, value in values.items()
+    ]
+  return '\n'.join(lines)
