@@ -10,14 +10,17 @@ import seqio
 from flax import linen as nn
 
 from selective_t5x import network
+from selective_t5x.bindings import inherited
 from selective_t5x.nn import memory_loss
 from t5x import decoding, models
 
 
+@inherited.of(models.EncoderDecoderModel)
 class EncoderDecoder(memory_loss.MemoryLossMixin, models.EncoderDecoderModel):
   """T5X's encoder-decoder with the paper's memory loss, of the decoder.
 
-  Gin: gin/models/t5.gin, gin/attention/memory_loss.gin.
+  Gin: gin/models/t5.gin, gin/attention/memory_loss.gin. What gin binds to
+  `models.EncoderDecoderModel` of T5X, as T5X's guides do, acts here too.
   """
 
   def __init__(
@@ -68,11 +71,43 @@ class EncoderDecoder(memory_loss.MemoryLossMixin, models.EncoderDecoderModel):
     )
     self.set_memory_loss(memory_loss_weight, memory_tau)
 
+  def predict_batch_with_aux(
+    self,
+    params: Any,
+    batch: Mapping[str, jax.Array],
+    rng: jax.Array | None = None,
+    decoder_params: Mapping[str, Any] | None = None,
+    return_all_decodes: bool | None = None,
+    num_decodes: int | None = None,
+    prompt_with_targets: bool | None = None,
+  ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
+    """Writes outputs for a batch of inputs, as T5X does.
 
+    What is None is as gin binds it to T5X's method, and without that T5X's
+    default.
+    """
+    options = {
+      'decoder_params': decoder_params,
+      'return_all_decodes': return_all_decodes,
+      'num_decodes': num_decodes,
+      'prompt_with_targets': prompt_with_targets,
+    }
+    base = models.EncoderDecoderModel.predict_batch_with_aux
+    return inherited.method(base)(
+      self,
+      params,
+      batch,
+      rng,
+      **{k: v for k, v in options.items() if v is not None},
+    )
+
+
+@inherited.of(models.DecoderOnlyModel)
 class LanguageModel(memory_loss.MemoryLossMixin, models.DecoderOnlyModel):
   """T5X's decoder-only model with the paper's memory loss.
 
-  Gin: gin/models/decoder.gin, gin/attention/memory_loss.gin.
+  Gin: gin/models/decoder.gin, gin/attention/memory_loss.gin. What gin binds to
+  `models.DecoderOnlyModel` of T5X, as T5X's guides do, acts here too.
   """
 
   def __init__(
@@ -170,20 +205,29 @@ class LanguageModel(memory_loss.MemoryLossMixin, models.DecoderOnlyModel):
   ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
     """Writes what follows the inputs, as T5X does.
 
-    return_all_decodes and num_decodes are default_decoder_params' where they
-    are None.
+    What is None is as gin binds it to T5X's method. return_all_decodes and
+    num_decodes are without that as default_decoder_params has them.
     """
+    base = models.DecoderOnlyModel.predict_batch_with_aux
+    bound = inherited.bound(base)
     default = self._default_decoder_params
-    if return_all_decodes is None:
+    if return_all_decodes is None and 'return_all_decodes' not in bound:
       return_all_decodes = default.return_all_decodes
-    if num_decodes is None:
+    if num_decodes is None and 'num_decodes' not in bound:
       num_decodes = default.num_decodes
-    return super().predict_batch_with_aux(
+    if decoder_params is None and 'decoder_params' not in bound:
+      decoder_params = {}
+    if decoder_params is not None:
+      decoder_params = dict(decoder_params)  # T5X writes into it.
+    options = {
+      'return_all_decodes': return_all_decodes,
+      'num_decodes': num_decodes,
+      'decoder_params': decoder_params,
+    }
+    return inherited.method(base)(
+      self,
       params,
       batch,
       rng,
-      return_all_decodes=return_all_decodes,
-      num_decodes=num_decodes,
-      # T5X writes into it.
-      decoder_params=dict(decoder_params or {}),
+      **{k: v for k, v in options.items() if v is not None},
     )

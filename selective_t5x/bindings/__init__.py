@@ -1,0 +1,1 @@
+"""What of a gin configuration acts, on which class, and what a run reads."""

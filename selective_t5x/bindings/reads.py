@@ -1,0 +1,243 @@
+"""Which bindings of gin's parsed configuration a run reads, or could read.
+
+gin keeps what it has parsed, what was read and what it knows in private tables;
+this module is the one that looks into them.
+"""
+
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import gin
+from gin.config import ConfigurableReference
+
+# The class whose bindings a class takes, too: see inherited.py.
+BASES: dict[type, type] = {}
+# Scopes joined by '/', the configurable's full name, the parameter. A macro is
+# the parameter `value` of gin.macro in the scope of its name.
+Key = tuple[str, str, str]
+MACRO = 'gin.macro'
+
+
+def macro_key(name: str) -> Key:
+  """Returns the key of a macro."""
+  return (name, MACRO, 'value')
+
+
+def selector(configurable: Callable) -> str | None:
+  """Returns gin's full name of a function or class, None if it knows none."""
+  known = gin.config._INVERSE_REGISTRY.get(configurable)
+  return known and known.selector
+
+
+def matching(name: str) -> str | None:
+  """Returns gin's full name for the end of one, None if it knows none."""
+  known = gin.config._REGISTRY.get_match(name)
+  return known and known.selector
+
+
+def bindings() -> dict[Key, Any]:
+  """Returns all bindings, gin's references in their values unresolved."""
+  return {
+    (scope, name, parameter): value
+    for (scope, name), values in gin.config._CONFIG.items()
+    for parameter, value in values.items()
+  }
+
+
+def short(key: Key) -> str:
+  """Returns a key as one writes it in a gin file that imports its module."""
+  scope, name, parameter = key
+  if name == MACRO:
+    return scope
+  known = gin.config._REGISTRY[name]
+  parts = name.split('.')[-3 if known.is_method else -2 :]
+  return '/'.join(filter(None, [scope, '.'.join([*parts, parameter])]))
+
+
+def macro_name(value: Any) -> str | None:
+  """Returns the name of the macro that a value is, None if it is none."""
+  if isinstance(value, ConfigurableReference):
+    if value.configurable.selector == MACRO:
+      return '/'.join(value.scopes)
+  return None
+
+
+def entries() -> list[str]:
+  """Returns the functions of __main__ that have bindings: what a run calls."""
+  main = sys.modules['__main__']
+  found = []
+  for name in sorted({name for _, name in gin.config._CONFIG}):
+    known = gin.config._REGISTRY[name]
+    here = getattr(main, getattr(known.wrapped, '__name__', ''), None)
+    if here in (known.wrapped, known.wrapper) and not inspect.isclass(here):
+      found.append(name)
+  return found
+
+
+def called_by_python() -> list[str]:
+  """Returns configurables with bindings that code calls without gin's files.
+
+  Those are decorated with @gin.configurable: the name in their module is gin's
+  version. What a gin file names first, gin knows by itself alone.
+  """
+  return [
+    name
+    for name in sorted({name for _, name in gin.config._CONFIG})
+    if name != MACRO and _is_exposed(gin.config._REGISTRY[name])
+  ]
+
+
+def reachable(roots: Iterable[str]) -> set[Key]:
+  """Returns the bindings that calls of the roots can read.
+
+  Follows references, called or not, in gin's scopes: a function that is passed
+  on may be called, in the scope of its reference or in none.
+
+  Args:
+    roots: full names of what is called, in no scope.
+  """
+  todo = [(root, ()) for root in roots]
+  calls, keys = set(), set()
+  while todo:
+    call = todo.pop()
+    if call in calls:
+      continue
+    calls.add(call)
+    name, scopes = call
+    for parameter, (scope, value) in _winners(name, scopes).items():
+      keys.add((scope, name, parameter))
+      for reference in references(value):
+        of_target = reference.configurable.selector
+        inner = tuple(reference.scopes) or scopes
+        todo += [(of_target, inner)]
+        if not reference.evaluate:
+          todo += [(of_target, tuple(reference.scopes))]
+    todo += [(method, scopes) for method in methods(name)]
+    keys |= _inherited(name, scopes)
+    base = _base(name)
+    if base:
+      todo += [(method, scopes) for method in methods(base)]
+      for key in _inherited(name, scopes):
+        value = gin.config._CONFIG[key[:2]][key[2]]
+        todo += [
+          (r.configurable.selector, tuple(r.scopes) or scopes)
+          for r in references(value)
+        ]
+  return keys
+
+
+def read() -> set[Key]:
+  """Returns the bindings that were read since gin's configuration was cleared.
+
+  They are those of gin's operative configuration. A macro is read if something
+  that was read refers to it.
+  """
+  keys = set()
+  with gin.config._OPERATIVE_CONFIG_LOCK:
+    operative = {k: set(v) for k, v in gin.config._OPERATIVE_CONFIG.items()}
+  for (scope, name), parameters in operative.items():
+    if name == MACRO:
+      continue
+    scopes = tuple(filter(None, scope.split('/')))
+    for parameter, (bound_in, value) in _winners(name, scopes).items():
+      if parameter in parameters:
+        keys.add((bound_in, name, parameter))
+        keys |= _macros(value)
+  return keys
+
+
+def record(base: type, cls: type, taken: dict[str, Any]) -> None:
+  """Notes as read what a call of cls takes of the bindings of base.
+
+  The defaults of cls, which gin has noted in their place, go.
+  """
+  operative, scope = gin.config._OPERATIVE_CONFIG, gin.current_scope_str()
+  with gin.config._OPERATIVE_CONFIG_LOCK:
+    operative.setdefault((scope, selector(base)), {}).update(taken)
+    for name in taken:
+      operative.get((scope, selector(cls)), {}).pop(name, None)
+
+
+def references(value: Any) -> Iterator[ConfigurableReference]:
+  """Yields gin's references inside a value, those to macros too."""
+  if isinstance(value, ConfigurableReference):
+    if value.configurable.selector != 'gin.constant':
+      yield value
+  elif isinstance(value, dict):
+    yield from references([*value.keys(), *value.values()])
+  elif isinstance(value, list | tuple | set):
+    for item in value:
+      yield from references(item)
+
+
+def followed(value: Any) -> Any:
+  """Returns the value behind references to macros."""
+  while (
+    isinstance(value, ConfigurableReference)
+    and value.configurable.selector == MACRO
+  ):
+    winners = _winners(MACRO, tuple(value.scopes))
+    if 'value' not in winners:
+      break
+    value = winners['value'][1]
+  return value
+
+
+def _winners(name: str, scopes: tuple[str, ...]) -> dict[str, tuple[str, Any]]:
+  """Returns {parameter: (scope, value)} that a call in these scopes gets."""
+  winners = {}
+  for i in range(len(scopes) + 1):
+    scope = '/'.join(scopes[:i])
+    for parameter, value in gin.config._CONFIG.get((scope, name), {}).items():
+      winners[parameter] = (scope, value)
+  return winners
+
+
+def _macros(value: Any) -> set[Key]:
+  """Returns the keys of the macros in a value, and of those in theirs."""
+  keys = set()
+  for reference in references(value):
+    if reference.configurable.selector == MACRO:
+      winners = _winners(MACRO, tuple(reference.scopes))
+      for parameter, (scope, inner) in winners.items():
+        keys.add((scope, MACRO, parameter))
+        keys |= _macros(inner)
+  return keys
+
+
+def methods(name: str) -> list[str]:
+  """Returns the full names of a class's methods that have bindings."""
+  return [
+    known
+    for _, known in gin.config._CONFIG
+    if known.startswith(f'{name}.') and gin.config._REGISTRY[known].is_method
+  ]
+
+
+def _base(name: str) -> str | None:
+  """Returns the class whose bindings a class of the suite takes, too."""
+  wrapped = gin.config._REGISTRY[name].wrapped
+  base = BASES.get(wrapped)
+  return base and selector(base)
+
+
+def _inherited(name: str, scopes: tuple[str, ...]) -> set[Key]:
+  """Returns the bindings of its base that a call of a class takes."""
+  base = _base(name)
+  if not base:
+    return set()
+  own = _winners(name, scopes)
+  return {
+    (scope, base, parameter)
+    for parameter, (scope, _) in _winners(base, scopes).items()
+    if parameter not in own
+  }
+
+
+def _is_exposed(configurable) -> bool:
+  """Whether Python code that calls it by its name calls gin's version."""
+  wrapped = configurable.wrapped
+  module = sys.modules.get(wrapped.__module__)
+  return getattr(module, wrapped.__name__, None) is configurable.wrapper
