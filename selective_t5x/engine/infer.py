@@ -1,16 +1,11 @@
 """The inference run: predictions or scores of a task's examples, as JSON lines.
 
-    output_dir/<task>-<mode>.jsonl-00000-of-00001            the merged lines
-    output_dir/<task>-<mode>.jsonl-00000-of-00001.COMPLETED  once they are whole
-    output_dir/tmp-<task>-<mode>-00000-of-00001/             chunks until then
-
-A chunk is renamed to its place when it is whole, so a run that was killed goes
-on with the first chunk that is not there: no line is repeated or lost.
+`inference_results` has the files. A run that was killed goes on with the first
+chunk that is not there: no line is repeated or lost.
 """
 
 import dataclasses
 import itertools
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -21,13 +16,15 @@ import seqio
 import tensorflow as tf
 from absl import logging
 from etils import epath
-from jax.experimental import multihost_utils
 
 from selective_t5x.errors import UserError, did_you_mean
 from t5x import (
   datasets,
+  descriptions,
   gin_utils,
   inference,
+  inference_results,
+  integrity,
   metric_values,
   models,
   partitioning,
@@ -90,7 +87,7 @@ def infer(
 
   Raises:
     UserError: a setting that cannot be, no checkpoint, no examples, or results
-      of other settings in output_dir.
+      of other settings, of another model or checkpoint in output_dir.
   """
   if mode not in _METHODS:
     raise UserError(
@@ -118,9 +115,45 @@ def infer(
   if verify_matching_vocabs_fn is not None:
     verify_matching_vocabs_fn(dataset_cfg, model)
   examples = _Examples(model, dataset_cfg, shard_id, num_shards)
+  batch_size = dataset_cfg.batch_size
+  settings = {
+    'checkpoint': paths[0] if '://' in paths[0] else os.path.abspath(paths[0]),
+    'content of the checkpoint': integrity.fingerprint(paths[0]),
+    'split': dataset_cfg.split,
+    'task_feature_lengths': dict(dataset_cfg.task_feature_lengths or {}),
+    'seed': dataset_cfg.seed,
+    'use_cached': dataset_cfg.use_cached,
+    'batch_size': batch_size,
+    'examples_in_chunk': checkpoint_period * batch_size,
+    'fallback_init_rng': fallback_init_rng,
+    'output_vocab_feature_name': output_vocab_feature_name,
+    **{
+      name: value
+      for name, value in descriptions.of(cfg, 'restore').items()
+      if name.split('.')[1:] not in (['path'], ['mode'], ['restore_dataset'])
+    },
+    **descriptions.of_model(model),
+  }
+  # All are looked at before anything in the folder is changed.
+  missing = []
+  for task in seqio.get_subtasks(provider):
+    if dataset_cfg.split not in task.splits:
+      logging.info('%s has no split %s', task.name, dataset_cfg.split)
+      continue
+    results = inference_results.Results(
+      output_dir,
+      f'{task.name}-{mode}.{file_extension}-{shard_id:05}-of-{num_shards:05}',
+      settings,
+      merge_chunked_results,
+    )
+    if results.completed():
+      logging.info('%s is there already, of the same settings', results.path)
+    else:
+      missing.append((task, results))
+  if not missing:
+    return
 
   os.makedirs(output_dir, exist_ok=True)
-  batch_size = dataset_cfg.batch_size
   spec = examples.model_features(examples.task_dataset(provider)).element_spec
   initializer = train_state_initializer_cls(
     optimizer_def=None,
@@ -148,26 +181,7 @@ def infer(
     keep_aux_as_numpy=keep_aux_as_numpy,
     trim_rows=mode == 'score',
   )
-  for task in seqio.get_subtasks(provider):
-    if dataset_cfg.split not in task.splits:
-      logging.info('%s has no split %s', task.name, dataset_cfg.split)
-      continue
-    results = _Results(
-      output_dir,
-      f'{task.name}-{mode}.{file_extension}-{shard_id:05}-of-{num_shards:05}',
-      settings={
-        'checkpoint': os.path.abspath(paths[0])
-        if '://' not in paths[0]
-        else paths[0],
-        'split': dataset_cfg.split,
-        'task_feature_lengths': dict(dataset_cfg.task_feature_lengths or {}),
-        'seed': dataset_cfg.seed,
-        'examples_in_chunk': checkpoint_period * batch_size,
-      },
-    )
-    if results.completed():
-      logging.info('%s is there already', results.path)
-      continue
+  for task, results in missing:
     chunks = examples.chunks(
       task, results.chunks_done(), checkpoint_period * batch_size
     )
@@ -192,7 +206,7 @@ def infer(
         ),
       )
       logging.info('%s: chunk %d of %d examples', task.name, number, len(rows))
-    results.finish(merge_chunked_results)
+    results.finish()
 
 
 def write_inferences_to_file(
@@ -288,10 +302,20 @@ class _Examples:
   def chunks(
     self, task: seqio.Task, first: int, size: int
   ) -> Iterator[tuple[int, list]]:
-    """Yields (number, [(example, model features)]) from a chunk on."""
+    """Yields (number, [(example, model features)]) from a chunk on.
+
+    Raises:
+      UserError: there are no examples for the chunks before it.
+    """
     dataset = self.task_dataset(task)
     pairs = tf.data.Dataset.zip((dataset, self.model_features(dataset)))
-    rows = pairs.skip(first * size).as_numpy_iterator()
+    last = max(first - 1, 0)  # The last chunk that is there.
+    rows = pairs.skip(last * size).as_numpy_iterator()
+    if first and not list(itertools.islice(rows, size)):
+      raise UserError(
+        f'{task.name}: has fewer examples than were inferred before: give '
+        'another output folder'
+      )
     for number in itertools.count(first):
       chunk = list(itertools.islice(rows, size))
       if not chunk:
@@ -303,99 +327,3 @@ class _Examples:
     return tf.data.Dataset.from_generator(
       lambda: iter(rows), output_signature=self.task_dataset(task).element_spec
     )
-
-
-class _Results:
-  """The files of one task's results."""
-
-  def __init__(self, output_dir: str, name: str, settings: Mapping[str, Any]):
-    self.path = epath.Path(output_dir) / name
-    self._settings = settings
-    self._marker = self.path.with_name(f'{name}.COMPLETED')
-    self._chunks = self.path.with_name(f'tmp-{name}')
-
-  def completed(self) -> bool:
-    """Whether all is there.
-
-    Raises:
-      UserError: what is there was made with other settings.
-    """
-    if self._marker.exists():
-      self._check(self._marker)
-      if self.path.exists():
-        self._remove_chunks()
-      return True
-    return False
-
-  def chunks_done(self) -> int:
-    """Returns how many chunks are whole; makes the folder for them.
-
-    Raises:
-      UserError: they were made with other settings.
-    """
-    record = self._chunks / 'settings.json'
-    if record.exists():
-      self._check(record)
-    elif jax.process_index() == 0:
-      self._chunks.mkdir(parents=True, exist_ok=True)
-      _write_whole(record, json.dumps(self._settings))
-    done = sum(self._chunk(i).exists() for i in range(self._count()))
-    return int(multihost_utils.broadcast_one_to_all(np.int32(done)))
-
-  def write(self, number: int, write: Callable[[str], None]) -> None:
-    """Writes a chunk: `write` is given the path to write to."""
-    if jax.process_index() == 0:
-      temporary = self._chunks / 'unfinished'
-      write(os.fspath(temporary))
-      temporary.replace(self._chunk(number))
-    multihost_utils.sync_global_devices(f'{self.path}: chunk {number}')
-
-  def finish(self, merge: bool) -> None:
-    """Merges the chunks, if so wished, and says that all is there.
-
-    Raises:
-      UserError: there were no examples.
-    """
-    if not self._count():
-      self._remove_chunks()
-      raise UserError(f'{self.path}: the split holds no example for this shard')
-    if jax.process_index() == 0:
-      if merge:
-        merged = self.path.with_name(f'{self.path.name}.tmp')
-        with merged.open('wb') as file:
-          for number in range(self._count()):
-            file.write(self._chunk(number).read_bytes())
-        merged.replace(self.path)
-      _write_whole(self._marker, json.dumps(self._settings))
-      if merge:
-        self._remove_chunks()
-    multihost_utils.sync_global_devices(f'{self.path}: complete')
-
-  def _chunk(self, number: int) -> epath.Path:
-    return self._chunks / f'chunk{number:05}'
-
-  def _count(self) -> int:
-    return len(list(self._chunks.glob('chunk*')))
-
-  def _remove_chunks(self) -> None:
-    if jax.process_index() == 0 and self._chunks.exists():
-      self._chunks.rmtree()
-
-  def _check(self, record: epath.Path) -> None:
-    made_with = json.loads(record.read_text())
-    differing = [
-      f'{name} {made_with.get(name)!r}, now {value!r}'
-      for name, value in self._settings.items()
-      if made_with.get(name) != value
-    ]
-    if differing:
-      raise UserError(
-        f'{record} is of a run with other settings ({"; ".join(differing)}): '
-        'give another output folder'
-      )
-
-
-def _write_whole(path: epath.Path, text: str) -> None:
-  temporary = path.with_name(f'{path.name}.tmp')
-  temporary.write_text(text)
-  temporary.replace(path)

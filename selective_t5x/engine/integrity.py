@@ -9,6 +9,8 @@ import json
 import pathlib
 import zlib
 
+from etils import epath
+
 FILE = 'checksums.json'
 # Rewritten by Orbax when it moves the checkpoint.
 _NOT_OURS = 'commit_success.txt'
@@ -43,6 +45,24 @@ def problem(folder: pathlib.Path) -> str:
   except (OSError, ValueError, AttributeError) as error:
     return f'{FILE}: {error}'
   return ''
+
+
+def fingerprint(path: str) -> str:
+  """Returns a text that changes with the files of a checkpoint.
+
+  The CRC-32 of its checksums; where it has none, of its files' names, sizes and
+  modification times.
+  """
+  folder = epath.Path(path)
+  if (folder / FILE).exists():
+    return f'{zlib.crc32((folder / FILE).read_bytes()):08x}'
+  files = []
+  for file in sorted(folder.rglob('*')):
+    if not file.is_dir():
+      stat = file.stat()
+      name = file.relative_to(folder).as_posix()
+      files.append((name, stat.length, stat.mtime))
+  return f'{zlib.crc32(json.dumps(files).encode()):08x} by name and time'
 
 
 def _checksum(file: pathlib.Path) -> list[int]:

@@ -1,5 +1,8 @@
+import functools
 import json
 import os
+import pathlib
+import shutil
 import signal
 import time
 
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 import seqio
 
+from selective_t5x import attention
 from selective_t5x.errors import UserError
 from t5x import checkpoints, infer, partitioning, utils
 from tests.engine import infer_run, tiny
@@ -233,6 +237,106 @@ def test_results_of_other_settings_are_not_taken_for_these(saved, tmp_path):
   cfg = tiny.dataset_cfg('train', batch_size=3)
   with pytest.raises(UserError, match="split 'validation', now 'train'"):
     infer_run.run(saved[0], tmp_path, dataset_cfg=cfg)
+
+
+def _content(folder):
+  return {
+    path.relative_to(folder): path.read_bytes()
+    for path in folder.rglob('*')
+    if path.is_file()
+  }
+
+
+def _save(folder, step, seed):
+  """Saves a checkpoint of parameters that a seed gives."""
+  partitioner = partitioning.PjitPartitioner(num_partitions=1)
+  state = tiny.initializer(tiny.model(), partitioner).from_scratch(
+    jax.random.PRNGKey(seed)
+  )
+  manager = checkpoints.CheckpointManager(str(folder), partitioner)
+  manager.save(state.replace_step(np.int32(step)))
+  manager.close()
+
+
+def _unfinished(path, *args):
+  """Writes a chunk, and ends the run in the second."""
+  if (path_of := pathlib.Path(path).parent / 'chunk00000').exists():
+    raise KeyboardInterrupt(path_of)
+  infer.write_inferences_to_file(path, *args)
+
+
+@pytest.mark.parametrize('finished', [True, False])
+def test_results_of_another_model_or_checkpoint_are_refused(
+  finished, saved, tmp_path
+):
+  run, out = tmp_path / 'run', tmp_path / 'out'
+  shutil.copytree(saved[0], run)
+  if finished:
+    infer_run.run(run, out)
+  else:
+    with pytest.raises(KeyboardInterrupt):
+      infer_run.run(run, out, write_fn=_unfinished)
+  before = _content(out)
+
+  def refused(message, checkpoint=run, **overrides):
+    with pytest.raises(UserError, match=message):
+      infer_run.run(checkpoint, out, **overrides)
+    assert _content(out) == before
+
+  window = functools.partial(
+    attention.selective_attention, selection_head=1, tolerance=0
+  )
+  refused(
+    'attention_fn.selection_head None, now 1',
+    model=tiny.model(attention_fn=window),
+  )
+  refused('num_layers 1, now 2', model=tiny.model(num_layers=2))
+  refused('_RepeatsTwice', model=_with_class(_RepeatsTwice))
+  cfg = utils.RestoreCheckpointConfig(
+    str(run), mode='specific', dtype='bfloat16'
+  )
+  refused("restore.dtype None, now 'bfloat16'", restore_checkpoint_cfg=cfg)
+  other = tmp_path / 'other'
+  shutil.copytree(saved[0], other)
+  refused(f'checkpoint .*run/checkpoint_0.*{other}/checkpoint_0', other)
+  # Trained again in place: the name is the same, the parameters are not.
+  shutil.rmtree(run)
+  _save(run, 0, seed=4)
+  refused('content of the checkpoint')
+
+
+def test_results_that_are_gone_are_inferred_again(whole, saved, tmp_path):
+  infer_run.run(saved[0], tmp_path)
+  (tmp_path / NAME).unlink()
+  infer_run.run(saved[0], tmp_path)
+  assert (tmp_path / NAME).read_text().splitlines() == whole
+
+
+def test_chunks_are_merged_later(whole, saved, tmp_path):
+  infer_run.run(saved[0], tmp_path, merge_chunked_results=False)
+  infer_run.run(saved[0], tmp_path, write_fn=None)
+  assert (tmp_path / NAME).read_text().splitlines() == whole
+
+
+def test_results_that_do_not_say_what_they_are_of_are_left(saved, tmp_path):
+  (tmp_path / NAME).write_text('{}\n')
+  with pytest.raises(UserError, match='nothing says what it is of'):
+    infer_run.run(saved[0], tmp_path)
+  assert _content(tmp_path) == {pathlib.Path(NAME): b'{}\n'}
+
+
+def test_more_results_than_examples_are_refused(saved, tmp_path, monkeypatch):
+  with pytest.raises(KeyboardInterrupt):
+    infer_run.run(saved[0], tmp_path, write_fn=_unfinished)
+  task = seqio.get_mixture_or_task(tiny.TASK)
+
+  def no_texts(split, shuffle_files, seed=None):
+    return tiny._texts(split, shuffle_files, seed).take(0)
+
+  nothing = seqio.FunctionDataSource(no_texts, splits=['validation'])
+  monkeypatch.setattr(task, '_source', nothing)
+  with pytest.raises(UserError, match='fewer examples than were inferred'):
+    infer_run.run(saved[0], tmp_path)
 
 
 def test_scores_do_not_depend_on_the_padding_of_a_batch(whole, saved, tmp_path):
