@@ -242,3 +242,28 @@ def test_text_under_a_key(tmp_path):
     with pytest.raises(UserError) as error:
       text_reader.text_under(key, record, line)
     assert str(error.value) == f'{path}, line 2: no text under {key!r}{near}'
+
+
+_HEADS = st.sampled_from(
+  [
+    b'',
+    *(codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF32_BE),
+    *(b'\x1f\x8b', b'BZh9', b'\xfd7zXZ\x00', b'PK\x03\x04'),
+    *(gzip.compress(b'a\r'), bz2.compress(b'\xff'), lzma.compress(b'{}')),
+    *(b'{"a": "', b'{"a": "\\ud83d"}\r', b'\xc3', b'\0'),
+  ]
+)
+
+
+@hypothesis.settings(deadline=None, max_examples=300)
+@hypothesis.given(_HEADS, st.binary(max_size=40))
+def test_any_bytes_are_text_or_one_line(tmp_path_factory, head, rest):
+  path = write(tmp_path_factory.getbasetemp(), head + rest, 'any')
+  for reading in (read, objects):
+    try:
+      values = reading(path)
+    except UserError as error:
+      assert str(error).startswith(str(path))
+      assert '\n' not in str(error)
+    else:  # what is read is whole characters, which a vocabulary can take
+      json.dumps(values, ensure_ascii=False).encode()
