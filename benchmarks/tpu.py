@@ -41,7 +41,7 @@ import traffic
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from selective_t5x.costs import pallas_traffic as traffic_lib
+from selective_t5x.attention.tpu import traffic as traffic_lib
 
 _BATCH, _HEADS, _SIZE = 4, 8, 128
 _STEP_ROWS, _STEP_LENGTH = 8, 2048

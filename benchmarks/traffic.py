@@ -4,7 +4,7 @@
 
 Forward and backward of causal attention in bfloat16. Nothing runs, and no TPU
 is needed: the counts come from the kernels' grids, index maps and bodies
-(selective_t5x/costs/pallas_traffic.py), for jax's kernels with their default
+(selective_t5x/attention/tpu/traffic.py), for jax's kernels with their default
 blocks as for ours. The last line is JSON: bytes and operations over jax's.
 """
 
@@ -17,7 +17,7 @@ from jax.experimental.pallas.ops.tpu import flash_attention
 
 from selective_t5x.attention.selection import Selection
 from selective_t5x.attention.tpu import kernels as pallas_tpu
-from selective_t5x.costs import pallas_traffic as traffic
+from selective_t5x.attention.tpu import traffic
 
 
 def main() -> None:

@@ -31,17 +31,13 @@ from absl import app, flags
 
 import selective_t5x
 from selective_t5x.cli import distributed as processes
-from selective_t5x.cli import failures
+from selective_t5x.cli import exits, libraries
+from selective_t5x.cli import flags as cli_flags
 from selective_t5x.config import entry_points
 from selective_t5x.config import files as config_files
 from selective_t5x.config import reader as config_check
 from selective_t5x.costs import topologies
-from selective_t5x.errors import (
-  INTERRUPTED,
-  Interrupted,
-  UserError,
-  did_you_mean,
-)
+from selective_t5x.errors import UserError, did_you_mean
 
 # Run modes of T5X's own command line.
 _T5X_RUN_MODES = ('train', 'eval', 'infer', 'precompile', 'export')
@@ -148,12 +144,8 @@ def _check_topology() -> None:
 
 def _rewrite_gin_flag(arg: str) -> str:
   """Returns --gin_bindings='KEY = VALUE' for --gin.KEY=VALUE."""
-  if not arg.startswith('--gin.'):
-    return arg
-  key, equals, value = arg.removeprefix('--gin.').partition('=')
-  if not equals:
-    raise UserError(f'{arg}: expected {arg}=VALUE, in one word')
-  return f'--gin_bindings={key} = {value}'
+  bindings, _ = cli_flags.gin_bindings([arg])
+  return f'--gin_bindings={bindings[0]}' if bindings else arg
 
 
 def search_paths() -> list[str]:
@@ -181,10 +173,8 @@ def main(argv: list[str]) -> None:
   config_check.check(config)
 
   # Everything below needs TensorFlow and JAX, which take seconds to import.
-  from selective_t5x.runs import startup
-
-  startup.quiet_libraries()
-  startup.import_tensorflow()
+  libraries.quiet_libraries()
+  libraries.import_tensorflow()
   import gin
   import jax
 
@@ -195,7 +185,7 @@ def main(argv: list[str]) -> None:
 
   precompile = FLAGS.run_mode == entry_points.PRECOMPILE
   entry = entry_points.register()['train' if precompile else FLAGS.run_mode]
-  startup.set_data_folders(
+  libraries.set_data_folders(
     FLAGS.tfds_data_dir, FLAGS.seqio_additional_cache_dirs
   )
 
@@ -203,6 +193,7 @@ def main(argv: list[str]) -> None:
   from selective_t5x.config import changes as config_change
   from selective_t5x.config import values as config_values
   from selective_t5x.runs import lock as run_lock
+  from selective_t5x.runs import startup
 
   bindings = [*FLAGS.gin_bindings, *config.path_bindings()]
   config_parse.parse(config, FLAGS.gin_file, bindings, paths)
@@ -276,21 +267,4 @@ def _check_vocabulary(entry, vocabulary) -> None:
 
 if __name__ == '__main__':
   define_flags()
-  failures.stop_at_sigterm()
-  try:
-    app.run(main, flags_parser=parse_flags)
-  except Interrupted as error:
-    print(failures.message(error), file=sys.stderr)
-    sys.exit(INTERRUPTED)
-  except KeyboardInterrupt:
-    print(
-      'interrupted; the same command goes on from the last checkpoint',
-      file=sys.stderr,
-    )
-    processes.leave(130)
-  except Exception as error:
-    line = failures.one_line(error)
-    if not line:
-      processes.fail()
-    print(f'error: {line}', file=sys.stderr)
-    processes.leave(2 if isinstance(error, UserError) else 1)
+  exits.run(lambda: app.run(main, flags_parser=parse_flags))

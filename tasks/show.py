@@ -19,8 +19,8 @@ from collections.abc import Iterator, Mapping
 
 from absl import flags, logging
 
+from selective_t5x.cli import libraries
 from selective_t5x.errors import UserError, did_you_mean
-from selective_t5x.runs import startup
 from selective_t5x.tasks import command
 
 
@@ -57,7 +57,7 @@ def _lengths(text: str) -> Mapping[str, int]:
 def _show(args: argparse.Namespace) -> None:
   import seqio
 
-  startup.set_data_folders(args.tfds_data_dir, [])
+  libraries.set_data_folders(args.tfds_data_dir, [])
   if args.module:
     sys.path.insert(0, '')
     try:

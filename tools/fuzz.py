@@ -140,11 +140,11 @@ class Inputs:
   def __init__(self, folder: pathlib.Path):
     """Imports what reads them, and writes the files that are mutated."""
     import selective_t5x  # noqa: F401, makes t5x importable
+    from selective_t5x.cli import libraries
     from selective_t5x.config import entry_points
     from selective_t5x.config import files as config_files
-    from selective_t5x.runs import startup
 
-    startup.import_tensorflow()
+    libraries.import_tensorflow()
     from selective_t5x import tasks  # noqa: F401, registers
     from tools import official_sets as official
 

@@ -37,9 +37,9 @@ _MODULES = (
 def imports() -> None:
   """Imports what runs need; call it once, before the first `start`."""
   import selective_t5x  # noqa: F401, makes t5x importable
-  from selective_t5x.runs import startup
+  from selective_t5x.cli import libraries
 
-  startup.import_tensorflow()
+  libraries.import_tensorflow()
   for name in _MODULES:
     importlib.import_module(name)
   # JAX has threads of its own once a backend is there; here is none.

@@ -23,9 +23,10 @@ from typing import Any
 
 import tqdm
 
-from selective_t5x.budgets import greedy, losses, search
+from selective_t5x.budgets import losses, search
 from selective_t5x.cli import flags
 from selective_t5x.errors import UserError, did_you_mean
+from selective_t5x.pruning import greedy
 from selective_t5x.pruning.h2o import H2O
 from selective_t5x.pruning.policy import Policy
 from selective_t5x.pruning.random import Random

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from selective_t5x.budgets.greedy import Budgets
 from selective_t5x.errors import UserError
 from selective_t5x.pruning.config import Pruning
+from selective_t5x.pruning.greedy import Budgets
 from selective_t5x.pruning.policy import Policy
 from selective_t5x.runs.restore import Batch, Trained
 

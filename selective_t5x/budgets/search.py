@@ -28,9 +28,10 @@ from typing import Any
 import tqdm
 
 from selective_t5x import network
-from selective_t5x.budgets import greedy, losses
+from selective_t5x.budgets import losses
 from selective_t5x.cli import flags
 from selective_t5x.errors import UserError, did_you_mean
+from selective_t5x.pruning import greedy
 from selective_t5x.pruning.config import Pruning
 from selective_t5x.pruning.policy import Policy
 from selective_t5x.pruning.window import Window

@@ -86,6 +86,10 @@ def parse(
   """
   bindings, rest = gin_bindings(sys.argv[1:] if argv is None else argv)
   args, unknown = flags.parse_known_args(rest)
+  if unknown and not unknown[0].startswith('-'):
+    raise UserError(
+      f'unexpected argument {unknown[0]!r}: everything is given as --flag=value'
+    )
   if unknown:
     known = re.findall(r'--[\w.]+', flags.format_usage())
     name = unknown[0].partition('=')[0]

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from selective_t5x.comparisons.statistics import spread
+from selective_t5x.report.statistics import spread
 
 
 def equal_time(

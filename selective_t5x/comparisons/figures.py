@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from selective_t5x.comparisons import equal_cost as views
-from selective_t5x.comparisons import statistics as spreads
 from selective_t5x.comparisons.plan import (
   CELL_FILE,
   Cell,
   differences,
   used_differences,
 )
-from selective_t5x.comparisons.statistics import (
+from selective_t5x.report import statistics as spreads
+from selective_t5x.report.statistics import (
   SEEDS_FOR_A_TEST,
   SIGNIFICANT,
   spread,

@@ -4,7 +4,7 @@ import os
 
 import jax.extend
 
-from selective_t5x.costs import pallas_traffic as traffic
+from selective_t5x.attention.tpu import traffic
 from selective_t5x.runs import results
 
 

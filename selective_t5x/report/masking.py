@@ -22,10 +22,10 @@ from flax import linen as nn
 
 from selective_t5x import attention, fading, ssa
 from selective_t5x.attention import masks, memory, reference, selection
-from selective_t5x.budgets.greedy import budget_steps
 from selective_t5x.errors import UserError
 from selective_t5x.nn import extensions
 from selective_t5x.pruning import Selective
+from selective_t5x.pruning.greedy import budget_steps
 from selective_t5x.pruning.keep import keep_mask
 from selective_t5x.pruning.whole_rows import selects
 

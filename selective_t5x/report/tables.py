@@ -5,7 +5,7 @@ import dataclasses
 import io
 from typing import Any
 
-from selective_t5x.comparisons import statistics as spreads
+from selective_t5x.report import statistics as spreads
 from selective_t5x.runs import results
 
 _LABELS = {results.LOSS: 'loss (nats/token)', 'loss': 'loss'}

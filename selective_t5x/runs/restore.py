@@ -103,10 +103,10 @@ def restored(
   config_check.check(config)
 
   # They take seconds.
-  from selective_t5x.runs import startup
+  from selective_t5x.cli import libraries
 
-  startup.quiet_libraries()
-  startup.import_tensorflow()
+  libraries.quiet_libraries()
+  libraries.import_tensorflow()
   import gin
 
   from selective_t5x.config import apply as config_parse

@@ -314,9 +314,9 @@ def read_json_lines(path: epath.Path) -> Iterator[Any]:
 
 def _read_events(path):
   """Yields one row a summary of a TensorBoard event file."""
-  from selective_t5x.runs import startup
+  from selective_t5x.cli import libraries
 
-  startup.import_tensorflow()  # TensorBoard would, with all its banners.
+  libraries.import_tensorflow()  # TensorBoard would, with all its banners.
   from tensorboard.backend.event_processing import event_file_loader
   from tensorboard.util import tensor_util
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from selective_t5x.comparisons.figures import Comparison
-from selective_t5x.comparisons.statistics import (
+from selective_t5x.report.statistics import (
   SEEDS_FOR_A_TEST,
   all_equal,
   decimals,

@@ -6,8 +6,8 @@ import re
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
-from selective_t5x.comparisons.statistics import spread
 from selective_t5x.report import events, page, plots, tables
+from selective_t5x.report.statistics import spread
 
 HOSTILE = '<script>alert("x")</script> & \'quotes\' </td> \u202eright-to-left'
 VOID = {'meta', 'link', 'br', 'img', 'hr', 'input'}

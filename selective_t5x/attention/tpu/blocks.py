@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from selective_t5x.attention.tpu import traffic
 from selective_t5x.attention.tpu.plan import VECTOR_MEMORY, Plan
-from selective_t5x.costs import pallas_traffic as traffic
 
 # Which axis of a tile an operand follows.
 QUERY, KEY = 0, 1

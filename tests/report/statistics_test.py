@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from selective_t5x.comparisons import statistics as spreads
-from selective_t5x.comparisons.statistics import spread
+from selective_t5x.report import statistics as spreads
 from selective_t5x.report import tables
+from selective_t5x.report.statistics import spread
 
 
 def test_a_loss_that_is_not_finite_gives_no_mean():

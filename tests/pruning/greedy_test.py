@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from selective_t5x.budgets import greedy
+from selective_t5x.pruning import greedy
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from jax.experimental.pallas.ops.tpu import flash_attention
 
 from selective_t5x.attention.selection import Selection
 from selective_t5x.attention.tpu import kernels as pallas_tpu
-from selective_t5x.costs import pallas_traffic as traffic
+from selective_t5x.attention.tpu import traffic
 
 _TILE = 8 * 128 * 4  # Bytes of f32[8, 128].
 
