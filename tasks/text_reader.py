@@ -59,7 +59,6 @@ _HEAD = 6  # bytes; the longest of those above
 # Text decoded from whole characters holds no surrogate, so these 256 can stand
 # for the bytes that are none until the number of their line is known.
 _FIRST_STAND_IN = 0xDC00
-_STAND_IN = re.compile('[\udc00-\udcff]')
 _BAD_BYTES = 'selective_t5x_bad_bytes'
 codecs.register_error(
   _BAD_BYTES,
@@ -141,7 +140,7 @@ def objects(
     try:
       value = json.loads(line.text)
       characters = value
-      if _SURROGATE.search(line.text):
+      if '\\u' in line.text and _SURROGATE.search(line.text):
         characters = _of_characters(value)
     except json.JSONDecodeError as error:
       raise UserError(
@@ -215,14 +214,15 @@ def _head(file: BinaryIO) -> bytes:
 
 def _check(line: str, path: pathlib.Path, number: int, encoding: str) -> None:
   """Raises UserError for a line with a byte that is no text."""
-  found = None if line.isascii() else _STAND_IN.search(line)
-  if found:
-    column = len(line[: found.start()].encode(encoding)) + 1
-    byte = ord(found[0]) - _FIRST_STAND_IN
+  try:
+    line.encode()
+  except UnicodeEncodeError as error:
+    column = len(line[: error.start].encode(encoding)) + 1
+    byte = ord(line[error.start]) - _FIRST_STAND_IN
     raise UserError(
       f'{path}, line {number}: byte {column} of the line, 0x{byte:02x}, is not '
       f'{encoding}'
-    )
+    ) from None
 
 
 def _of_characters(value: Any) -> Any:
