@@ -86,8 +86,41 @@ _OTHERS = (
   Variant('strided', _attention('strided'), ('STRIDE = 16',)),
   *(
     Variant(name, _attention(name))
-    for name in ('ssa', 'forgetting', 'differential', 'stick_breaking')
+    for name in (
+      'ssa',
+      'forgetting',
+      'stick_breaking',
+      'stick_breaking_value',
+      'stick_breaking_bias',
+    )
   ),
+)
+# What an odd number of heads cannot have.
+_OF_EVEN_HEADS = (
+  BASELINE,
+  SELECTIVE,
+  Variant('selective_two_masks', _attention('selective_two_masks')),
+  Variant(
+    'selective_two_own_masks',
+    _attention('selective_bilinear'),
+    ('SELECTION_GROUPS = 2',),
+  ),
+  Variant('differential', _attention('differential')),
+  Variant('differential_v2', _attention('differential_v2')),
+)
+# d = 2 with four heads of 32 in place of two of 64: groups of heads are then
+# more than one head.
+_EVEN_HEADS = (
+  'EMB_DIM = 128',
+  'NUM_HEADS = 4',
+  'HEAD_DIM = 32',
+  'NUM_LAYERS = 2',
+  'MLP_DIM = 384',
+)
+_250_STEPS = (
+  'TRAIN_STEPS = 250',
+  'EVAL_PERIOD = 125',
+  'CHECKPOINT_PERIOD = 125',
 )
 
 
@@ -104,12 +137,17 @@ EXPERIMENTS = {
   'variable_assignment': _synthetic('variable_assignment'),
   'copy': _synthetic('copy'),
   'parity': _synthetic('parity'),
+  'parity_interleaved': _synthetic('parity_interleaved'),
   # The cells of the pruning study are among them: the searches go on from here.
   'language_modelling': Experiment(pruning.GIN_FILES, _LANGUAGE_MODELS),
   'language_modelling_250_steps': Experiment(
-    pruning.GIN_FILES,
-    _LANGUAGE_MODELS,
-    ('TRAIN_STEPS = 250', 'EVAL_PERIOD = 125', 'CHECKPOINT_PERIOD = 125'),
+    pruning.GIN_FILES, _LANGUAGE_MODELS, _250_STEPS
+  ),
+  'language_modelling_even_heads': Experiment(
+    pruning.GIN_FILES, _OF_EVEN_HEADS, _EVEN_HEADS
+  ),
+  'language_modelling_even_heads_250_steps': Experiment(
+    pruning.GIN_FILES, _OF_EVEN_HEADS, (*_EVEN_HEADS, *_250_STEPS)
   ),
   't5_span_corruption': Experiment(
     t5_span_corruption.GIN_FILES, t5_span_corruption.VARIANTS
@@ -125,6 +163,8 @@ _LM_EXPERIMENT = 'language_modelling'
 _LM_FAST = 'language_modelling_250_steps'
 _PAPER = 'arXiv 2410.02703'
 _REVIEWS = f'{_PAPER}, asked in its reviews'
+_REPLY = f"{_PAPER}, the authors' reply in its reviews"
+_LOG = 'github.com/andrew-healey/context-compression, log.md'
 _SSA = 'arXiv 2411.12892'
 _C4 = 'gin/experiments/c4_lm.gin'
 _C4_PRUNING = 'gin/experiments/c4_pruning.gin'
@@ -133,6 +173,21 @@ _T5 = 'gin/experiments/t5_span_corruption_selective.gin'
 
 def _lm(says: str, source: str, rule: Rule, in_fast: bool = False) -> Claim:
   return Claim(says, source, _LM_EXPERIMENT, rule, _C4, _LM_FAST, in_fast)
+
+
+def _even(
+  says: str, source: str, variant: str, than: str, file: str | None = None
+) -> Claim:
+  """A claim of variants whose number of heads must be even."""
+  experiment = 'language_modelling_even_heads'
+  return Claim(
+    says,
+    source,
+    experiment,
+    Lower(_LM, variant, than),
+    _c4(file or variant),
+    f'{experiment}_250_steps',
+  )
 
 
 def _c4(variant: str) -> str:
@@ -169,12 +224,21 @@ CLAIMS = {
     fast='copy',
   ),
   'parity': Claim(
-    'both learn parity with a scratchpad',
-    f'{_PAPER}, sections 1 and 2',
+    'both learn parity with a scratchpad after all bits, which must be kept',
+    f'{_PAPER}, appendix A2, in a format of ours',
     'parity',
     Solves('parity', ('baseline', 'selective')),
     _synthetic_file('parity'),
     fast='parity',
+  ),
+  'parity_interleaved': Claim(
+    'both learn parity where little must be kept: with the running parity '
+    'after every bit, two tokens',
+    f'{_PAPER}, appendix A2, whose format was not seen',
+    'parity_interleaved',
+    Solves('parity', ('baseline', 'selective')),
+    _synthetic_file('parity_interleaved'),
+    fast='parity_interleaved',
   ),
   'language_modelling': _lm(
     'a selective language model has a lower loss than a baseline of its size',
@@ -196,11 +260,21 @@ CLAIMS = {
     _T5,
   ),
   'memory_at_the_baseline_loss': Claim(
-    "pruned until its loss is the baseline's, the cache is 16 times smaller "
-    'at context 512 (here 256), 25 at 1,024, 47 at 2,048',
+    "trained with the memory loss and pruned until its loss is the baseline's, "
+    'the cache is 16 times smaller at context 512 (here 256), 25 at 1,024, 47 '
+    'at 2,048',
     f'{_PAPER}, abstract',
     PRUNING,
-    MemoryFactor('at_baseline_loss', 'selective', 16),
+    MemoryFactor('at_baseline_loss', 'selective_memory_loss', 16),
+    _C4_PRUNING,
+  ),
+  'memory_without_loss_of_quality': Claim(
+    'trained with the memory loss, the cache is about 10 times smaller at '
+    'context 2,048 (here 256) without any loss of quality (here within 1 % of '
+    'the own loss)',
+    _REPLY,
+    PRUNING,
+    MemoryFactor('within_1_percent', 'selective_memory_loss', 10),
     _C4_PRUNING,
   ),
   'memory_of_rivals': Claim(
@@ -220,33 +294,47 @@ CLAIMS = {
   ),
   'memory_loss_is_free': _lm(
     'the memory loss does not make the unpruned loss worse',
-    f'{_PAPER}, section 5',
+    'ours: not seen in the paper',
     Lower(_LM, 'selective_memory_loss', 'selective', NEGLIGIBLE),
   ),
   'selection_head': _lm(
-    'which head selects does not matter',
-    f'{_PAPER}, section 3',
+    'which head selects does not matter: before selection they are all alike',
+    _REPLY,
     Same(_LM, 'selective_head_1', 'selective'),
   ),
   'selection_by_the_mean': _lm(
     'the mean of the heads selects as well as one of them',
-    f'{_PAPER}, section 3',
+    f'{_REVIEWS}; the authors had not tried it',
     Same(_LM, 'selective_mean', 'selective'),
   ),
   'selection_bilinear': _lm(
-    "queries and keys of its own select as well as a head's",
-    f'{_PAPER}, section 3',
-    Same(_LM, 'selective_bilinear', 'selective'),
+    'a head selects better than queries and keys made for it, a bilinear form',
+    f'{_PAPER}, appendix A3',
+    Lower(_LM, 'selective', 'selective_bilinear'),
   ),
   'selection_per_head': _lm(
-    'each head selecting for itself is better than one for all',
-    'github.com/andrew-healey/context-compression',
-    Lower(_LM, 'selective_per_head', 'selective'),
+    'one head selecting for all is better than each head for itself',
+    _REPLY,
+    Lower(_LM, 'selective', 'selective_per_head'),
+  ),
+  'two_masks': _even(
+    'two heads selecting, each for half of the heads, are better than one',
+    f'{_LOG}, where heads of their own select',
+    'selective_two_masks',
+    'selective',
+  ),
+  'two_own_masks': _even(
+    'two bilinear forms selecting, each for half of the heads, are better than '
+    'one head',
+    _LOG,
+    'selective_two_own_masks',
+    'selective',
+    'selective_bilinear',
   ),
   **{
     f'without_{name}': _lm(
       f'selection is better for its constraint: {what}',
-      f'{_PAPER}, section 3',
+      f'{_PAPER}, section 3; that it is better by little is of {_LOG}',
       Lower(_LM, 'selective', f'selective_{variant}'),
     )
     for name, variant, what in (
@@ -278,10 +366,37 @@ CLAIMS = {
     for name, what, source in (
       ('ssa', 'SSA', _SSA),
       ('forgetting', 'the Forgetting Transformer', 'arXiv 2503.02130'),
-      ('differential', 'the Differential Transformer', 'arXiv 2410.05258'),
-      ('stick_breaking', 'stick-breaking attention', 'arXiv 2410.17980'),
+      (
+        'stick_breaking',
+        'stick-breaking attention whose remainder is lost',
+        'arXiv 2410.17980, a form of ours',
+      ),
+      (
+        'stick_breaking_value',
+        'stick-breaking attention whose remainder goes to the own value',
+        "arXiv 2410.17980, the tests of its authors' kernel",
+      ),
+      (
+        'stick_breaking_bias',
+        'stick-breaking attention whose remainder goes to a learned bias, with '
+        'a norm of each head,',
+        "arXiv 2410.17980, its authors' model",
+      ),
     )
   },
+  'differential_language_modelling': _even(
+    'the Differential Transformer, half the heads of twice the size, has a '
+    'lower loss than a baseline of its size',
+    'arXiv 2410.05258',
+    'differential',
+    'baseline',
+  ),
+  'differential_v2_language_modelling': _even(
+    'Differential Transformer V2 has a lower loss than a baseline of its heads',
+    "the authors' note of January 2026",
+    'differential_v2',
+    'baseline',
+  ),
   'ssa_token_transition': Claim(
     'temperatures bring an attention map of sharp and flat rows nearer to the '
     'truth',

@@ -74,9 +74,11 @@ def test_every_gin_file_parses_at_the_scale_of_the_paper():
 def test_dry_run_names_every_run_of_the_whole_study(tmp_path, capsys):
   reproduction.main([f'--output_dir={tmp_path / "out"}', '--dry_run'])
   said = capsys.readouterr().out
-  # 3 synthetic tasks, language modelling, T5: all parse.
-  assert said.count('selective_t5x.main --run_mode=train') == 3 * (
-    3 * 2 + len(EXPERIMENTS['language_modelling'].variants) + 2
+  # Synthetic tasks, language modelling twice, T5: all parse.
+  assert said.count('selective_t5x.main --run_mode=train') == 3 * sum(
+    len(experiment.variants)
+    for name, experiment in EXPERIMENTS.items()
+    if not name.endswith('_250_steps')
   )
   assert not (tmp_path / 'out').exists()
 
