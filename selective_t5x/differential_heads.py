@@ -1,6 +1,7 @@
 """What differential attention learns: its share, and a norm of its output.
 
-Source: Ye et al., "Differential Transformer", arXiv 2410.05258, section 2.1.
+Sources: Ye et al., "Differential Transformer", arXiv 2410.05258, section 2.1;
+"Differential Transformer V2", the authors' note of January 2026.
 """
 
 import jax
@@ -65,3 +66,41 @@ class DifferentialHeads(Extension):
     """Normalises each head; arguments as of Extension."""
     del x
     return (1 - self.initial) * self.norm(out)
+
+
+class DifferentialV2Heads(Extension):
+  """Gives `attention.differential_v2_attention` second queries and a share.
+
+  Every head has two queries, normalised like any query of the network, and
+  share = sigmoid(x W), one number a token and head. M H (D + 1) new parameters
+  a layer. Source: Differential Transformer V2, which has no norm of heads and
+  no lambda_init.
+
+  Gin: gin/attention/differential_v2.gin.
+  """
+
+  queries_per_head = 2
+
+  def setup(self):
+    """Makes W, [M, H]."""
+    dtype = jnp.promote_types(self.dtype, jnp.float32)
+    self.share = layers.Dense(self.num_heads, ('embed', 'heads'), dtype)
+
+  def __call__(
+    self,
+    x: jax.Array,
+    projected: Heads,
+    heads: Heads,
+    position: jax.Array,
+    *,
+    deterministic: bool,
+  ) -> Extended:
+    """Splits the queries and adds the share; arguments as of Extension."""
+    del projected, position, deterministic
+    return Extended(
+      heads._replace(query=heads.query[:, :, 0::2]),
+      given={
+        'second_query': heads.query[:, :, 1::2],
+        'share': jax.nn.sigmoid(self.share(x)),
+      },
+    )

@@ -1,5 +1,14 @@
 """Functions for gin files, which have no arithmetic of their own."""
 
+import re
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from selective_t5x.errors import UserError
+
 
 def difference(minuend: float, subtrahend: float) -> float:
   """Returns minuend - subtrahend.
@@ -16,6 +25,90 @@ def difference(minuend: float, subtrahend: float) -> float:
 def twice(number: int) -> int:
   """Returns 2 * number: see gin/attention/twice_the_heads.gin."""
   return 2 * number
+
+
+def half(number: int) -> int:
+  """Returns number / 2: see gin/attention/differential.gin.
+
+  Raises:
+    UserError: if it is odd.
+  """
+  if not isinstance(number, int) or number % 2:
+    raise UserError(
+      f'NUM_HEADS = {number!r}: differential attention has half as many heads, '
+      'each of twice the size: expected an even number'
+    )
+  return number // 2
+
+
+def with_learning_rate_factors(
+  optimizer: optax.GradientTransformation, factors: Mapping[str, float]
+) -> optax.GradientTransformation:
+  """Multiplies an optimiser's updates of some parameters.
+
+  For gin/attention/ssa_finetune.gin.
+
+  The parameters that match have no weight decay, which their factor would
+  multiply. The optimiser's state is as without factors.
+
+  Args:
+    optimizer: of optax.
+    factors: {regular expression: factor}; the expression must match the whole
+      path of a parameter, such as
+      decoder/layers_0/self_attention/extension/query_position.
+
+  Raises:
+    UserError: if a factor is not a positive number or, when parameters are
+      first seen, if an expression matches none of them.
+  """
+  for pattern, factor in factors.items():
+    is_number = isinstance(factor, int | float) and not isinstance(factor, bool)
+    if not is_number or not factor > 0:
+      raise UserError(
+        f'LEARNING_RATE_FACTORS[{pattern!r}] = {factor!r}: expected a number '
+        'above 0'
+      )
+  if not factors:
+    return optimizer
+
+  def factor_of(path) -> float | None:
+    for pattern, factor in factors.items():
+      if re.fullmatch(pattern, _path_name(path)):
+        return factor
+    return None
+
+  def init(params):
+    paths = [
+      _path_name(path)
+      for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    ]
+    for pattern in factors:
+      if not any(re.fullmatch(pattern, path) for path in paths):
+        raise UserError(
+          f'LEARNING_RATE_FACTORS: no parameter matches {pattern!r}'
+        )
+    return optimizer.init(params)
+
+  def update(updates, state, params=None):
+    def undecayed(path, x):
+      return x if factor_of(path) is None else jnp.zeros_like(x)
+
+    def scaled(path, x):
+      factor = factor_of(path)
+      return x if factor is None else factor * x
+
+    by_path = jax.tree_util.tree_map_with_path
+    if params is not None:
+      params = by_path(undecayed, params)
+    updates, state = optimizer.update(updates, state, params)
+    return by_path(scaled, updates), state
+
+  return optax.GradientTransformation(init, update)
+
+
+def _path_name(path) -> str:
+  """Writes the path of a leaf of nested dicts with slashes."""
+  return '/'.join(str(getattr(part, 'key', part)) for part in path)
 
 
 def logical_factor_rules() -> dict[str, object]:

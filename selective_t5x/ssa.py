@@ -33,6 +33,15 @@ class SSA(Extension):
   Differs from the paper: f has no biases, as the decoder has none; the
   temperature comes after query/key normalisation, which would undo it.
 
+  The start. From scratch alpha is `initial_alpha`. The default of -4.5 is the
+  gentle start of the authors' code (github.com/umich-sota/selective_attention,
+  another form of the position's term): sigmoid(-4.5) = 0.011, which multiplies
+  the logits of position 256 by 1.06. With alpha = 0 they would be multiplied by
+  3.8, a very peaked softmax where queries and keys are normalised. For
+  fine-tuning it starts as plain attention; there alpha is so far out that it
+  needs a learning rate of its own, which gin/attention/ssa_finetune.gin gives
+  it, as the authors' code does.
+
   Gin: gin/attention/ssa.gin, ssa_selective.gin, ssa_finetune.gin.
 
   Attributes:
@@ -41,9 +50,11 @@ class SSA(Extension):
     key_token: as of queries, of keys.
     key_position: as of queries, of keys.
     value_token: as of queries, of values.
-    value_position: as of queries, of values.
+    value_position: as of queries, of values. The paper ablates it, and two
+      write-ups of the paper have it; off by default.
     starts_plain: whether it starts as plain attention, for fine-tuning: w zero
-      and alpha -10. Else w is random and alpha 0.
+      and alpha -10. Else w is random and alpha `initial_alpha`.
+    initial_alpha: alpha at first where it does not start plain.
   """
 
   query_token: bool = True
@@ -53,6 +64,7 @@ class SSA(Extension):
   value_token: bool = True
   value_position: bool = False
   starts_plain: bool = False
+  initial_alpha: float = -4.5
 
   def setup(self):
     """Makes w and alpha of each projection that has them."""
@@ -60,7 +72,8 @@ class SSA(Extension):
     if self.starts_plain:
       last_layer, alpha = nn.initializers.zeros, _OFF
     else:
-      last_layer, alpha = nn.initializers.normal(features**-0.5), 0.0
+      last_layer = nn.initializers.normal(features**-0.5)
+      alpha = self.initial_alpha
     weights, alphas = {}, {}
     for name in Heads._fields:
       if getattr(self, f'{name}_token'):

@@ -1,14 +1,25 @@
 """Parity: is the number of ones odd?
 
-    inputs:  1 0 1 1 =      targets:  1 1 0 1     (scratchpad, the default)
-                            targets:  1           (without)
+    scratchpad      inputs             targets
+    True            1 0 1 1 =          1 1 0 1
+    'interleaved'   1 1 0 1 1 0 1      1
+    False           1 0 1 1 =          1
 
-The answer depends on every bit, each as much as any other, so no token may be
-dropped before it was read. With the scratchpad the targets are the parities of
-all prefixes, of which the last one is the answer: each step then needs one bit
-and the step before. Without it one step must read all bits, which is known to
-be hard for softmax attention (Hahn, arXiv 1906.06755). Guessing is right once
-in 2 for a token, and for a whole scratchpad once in 2 ** length.
+The three need memories of different sizes, for the same question.
+
+- True, the default: the targets are the parities of all prefixes, of which the
+  last one is the answer. Each step needs one bit and the step before, so that
+  every bit must be kept until its own step, and none can be dropped earlier.
+- 'interleaved': the running parity stands after every bit. The answer needs the
+  last bit and the parity before it, two tokens; all others may be dropped. It
+  is the extreme of little memory, where copying (tasks/copy_task.py) is that of
+  much: arXiv 2410.02703 has both extremes in appendix A2. Its format was not
+  seen; this one is ours.
+- False: one step must read all bits, which is known to be hard for softmax
+  attention (Hahn, arXiv 1906.06755).
+
+Guessing is right once in 2 for a token, and for a whole scratchpad once in
+2 ** length.
 
 Task: parity. Splits train, validation, test.
 """
@@ -20,6 +31,7 @@ import tensorflow as tf
 
 from selective_t5x.tasks import synthetic
 
+INTERLEAVED = 'interleaved'
 _QUERY = 2  # after the bits 0 and 1
 
 
@@ -34,19 +46,21 @@ class Difficulty(synthetic.Difficulty):
       TASK_FEATURE_LENGTHS = {'inputs': 9, 'targets': 1}
 
   Attributes:
-    length: bits; inputs are one longer.
-    scratchpad: whether targets are the parities of all prefixes, `length`
-      tokens, or the one of all bits, one token.
+    length: bits. Inputs are one longer, or 2 * length - 1 where it is
+      interleaved.
+    scratchpad: where the parities of the prefixes are: True for the targets,
+      `length` tokens, 'interleaved' for the inputs, False for nowhere. Without
+      True the targets are one token, the parity of all bits.
   """
 
   length: int = 16
-  scratchpad: bool = True
+  scratchpad: bool | str = True
 
   def __post_init__(self):
     """Refuses what leaves nothing to count."""
     self.check(length=1)
-    if not isinstance(self.scratchpad, bool):
-      self.refuse('scratchpad', 'True or False')
+    if not isinstance(self.scratchpad, bool) and self.scratchpad != INTERLEAVED:
+      self.refuse('scratchpad', f'True or False or {INTERLEAVED!r}')
 
   @property
   def words(self) -> list[str]:
@@ -55,9 +69,12 @@ class Difficulty(synthetic.Difficulty):
 
 
 def _example(seed, difficulty):
-  """Makes an example: inputs i32[n + 1], targets i32[n] or i32[1]."""
+  """Makes inputs, i32[n + 1] or [2 n - 1], and targets, i32[n] or [1]."""
   bits = synthetic.uniform(seed, [difficulty.length], 2)
   parities = tf.cumsum(bits) % 2
+  if difficulty.scratchpad == INTERLEAVED:
+    pairs = tf.reshape(tf.stack([bits, parities], axis=1), [-1])
+    return pairs[:-1], pairs[-1:]
   targets = parities if difficulty.scratchpad else parities[-1:]
   return tf.concat([bits, [_QUERY]], axis=0), targets
 

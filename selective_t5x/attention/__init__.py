@@ -6,7 +6,10 @@ from selective_t5x.attention.api import (
   selective_attention,
 )
 from selective_t5x.attention.selection import masking_matrix
-from selective_t5x.attention.variants.differential import differential_attention
+from selective_t5x.attention.variants.differential import (
+  differential_attention,
+  differential_v2_attention,
+)
 from selective_t5x.attention.variants.forgetting import forgetting_attention
 from selective_t5x.attention.variants.patterns import (
   strided_attention,
@@ -19,6 +22,7 @@ from selective_t5x.attention.variants.stick_breaking import (
 __all__ = [
   'causal_attention',
   'differential_attention',
+  'differential_v2_attention',
   'forgetting_attention',
   'full_attention',
   'masking_matrix',

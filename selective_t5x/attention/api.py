@@ -138,6 +138,7 @@ def selective_attention(
   bias: jax.Array | None = None,
   segment_ids: jax.Array | None = None,
   selection_head: int | str = 0,
+  selection_groups: int = 1,
   selection_bias: bool = True,
   relu: bool = True,
   protect_bos: bool = True,
@@ -158,9 +159,9 @@ def selective_attention(
   masking matrix of head `selection_head` (`masking_matrix`), the same for every
   head, that one included. No parameters are added. Source: arXiv 2410.02703,
   section 3. Its variants: the mean of all heads' logits selects, every head
-  selects for itself (G = H heads select, else G = 1), or queries and keys of
-  its own do, for H / G heads each; and selection without one of its constraints
-  (`selection.Constraints`).
+  selects for itself (G = H heads select), one head of each of G groups selects
+  for its group, or queries and keys of its own do, for H / G heads each; and
+  selection without one of its constraints (`selection.Constraints`).
 
   Gin (a file of gin/attention/ for each variant):
     ATTENTION = @attention.selective_attention
@@ -174,8 +175,11 @@ def selective_attention(
     bias: added to the logits; broadcasts to [B, H, N, N].
     segment_ids: i32[B, N], 0 for padding, each run of equal ids a segment;
       None for one segment without padding.
-    selection_head: the head whose logits select, 0 <= selection_head < H, or
-      'mean' or 'per_head'.
+    selection_head: the head whose logits select, 0 <= selection_head < H / G,
+      counted in its group, or 'mean' or 'per_head'.
+    selection_groups: G, a divisor of H: heads 0 to H / G - 1 are the first
+      group, and so on. Above 1 only with a number for selection_head and
+      without selection_query.
     selection_bias: whether they do so with their bias.
     relu: whether negative logits mask nothing; else they unmask, and F may be
       negative.
@@ -219,19 +223,10 @@ def selective_attention(
     checks.shapes(query, key, value, bias, segment_ids)
   else:
     checks.step(query, key, value, bias, position)
-  heads = query.shape[2]
-  is_number = isinstance(selection_head, numbers.Integral) and not isinstance(
-    selection_head, bool
-  )
-  if selection_head not in (MEAN, PER_HEAD) and not (
-    is_number and 0 <= selection_head < heads
-  ):
-    raise UserError(
-      f'selective_attention.selection_head = {selection_head!r}: expected an '
-      f"integer from 0 to {heads - 1}, there are {heads} heads, or 'mean' or "
-      "'per_head'"
-    )
   own = checks.selection(query, key, selection_query, selection_key)
+  selecting = _selecting_heads(
+    query.shape[2], selection_head, selection_groups, own is not None
+  )
   if memory_tau is not None:
     name, expected = (
       'selective_attention.memory_tau',
@@ -252,7 +247,7 @@ def selective_attention(
   selection = select(
     query,
     key,
-    head=selection_head,
+    head=selecting,
     scale=scale,
     bias=bias if selection_bias else None,
     own=own,
@@ -299,3 +294,38 @@ def selective_attention(
     row = masking_at(selection, masking_row)
     returned += (row[:, 0] if row.shape[1] == 1 else row,)
   return returned if len(returned) > 1 else out
+
+
+def _selecting_heads(heads, head, groups, has_own) -> int | str | tuple:
+  """Returns the head that selects, or one of each group, or MEAN or PER_HEAD.
+
+  Raises:
+    UserError: if there is no such head or there are no such groups.
+  """
+  name = 'selective_attention'
+  is_count = isinstance(groups, numbers.Integral) and groups is not True
+  if not is_count or groups < 1 or heads % groups:
+    raise UserError(
+      f'{name}.selection_groups = {groups!r}: expected a divisor of the '
+      f'{heads} heads'
+    )
+  size = heads // groups
+  is_number = isinstance(head, numbers.Integral) and not isinstance(head, bool)
+  if head not in (MEAN, PER_HEAD) and not (is_number and 0 <= head < size):
+    of = f'there are {heads} heads'
+    of = of if groups == 1 else f'{of} in {groups} groups'
+    raise UserError(
+      f'{name}.selection_head = {head!r}: expected an integer from 0 to '
+      f"{size - 1}, {of}, or 'mean' or 'per_head'"
+    )
+  if groups == 1:
+    return head
+  if has_own or not is_number:
+    what = (
+      'queries and keys of its own select' if has_own else f'it is {head!r}'
+    )
+    raise UserError(
+      f'{name}.selection_groups = {groups!r}: expected 1 where {what}; groups '
+      'are for a number as selection_head'
+    )
+  return tuple(range(head, heads, size))

@@ -4,6 +4,7 @@ Source: Leviathan, Kalman, Matias, "Selective Attention Improves Transformer",
 arXiv 2410.02703, section 3.
 """
 
+import numbers
 from typing import NamedTuple
 
 import jax
@@ -49,9 +50,9 @@ class Selection(NamedTuple):
     key: [B, N, G, E].
     scale: multiplies the products.
     bias: broadcasts to [B, G, N, N]; None for none.
-    head: the head of the model whose query, key and scale these are, MEAN or
-      PER_HEAD, so that who has the products of all heads need not compute
-      these; None for none.
+    head: the head of the model whose query, key and scale these are, the heads
+      where there are several, MEAN or PER_HEAD, so that who has the products of
+      all heads need not compute these; None for none.
     constraints: what is not masked.
   """
 
@@ -59,22 +60,30 @@ class Selection(NamedTuple):
   key: jax.Array
   scale: float
   bias: jax.Array | None = None
-  head: int | str | None = None
+  head: int | str | tuple[int, ...] | None = None
   constraints: Constraints = ALL
 
 
-def of_heads(logits: jax.Array, head: int | str) -> jax.Array:
+def of_heads(logits: jax.Array, head: int | str | tuple[int, ...]) -> jax.Array:
   """Returns those of the heads that select: [B, H, Q, N] to [B, G, Q, N]."""
   if head == MEAN:
     return jnp.mean(logits, axis=1, keepdims=True)
-  return logits if head == PER_HEAD else logits[:, head : head + 1]
+  return logits if head == PER_HEAD else _heads(logits, head, axis=1)
+
+
+def _heads(x: jax.Array, head: int | tuple[int, ...], axis: int) -> jax.Array:
+  """Slices one head, or several that lie equally far apart, from an axis."""
+  first, *others = (head,) if isinstance(head, numbers.Integral) else head
+  step = others[0] - first if others else 1
+  last = others[-1] if others else first
+  return jax.lax.slice_in_dim(x, first, last + 1, step, axis)
 
 
 def select(
   query: jax.Array,
   key: jax.Array,
   *,
-  head: int | str,
+  head: int | str | tuple[int, ...],
   scale: float,
   bias: jax.Array | None = None,
   own: tuple[jax.Array, jax.Array] | None = None,
@@ -89,7 +98,7 @@ def select(
   Args:
     query: [B, Q, H, D].
     key: [B, N, H, D].
-    head: which of the H, MEAN or PER_HEAD.
+    head: which of the H, several of them equally far apart, MEAN or PER_HEAD.
     scale: multiplies the logits.
     bias: of the logits, broadcasts to [B, H, Q, N]; None to select without. It
       is that of the head, or the mean, or each head's.
@@ -112,7 +121,7 @@ def select(
     )
     scale /= heads
   elif head != PER_HEAD:
-    query, key = (x[:, :, head : head + 1] for x in (query, key))
+    query, key = (_heads(x, head, axis=2) for x in (query, key))
   if masking_scale is not None:
     query = query * jnp.asarray(masking_scale, query.dtype)
     bias = None if bias is None else bias * masking_scale

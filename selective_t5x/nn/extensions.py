@@ -62,9 +62,13 @@ class Extension(nn.Module):
     dtype: of the computation.
     by_layer: of the class: whether it goes by the layer's number, so that its
       layers cannot be scanned.
+    queries_per_head: of the class: how many queries, R, the layer projects for
+      each head. Above 1, `__call__` gets queries [B, N, H R, D], those of one
+      head side by side, and must return [B, N, H, D].
   """
 
   by_layer: ClassVar[bool] = False
+  queries_per_head: ClassVar[int] = 1
 
   num_heads: int
   head_dim: int

@@ -98,10 +98,10 @@ class SelfAttention(nn.Module):
         gives.
     """
 
-    def heads(name, init):
+    def heads(name, init, per_head=1):
       return layers.project_heads(
         x,
-        self.num_heads,
+        self.num_heads * per_head,
         self.head_dim,
         name=name,
         dtype=self.dtype,
@@ -109,7 +109,8 @@ class SelfAttention(nn.Module):
         split=self.split_kernels,
       )
 
-    query = heads('query', self.query_init)
+    queries_per_head = getattr(self.extension, 'queries_per_head', 1)
+    query = heads('query', self.query_init, queries_per_head)
     key = heads('key', self.kernel_init)
     value = heads('value', self.kernel_init)
     projected = Heads(query, key, value)
@@ -167,6 +168,8 @@ class SelfAttention(nn.Module):
       self.sow('intermediates', 'memory', memory)
     if self.extension is not None:
       out = extension.finish(x, out)
+      if where is None:  # A norm with a bias leaves no zeros.
+        out = masks.zero_padding(out, segment_ids)
     return layers.join_heads(
       out,
       x.shape[-1],

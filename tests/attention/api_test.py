@@ -378,9 +378,76 @@ def test_heads_that_select_have_an_f_each():
   np.testing.assert_allclose(each[:, 2], one, atol=1e-6)
 
 
+@pytest.mark.parametrize('implementation', ['reference', 'blocked'])
+@pytest.mark.parametrize('bias', [None, bias_like(1, 6, 9, 9)])
+def test_a_head_of_each_group_selects_for_its_group(bias, implementation):
+  inputs = arrays(heads=6)
+  settings = dict(
+    bias=bias,
+    segment_ids=PACKED,
+    memory_tau=1.0,
+    implementation=implementation,
+  )
+
+  def groups(inputs):
+    return attention.selective_attention(
+      *inputs, selection_groups=2, selection_head=1, **settings
+    )
+
+  def each_alone(inputs):
+    """The heads of each group as if there were no others."""
+    parts = []
+    for heads in (slice(0, 3), slice(3, 6)):
+      of_group = {} if bias is None else {'bias': bias[:, heads]}
+      parts.append(
+        attention.selective_attention(
+          *(x[:, :, heads] for x in inputs),
+          selection_head=1,
+          **(settings | of_group),
+        )
+      )
+    (out_0, seen_0), (out_1, seen_1) = parts
+    return jnp.concatenate([out_0, out_1], 2), (seen_0 + seen_1) / 2
+
+  def gradient(function):
+    return jax.jit(
+      jax.grad(lambda x: sum(jnp.sum(jnp.sin(y)) for y in function(x)))
+    )(inputs)
+
+  for one, other in (
+    (groups(inputs), each_alone(inputs)),
+    (gradient(groups), gradient(each_alone)),
+  ):
+    for x, y in zip(one, other, strict=True):
+      np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
   ('settings', 'error', 'message'),
   [
+    (dict(selection_groups=3), UserError, '3: expected a divisor of the 2'),
+    (dict(selection_groups=0), UserError, '0: expected a divisor of the 2'),
+    (dict(selection_groups='two'), UserError, "'two': expected a divisor"),
+    (
+      dict(selection_groups=2, selection_head=1),
+      UserError,
+      'an integer from 0 to 0, there are 2 heads in 2 groups',
+    ),
+    (
+      dict(selection_groups=2, selection_head='mean'),
+      UserError,
+      "expected 1 where it is 'mean'",
+    ),
+    (
+      dict(
+        selection_groups=2,
+        selection_query=jnp.zeros((2, 9, 2, 4)),
+        selection_key=jnp.zeros((2, 9, 2, 4)),
+      ),
+      UserError,
+      'queries and keys of its own select',
+    ),
+    (dict(selection_head=True), UserError, 'True: expected an integer'),
     (dict(selection_head='means'), UserError, "'means': expected .* 'mean' or"),
     (
       dict(selection_query=jnp.zeros((2, 9, 3, 4))),
@@ -407,6 +474,7 @@ def test_selections_that_cannot_be_are_named(settings, error, message):
     {'bias': bias_like(3, 1, 1, 150), 'relu': False},
     {'selection_head': 'per_head', 'protect_bos': False},
     {'selection_head': 'mean', 'protect_self': False},
+    {'selection_groups': 2, 'bias': bias_like(1, 2, 150, 150)},
   ],
 )
 def test_one_row_of_f_needs_no_f(asked):

@@ -99,7 +99,8 @@ def test_it_can_start_as_plain_attention():
 
 def test_its_initial_values_are_those_of_its_start():
   for module, last_layer, alpha in (
-    (ssa.SSA(num_heads=2, head_dim=4), 8**-0.5, 0.0),
+    (ssa.SSA(num_heads=2, head_dim=4), 8**-0.5, -4.5),
+    (ssa.SSA(num_heads=2, head_dim=4, initial_alpha=1.0), 8**-0.5, 1.0),
     (StartsPlain(num_heads=2, head_dim=4), 0.0, -10.0),
   ):
     params = initial(module)

@@ -36,8 +36,9 @@ class Segment:
 
   Attributes:
     x: [n, M], what the layer attends for.
-    projected: query, key and value before normalisation, [n, H, D] each.
-    query: [n, H, D].
+    projected: query, key and value before normalisation, [n, H, D] each; with
+      several queries a head, R, the first is [n, H R, D].
+    query: as that.
     key: [n, H, D].
     value: [n, H, D].
     scale: multiplies the logits.
@@ -111,6 +112,16 @@ def mean(segment, h, k, j):
   return sum(segment.logit(g, k, j) for g in range(heads)) / heads
 
 
+def of_groups(groups, number=0):
+  """The head of this number in each group selects for its group."""
+
+  def asks(segment, h, k, j):
+    size = segment.query.shape[1] // groups
+    return segment.logit(h // size * size + number, k, j)
+
+  return asks
+
+
 def bilinear(groups):
   def asks(segment, h, k, j):
     heads = segment.query.shape[1]
@@ -174,7 +185,8 @@ def forgetting(segment):
 
 
 def differential(segment):
-  half = SIZE // 2
+  size = segment.query.shape[-1]
+  half = size // 2
   # A head is two of half the size; T5 has its scale in the kernels.
   scale = 1.0 if segment.scale == 1 else half**-0.5
   first, second = (
@@ -186,7 +198,7 @@ def differential(segment):
         scale=scale,
       )
     )
-    for part in (slice(half), slice(half, SIZE))
+    for part in (slice(half), slice(half, size))
   )
   learned = segment.params
   initial = 0.8 - 0.6 * math.exp(-0.3 * segment.layer)
@@ -199,14 +211,32 @@ def differential(segment):
   return (1 - initial) * learned['norm']['scale'] * out
 
 
-def stick_breaking(segment):
+def differential_v2(segment):
+  first, second = (
+    baseline(dataclasses.replace(segment, query=segment.query[:, part::2]))
+    for part in (0, 1)
+  )
+  share = segment.x @ segment.params['share']['kernel']
+  return first - second / (1 + np.exp(-share))[..., None]
+
+
+def stick_breaking(segment, remainder=None, norm=False):
   out = np.zeros_like(segment.value)
+  learned = segment.params
   for h, i in np.ndindex(out.shape[1], segment.length):
     left = 1.0
     for j in reversed(range(i)):
       taken = left / (1 + math.exp(-segment.logit(h, i, j)))
       out[i, h] += taken * segment.value[j, h]
       left -= taken
+    if remainder == 'value':
+      out[i, h] += left * segment.value[i, h]
+    if remainder == 'bias':
+      out[i, h] += left * learned['remainder_bias'][h]
+    if norm:
+      centred = out[i, h] - np.mean(out[i, h])
+      out[i, h] = centred / math.sqrt(np.var(out[i, h]) + 1e-5)
+      out[i, h] = out[i, h] * learned['norm_scale'][h] + learned['norm_bias'][h]
   return out
 
 
@@ -218,13 +248,21 @@ class Variant:
     file: of gin/attention/, without its ending.
     formula: [n, H, D] of a Segment.
     bindings: of gin, beside those of the file.
-    heads: H.
+    num_heads: the macro NUM_HEADS.
+    heads: H, None for NUM_HEADS.
+    size: D.
   """
 
   file: str
   formula: Callable[[Segment], np.ndarray]
   bindings: tuple[str, ...] = ()
-  heads: int = HEADS
+  num_heads: int = HEADS
+  heads: int | None = None
+  size: int = SIZE
+
+  def __post_init__(self):
+    if self.heads is None:
+      object.__setattr__(self, 'heads', self.num_heads)
 
 
 VARIANTS = {
@@ -236,6 +274,15 @@ VARIANTS = {
   ),
   'mean': Variant('selective_mean', lambda s: selective(s, mean)),
   'per head': Variant('selective_per_head', lambda s: selective(s, of_each)),
+  'two masks': Variant(
+    'selective_two_masks', lambda s: selective(s, of_groups(2)), num_heads=4
+  ),
+  'two masks of other heads': Variant(
+    'selective_two_masks',
+    lambda s: selective(s, of_groups(2, 1)),
+    ('SELECTION_HEAD = 1',),
+    num_heads=4,
+  ),
   'bilinear': Variant(
     'selective_bilinear', lambda s: selective(s, bilinear(1))
   ),
@@ -272,12 +319,31 @@ VARIANTS = {
       'ssa.SSA.value_position = True',
     ),
   ),
+  'ssa with both terms on values': Variant(
+    'ssa',
+    lambda s: baseline(tempered(s, value='token position')),
+    ('ssa.SSA.value_position = True',),
+  ),
   'ssa and selective': Variant(
     'ssa_selective', lambda s: selective(tempered(s), head(0))
   ),
   'forgetting': Variant('forgetting', forgetting),
-  'differential': Variant('differential', differential),
+  'differential': Variant(
+    'differential', differential, heads=HEADS // 2, size=2 * SIZE
+  ),
+  'differential v2': Variant('differential_v2', differential_v2),
   'stick-breaking': Variant('stick_breaking', stick_breaking),
+  'stick-breaking, rest to the value': Variant(
+    'stick_breaking_value', lambda s: stick_breaking(s, 'value')
+  ),
+  'stick-breaking, rest to a bias, normalised': Variant(
+    'stick_breaking_bias', lambda s: stick_breaking(s, 'bias', True)
+  ),
+  'stick-breaking, normalised': Variant(
+    'stick_breaking',
+    lambda s: stick_breaking(s, None, True),
+    ('GROUP_NORM = True',),
+  ),
 }
 
 
@@ -294,12 +360,13 @@ def configured(variant):
   gin.parse_config(f"""
     from __gin__ import dynamic_registration
     from selective_t5x import network
-    NUM_HEADS = {HEADS}
+    NUM_HEADS = {variant.num_heads}
+    HEAD_DIM = {SIZE}
     network.DecoderConfig:
       vocab_size = 8
       max_length = {LENGTH}
       num_heads = %NUM_HEADS
-      head_dim = {SIZE}
+      head_dim = %HEAD_DIM
       attention_fn = %ATTENTION
       attention_extension = %ATTENTION_EXTENSION
     include 'gin/attention/{variant.file}.gin'
@@ -390,7 +457,6 @@ def rms_norm(x, scale):
 def written_out(variant, kind, params, bias, x, ids):
   """The stack by the variant's formula, segment by segment."""
   out = np.array(x)
-  shape = (variant.heads, SIZE)
   for row, segment in np.ndindex(BATCH, PACKED.max() + 1):
     (at,) = np.nonzero((ids[row] == segment) & (segment != 0))
     if not len(at):
@@ -399,7 +465,7 @@ def written_out(variant, kind, params, bias, x, ids):
       of_layer = params[f'layers_{i}']
       y = out[row, at]
       projected = [
-        (y @ of_layer[name]['kernel']).reshape(-1, *shape)
+        (y @ of_layer[name]['kernel']).reshape(len(at), -1, variant.size)
         for name in ('query', 'key', 'value')
       ]
       query, key, value = projected
@@ -414,7 +480,7 @@ def written_out(variant, kind, params, bias, x, ids):
           query,
           key,
           value,
-          1.0 if kind == 't5' else SIZE**-0.5,
+          1.0 if kind == 't5' else variant.size**-0.5,
           # Of distances, so those of the row's start are any segment's.
           full[:, : len(at), : len(at)],
           of_layer.get('extension', {}),
@@ -432,6 +498,7 @@ def test_rows_packed_rows_and_steps_are_the_formula(name, kind):
   variant = VARIANTS[name]
   with configured(variant) as config:
     assert config.num_heads == variant.heads
+    assert config.head_dim == variant.size
     params, bias, x, whole, packed, steps = run(Stack(config, kind))
   wanted = written_out(variant, kind, params, bias, x, ONE)
   np.testing.assert_allclose(whole, wanted, rtol=1e-4, atol=1e-4)

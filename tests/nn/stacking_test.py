@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 
 from selective_t5x import attention, pruning, ssa
-from selective_t5x.differential_heads import DifferentialHeads
+from selective_t5x.differential_heads import (
+  DifferentialHeads,
+  DifferentialV2Heads,
+)
 from selective_t5x.errors import UserError
 from selective_t5x.nn import stacking as stacks
+from selective_t5x.stick_breaking_heads import StickBreakingHeads
 from tests.networks import network_test, t5_decoder_only_test, t5_network_test
 
 LAYERS = 2
@@ -274,11 +278,18 @@ def test_a_pruned_cache_of_unequal_budgets_decodes_what_whole_rows_say(kind):
   np.testing.assert_allclose(run(decode, params), run(score, params), atol=1e-4)
 
 
+class Normalised(StickBreakingHeads):
+  remainder: str = 'bias'
+  group_norm: bool = True
+
+
 @pytest.mark.parametrize(
   ('extension', 'attention_fn', 'loops'),
   [
     (ssa.SSA, attention.causal_attention, 1),
     (DifferentialHeads, attention.differential_attention, 0),
+    (DifferentialV2Heads, attention.differential_v2_attention, 1),
+    (Normalised, attention.stick_breaking_attention, 1),
   ],
 )
 def test_an_extension_is_scanned_unless_it_goes_by_the_layer(

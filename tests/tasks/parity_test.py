@@ -23,8 +23,28 @@ def test_targets_are_the_parities(split, length, scratchpad, seed):
     assert answers == (parities if scratchpad else parities[-1:])
 
 
-def test_the_scratchpad_changes_the_targets_only():
-  steps = examples.words('parity', count=20, scratchpad=True)
-  answers = examples.words('parity', count=20, scratchpad=False)
-  for (inputs, targets), (same, answer) in zip(steps, answers, strict=True):
-    assert inputs == same and targets[-1:] == answer
+@hypothesis.settings(deadline=None, max_examples=8)
+@hypothesis.given(length=st.integers(1, 60), seed=st.integers(0, 2**31))
+def test_interleaved_the_answer_needs_the_last_two_tokens(length, seed):
+  for inputs, targets in examples.words(
+    'parity', seed=seed, length=length, scratchpad='interleaved'
+  ):
+    assert len(inputs) == 2 * length - 1 and len(targets) == 1
+    running = 0
+    for bit, parity in zip(inputs[::2], [*inputs[1::2], *targets], strict=True):
+      running ^= int(bit)
+      assert int(parity) == running
+    last = [0, *map(int, inputs)][-2:]
+    assert int(targets[0]) == sum(last) % 2
+
+
+def test_the_scratchpad_changes_no_bit():
+  steps, answers, mixed = (
+    examples.words('parity', count=20, scratchpad=scratchpad)
+    for scratchpad in (True, False, 'interleaved')
+  )
+  for (inputs, targets), (same, answer), (between, last) in zip(
+    steps, answers, mixed, strict=True
+  ):
+    assert inputs == same and inputs[:-1] == between[::2]
+    assert targets[-1:] == answer == last

@@ -1,7 +1,9 @@
 """Differential attention: one softmax minus a share of another.
 
-Shapes: B batch, N length, H heads, D head size. Source: Ye et al.,
-"Differential Transformer", arXiv 2410.05258, section 2.1.
+Shapes: B batch, N length, H heads, D head size. Sources: Ye et al.,
+"Differential Transformer", arXiv 2410.05258, section 2.1; and, for
+`differential_v2_attention`, the authors' note "Differential Transformer V2"
+(January 2026, github.com/microsoft/unilm, Diff-Transformer).
 """
 
 import math
@@ -9,7 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from selective_t5x.attention import api
+from selective_t5x.attention import api, masks
 
 
 def initial_share(layer: int) -> float:
@@ -62,9 +64,11 @@ def differential_attention(
   first and of the second half of each head's queries and keys; the values stay
   whole. Both are plain attention, of 4 H heads of D / 2: each half of queries
   and keys with each half of the values. `differential_heads.DifferentialHeads`
-  has the parameters, and the normalisation that follows. Differs from the
-  paper: it halves the number of heads and doubles their size, here H and D are
-  those of the network; a bias is added to both logits.
+  has the parameters, and the normalisation that follows. The paper has half as
+  many heads as a Transformer of its size, each of twice the size, so that a
+  half is as large as a head of that Transformer: gin/attention/differential.gin
+  sets H and D so. Differs from the paper: a bias is added to both logits, and a
+  network that normalises queries and keys does so over both halves together.
 
   Args:
     query: [B, N, H, D], D even.
@@ -115,3 +119,81 @@ def differential_attention(
   dtype = jnp.promote_types(out.dtype, jnp.float32)
   out = out.astype(dtype).reshape(*out.shape[:2], heads, 2, size)
   return (out[..., 0, :] - share * out[..., 1, :]).astype(value.dtype)
+
+
+def differential_v2_attention(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  *,
+  second_query: jax.Array,
+  share: jax.Array,
+  scale: float | None = None,
+  bias: jax.Array | None = None,
+  segment_ids: jax.Array | None = None,
+  implementation: str | None = None,
+  position: jax.Array | None = None,
+) -> jax.Array:
+  """Causal attention with two queries a head, whose outputs are subtracted.
+
+  out = (softmax(A_1) - share * softmax(A_2)) V, A_1 and A_2 the logits of the
+  head's two queries with the same keys. It is plain attention of 2 H heads that
+  share keys and values by pairs. No normalisation follows and there is no
+  lambda_init. Source: Differential Transformer V2. Differs from it: a bias is
+  added to both logits. `differential_heads.DifferentialV2Heads` has the
+  parameters.
+
+  Gin: gin/attention/differential_v2.gin.
+
+  Args:
+    query: [B, N, H, D], the first query of each head.
+    key: [B, N, H, D].
+    value: [B, N, H, D].
+    second_query: [B, N, H, D], the second.
+    share: f32[B, N, H], lambda of each query token and head, 0 to 1; 0 is
+      attention with the first queries alone.
+    scale: multiplies the logits; None for D ** -0.5.
+    bias: added to the logits; broadcasts to [B, H, N, N].
+    segment_ids: i32[B, N], 0 for padding, each segment contiguous; None for
+      one segment without padding.
+    implementation: as of `api.causal_attention`.
+    position: i32[B], for a step of cached decoding: the queries are then
+      [B, 1, H, D], the token in this slot, share [B, 1, H], and bias broadcasts
+      to [B, H, 1, N].
+
+  Returns:
+    [B, N, H, D] in value's dtype, [B, 1, H, D] of a step; zero in padding rows.
+    The logits are float32.
+
+  Raises:
+    ValueError: if the shapes do not fit together.
+    UserError: as of `api.causal_attention`.
+  """
+  if second_query.shape != query.shape or share.shape != query.shape[:3]:
+    raise ValueError(
+      'attention: second_query must be as query, '
+      f'{list(query.shape)}, and share [B, N, H], got '
+      f'{list(second_query.shape)} and {list(share.shape)}'
+    )
+  batch, queries, heads, size = query.shape
+  pairs = jnp.stack([query, second_query], axis=3)
+  if bias is not None:
+    bias = bias.reshape((1,) * (4 - bias.ndim) + bias.shape)
+    bias = bias if bias.shape[1] == 1 else jnp.repeat(bias, 2, axis=1)
+  out = api.causal_attention(
+    pairs.reshape(batch, queries, 2 * heads, size),
+    jnp.repeat(key, 2, axis=2),
+    jnp.repeat(value, 2, axis=2),
+    scale=scale,
+    bias=bias,
+    segment_ids=segment_ids,
+    implementation=implementation,
+    position=position,
+  )
+  dtype = jnp.promote_types(out.dtype, jnp.float32)
+  out = out.astype(dtype).reshape(batch, queries, heads, 2, size)
+  if position is None:
+    share = masks.zero_padding(share, segment_ids)
+  return (out[..., 0, :] - share[..., None] * out[..., 1, :]).astype(
+    value.dtype
+  )

@@ -9,6 +9,11 @@ import jax.numpy as jnp
 
 from selective_t5x.attention import checks, masks, reference, steps
 from selective_t5x.attention.implementations import needs_every_key
+from selective_t5x.errors import UserError
+
+# What becomes of the part of the stick that no key has taken.
+NONE, VALUE, BIAS = 'none', 'value', 'bias'
+REMAINDERS = (NONE, VALUE, BIAS)
 
 
 def stick_breaking_weights(logits: jax.Array, visible: jax.Array) -> jax.Array:
@@ -43,15 +48,29 @@ def stick_breaking_attention(
   bias: jax.Array | None = None,
   segment_ids: jax.Array | None = None,
   position: jax.Array | None = None,
+  remainder: str = NONE,
+  remainder_bias: jax.Array | None = None,
 ) -> jax.Array:
-  """Attends to earlier tokens by `stick_breaking_weights`. Adds no parameter.
+  """Attends to earlier tokens by `stick_breaking_weights`.
 
-  As in the paper a token does not see itself and what is left of the stick is
-  lost: the first token of a segment, which sees nothing, gives zero. Differs
-  from the paper: positions are embedded, or biases added, as the network does;
-  there are none. O(N^2) memory; the paper's kernel needs less.
+  A token does not see itself. What is left of its stick, 1 minus the sum of its
+  weights, which is all of it for the first token of a segment, goes where
+  `remainder` says:
 
-  Gin: `ATTENTION = @attention.stick_breaking_attention`.
+  - 'none': it is lost, so that the first token gives zero. Ours, the simplest.
+  - 'value': to the token's own value. As in the official tests of the authors'
+    kernel (github.com/shawntan/stickbreaking-attention) and in an earlier
+    configuration of their model.
+  - 'bias': to a learned vector of each head. As in the authors' model
+    (github.com/IBM/dolomite-engine), which then normalises each head:
+    `stick_breaking_heads.StickBreakingHeads` has both.
+
+  Which of the three the text of the paper has was not seen. Differs from the
+  paper: positions are embedded, or biases added, as the network does; there are
+  none. O(N^2) memory; the authors' kernel needs less.
+
+  Gin: gin/attention/stick_breaking.gin, stick_breaking_value.gin,
+  stick_breaking_bias.gin.
 
   Args:
     query: [B, N, H, D].
@@ -63,6 +82,8 @@ def stick_breaking_attention(
       None for one segment without padding.
     position: i32[B], for a step of cached decoding: query is then [B, 1, H, D],
       the token in this slot, and bias broadcasts to [B, H, 1, N].
+    remainder: 'none', 'value' or 'bias'.
+    remainder_bias: [H, D], with 'bias' alone.
 
   Returns:
     [B, N, H, D] in value's dtype, [B, 1, H, D] of a step; zero in padding rows.
@@ -70,22 +91,55 @@ def stick_breaking_attention(
 
   Raises:
     ValueError: if the shapes do not fit together.
+    UserError: if remainder is none of the three, or there is a remainder_bias
+      without 'bias', or none with it.
   """
+  _check_remainder(remainder, remainder_bias, query)
   scale = checks.scale('stick_breaking_attention', scale, query)
+  own = value
   if position is not None:
     checks.step(query, key, value, bias, position)
+    if remainder == VALUE:
+      own = jnp.take_along_axis(value, position[:, None, None, None], axis=1)
     earlier = jnp.arange(key.shape[1]) < position[:, None]
     value = masks.zero_padding(value, earlier)
     logits = steps.query_logits(query, key, scale, bias)
-    weights = stick_breaking_weights(logits, earlier[:, None, None])
+    visible = earlier[:, None, None]
   else:
     checks.shapes(query, key, value, bias, segment_ids)
     query, key, value = (
       masks.zero_padding(x, segment_ids) for x in (query, key, value)
     )
+    own = value
     logits = reference.attention_logits(query, key, scale, bias)
     earlier = ~jnp.eye(logits.shape[-1], dtype=bool)
     visible = masks.visible(logits.shape[-1], segment_ids) & earlier
-    weights = stick_breaking_weights(logits, visible[:, None])
+    visible = visible[:, None]
+  weights = stick_breaking_weights(logits, visible)
   out = jnp.einsum('bhij,bjhd->bihd', weights, value.astype(weights.dtype))
+  if remainder != NONE:
+    # prod (1 - sigmoid(z)), and so 1 - sum(weights) without its cancellation.
+    taken = jnp.where(visible, jax.nn.softplus(logits), 0)
+    left = jnp.exp(-jnp.sum(taken, axis=-1)).swapaxes(1, 2)[..., None]
+    # Padding sees nothing, so it would have all of its stick left.
+    left = masks.zero_padding(left, segment_ids)
+    out += left * (own if remainder == VALUE else remainder_bias)
   return out.astype(value.dtype)
+
+
+def _check_remainder(remainder, remainder_bias, query):
+  """Refuses a remainder that is not there, or a bias that nothing reads."""
+  name = f'stick_breaking_attention.remainder = {remainder!r}'
+  if remainder not in REMAINDERS:
+    raise UserError(f"{name}: expected 'none', 'value' or 'bias'")
+  if (remainder_bias is not None) != (remainder == BIAS):
+    raise UserError(
+      f'{name}, but there is {"no" if remainder_bias is None else "a"} learned '
+      "bias: expected one with 'bias' and with nothing else "
+      '(stick_breaking_heads.StickBreakingHeads.remainder must be the same)'
+    )
+  if remainder_bias is not None and remainder_bias.shape != query.shape[2:]:
+    raise ValueError(
+      f'attention: remainder_bias must be [H, D] = {list(query.shape[2:])}, '
+      f'got {list(remainder_bias.shape)}'
+    )

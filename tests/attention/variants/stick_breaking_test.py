@@ -1,5 +1,6 @@
 """Stick-breaking attention, against products written out."""
 
+import functools
 import math
 
 import jax
@@ -14,12 +15,23 @@ from selective_t5x import attention
 from selective_t5x.attention.variants.stick_breaking import (
   stick_breaking_weights,
 )
+from selective_t5x.errors import UserError
 from tests.attention import loops, properties
 
 attend = attention.stick_breaking_attention
 
 
-def attention_loop(query, key, value, scale, bias, segment_ids):
+REST = np.random.default_rng(3).normal(size=(2, 4)).astype(np.float32)
+REMAINDERS = {
+  'none': {},
+  'value': {'remainder': 'value'},
+  'bias': {'remainder': 'bias', 'remainder_bias': REST},
+}
+
+
+def attention_loop(
+  query, key, value, scale, bias, segment_ids, remainder='none'
+):
   batch, length, heads, size = query.shape
   ids = loops.segments_of(batch, length, segment_ids)
   bias = np.broadcast_to(bias, (batch, heads, length, length))
@@ -33,9 +45,14 @@ def attention_loop(query, key, value, scale, bias, segment_ids):
       taken = 1 / (1 + math.exp(-(scale * dot + bias[b, h, i, j])))
       out[b, i, h] += left * taken * value[b, j, h]
       left *= 1 - taken
+    if ids[b][i] and remainder != 'none':
+      out[b, i, h] += left * (
+        REST[h] if remainder == 'bias' else value[b, i, h]
+      )
   return out
 
 
+@pytest.mark.parametrize('remainder', REMAINDERS)
 @pytest.mark.parametrize(
   ('segment_ids', 'bias', 'scale'),
   [
@@ -43,15 +60,22 @@ def attention_loop(query, key, value, scale, bias, segment_ids):
     (properties.PACKED, properties.bias_like(1, 2, 9, 9), 0.9),
   ],
 )
-def test_it_is_the_written_out_product(segment_ids, bias, scale):
+def test_it_is_the_written_out_product(segment_ids, bias, scale, remainder):
   inputs = properties.arrays()
   np.testing.assert_allclose(
-    attend(*inputs, segment_ids=segment_ids, bias=bias, scale=scale),
+    attend(
+      *inputs,
+      segment_ids=segment_ids,
+      bias=bias,
+      scale=scale,
+      **REMAINDERS[remainder],
+    ),
     attention_loop(
       *map(np.asarray, inputs),
       0.5 if scale is None else scale,  # 4 ** -0.5
       0.0 if bias is None else bias,
       segment_ids,
+      remainder,
     ),
     rtol=1e-5,
     atol=1e-5,
@@ -96,23 +120,58 @@ def test_huge_logits_have_finite_gradients():
   assert np.all(np.isfinite(jax.grad(last)(logits)))
 
 
-def test_its_gradient(float64):
+@pytest.mark.parametrize('remainder', REMAINDERS)
+def test_its_gradient(float64, remainder):
   inputs = properties.arrays(dtype=np.float64)
-  function = jax.jit(lambda *args: attend(*args, segment_ids=properties.PACKED))
+  settings = REMAINDERS[remainder]
+  function = jax.jit(
+    lambda *args: attend(*args, segment_ids=properties.PACKED, **settings)
+  )
   check_grads(function, inputs, order=1, modes=('rev',))
 
 
-def test_padding_does_not_matter():
-  properties.check_padding(attend, properties.arrays())
+@pytest.mark.parametrize('remainder', REMAINDERS)
+def test_padding_does_not_matter(remainder):
+  function = functools.partial(attend, **REMAINDERS[remainder])
+  properties.check_padding(function, properties.arrays())
 
 
-def test_packed_is_separate():
-  properties.check_packed_is_separate(attend, properties.arrays())
+@pytest.mark.parametrize('remainder', REMAINDERS)
+def test_packed_is_separate(remainder):
+  function = functools.partial(attend, **REMAINDERS[remainder])
+  properties.check_packed_is_separate(function, properties.arrays())
 
 
+@pytest.mark.parametrize('remainder', REMAINDERS)
 @pytest.mark.parametrize('bias', [None, properties.bias_like(1, 2, 9, 9)])
-def test_steps_are_the_rows_of_the_parallel_form(bias):
-  properties.check_steps(attend, properties.arrays(), bias=bias)
+def test_steps_are_the_rows_of_the_parallel_form(bias, remainder):
+  function = functools.partial(attend, **REMAINDERS[remainder])
+  properties.check_steps(function, properties.arrays(), bias=bias)
+
+
+def test_with_the_own_value_all_of_the_stick_is_given():
+  query, key, value = properties.arrays()
+  ones = jnp.ones_like(value)
+  out = attend(query, key, ones, remainder='value')
+  np.testing.assert_allclose(out, ones, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('settings', 'error', 'message'),
+  [
+    ({'remainder': 'lost'}, UserError, "'lost': expected 'none', 'value' or"),
+    ({'remainder': 'bias'}, UserError, 'there is no learned bias'),
+    ({'remainder_bias': REST}, UserError, "'none', but there is a learned"),
+    (
+      {'remainder': 'bias', 'remainder_bias': REST[:1]},
+      ValueError,
+      r'must be \[H, D\] = \[2, 4\], got \[1, 4\]',
+    ),
+  ],
+)
+def test_a_remainder_that_cannot_be_is_named(settings, error, message):
+  with pytest.raises(error, match=message):
+    attend(*properties.arrays(), **settings)
 
 
 def test_bfloat16_gives_bfloat16_near_float32():
