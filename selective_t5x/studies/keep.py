@@ -1,0 +1,93 @@
+r"""Keeps of a study what the pages of docs/ read, and leaves the runs behind.
+
+  python -m selective_t5x.studies.keep results/study_fast docs/studies/fast
+
+For every comparison: its table and its figures, without the learning curves and
+with one line of provenance a run (the command that trains it anew, the commit,
+the device). For the study itself: its own figures, tables and pictures. The
+rest (metrics, summaries, checkpoints) is made again by these commands.
+"""
+
+import pathlib
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+from selective_t5x.cli import exits
+from selective_t5x.errors import UserError
+from selective_t5x.runs import results
+
+_COMPARISON = 'comparison.json'
+# Of the folder of a study or a comparison, besides the comparison's figures.
+_SUFFIXES = {'.json', '.txt', '.md', '.png'}
+# The figures are in the table; the events and curves are the runs'.
+_LEFT = {'learning_curves.png', 'report.html', 'cell.json'}
+
+
+def reduced(comparison: dict[str, Any]) -> dict[str, Any]:
+  """Returns the figures of a comparison without curves and run records.
+
+  Args:
+    comparison: see `figures.compare_cells`.
+  """
+  figures = {k: v for k, v in comparison.items() if k != 'curves'}
+  figures['cells'] = [_provenance(cell) for cell in comparison['cells']]
+  return figures
+
+
+def keep(
+  source: pathlib.Path, target: pathlib.Path, *, below: bool = True
+) -> None:
+  """Writes the kept files of a study, or of one comparison, into a folder.
+
+  Args:
+    source: the folder of the study.
+    target: made where it is missing; files of the same names are replaced.
+    below: whether the comparisons in folders of the source are kept too.
+
+  Raises:
+    UserError: the source is no such folder.
+  """
+  if not source.is_dir():
+    raise UserError(f'{source}: no such folder; expected that of a study')
+  target.mkdir(parents=True, exist_ok=True)
+  for path in sorted(source.iterdir()):
+    if path.name == _COMPARISON:
+      figures = reduced(results.read_json(path))
+      results.write_json(target / _COMPARISON, figures)
+    elif path.is_file() and path.suffix in _SUFFIXES:
+      if path.name not in _LEFT:
+        shutil.copyfile(path, target / path.name)
+    elif below and (path / _COMPARISON).exists():
+      keep(path, target / path.name, below=False)
+
+
+def _provenance(cell: dict[str, Any]) -> dict[str, Any]:
+  """Returns what a figure of a cell comes from."""
+  run = cell.get('run') or {}
+  device = run.get('device') or {}
+  return {
+    **{key: cell[key] for key in ('name', 'variant', 'seed', 'command')},
+    'engine': run.get('engine'),
+    'git': run.get('git'),
+    'device': device.get('kind'),
+    'packages': {
+      name: version
+      for name, version in (run.get('packages') or {}).items()
+      if name in ('jax', 'flax', 'optax', 't5x')
+    },
+  }
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs the command."""
+  if len(argv) != 2 or any(arg.startswith('-') for arg in argv):
+    if {'--help', '-h'} & set(argv):
+      print(__doc__)
+      return
+    raise UserError('expected two folders: that of the study and the target')
+  keep(*map(pathlib.Path, argv))
+
+
+if __name__ == '__main__':
+  exits.run_main(main)
