@@ -6,7 +6,6 @@ process while others wait. Deleting the folder costs nothing but time.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -15,6 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 
+import filelock
 from absl import logging
 
 from selective_t5x.errors import UserError
@@ -80,21 +80,22 @@ def build(entry: str, write: Callable[[pathlib.Path], None]) -> pathlib.Path:
 @contextlib.contextmanager
 def _locked(path: pathlib.Path) -> Iterator[None]:
   """Holds the entry's lock, which the system frees if the process dies."""
+  lock = filelock.FileLock(path.with_name(f'{path.name}.lock'))
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = open(path.with_name(f'{path.name}.lock'), 'w')
+    lock.acquire(blocking=False)
+  except filelock.Timeout:
+    logging.info('Waiting for another process to make %s', path)
+    lock.acquire()
   except OSError as error:
     raise UserError(
       f'cannot write the cache folder {root()}: {error.strerror}; set '
       'SELECTIVE_T5X_CACHE to another'
     ) from error
-  with lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      logging.info('Waiting for another process to make %s', path)
-      fcntl.flock(lock, fcntl.LOCK_EX)
+  try:
     yield
+  finally:
+    lock.release()
 
 
 def _remove(path: pathlib.Path):

@@ -6,14 +6,12 @@ so a run that was killed can be started again at once.
 
 import contextlib
 import datetime
-import fcntl
 import os
 import pathlib
 import socket
 from collections.abc import Iterator
-from typing import IO
 
-from absl import logging
+import filelock
 
 from selective_t5x.errors import UserError
 
@@ -37,45 +35,30 @@ def held(folder: str | os.PathLike) -> Iterator[None]:
     yield
     return
   path = pathlib.Path(folder) / LOCK_FILE
+  lock = filelock.FileLock(path)
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = _take(path)
+    lock.acquire(blocking=False)
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+    path.write_text(
+      f'process {os.getpid()} on {socket.gethostname()} (since {now})'
+    )
+  except filelock.Timeout:
+    holder = path.read_text().strip() or 'another process'
+    raise UserError(
+      f'{path.parent}: {holder} is at work there; wait for it, end it, or '
+      'give another folder'
+    ) from None
   except OSError as error:
     raise UserError(f'{folder}: cannot write there: {error}') from error
-  with file:
-    try:
-      yield
-    except UserError:
-      path.unlink(missing_ok=True)
-      if not any(path.parent.iterdir()):
-        path.parent.rmdir()
-      raise
-    finally:
-      path.unlink(missing_ok=True)
-
-
-def _take(path: pathlib.Path) -> IO[str]:
-  """Returns the open lock file, once this process holds it."""
-  while True:
-    file = open(path, 'a+')
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      file.seek(0)
-      holder = file.read().strip() or 'another process'
-      file.close()
-      raise UserError(
-        f'{path.parent}: {holder} is at work there; wait for it, end it, or '
-        'give another folder'
-      ) from None
-    except OSError as error:  # A file system without locks.
-      logging.warning('%s: cannot be locked: %s', path, error)
-    # Who held it before may have removed the file in between.
-    if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-      break
-    file.close()
-  file.truncate(0)
-  now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
-  file.write(f'process {os.getpid()} on {socket.gethostname()} (since {now})')
-  file.flush()
-  return file
+  try:
+    yield
+  except UserError:
+    path.unlink(missing_ok=True)
+    if not any(path.parent.iterdir()):
+      path.parent.rmdir()
+    raise
+  finally:
+    # filelock lets nobody hold a file that is no longer at its path.
+    path.unlink(missing_ok=True)
+    lock.release()
