@@ -60,7 +60,7 @@ format: install
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-# Step and decode times over the real T5X's; needs T5X on PYTHONPATH (README.md).
+# Step and decode times over the real T5X's; needs T5X on PYTHONPATH (docs/engines.md).
 bench-engine: install
 	$(BIN)/python benchmarks/engine.py $(ARGS)
 

@@ -15,7 +15,7 @@ ENGINE_VARIABLE = 'SELECTIVE_T5X_ENGINE'
 _ENGINE_DIR = pathlib.Path(__file__).resolve().parent / 'engine'
 _HOW_TO_GET_T5X = (
   'T5X is not on PyPI: pip install "selective_t5x[t5x]", or put a checkout of '
-  'github.com/google-research/t5x on PYTHONPATH (see README.md)'
+  'github.com/google-research/t5x on PYTHONPATH (see docs/engines.md)'
 )
 
 

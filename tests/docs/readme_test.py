@@ -1,4 +1,4 @@
-"""Every command of the README and of docs/ runs, at a tiny size."""
+"""Every command of the README and of docs/tour.md runs, at a tiny size."""
 
 import os
 import pathlib
@@ -13,7 +13,12 @@ from tools import official_sets as official
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 README = (ROOT / 'README.md').read_text()
-COMMANDS = re.findall(r'```sh\n(python -m .*?)```', README, re.DOTALL)
+TOUR = (ROOT / 'docs' / 'tour.md').read_text()
+PAGES = sorted(
+  str(path.relative_to(ROOT)) for path in (ROOT / 'docs').rglob('*.md')
+)
+_COMMAND = re.compile(r'```sh\n(python -m .*?)```', re.DOTALL)
+COMMANDS = _COMMAND.findall(TOUR)
 TINY = ('--gin_file=gin/test/tiny.gin', '--gin.TRAIN_STEPS=4')
 
 
@@ -58,13 +63,16 @@ def test_commands_run(command, commands, folder):
   assert run.returncode == 0, run.stderr[-3000:]
 
 
-def test_readme_has_the_commands_of_its_tour():
+def test_the_readmes_recipes_are_commands_of_the_tour():
   assert len(COMMANDS) == 9
+  recipes = _COMMAND.findall(README)
+  assert len(recipes) == 5
+  assert set(recipes) <= set(COMMANDS)
 
 
 def test_make_targets_of_the_readme_exist():
   targets = set(re.findall(r'^\s*make ([a-z-]+)', README, re.MULTILINE))
-  assert {'quickstart', 'test', 'bench-engine'} <= targets
+  assert {'quickstart', 'test'} <= targets
   for target in targets:
     run = subprocess.run(
       ['make', '--dry-run', target], cwd=ROOT, capture_output=True, check=False
@@ -72,14 +80,16 @@ def test_make_targets_of_the_readme_exist():
     assert run.returncode == 0, run.stderr
 
 
-def test_links_and_folders_of_the_readme_exist():
-  for link in re.findall(r'\]\(([^)#:]+)\)', README):
-    assert (ROOT / link).exists(), link
+@pytest.mark.parametrize('page', ['README.md', 'CONTRIBUTING.md', *PAGES])
+def test_links_of_a_page_lead_somewhere(page):
+  text = (ROOT / page).read_text()
+  for link in re.findall(r'\]\(([^)#:]+)(?:#[^)]*)?\)', text):
+    assert ((ROOT / page).parent / link).exists(), f'{page}: {link}'
 
 
 @pytest.mark.slow
 def test_python_example():
-  example = re.search(r'```python\n(.*?)```', README, re.DOTALL)[1]
+  example = re.search(r'```python\n(.*?)```', TOUR, re.DOTALL)[1]
   setup = (
     'import jax\n'
     'query = key = value = jax.random.normal(jax.random.key(0), (2, 5, 4, 8))\n'

@@ -1,6 +1,6 @@
 """Runs code on the real T5X, in a process of its own; for tests that skip.
 
-Put T5X, airio and jestimator on PYTHONPATH, see README.md.
+Put T5X, airio and jestimator on PYTHONPATH, see docs/engines.md.
 """
 
 import json

@@ -82,8 +82,10 @@ def test_one_seed_is_one_order(name):
   assert first
   assert equal(first, first_examples(name, seed=3))
   if has_training_data(name) and len(first) > 1:
-    others = [first_examples(name, seed=seed) for seed in (4, 5, 6)]
-    assert not all(equal(first, other) for other in others)
+    # Of two examples, another seed may give the same order by chance.
+    assert any(
+      not equal(first, first_examples(name, seed)) for seed in (4, 5, 6)
+    )
 
 
 def test_registration_touches_neither_network_nor_files(tmp_path):
