@@ -27,7 +27,7 @@ def macro_key(name: str) -> Key:
 
 def selector(configurable: Callable) -> str | None:
   """Returns gin's full name of a function or class, None if it knows none."""
-  known = gin.config._INVERSE_REGISTRY.get(configurable)
+  known = gin.config._inverse_lookup(configurable)
   return known and known.selector
 
 

@@ -14,6 +14,9 @@ import gin
 from absl import logging
 from gin import resource_reader
 
+from selective_t5x import gin_checks
+from selective_t5x.bindings import reads
+from selective_t5x.config import variant_files
 from selective_t5x.config.reader import Binding, Config, Reference, leaves
 from selective_t5x.errors import UserError, did_you_mean
 
@@ -38,7 +41,8 @@ def parse(
     search_paths: folders to look for the files in.
 
   Raises:
-    UserError: gin knows no such module, configurable or parameter.
+    UserError: gin knows no such module, configurable or parameter, or a file
+      of gin/attention or gin/pruning has no effect.
   """
   # gin's own way into packages breaks at a folder that is no package; their
   # files are found from sys.path, as `reader.load` does.
@@ -48,11 +52,34 @@ def parse(
     gin.add_config_file_search_path(path)
   try:
     gin.parse_config_files_and_bindings(files, bindings)
+  except gin_checks.UnreadMacro as error:
+    raise variant_files.explained(config, error) from error
   except Exception as error:
     if not _raised_by_gin(error):
       raise  # A module that a gin file imports is broken.
     problem = next(_problems(config), None)
     raise UserError(problem or f'{error}') from error
+  variant_files.check(config, keys(config), search_paths)
+
+
+def keys(config: Config) -> dict[int, reads.Key | None]:
+  """Returns gin's key of each binding by the binding's id; gin has parsed them.
+
+  None is for what gin does not know, which is none that it has parsed.
+  """
+  return {id(binding): _key(binding, config) for binding in config.bindings}
+
+
+def _key(binding: Binding, config: Config) -> reads.Key | None:
+  """Returns gin's key of a binding."""
+  if not binding.selector:
+    return reads.macro_key(binding.name)
+  if binding.selector.partition('.')[0] in binding.imports:
+    configurable, _ = _resolve(binding.selector, binding, config)
+    selector = reads.selector(configurable)
+  else:
+    selector = reads.matching(binding.selector)
+  return selector and (binding.scope, selector, binding.name)
 
 
 def run(entry: Callable) -> None:

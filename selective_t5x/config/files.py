@@ -14,3 +14,9 @@ def search_path() -> pathlib.Path:
 def gin_dir() -> pathlib.Path:
   """Returns the gin/ folder itself."""
   return search_path() / 'gin'
+
+
+def part_of_suite(path: str) -> str | None:
+  """Returns a gin file's path below gin/, None if it is not of the suite."""
+  file, folder = pathlib.Path(path).resolve(), gin_dir().resolve()
+  return str(file.relative_to(folder)) if folder in file.parents else None

@@ -69,6 +69,8 @@ class Binding:
     line: the line in that file, from 1.
     imports: the names that the file's imports gave before this line, each with
       the module it stands for.
+    files: the file that was asked for, those that led from there to the
+      binding, and its own; none for the command line.
   """
 
   scope: str
@@ -78,6 +80,7 @@ class Binding:
   file: str
   line: int
   imports: dict[str, str]
+  files: tuple[str, ...] = ()
 
   @property
   def key(self) -> str:
@@ -277,7 +280,7 @@ def _read_file(
   name, search_paths, including, asked
 ) -> Iterator[Import | Binding]:
   """Yields the statements of one file, its includes in their place."""
-  path = _find(name, search_paths, asked)
+  path = find(name, search_paths, asked)
   if name in including:
     raise UserError(f'{asked}: a file cannot include itself')
   try:
@@ -330,10 +333,10 @@ def _read(parser, file, search_paths, including) -> Iterator[Import | Binding]:
       if not statement.module.startswith('__gin__.'):
         yield Import(statement.module, where)
     elif isinstance(statement, config_parser.BindingStatement):
-      yield _binding(statement, file, dict(imports))
+      yield _binding(statement, file, dict(imports), including)
 
 
-def _binding(statement, file, imports) -> Binding:
+def _binding(statement, file, imports, files) -> Binding:
   """Converts gin's statement; NAME = VALUE binds the macro NAME."""
   scope, selector, name = statement[:3]
   if not name or (selector in ('macro', 'gin.macro') and name == 'value'):
@@ -347,6 +350,7 @@ def _binding(statement, file, imports) -> Binding:
     file,
     statement.location.line_num,
     imports,
+    files,
   )
 
 
@@ -376,8 +380,17 @@ def _quoting(key, value, error) -> str:
   return f'a string needs quotes inside quotes: --gin.{key}="{bare!r}"'
 
 
-def _find(name, search_paths, asked) -> str:
-  """Returns the path of a gin file, or raises with the nearest names."""
+def find(name: str, search_paths: Sequence[str], asked: str = '') -> str:
+  """Returns the path of a gin file.
+
+  Args:
+    name: as it was asked for.
+    search_paths: folders to look in, the first that has the file wins.
+    asked: what asks for it, for the error.
+
+  Raises:
+    UserError: there is none; the message has the nearest names.
+  """
   # sys.path holds the gin files inside installed packages, T5X's for one.
   for folder in ('', *search_paths, *sys.path):
     path = os.path.join(folder, name)

@@ -73,13 +73,24 @@ def instead_of(name: str) -> str:
     The end of a sentence, '; only the real T5X has it, use ...', or '' for a
     file that is not T5X's.
   """
-  path = name.removeprefix('./').removeprefix('t5x/')
-  of_a_guide = _VERSION_AND_SIZE.search(path)
-  if of_a_guide:
-    path = 'examples/t5/{}/{}.gin'.format(*of_a_guide.groups())
-  ours = _INSTEAD.get(path) or _INSTEAD.get(f'configs/{path}')
+  ours = _ours(name)
   if ours:
     return f'; only the real T5X has it, use {ours}'
   if name.startswith('t5x/'):
     return '; only the real T5X has it, and nothing here stands for it'
   return ''
+
+
+def model_of(name: str) -> str | None:
+  """Returns the suite's file of the model in one of T5X's; None for others."""
+  ours = _ours(name)
+  return ours if ours and ours.startswith('gin/models/') else None
+
+
+def _ours(name: str) -> str | None:
+  """Returns what to use in place of one of T5X's files, None for others."""
+  path = name.removeprefix('./').removeprefix('t5x/')
+  of_a_guide = _VERSION_AND_SIZE.search(path)
+  if of_a_guide:
+    path = 'examples/t5/{}/{}.gin'.format(*of_a_guide.groups())
+  return _INSTEAD.get(path) or _INSTEAD.get(f'configs/{path}')

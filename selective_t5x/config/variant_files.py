@@ -1,0 +1,144 @@
+"""Refuses a configuration in which a loaded variant file has no effect.
+
+A file of gin/attention or gin/pruning is loaded for what it changes. It changes
+nothing where no network reads its macros, where a model file that comes later
+sets them back, and where what it binds belongs to a file that is not loaded.
+"""
+
+import pathlib
+from collections.abc import Sequence
+
+from selective_t5x import gin_checks
+from selective_t5x.bindings import reads
+from selective_t5x.config import files, t5x_files
+from selective_t5x.config.reader import (
+  Binding,
+  Config,
+  Reference,
+  find,
+  gin_text,
+  leaves,
+)
+from selective_t5x.errors import UserError
+
+_FOLDERS = ('attention', 'pruning')
+_FILES = ('runs/skip_nonfinite.gin',)
+# They have the suite's defaults of what variant files set.
+_DEFAULTS = ('models', 'architectures')
+# What T5X and this suite name the configuration in a run's folder.
+SAVED = ('config.gin', 'operative_config.gin')
+
+
+def check(
+  config: Config,
+  keys: dict[int, reads.Key | None],
+  search_paths: Sequence[str],
+) -> None:
+  """Checks what variant files do; gin's configuration is parsed.
+
+  Args:
+    config: what was given to gin.
+    keys: gin's key of every binding, by its id.
+    search_paths: folders to look for gin files in.
+
+  Raises:
+    UserError: one has no effect; the message says why and what to load.
+  """
+  ours = {
+    name: files.part_of_suite(find(name, search_paths))
+    for name in {name for b in config.bindings for name in b.files}
+  }
+  reachable = reads.reachable([*reads.entries(), *reads.called_by_python()])
+  variants: dict[str, list[Binding]] = {}
+  for binding in config.bindings:
+    if binding.files and _is_variant(binding, ours):
+      variants.setdefault(binding.file, []).append(binding)
+  for file, bindings in variants.items():
+    _check_order(file, bindings, config, ours)
+    if reads.entries():
+      _check_effect(file, bindings, config, keys, reachable)
+
+
+def explained(config: Config, error: gin_checks.UnreadMacro) -> UserError:
+  """Returns the error with the place of the macro and the file to load."""
+  binding = config.macros().get(error.macro)
+  instead = [
+    f'load {ours} in place of {file}'
+    for file in dict.fromkeys(f for b in config.bindings for f in b.files)
+    if (ours := t5x_files.model_of(file))
+  ]
+  message = str(error)
+  if instead:
+    what, _, _ = message.partition('; ')
+    message = f'{what}; {instead[0]}, with VOCABULARY and an optimiser file'
+  if not binding:
+    return UserError(message)
+  including = [f'included by {name}' for name in binding.files[-2:-1]]
+  where = ', '.join([binding.where, *including])
+  return UserError(f'{where}: {message}')
+
+
+def _is_variant(binding, ours) -> bool:
+  """Whether it stands in a variant file that no model file includes."""
+  if any(_folder(ours[name]) in _DEFAULTS for name in binding.files):
+    return False
+  own = ours[binding.file]
+  return _folder(own) in _FOLDERS or own in _FILES
+
+
+def _folder(path: str | None) -> str:
+  """Returns the folder below gin/ of a file of the suite, '' for others."""
+  return path.partition('/')[0] if path else ''
+
+
+def _check_order(file, bindings, config, ours) -> None:
+  """Raises UserError if a later default undoes the file."""
+  for binding in bindings:
+    if binding.selector or binding.name not in gin_checks.MACROS:
+      continue
+    last = config.macros()[binding.name]
+    is_default = any(
+      _folder(ours[name]) in _DEFAULTS or pathlib.Path(name).name in SAVED
+      for name in last.files
+    )
+    if is_default and gin_text(last.value) != gin_text(binding.value):
+      raise UserError(
+        f'{file} has no effect: {last.files[0]}, which comes later, sets '
+        f'{binding.name} = {gin_text(last.value)} ({last.where}); load {file} '
+        'after it'
+      )
+
+
+def _check_effect(file, bindings, config, keys, reachable) -> None:
+  """Raises UserError if nothing reads what the file binds."""
+  if not any(keys[id(b)] in reachable for b in bindings):
+    for binding in bindings:
+      if binding.name in gin_checks.MACROS:
+        text = f'{binding.name} = {gin_text(binding.value)}'
+        raise explained(config, gin_checks.unread(binding.name, text))
+    raise UserError(
+      f'{file} has no effect: nothing in this configuration reads '
+      f'{", ".join(dict.fromkeys(b.key for b in bindings))} '
+      '(the head of the file says what it comes after)'
+    )
+  parameters = [b for b in bindings if b.selector]
+  if not parameters or any(keys[id(b)] in reachable for b in parameters):
+    return
+  named = {
+    _full(leaf.selector, binding)
+    for binding in config.bindings
+    for leaf in leaves(binding.value)
+    if isinstance(leaf, Reference)
+  }
+  if not any(b.full_selector in named for b in parameters):
+    raise UserError(
+      f'{file} has no effect: no loaded file uses '
+      f'{", ".join(dict.fromkeys(b.selector for b in parameters))} '
+      '(the head of the file says what it comes after)'
+    )
+
+
+def _full(selector: str, binding: Binding) -> str:
+  """Returns a reference's selector, its first name replaced by the module."""
+  first, *rest = selector.rpartition('/')[2].split('.')
+  return '.'.join([binding.imports.get(first, first), *rest])

@@ -1,0 +1,93 @@
+"""Refuses a run whose network does not read what an attention file sets.
+
+The files of gin/attention and gin/pruning set macros, which the network of a
+model file of the suite reads. T5X's own networks read none of them: there such
+a file would change nothing, and the run be a baseline under another name.
+
+Those gin files import this module, and gin calls its check when it has parsed a
+whole configuration. So it works for `python -m t5x.train` of the real T5X, too.
+"""
+
+import inspect
+
+import gin
+
+from selective_t5x.bindings import reads
+from selective_t5x.errors import UserError
+
+# The macros by which the files change a network.
+MACROS = ('ATTENTION', 'ATTENTION_EXTENSION', 'PRUNING')
+# Where it matters which network it is, by the name of T5X's class of the model.
+_MODEL_FILES = {
+  'EncoderDecoderModel': 'gin/models/t5_1_1/ or gin/models/t5_1_0/',
+  'DecoderOnlyModel': 'gin/models/sizes/ or gin/models/t5_decoder_only/',
+}
+
+
+class UnreadMacro(UserError):
+  """A macro that should change the network is read by none.
+
+  Attributes:
+    macro: its name.
+  """
+
+  def __init__(self, macro: str, message: str):
+    super().__init__(message)
+    self.macro = macro
+
+
+@gin.config.register_finalize_hook
+def refuse_unread_macros(config) -> None:
+  """Checks gin's configuration, if it is that of a run with a model.
+
+  The default, plain causal attention without extension or pruning, is what a
+  network that reads no macro has anyway, and is not refused.
+
+  Raises:
+    UnreadMacro: nothing that the run's functions refer to reads a macro.
+  """
+  del config  # `reads` has it.
+  everything = reads.bindings()
+  if model() is None:
+    return
+  reachable = reads.reachable([*reads.entries(), *reads.called_by_python()])
+  for macro in MACROS:
+    key = reads.macro_key(macro)
+    if key in everything and key not in reachable:
+      value = reads.followed(everything[key])
+      if not _is_plain(value):
+        raise unread(macro, f'{macro} = {value!r}')
+
+
+def unread(macro: str, subject: str) -> UnreadMacro:
+  """Returns the error for a macro that no network reads, set by the subject."""
+  reference = model()
+  cls = getattr(getattr(reference, 'configurable', None), 'wrapped', None)
+  bases = inspect.getmro(cls) if inspect.isclass(cls) else ()
+  files = [
+    _MODEL_FILES[b.__name__] for b in bases if b.__name__ in _MODEL_FILES
+  ]
+  return UnreadMacro(
+    macro,
+    f'{subject} has no effect: the network of the model ({reference!r}) does '
+    f'not read {macro}; load a file of {[*files, "gin/models/"][0]} in place '
+    f'of its model file, or bind your own network to %{macro}',
+  )
+
+
+def model():
+  """Returns gin's reference to the run's model, None if there is none."""
+  entries = reads.entries()
+  for (_, name, parameter), value in reads.bindings().items():
+    if parameter == 'model' and name in entries:
+      return reads.followed(value)
+  return None
+
+
+def _is_plain(value) -> bool:
+  """Whether it is what a network without the macro does."""
+  function = getattr(getattr(value, 'configurable', None), 'wrapped', None)
+  return value is None or (
+    getattr(function, '__name__', '') == 'causal_attention'
+    and function.__module__.startswith('selective_t5x.')
+  )
