@@ -426,6 +426,7 @@ CLAIMS = {
     f'{_PAPER}, abstract',
     None,
     OutOfReach('needs models that use 2,048 tokens of context'),
-    _C4_PRUNING,
+    'gin/experiments/c4_contexts.gin gin/attention/selective.gin '
+    'gin/attention/memory_loss.gin',
   ),
 }

@@ -58,6 +58,56 @@ def test_claims_name_experiments_and_variants_that_are_there():
     assert verdict == (out_of_reach and OUT_OF_REACH), name
 
 
+def test_claims_are_those_of_their_sources():
+  def lower(name):
+    return CLAIMS[name].rule.variant, CLAIMS[name].rule.than
+
+  # The authors' replies: a bilinear form and each head for itself are worse.
+  assert lower('selection_bilinear') == ('selective', 'selective_bilinear')
+  assert 'appendix A3' in CLAIMS['selection_bilinear'].source
+  assert lower('selection_per_head') == ('selective', 'selective_per_head')
+  assert 'had not tried' in CLAIMS['selection_by_the_mean'].source
+  for name in ('selection_per_head', 'selection_head'):
+    assert "authors' reply" in CLAIMS[name].source
+  # The public log's two masks.
+  assert lower('two_masks') == ('selective_two_masks', 'selective')
+  # 16 and 10 times are with the memory loss.
+  for name, least in (
+    ('memory_at_the_baseline_loss', 16),
+    ('memory_without_loss_of_quality', 10),
+  ):
+    rule = CLAIMS[name].rule
+    assert (rule.name, rule.least) == ('selective_memory_loss', least)
+    assert 'memory loss' in CLAIMS[name].says
+
+
+def test_variants_of_paired_heads_are_compared_at_an_even_number():
+  for name in ('language_modelling_even_heads', 'language_modelling'):
+    variants = {v.name for v in EXPERIMENTS[name].variants}
+    even = {'differential', 'differential_v2', 'selective_two_masks'}
+    if name == 'language_modelling':  # d = 3
+      assert not variants & even
+    else:
+      assert even < variants
+      assert 'NUM_HEADS = 4' in EXPERIMENTS[name].gin_bindings
+
+
+@pytest.mark.parametrize(
+  ('file', 'batch'),
+  [('c4_lm', 256), ('c4_contexts', 128), ('c4_pruning', 256)],
+)
+def test_contexts_are_compared_at_batch_128(file, batch):
+  config = config_check.load(
+    [f'gin/experiments/{file}.gin'],
+    ["MODEL_DIR = 'none'", 'CONTEXT_LENGTH = 2048'],
+    ['.', str(config_files.search_path())],
+  )
+  config_check.check(config)
+  text = (config_files.gin_dir() / f'experiments/{file}.gin').read_text()
+  assert 'batch 128' in text or 'BATCH_SIZE=128' in text
+  assert config.macros()['BATCH_SIZE'].value == batch
+
+
 def test_every_gin_file_parses_at_the_scale_of_the_paper():
   paths = ['.', str(config_files.search_path())]
   files = {claim.paper_scale for claim in CLAIMS.values()} - {''}
