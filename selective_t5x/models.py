@@ -11,12 +11,16 @@ from flax import linen as nn
 
 from selective_t5x import network
 from selective_t5x.bindings import inherited
-from selective_t5x.nn import memory_loss
+from selective_t5x.nn import memory_loss, token_loss
 from t5x import decoding, models
 
 
 @inherited.of(models.EncoderDecoderModel)
-class EncoderDecoder(memory_loss.MemoryLossMixin, models.EncoderDecoderModel):
+class EncoderDecoder(
+  memory_loss.MemoryLossMixin,
+  token_loss.TokenLossMixin,
+  models.EncoderDecoderModel,
+):
   """T5X's encoder-decoder with the paper's memory loss, of the decoder.
 
   Gin: gin/models/t5.gin, gin/attention/memory_loss.gin. What gin binds to
@@ -103,7 +107,11 @@ class EncoderDecoder(memory_loss.MemoryLossMixin, models.EncoderDecoderModel):
 
 
 @inherited.of(models.DecoderOnlyModel)
-class LanguageModel(memory_loss.MemoryLossMixin, models.DecoderOnlyModel):
+class LanguageModel(
+  memory_loss.MemoryLossMixin,
+  token_loss.TokenLossMixin,
+  models.DecoderOnlyModel,
+):
   """T5X's decoder-only model with the paper's memory loss.
 
   Gin: gin/models/decoder.gin, gin/attention/memory_loss.gin. What gin binds to

@@ -49,6 +49,12 @@ def fraction_visible(memory: jax.Array, segment_ids: jax.Array) -> jax.Array:
   Returns:
     f32[], 1 where nothing is masked; 0 where all is padding.
   """
+  fractions = fractions_of_rows(memory, segment_ids)
+  return jnp.sum(fractions) / jnp.maximum(count_rows(segment_ids), 1)
+
+
+def fractions_of_rows(memory: jax.Array, segment_ids: jax.Array) -> jax.Array:
+  """Returns what `fraction_visible` averages, f32[B]; 0 for a padding row."""
   layers, batch, length = memory.shape
   rows = jnp.arange(batch)[:, None]
   # Runs of equal ids count from 0, so that any ids fit in N places. A run of
@@ -57,5 +63,9 @@ def fraction_visible(memory: jax.Array, segment_ids: jax.Array) -> jax.Array:
   memory = jnp.where(segment_ids != 0, memory, -1)
   peaks = jnp.zeros_like(memory).at[:, rows, run].max(memory)
   tokens = jnp.sum(segment_ids != 0, axis=1)
-  fractions = jnp.sum(peaks, axis=(0, 2)) / (layers * jnp.maximum(tokens, 1))
-  return jnp.sum(fractions) / jnp.maximum(jnp.sum(tokens > 0), 1)
+  return jnp.sum(peaks, axis=(0, 2)) / (layers * jnp.maximum(tokens, 1))
+
+
+def count_rows(segment_ids: jax.Array) -> jax.Array:
+  """Counts the rows of int[B, N] that are not all padding, i32[]."""
+  return jnp.sum(jnp.any(segment_ids != 0, axis=1))

@@ -4,6 +4,7 @@ Shapes: B batch, N length, K decodes of each row, V vocabulary.
 """
 
 import abc
+import copy
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -74,6 +75,20 @@ class BaseModel(abc.ABC):
     self, params: PyTree, batch: Batch, dropout_rng: jax.Array | None
   ) -> tuple[jax.Array, metrics_lib.MetricsMap]:
     """Returns (scalar loss, metrics); no dropout where dropout_rng is None."""
+
+  def for_parts_of(self, batch: Batch) -> 'BaseModel':
+    """Returns the model for parts of a batch, which gradients are summed of.
+
+    The losses of the parts, taken with that model, must add up to this model's
+    loss of `batch`. That holds for a loss that is a sum over rows, and then the
+    model is this one. A loss that is divided by what the batch holds must be
+    divided by the whole batch's number.
+
+    Args:
+      batch: the whole batch, arrays [B, ...].
+    """
+    del batch
+    return self
 
   def eval_fn(
     self, params: PyTree, batch: Batch
@@ -153,6 +168,14 @@ class BaseTransformerModel(BaseModel):
   ) -> jax.Array:
     """Returns f32[B, N, V]; score_batch also passes `mutable`."""
 
+  def for_parts_of(self, batch: Batch) -> 'BaseTransformerModel':
+    """Returns a copy that divides by the whole batch's normalising factor."""
+    model = copy.copy(self)
+    model._loss_normalizing_factor = losses.factor_for_parts_of(
+      self._loss_normalizing_factor, batch
+    )
+    return model
+
   def loss_fn(
     self, params: PyTree, batch: Batch, dropout_rng: jax.Array | None
   ) -> tuple[jax.Array, metrics_lib.MetricsMap]:
@@ -169,15 +192,24 @@ class BaseTransformerModel(BaseModel):
       z_loss=self._z_loss,
       loss_normalizing_factor=factor,
     )
+    targets = batch['decoder_target_tokens']
     metrics = self._compute_metrics(
       logits=logits,
-      targets=batch['decoder_target_tokens'],
+      targets=targets,
       mask=weights,
       loss=loss,
       z_loss=z_loss,
       segment_ids=_segment_ids(batch),
     )
-    return loss, metrics
+    tokens = losses.token_weights(batch)
+    if weights is not None:
+      metrics = model_metrics.count_tokens(metrics, tokens)
+    return loss, {
+      **metrics,
+      model_metrics.TOKEN_LOSS: model_metrics.token_loss(
+        logits, targets, tokens
+      ),
+    }
 
   def _compute_metrics(self, **kwargs) -> metrics_lib.MetricsMap:
     """Returns the metrics of a step; subclasses may add theirs."""

@@ -1,5 +1,6 @@
 """Cross entropy with z-loss and label smoothing, and what it is divided by."""
 
+import dataclasses
 import enum
 import math
 from collections.abc import Mapping
@@ -102,6 +103,22 @@ class SpecialLossNormalizingFactor(enum.Enum):
   AVERAGE_PER_SEQUENCE = 3
 
 
+@dataclasses.dataclass(frozen=True)
+class WholeBatchFactor:
+  """A special normalising factor for parts of a batch.
+
+  Each part weighs its tokens as `special` says, and all of them are divided by
+  the whole batch's number, so that the parts' losses add up to the batch's.
+
+  Attributes:
+    special: which factor it is.
+    number: what it is for the whole batch, f32[] or a number.
+  """
+
+  special: SpecialLossNormalizingFactor
+  number: float | jax.Array
+
+
 def convert_special_loss_normalizing_factor_to_enum(
   x: str,
 ) -> SpecialLossNormalizingFactor:
@@ -137,18 +154,45 @@ def _sum_weights_per_segment(positions, segment_ids, weights):
   return jnp.where(live, jnp.take_along_axis(sums, index, axis=1), 0.0)
 
 
-def get_loss_normalizing_factor_and_weights(
+def factor_for_parts_of(
   loss_normalizing_factor: float
   | int
   | str
   | SpecialLossNormalizingFactor
   | None,
   batch: Mapping[str, jax.Array],
+) -> float | int | WholeBatchFactor | None:
+  """Returns the factor with which the losses of a batch's parts add up.
+
+  Arguments as of `get_loss_normalizing_factor_and_weights`. A number and None
+  are the same for every part.
+  """
+  factor = loss_normalizing_factor
+  if not isinstance(factor, str | SpecialLossNormalizingFactor):
+    return factor
+  if isinstance(factor, str):
+    factor = convert_special_loss_normalizing_factor_to_enum(factor)
+  number, _ = get_loss_normalizing_factor_and_weights(factor, batch)
+  return WholeBatchFactor(factor, number)
+
+
+def get_loss_normalizing_factor_and_weights(
+  loss_normalizing_factor: float
+  | int
+  | str
+  | SpecialLossNormalizingFactor
+  | WholeBatchFactor
+  | None,
+  batch: Mapping[str, jax.Array],
 ) -> tuple[float | jax.Array | None, jax.Array | None]:
   """Turns a normalising factor, possibly special, into a number and weights.
 
+  A batch whose weights are all 0 is divided by 1, so that its loss is 0. T5X
+  divides it by 0.
+
   Args:
-    loss_normalizing_factor: a number, None, or a special factor or its name.
+    loss_normalizing_factor: a number, None, a special factor or its name, or
+      the factor of the batch that this one is a part of.
     batch: has decoder_target_tokens i32[B, N]; may have decoder_loss_weights
       f32[B, N] (else every token but padding counts 1) and, when packed,
       decoder_segment_ids and decoder_positions, i32[B, N].
@@ -158,15 +202,17 @@ def get_loss_normalizing_factor_and_weights(
   """
   weights = batch.get('decoder_loss_weights')
   factor = loss_normalizing_factor
+  if isinstance(factor, WholeBatchFactor):
+    _, weights = get_loss_normalizing_factor_and_weights(factor.special, batch)
+    return factor.number, weights
   if not isinstance(factor, str | SpecialLossNormalizingFactor):
     return factor, weights
   if isinstance(factor, str):
     factor = convert_special_loss_normalizing_factor_to_enum(factor)
   targets = batch['decoder_target_tokens']
-  if weights is None:
-    weights = jnp.asarray(targets > 0, jnp.float32)
+  weights = token_weights(batch)
   if factor == SpecialLossNormalizingFactor.NUM_REAL_TARGET_TOKENS:
-    return jnp.sum(weights), weights
+    return _sum_or_1(weights), weights
   if factor == SpecialLossNormalizingFactor.NUM_TOTAL_TARGET_TOKENS:
     return targets.size, weights
   if 'decoder_segment_ids' in batch:
@@ -178,4 +224,22 @@ def get_loss_normalizing_factor_and_weights(
   weights = jnp.where(
     per_sequence > 0, weights / jnp.where(per_sequence > 0, per_sequence, 1), 0
   )
-  return jnp.sum(weights), weights
+  return _sum_or_1(weights), weights
+
+
+def token_weights(batch: Mapping[str, jax.Array]) -> jax.Array:
+  """Returns the loss weights of a batch's targets, f32[B, N].
+
+  They are decoder_loss_weights; where a batch has none, every token but
+  padding counts 1.
+  """
+  weights = batch.get('decoder_loss_weights')
+  if weights is None:
+    return jnp.asarray(batch['decoder_target_tokens'] > 0, jnp.float32)
+  return weights
+
+
+def _sum_or_1(weights: jax.Array) -> jax.Array:
+  """Returns the sum of weights, or 1 where all of them are 0."""
+  total = jnp.sum(weights)
+  return jnp.where(total == 0, 1, total)

@@ -6,13 +6,56 @@ import jax
 import jax.numpy as jnp
 from clu import metrics as clu_metrics
 
+from t5x import losses
 from t5x import metrics as metrics_lib
+
+# The plain cross entropy of the targets in nats, a mean over tokens.
+TOKEN_LOSS = 'cross_entropy_per_token'
 
 
 def count_packed_examples(segment_ids: jax.Array) -> jax.Array:
   """Counts the segments in i32[B, N]; padding, at the end, has id 0."""
   starts = jnp.diff(segment_ids, axis=1, prepend=0) != 0
   return jnp.sum(starts & (segment_ids != 0))
+
+
+def accuracy(
+  logits: jax.Array, targets: jax.Array, weights: jax.Array | None
+) -> clu_metrics.Accuracy:
+  """Returns the accuracy, which weighs each token as the loss does.
+
+  T5X's counts every token whose weight is not 0 once.
+
+  Args:
+    logits: f32[B, N, V].
+    targets: i32[B, N].
+    weights: f32[B, N], the weights of the loss, or None for all ones.
+  """
+  right = jnp.argmax(logits, axis=-1) == targets
+  if weights is None:
+    return clu_metrics.Accuracy(total=jnp.sum(right), count=targets.size)
+  return clu_metrics.Accuracy(
+    total=jnp.sum(right * weights), count=jnp.sum(weights)
+  )
+
+
+def token_loss(
+  logits: jax.Array, targets: jax.Array, weights: jax.Array
+) -> clu_metrics.Average:
+  """Returns the plain cross entropy, the mean over tokens by loss weights.
+
+  It has no label smoothing, no z-loss and no memory loss in it, and it is the
+  same for any normalising factor and, over a whole data set, any batch size.
+
+  Args:
+    logits: f32[B, N, V].
+    targets: i32[B, N].
+    weights: f32[B, N], the loss weights of the batch.
+  """
+  total, _, weight_sum = losses.compute_weighted_cross_entropy(
+    logits, targets, weights
+  )
+  return clu_metrics.Average(total=total, count=weight_sum)
 
 
 def compute_base_metrics(
@@ -28,11 +71,12 @@ def compute_base_metrics(
   `loss` is what is minimised, averaged over steps: with the normalising factor
   NUM_REAL_TARGET_TOKENS it is nats per token. The loss_per_* metrics divide
   it by tokens once more, as in T5X, and mean something without a factor only.
+  `token_loss` has one meaning with every factor.
 
   Args:
     logits: f32[B, N, V].
     targets: i32[B, N].
-    mask: f32[B, N], the loss weights, or None for all ones.
+    mask: f32[B, N], the weights of the loss, or None for all ones.
     loss: f32[], the loss of the step.
     z_loss: f32[], the z-loss in it.
     segment_ids: i32[B, N] for each side ('decoder', 'encoder'), 0 is padding.
@@ -44,9 +88,7 @@ def compute_base_metrics(
   per_step = metrics_lib.AveragePerStep
   average = clu_metrics.Average
   metrics = {
-    'accuracy': clu_metrics.Accuracy.from_model_output(
-      logits=logits, labels=targets.astype(jnp.int32), mask=mask
-    ),
+    'accuracy': accuracy(logits, targets, mask),
     'loss': per_step(total=loss),
     'loss_per_nonpadding_target_token': average(total=loss, count=real_tokens),
     'loss_per_all_target_tokens': average(total=loss, count=tokens),
@@ -87,3 +129,27 @@ def compute_base_metrics(
       count=sum(ids.size for ids in sides.values()),
     )
   return metrics
+
+
+def count_tokens(
+  metrics: metrics_lib.MetricsMap, weights: jax.Array
+) -> metrics_lib.MetricsMap:
+  """Returns metrics whose number of real tokens is the sum of loss weights.
+
+  `compute_base_metrics` takes the weights of the loss, whose sum is the number
+  of sequences with AVERAGE_PER_SEQUENCE. T5X leaves that so.
+
+  Args:
+    metrics: of `compute_base_metrics`; others stay as they are.
+    weights: f32[B, N], the loss weights of the batch.
+  """
+  tokens = jnp.sum(weights)
+  counted = {
+    name: metrics[name].replace(**{part: tokens})
+    for name, part in (
+      ('loss_per_nonpadding_target_token', 'count'),
+      ('non_padding_fraction/loss_weights', 'total'),
+    )
+    if isinstance(metrics.get(name), clu_metrics.Average)
+  }
+  return {**metrics, **counted}

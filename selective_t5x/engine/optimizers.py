@@ -108,7 +108,10 @@ class OptaxWrapper(OptimizerDef):
   """An optax transformation as a T5X optimiser.
 
   The learning rate is the transformation's own: bind it, or a schedule, to the
-  optax function. The one that the trainer passes is only reported, as in T5X.
+  optax function. The one that the trainer passes is only reported, as in T5X:
+  bind the same schedule to both. Schedules are read at the train step, which is
+  what the trainer reports. T5X leaves them their own count of updates, which
+  starts at 0 where the optimiser's state is not restored.
   """
 
   def __init__(self, optax_optimizer: optax.GradientTransformation):
@@ -126,7 +129,7 @@ class OptaxWrapper(OptimizerDef):
     """Returns (new params, new state)."""
     del hyper_params
     updates, param_states = self.optax_optimizer.update(
-      grads, state.param_states, params
+      grads, _schedules_at(state.param_states, state.step), params
     )
     return optax.apply_updates(params, updates), OptimizerState(
       step=state.step + 1, param_states=param_states
@@ -210,6 +213,28 @@ class OptaxWrapper(OptimizerDef):
       state,
       {**state_dict, 'state': traverse_util.unflatten_dict(given)},
     )
+
+
+# The states of optax that count updates for a schedule, and hold nothing else.
+# The second one, of inject_hyperparams, has no public name.
+_SCHEDULES = ('ScaleByScheduleState', 'WrappedScheduleState')
+
+
+def _schedules_at(states: PyTree, step: jax.Array) -> PyTree:
+  """Returns optax's states with all schedules at a step, i32[].
+
+  Other counts, such as that of Adam's bias correction, stay as they are.
+  """
+
+  def is_schedule(state):
+    return type(state).__name__ in _SCHEDULES
+
+  def at_step(state):
+    if not is_schedule(state):
+      return state
+    return state._replace(count=jnp.asarray(step, jnp.int32))
+
+  return jax.tree.map(at_step, states, is_leaf=is_schedule)
 
 
 def wrap_optax_optimizer(

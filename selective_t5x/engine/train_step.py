@@ -40,8 +40,9 @@ def accumulate_grads_microbatched(
 ):
   """Returns (gradients, metrics) of a batch, taken in parts to save memory.
 
-  The parts' losses and gradients are added, as in T5X: a loss normalised by the
-  tokens of its part becomes num_microbatches times larger.
+  The parts' losses, gradients and metrics add up to those of the whole batch,
+  but for rounding and the dropout keys: what a loss is divided by is the whole
+  batch's (`models.BaseModel.for_parts_of`). T5X divides each part by its own.
 
   Args:
     model: gives the loss.
@@ -53,8 +54,8 @@ def accumulate_grads_microbatched(
   Raises:
     ValueError: B cannot be divided so.
   """
-  grad_fn = jax.value_and_grad(model.loss_fn, has_aux=True)
   if num_microbatches is None or num_microbatches <= 1:
+    grad_fn = jax.value_and_grad(model.loss_fn, has_aux=True)
     (_, metrics), grads = grad_fn(train_state.params, batch, dropout_rng)
     return grads, metrics
   batch_size = next(iter(batch.values())).shape[0]
@@ -63,6 +64,8 @@ def accumulate_grads_microbatched(
       f'Trainer.num_microbatches = {num_microbatches} does not divide the '
       f'batch size {batch_size}'
     )
+  of_parts = model.for_parts_of(batch)
+  grad_fn = jax.value_and_grad(of_parts.loss_fn, has_aux=True)
   # Rows are dealt out in turn, so that each part has rows of every data shard
   # and no row changes its device.
   parts = jax.tree.map(

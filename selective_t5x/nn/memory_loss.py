@@ -66,6 +66,7 @@ class MemoryLossMixin:
       _check_selects(self.module.config.attention_fn, name)
     self._memory_loss_weight = weight
     self._memory_tau = tau
+    self._scale_of_rows = None  # Of a whole batch, for its parts.
 
   def loss_fn(
     self,
@@ -83,26 +84,21 @@ class MemoryLossMixin:
     given_logits._compute_logits = lambda *_: logits
     cross_entropy, measured = given_logits.loss_fn(params, batch, dropout_rng)
 
-    segment_ids = batch.get('decoder_segment_ids')
-    if segment_ids is None:
-      segment_ids = batch['decoder_target_tokens'] > 0
-    visible = memory.fraction_visible(layers_memory, segment_ids)
-    normalizer, weights = losses.get_loss_normalizing_factor_and_weights(
-      self._loss_normalizing_factor, batch
-    )
-    if weights is None:
-      weights = jnp.ones(segment_ids.shape)
-    added = self._memory_loss_weight * visible * jnp.sum(weights)
-    if normalizer is not None:
-      added /= normalizer
-    loss = cross_entropy + added
+    segment_ids = _segment_ids(batch)
+    fractions = memory.fractions_of_rows(layers_memory, segment_ids)
+    scale = self._scale_of_rows
+    if scale is None:
+      scale = self._row_scale(batch)
+    loss = cross_entropy + scale * jnp.sum(fractions)
     minimised = ['loss']
     minimised += [name for name in measured if name.startswith('loss_per_')]
     tokens = jnp.sum(segment_ids != 0)
     return loss, {
       **measured,
       **{name: measured[name].replace(total=loss) for name in minimised},
-      'memory/fraction_visible': clu_metrics.Average(total=visible, count=1),
+      'memory/fraction_visible': clu_metrics.Average(
+        total=jnp.sum(fractions), count=memory.count_rows(segment_ids)
+      ),
       **{
         f'memory/visible_tokens_layer_{i}': clu_metrics.Average(
           total=jnp.sum(of_layer), count=tokens
@@ -110,6 +106,27 @@ class MemoryLossMixin:
         for i, of_layer in enumerate(layers_memory)
       },
     }
+
+  def for_parts_of(self, batch: Mapping[str, jax.Array]) -> Any:
+    """See the embedded engine's BaseModel; T5X does not call it.
+
+    R is a mean over the rows of the whole batch, and weighs as many tokens.
+    """
+    model = super().for_parts_of(batch)
+    model._scale_of_rows = self._row_scale(batch)
+    return model
+
+  def _row_scale(self, batch) -> jax.Array:
+    """Returns what a row's fraction is multiplied by in the loss, f32[]."""
+    normalizer, weights = losses.get_loss_normalizing_factor_and_weights(
+      self._loss_normalizing_factor, batch
+    )
+    if weights is None:
+      weights = jnp.ones(batch['decoder_target_tokens'].shape)
+    scale = self._memory_loss_weight * jnp.sum(weights)
+    if normalizer is not None:
+      scale /= normalizer
+    return scale / jnp.maximum(memory.count_rows(_segment_ids(batch)), 1)
 
   def _logits_and_memory(self, params, batch, dropout_rng):
     """Returns f32[B, N, V] and the M of every layer, f32[L, B, N]."""
@@ -128,6 +145,14 @@ class MemoryLossMixin:
     if None in by_layer:
       return logits, by_layer[None]
     return logits, jnp.stack([by_layer[i] for i in range(len(by_layer))])
+
+
+def _segment_ids(batch: Mapping[str, jax.Array]) -> jax.Array:
+  """Returns the decoder's segment ids, or where its targets are no padding."""
+  segment_ids = batch.get('decoder_segment_ids')
+  if segment_ids is None:
+    return batch['decoder_target_tokens'] > 0
+  return segment_ids
 
 
 def _layer(path: tuple[str, ...]) -> int | None:
