@@ -191,6 +191,7 @@ def main(argv: list[str]) -> None:
 
   from selective_t5x.config import apply as config_parse
   from selective_t5x.config import changes as config_change
+  from selective_t5x.config import learning_rate, microbatches
   from selective_t5x.config import values as config_values
   from selective_t5x.runs import lock as run_lock
   from selective_t5x.runs import startup
@@ -213,9 +214,11 @@ def main(argv: list[str]) -> None:
         functools.partial(_parse_with, entry=entry, paths=paths),
       )
     )
-  vocabulary = getattr(
-    config_parse.bound(entry, 'model'), 'output_vocabulary', None
-  )
+  model = config_parse.bound(entry, 'model')
+  if FLAGS.run_mode == 'train':
+    microbatches.check(entry, model)
+    learning_rate.check(config)
+  vocabulary = getattr(model, 'output_vocabulary', None)
   _check_vocabulary(entry, vocabulary)
   folder = config_parse.bound(entry, 'model_dir', 'output_dir')
   with contextlib.ExitStack() as stack:

@@ -19,6 +19,7 @@ FACTORS = (
   100.0,
   None,
 )
+BY_TOKEN_SEQUENCE_AND_NONE = (FACTORS[0], FACTORS[2], None)
 # Packed rows of unequal counts; parts are rows 0, 2, ... and 1, 3, ...
 SEGMENTS = np.array(
   [
@@ -60,7 +61,7 @@ def model_of(cls=LanguageModel, **kwargs):
     emb_dim=16,
     num_heads=2,
     head_dim=8,
-    num_layers=2,
+    num_layers=1,
     mlp_dim=24,
     attention_fn=attention.selective_attention,
   )
@@ -111,8 +112,9 @@ def assert_same(one, other, atol=2e-6):
     )
 
 
-@pytest.mark.parametrize('parts', [2, 4])
-@pytest.mark.parametrize('factor', FACTORS, ids=str)
+@pytest.mark.parametrize(
+  ('factor', 'parts'), [*((f, 2) for f in FACTORS), (FACTORS[0], 4)], ids=str
+)
 def test_parts_of_a_batch_add_up_to_it(factor, parts):
   model = model_of(
     loss_normalizing_factor=factor, memory_loss_weight=0.3, label_smoothing=0.1
@@ -125,7 +127,7 @@ def test_parts_of_a_batch_add_up_to_it(factor, parts):
   assert whole[1]['loss'] == pytest.approx(float(loss), rel=1e-6)
 
 
-@pytest.mark.parametrize('factor', FACTORS, ids=str)
+@pytest.mark.parametrize('factor', BY_TOKEN_SEQUENCE_AND_NONE, ids=str)
 def test_parts_without_segment_ids_or_weights_add_up_too(factor):
   model = model_of(models.DecoderOnlyModel, loss_normalizing_factor=factor)
   batch = dict(batch_of(np.minimum(SEGMENTS, 1), packed=False))
@@ -138,8 +140,14 @@ def test_parts_without_segment_ids_or_weights_add_up_too(factor):
   )
 
 
-@pytest.mark.parametrize('segments', [SEGMENTS, EMPTY_PART], ids=['0', 'rows'])
-@pytest.mark.parametrize('factor', FACTORS, ids=str)
+@pytest.mark.parametrize(
+  ('factor', 'segments'),
+  [
+    *((f, SEGMENTS) for f in BY_TOKEN_SEQUENCE_AND_NONE),
+    (FACTORS[0], EMPTY_PART),
+  ],
+  ids=['real', 'sequence', 'None', 'real, no rows'],
+)
 def test_a_part_without_weighted_tokens_is_finite(factor, segments):
   model = model_of(loss_normalizing_factor=factor, memory_loss_weight=0.3)
   batch = dict(batch_of(segments, weight=1.0))
@@ -152,8 +160,11 @@ def test_a_part_without_weighted_tokens_is_finite(factor, segments):
   assert_same(whole, accumulated(model, batch, 2), atol=2e-6 * scale)
 
 
-@pytest.mark.parametrize('parts', [None, 2])
-@pytest.mark.parametrize('factor', FACTORS, ids=str)
+@pytest.mark.parametrize(
+  ('factor', 'parts'),
+  [*((f, 2) for f in BY_TOKEN_SEQUENCE_AND_NONE), (FACTORS[0], None)],
+  ids=str,
+)
 def test_a_batch_whose_weights_are_all_0_has_the_loss_0(factor, parts):
   model = model_of(loss_normalizing_factor=factor, memory_loss_weight=0.3)
   grads, measured = accumulated(model, batch_of(weight=0.0), parts)
