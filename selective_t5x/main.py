@@ -193,6 +193,7 @@ def main(argv: list[str]) -> None:
   from selective_t5x.config import changes as config_change
   from selective_t5x.config import learning_rate, microbatches
   from selective_t5x.config import values as config_values
+  from selective_t5x.costs import step_costs
   from selective_t5x.runs import lock as run_lock
   from selective_t5x.runs import startup
 
@@ -224,6 +225,7 @@ def main(argv: list[str]) -> None:
   with contextlib.ExitStack() as stack:
     if FLAGS.run_mode == 'train' and jax.process_index() == 0:
       stack.enter_context(run_lock.held(folder))
+      step_costs.observe_training()
       config_change.check(
         folder, gin.config_str(), accepted=FLAGS.accept_config_change
       )

@@ -13,7 +13,7 @@ import clu.values
 import jax
 import numpy as np
 
-from t5x import models, partitioning, schedules, step_costs
+from t5x import models, partitioning, schedules
 
 # T5X has the actions and the parts of a step under this module's name.
 from t5x.actions import (  # noqa: F401
@@ -34,6 +34,10 @@ from t5x.train_step import (  # noqa: F401
   merge_metrics,
   train_with_lr,
 )
+
+# Called with the model folder, the jaxpr of a train step and the compiled step
+# once it is compiled; T5X has nothing like it.
+compiled_step_observers: list[Callable[[str, Any, Any], None]] = []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +181,7 @@ class BaseTrainer(abc.ABC):
   def compile_train(self, batch: Batch) -> None:
     """Compiles the train step for batches like `batch`, ahead of the loop.
 
-    Writes what a step costs, see `step_costs`.
+    Each of `compiled_step_observers` then sees the step.
     """
     start = time.time()
     train_step = self._partitioned_train_step
@@ -188,11 +192,9 @@ class BaseTrainer(abc.ABC):
       'timing/compilation_seconds', time.time() - start, self.train_state.step
     )
     if self._summary_dir and jax.process_index() == 0:
-      step_costs.write(
-        self._summary_dir,
-        train_step.trace(self.train_state, batch).jaxpr,
-        self._compiled_train_step,
-      )
+      jaxpr = train_step.trace(self.train_state, batch).jaxpr
+      for observe in compiled_step_observers:
+        observe(self._summary_dir, jaxpr, self._compiled_train_step)
 
   def eval(
     self, batch_iters: Mapping[str, Iterator[Batch]]

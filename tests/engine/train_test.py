@@ -8,6 +8,7 @@ import pytest
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.util import tensor_util
 
+from selective_t5x.costs import step_costs
 from selective_t5x.errors import UserError
 from t5x import checkpoints, train, trainer, utils
 from tests.engine import tiny
@@ -25,7 +26,9 @@ def _losses(model_dir, name='train'):
 @pytest.fixture(scope='module')
 def whole_run(tmp_path_factory):
   model_dir = tmp_path_factory.mktemp('whole')
-  step, state = train.train(**tiny.train_args(model_dir))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(trainer, 'compiled_step_observers', [step_costs.write])
+    step, state = train.train(**tiny.train_args(model_dir))
   assert step == 4
   return model_dir, state
 

@@ -4,7 +4,7 @@ import pytest
 from jax.experimental import pallas as pl
 
 from selective_t5x import attention
-from t5x import step_costs
+from selective_t5x.costs import step_costs
 
 ONE = 2 * 32**3
 SQUARE = jnp.ones((32, 32))
