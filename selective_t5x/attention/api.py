@@ -53,7 +53,7 @@ def full_attention(
     ('query_ids', query_ids, query),
     ('key_ids', key_ids, key),
   ):
-    checks.token_ids(name, ids, of)
+    checks.token_ids(name, ids, of, axes='')
   checks.bias_shape(bias, query, key)
   return reference.full_attention(
     query,

@@ -58,12 +58,12 @@ def shapes(query, key, value, bias, segment_ids, prefix=None):
   bias_shape(bias, query, key)
 
 
-def token_ids(name, ids, tokens):
+def token_ids(name, ids, tokens, axes='[B, N] = '):
   """Raises ValueError unless there is an integer for each of [B, N, ...]."""
   masks.check_ids(name, ids)
   if ids.shape != tokens.shape[:2]:
     raise ValueError(
-      f'attention: {name} must be [B, N] = {list(tokens.shape[:2])}, got '
+      f'attention: {name} must be {axes}{list(tokens.shape[:2])}, got '
       f'{list(ids.shape)}'
     )
 
@@ -77,17 +77,11 @@ def step(query, key, value, bias, position):
       'attention: a step takes one query, [B, 1, H, D], got '
       f'{list(query.shape)}'
     )
-  row_ids('position', position, batch)
-  bias_shape(bias, query, key)
-
-
-def row_ids(name, ids, batch):
-  """Raises ValueError unless there is an integer for each row."""
-  masks.check_ids(name, ids)
-  if ids.shape != (batch,):
+  if position.shape != (batch,):
     raise ValueError(
-      f'attention: {name} must be [B] = {[batch]}, got {list(ids.shape)}'
+      f'attention: position must be [B] = {[batch]}, got {list(position.shape)}'
     )
+  bias_shape(bias, query, key)
 
 
 def key_shapes(query, key, value):
