@@ -1,12 +1,16 @@
-"""The claims of the papers, our experiments, and the rules of the verdicts.
+"""The claims of the papers, and the rules of the verdicts.
 
 All of it is data: selective_t5x.studies.reproduction runs it.
 """
 
 import dataclasses
 
-from selective_t5x.comparisons.plan import Variant
-from selective_t5x.studies import pruning, t5_span_corruption
+from selective_t5x.studies import pruning
+from selective_t5x.studies.experiments import (
+  PRUNING,
+  TOKEN_TRANSITION,
+  synthetic_file,
+)
 from selective_t5x.studies.verdicts import (
   NEGLIGIBLE,
   Lower,
@@ -21,29 +25,14 @@ from selective_t5x.studies.verdicts import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Experiment:
-  """A comparison that claims are decided by; it is one folder.
-
-  Attributes:
-    gin_files: what its variants share.
-    variants: the first is the reference of its tables.
-    gin_bindings: 'KEY = VALUE' texts.
-  """
-
-  gin_files: tuple[str, ...]
-  variants: tuple[Variant, ...]
-  gin_bindings: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
 class Claim:
   """What a paper says, and how we decide whether it holds here.
 
   Attributes:
     says: the claim in our words.
     source: the paper and where in it.
-    experiment: a name in EXPERIMENTS, or PRUNING or TOKEN_TRANSITION, or None
-      where two cores cannot decide.
+    experiment: a name in experiments.EXPERIMENTS, or PRUNING or
+      TOKEN_TRANSITION, or None where two cores cannot decide.
     rule: of the verdict.
     paper_scale: the gin files of the paper's own experiment, as far as known.
     fast: the experiment with --fast; None where there is none.
@@ -58,105 +47,6 @@ class Claim:
   fast: str | None = None
   in_fast: bool = False
 
-
-def _attention(*files: str) -> tuple[str, ...]:
-  return tuple(f'gin/attention/{name}.gin' for name in files)
-
-
-BASELINE = Variant('baseline', _attention('baseline'))
-SELECTIVE = Variant('selective', _attention('selective'))
-TWICE = Variant('twice_the_heads', _attention('twice_the_heads'))
-# What language modelling compares, beside baseline and selective.
-_OTHERS = (
-  TWICE,
-  Variant('selective_head_1', SELECTIVE.gin_files, ('SELECTION_HEAD = 1',)),
-  *(
-    Variant(name, _attention(name))
-    for name in (
-      'selective_mean',
-      'selective_per_head',
-      'selective_bilinear',
-      'selective_no_relu',
-      'selective_masks_bos',
-      'selective_masks_self',
-    )
-  ),
-  # Half of the context of 256, and near its square root.
-  Variant('window', _attention('window'), ('WINDOW = 128',)),
-  Variant('strided', _attention('strided'), ('STRIDE = 16',)),
-  *(
-    Variant(name, _attention(name))
-    for name in (
-      'ssa',
-      'forgetting',
-      'stick_breaking',
-      'stick_breaking_value',
-      'stick_breaking_bias',
-    )
-  ),
-)
-# What an odd number of heads cannot have.
-_OF_EVEN_HEADS = (
-  BASELINE,
-  SELECTIVE,
-  Variant('selective_two_masks', _attention('selective_two_masks')),
-  Variant(
-    'selective_two_own_masks',
-    _attention('selective_bilinear'),
-    ('SELECTION_GROUPS = 2',),
-  ),
-  Variant('differential', _attention('differential')),
-  Variant('differential_v2', _attention('differential_v2')),
-)
-# d = 2 with four heads of 32 in place of two of 64: groups of heads are then
-# more than one head.
-_EVEN_HEADS = (
-  'EMB_DIM = 128',
-  'NUM_HEADS = 4',
-  'HEAD_DIM = 32',
-  'NUM_LAYERS = 2',
-  'MLP_DIM = 384',
-)
-_250_STEPS = (
-  'TRAIN_STEPS = 250',
-  'EVAL_PERIOD = 125',
-  'CHECKPOINT_PERIOD = 125',
-)
-
-
-def _synthetic_file(name: str) -> str:
-  return f'gin/experiments/{name}.gin'
-
-
-def _synthetic(name: str) -> Experiment:
-  return Experiment((_synthetic_file(name),), (BASELINE, SELECTIVE))
-
-
-_LANGUAGE_MODELS = (*pruning.VARIANTS, *_OTHERS)
-EXPERIMENTS = {
-  'variable_assignment': _synthetic('variable_assignment'),
-  'copy': _synthetic('copy'),
-  'parity': _synthetic('parity'),
-  'parity_interleaved': _synthetic('parity_interleaved'),
-  # The cells of the pruning study are among them: the searches go on from here.
-  'language_modelling': Experiment(pruning.GIN_FILES, _LANGUAGE_MODELS),
-  'language_modelling_250_steps': Experiment(
-    pruning.GIN_FILES, _LANGUAGE_MODELS, _250_STEPS
-  ),
-  'language_modelling_even_heads': Experiment(
-    pruning.GIN_FILES, _OF_EVEN_HEADS, _EVEN_HEADS
-  ),
-  'language_modelling_even_heads_250_steps': Experiment(
-    pruning.GIN_FILES, _OF_EVEN_HEADS, (*_EVEN_HEADS, *_250_STEPS)
-  ),
-  't5_span_corruption': Experiment(
-    t5_span_corruption.GIN_FILES, t5_span_corruption.VARIANTS
-  ),
-}
-# Not trained anew: the searches of the language models' budgets; a small fit.
-PRUNING = 'pruning'
-PRUNED = 'language_modelling'
-TOKEN_TRANSITION = 'token_transition'
 
 _LM = 'wikipedia_sample_lm'
 _LM_EXPERIMENT = 'language_modelling'
@@ -201,7 +91,7 @@ CLAIMS = {
     f'{_PAPER}, section 2',
     'variable_assignment',
     Solves('variable_assignment', ('selective',), ('baseline',)),
-    _synthetic_file('variable_assignment'),
+    synthetic_file('variable_assignment'),
     fast='variable_assignment',
     in_fast=True,
   ),
@@ -211,7 +101,7 @@ CLAIMS = {
     f'{_PAPER}, section 2',
     'variable_assignment',
     Solves('variable_assignment_ood', ('selective',), ('baseline',)),
-    _synthetic_file('variable_assignment'),
+    synthetic_file('variable_assignment'),
     fast='variable_assignment',
     in_fast=True,
   ),
@@ -220,7 +110,7 @@ CLAIMS = {
     f'{_PAPER}, sections 1 and 2',
     'copy',
     Solves('copy', ('baseline', 'selective')),
-    _synthetic_file('copy'),
+    synthetic_file('copy'),
     fast='copy',
   ),
   'parity': Claim(
@@ -228,7 +118,7 @@ CLAIMS = {
     f'{_PAPER}, appendix A2, in a format of ours',
     'parity',
     Solves('parity', ('baseline', 'selective')),
-    _synthetic_file('parity'),
+    synthetic_file('parity'),
     fast='parity',
   ),
   'parity_interleaved': Claim(
@@ -237,7 +127,7 @@ CLAIMS = {
     f'{_PAPER}, appendix A2, whose format was not seen',
     'parity_interleaved',
     Solves('parity', ('baseline', 'selective')),
-    _synthetic_file('parity_interleaved'),
+    synthetic_file('parity_interleaved'),
     fast='parity_interleaved',
   ),
   'language_modelling': _lm(

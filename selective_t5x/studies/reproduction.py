@@ -3,7 +3,7 @@ r"""Which claims of the papers hold here: trains, searches, and gives verdicts.
   python -m selective_t5x.studies.reproduction --fast
 
 The claims, their experiments and the rules of their verdicts are declared in
-selective_t5x.studies.claims. Each experiment is a comparison
+selective_t5x.studies.claims and .experiments. Each of these is a comparison
 (selective_t5x.compare), a folder in --output_dir. Started again, the same
 command keeps what is finished and goes on with the rest; --fast, with language
 models of 250 steps, shares what has the same settings with the whole study.
@@ -31,13 +31,12 @@ from selective_t5x.comparisons import training as cell_runs
 from selective_t5x.errors import UserError, did_you_mean
 from selective_t5x.runs import results
 from selective_t5x.studies import command, pruning, token_transition
-from selective_t5x.studies.claims import (
-  CLAIMS,
+from selective_t5x.studies.claims import CLAIMS, Claim
+from selective_t5x.studies.experiments import (
   EXPERIMENTS,
   PRUNED,
   PRUNING,
   TOKEN_TRANSITION,
-  Claim,
 )
 from selective_t5x.studies.verdicts import Verdict
 

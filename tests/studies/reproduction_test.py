@@ -9,8 +9,8 @@ from selective_t5x.config import files as config_files
 from selective_t5x.config import reader as config_check
 from selective_t5x.errors import UserError
 from selective_t5x.studies import pruning, reproduction, token_transition
-from selective_t5x.studies.claims import (
-  CLAIMS,
+from selective_t5x.studies.claims import CLAIMS
+from selective_t5x.studies.experiments import (
   EXPERIMENTS,
   PRUNING,
   TOKEN_TRANSITION,
