@@ -3,7 +3,7 @@ r"""Which claims of the papers hold here: trains, searches, and gives verdicts.
   python -m selective_t5x.studies.reproduction --fast
 
 The claims, their experiments and the rules of their verdicts are declared in
-selective_t5x.studies.claims and .experiments. Each of these is a comparison
+selective_t5x.studies.claims and .experiments. An experiment is a comparison
 (selective_t5x.compare), a folder in --output_dir. Started again, the same
 command keeps what is finished and goes on with the rest; --fast, with language
 models of 250 steps, shares what has the same settings with the whole study.
