@@ -4,7 +4,7 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from selective_t5x.comparisons import plan, training
+from selective_t5x.comparisons import plan, quantities, training
 from selective_t5x.comparisons.figures import Comparison, compare_cells
 from selective_t5x.report import events, plots, tables
 from selective_t5x.runs import results
@@ -45,6 +45,7 @@ def compare(
   runs = plan.make_cells(
     gin_files, variants, range(seeds), gin_bindings, output_dir
   )
+  quantities.check_resumable(runs)
   training.run_cells(runs, jobs=jobs, program=program)
   figures = compare_cells(runs)
   folder = pathlib.Path(output_dir)

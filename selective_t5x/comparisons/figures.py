@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from selective_t5x.comparisons import equal_cost as views
+from selective_t5x.comparisons import quantities
 from selective_t5x.comparisons.plan import (
   CELL_FILE,
   Cell,
@@ -31,6 +32,11 @@ _COSTS_OF_SEEDS = (
   'peak_rss_bytes',
 )
 
+_OTHER_ACCURACIES = (
+  'Accuracies are not compared: those of runs with AVERAGE_PER_SEQUENCE are '
+  'means over sequences, the others over tokens.'
+)
+
 Comparison = dict[str, Any]
 
 
@@ -41,7 +47,8 @@ def compare_cells(cells: Sequence[Cell]) -> Comparison:
     variants, seeds: names and numbers, in the order of `plan`.
     references: {variant: the one that it is compared to, or itself}.
     loss: the metric that stands for the loss: results.LOSS, or T5X's 'loss'
-      where a run divides it by what cannot be undone.
+      where the metrics do not tell that.
+    loss_definition: what results.LOSS is in all runs, see `runs.losses`.
     train_task: what is trained on, None where gin does not say it in words.
     caveats: lines that belong beside every table of these figures.
     results: one entry a task and variant, {'task', 'variant', 'step',
@@ -62,23 +69,26 @@ def compare_cells(cells: Sequence[Cell]) -> Comparison:
       file sets among them; None where a run did not write them.
 
   Raises:
-    UserError: a cell has no metrics.
+    UserError: a cell has no metrics, or the losses are not the same quantity.
   """
   references = {cell.variant: cell.reference for cell in cells}
   variants = list(references)
   seeds = list(dict.fromkeys(cell.seed for cell in cells))
   by_key = {(cell.variant, cell.seed): cell for cell in cells}
   summaries = {
-    key: results.read_json(cell.folder / results.SUMMARY_FILE)
-    for key, cell in by_key.items()
+    key: results.read_summary(cell.folder) for key, cell in by_key.items()
   }
   runs = {key: _last_train_run(cell) for key, cell in by_key.items()}
-  loss = _loss_metric(summaries.values())
+  by_name = {cell.name: summaries[key] for key, cell in by_key.items()}
+  loss = quantities.loss_metric(by_name)
+  same_accuracy = quantities.same_accuracy(by_name)
   tasks = _tasks(cells[0], summaries[variants[0], seeds[0]])
 
   def of_seeds(variant, *path):
     """Returns what stands at a path of the summaries, one value a seed."""
     found = [summaries[variant, seed] for seed in seeds]
+    if path[-1] == 'accuracy' and not same_accuracy:
+      return [None for _ in seeds]
     for name in path:
       found = [value.get(name) for value in found]
     return found
@@ -114,7 +124,7 @@ def compare_cells(cells: Sequence[Cell]) -> Comparison:
   curves = [
     curve
     for cell in by_key.values()
-    for curve in _curves(cell, loss, ['train', *tasks])
+    for curve in _curves(cell, loss, ['train', *tasks], same_accuracy)
   ]
   equal_time = views.equal_time(curves, references, seeds)
   equal_parameters = views.equal_parameters(costs, references)
@@ -124,9 +134,11 @@ def compare_cells(cells: Sequence[Cell]) -> Comparison:
     'references': references,
     'seeds': seeds,
     'loss': loss,
+    'loss_definition': by_name[cells[0].name]['loss_definition'],
     'train_task': cells[0].macro('MIXTURE_OR_TASK_NAME'),
     'caveats': [
       *_caveats(seeds, summaries, runs),
+      *([] if same_accuracy else [_OTHER_ACCURACIES]),
       *_shared_machine(cells),
       *views.caveats(equal_time, equal_parameters),
     ],
@@ -197,18 +209,7 @@ def _tasks(cell: Cell, summary) -> list[str]:
   return [task for task in tasks if len(tasks) == 1 or task != whole]
 
 
-def _loss_metric(summaries) -> str:
-  """Returns results.LOSS, or 'loss' where some evaluation has no such thing."""
-  rows = [
-    evaluation['last']
-    for summary in summaries
-    for evaluation in summary['training_eval'].values()
-  ]
-  missing = any(r[results.LOSS] is None and r['loss'] is not None for r in rows)
-  return 'loss' if missing else results.LOSS
-
-
-def _curves(cell: Cell, loss: str, tasks: Sequence[str]):
+def _curves(cell: Cell, loss: str, tasks: Sequence[str], same_accuracy: bool):
   """Yields the curves of a cell's train steps and evaluations."""
   metrics = results.read_run(cell.folder)
   seconds_at = _train_seconds(metrics.train)
@@ -221,7 +222,9 @@ def _curves(cell: Cell, loss: str, tasks: Sequence[str]):
         'step': [row['step'] for row in rows],
         'train_seconds': [seconds_at(row['step']) for row in rows],
         'loss': [row[loss] for row in rows],
-        'accuracy': [row.get('accuracy') for row in rows],
+        'accuracy': [
+          row.get('accuracy') if same_accuracy else None for row in rows
+        ],
       }
 
 

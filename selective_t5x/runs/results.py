@@ -7,6 +7,7 @@ not finite is written as null.
 
 import dataclasses
 import datetime
+import itertools
 import json
 import math
 import os
@@ -25,6 +26,8 @@ from etils import epath
 
 import selective_t5x
 from selective_t5x.errors import UserError
+from selective_t5x.runs import losses
+from selective_t5x.runs.losses import LOSS, loss_per_token
 
 RUN_FILE = 'run.json'
 SUMMARY_FILE = 'summary.json'
@@ -33,9 +36,6 @@ OPERATIVE_CONFIG_FILE = 'operative_config.gin'
 METRICS_FILE = 'metrics.jsonl'
 TRAIN_FOLDER = 'train'
 EVAL_FOLDER = 'training_eval'
-
-# The metric that comparisons use; see `loss_per_token`.
-LOSS = 'loss_per_token'
 
 _PACKAGES = (
   'selective_t5x',
@@ -64,10 +64,17 @@ class Metrics:
   Attributes:
     train: one row a window of train steps.
     training_eval: for each task the rows of its evaluations.
+    setting: what the run minimised.
+    loss_definition: what LOSS is in all rows: losses.TOKENS, or what rows from
+      before it was measured allow; None where they do not tell it.
+    accuracy_definition: losses.BY_TOKEN or losses.SEQUENCES.
   """
 
   train: list[Row]
   training_eval: dict[str, list[Row]]
+  setting: losses.Setting
+  loss_definition: str | None
+  accuracy_definition: str
 
 
 def write_run_record(
@@ -151,64 +158,77 @@ def read_run(model_dir: str | os.PathLike) -> Metrics:
   """Reads the train and evaluation metrics of a model folder.
 
   Rows without a loss, such as T5X's timings before the first step, are left
-  out; LOSS is added to the others.
+  out; LOSS is added to the others. It has one definition in all of them: a run
+  that an earlier version began has None where that measured another.
 
   Raises:
     UserError: there are no train metrics.
   """
   model_dir = epath.Path(model_dir)
-  factor = _loss_normalizing_factor(model_dir)
-
-  def rows(folder):
-    return [
-      {**row, LOSS: loss_per_token(row, factor)}
-      for row in read_metrics(folder)
-      if 'loss' in row
-    ]
-
+  setting = losses.read_setting(model_dir)
   evaluations = model_dir / EVAL_FOLDER
   tasks = sorted(evaluations.iterdir()) if evaluations.exists() else []
+  folders = [model_dir / TRAIN_FOLDER, *tasks]
+  measured = [
+    [row for row in read_metrics(folder) if 'loss' in row] for folder in folders
+  ]
+  every = list(itertools.chain(*measured))
+  definition = losses.definition(every, setting)
+  factor, smoothing = setting.loss_normalizing_factor, setting.label_smoothing
+  for row in every:
+    row[LOSS] = loss_per_token(row, factor, smoothing, of=definition)
+  train, *evaluated = measured
   return Metrics(
-    train=rows(model_dir / TRAIN_FOLDER),
-    training_eval={folder.name: rows(folder) for folder in tasks},
+    train=train,
+    training_eval={
+      folder.name: rows for folder, rows in zip(tasks, evaluated, strict=True)
+    },
+    setting=setting,
+    loss_definition=definition,
+    accuracy_definition=losses.accuracy_definition(every, setting),
   )
-
-
-def loss_per_token(row: Row, factor: str | float | None) -> float | None:
-  """Returns the loss in nats a target token, whatever the run divides it by.
-
-  T5X's `loss` is a batch's sum divided by loss_normalizing_factor, and
-  `loss_per_nonpadding_target_token` divides that by the tokens once more.
-
-  Args:
-    row: metrics of one step.
-    factor: the run's loss_normalizing_factor. With 'NUM_REAL_TARGET_TOKENS' the
-      result is the mean over batches of each batch's mean cross entropy, z-loss
-      apart; with a number or None it is the mean over all tokens, z-loss
-      included.
-
-  Returns:
-    None where the metrics do not tell: another factor, or a loss that is not
-    finite.
-  """
-  if factor == 'NUM_REAL_TARGET_TOKENS':
-    return row.get('cross_ent_loss', row.get('loss'))
-  mean = row.get('loss_per_nonpadding_target_token')
-  if isinstance(factor, str) or mean is None:
-    return None
-  return mean * (1 if factor is None else factor)
 
 
 def write_summary(model_dir: str | os.PathLike) -> dict[str, Any]:
   """Writes summary.json, the figures of a run, and returns its content.
 
-  Of each evaluated task it has the last row of metrics and the best, the one
-  with the lowest loss (a choice made on that very task: never report it as
-  held-out). flops_per_step, step_bytes (of one device) and peak_rss_bytes (of
-  the process that trained last) are None where they were not written, as by
-  T5X. train_seconds is the time of the train steps alone, without
-  start-up, compilation and saving; evaluation_seconds that of the evaluations,
-  the compilation for the first included.
+  See `summarize`.
+
+  Raises:
+    UserError: the folder has no train metrics.
+  """
+  path = epath.Path(model_dir) / SUMMARY_FILE
+  write_json(path, summarize(model_dir))
+  return read_json(path)
+
+
+def read_summary(model_dir: str | os.PathLike) -> dict[str, Any]:
+  """Reads summary.json.
+
+  One from before it had loss_definition is made anew from the metrics: its
+  losses may be another quantity.
+
+  Raises:
+    UserError: it is not JSON, or the metrics are needed and not there.
+  """
+  summary = read_json(epath.Path(model_dir) / SUMMARY_FILE)
+  if 'loss_definition' in summary:
+    return summary
+  return summary | summarize(model_dir)
+
+
+def summarize(model_dir: str | os.PathLike) -> dict[str, Any]:
+  """Returns the figures of a run.
+
+  loss_definition and accuracy_definition say what LOSS and accuracy are, see
+  `Metrics`, and loss_setting what was minimised. Of each evaluated task there
+  is the last row of metrics and the best, the one with the lowest loss (a
+  choice made on that very task: never report it as held-out). flops_per_step,
+  step_bytes (of one device) and peak_rss_bytes (of the process that trained
+  last) are None where they were not written, as by T5X. train_seconds is the
+  time of the train steps alone, without start-up, compilation and saving;
+  evaluation_seconds that of the evaluations, the compilation for the first
+  included.
 
   Raises:
     UserError: the folder has no train metrics.
@@ -222,7 +242,7 @@ def write_summary(model_dir: str | os.PathLike) -> dict[str, Any]:
   costs = model_dir / COSTS_FILE
   costs = read_json(costs) if costs.exists() else {}
   seconds = sum(_values(metrics.train, 'timing/seconds'))
-  summary = {
+  return {
     'engine': last_run.get('engine'),
     'seed': last_run.get('seed'),
     'steps': metrics.train[-1]['step'],
@@ -231,6 +251,9 @@ def write_summary(model_dir: str | os.PathLike) -> dict[str, Any]:
     'step_bytes': costs.get('step_bytes'),
     'peak_rss_bytes': last_run.get('peak_rss_bytes'),
     'train_seconds': seconds,
+    'loss_definition': metrics.loss_definition,
+    'loss_setting': str(metrics.setting),
+    'accuracy_definition': metrics.accuracy_definition,
     'evaluation_seconds': sum(
       sum(_values(rows, 'timing/seconds'))
       for rows in metrics.training_eval.values()
@@ -244,8 +267,6 @@ def write_summary(model_dir: str | os.PathLike) -> dict[str, Any]:
       if rows
     },
   }
-  write_json(model_dir / SUMMARY_FILE, summary)
-  return read_json(model_dir / SUMMARY_FILE)
 
 
 def read_json(path: str | os.PathLike) -> Any:
@@ -366,27 +387,6 @@ def _values(rows: list[Row], name: str) -> list[float]:
 def _loss_order(row: Row) -> float:
   loss = row[LOSS] if row[LOSS] is not None else row['loss']
   return math.inf if loss is None else loss
-
-
-def _loss_normalizing_factor(model_dir) -> str | float | None:
-  """Reads loss_normalizing_factor from config.gin; None where none is bound."""
-  path = model_dir / 'config.gin'
-  text = path.read_text() if path.exists() else ''
-  name, value = r'\S*\.loss_normalizing_factor', 'None'
-  while True:
-    # gin breaks a long line after the equals sign.
-    found = re.search(rf'^{name} = (?:\\\n\s*)?(.+)$', text, re.MULTILINE)
-    value = found.group(1).strip() if found else value
-    if not value.startswith('%'):
-      break
-    name, value = re.escape(value[1:]), 'None'
-  if value == 'None':
-    return None
-  try:
-    return float(value)
-  except ValueError:
-    # 'NUM_REAL_TARGET_TOKENS', or T5X's enumeration of the same names.
-    return value.strip('\'"').rpartition('.')[2]
 
 
 def _parameter_count(model_dir) -> int | None:

@@ -1,0 +1,78 @@
+"""Whether the metrics of several runs are the same quantities."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from selective_t5x.comparisons.plan import Cell
+from selective_t5x.errors import UserError
+from selective_t5x.runs import losses, results
+
+Summaries = Mapping[str, Mapping[str, Any]]
+
+
+def loss_metric(summaries: Summaries) -> str:
+  """Returns the metric by which the losses of runs are compared.
+
+  That is results.LOSS; or T5X's 'loss', what is minimised, where no run's
+  metrics tell results.LOSS and all minimise the same.
+
+  Args:
+    summaries: {name of a run: as of `results.summarize`}.
+
+  Raises:
+    UserError: the losses are not the same quantity.
+  """
+  definitions = {k: s['loss_definition'] for k, s in summaries.items()}
+  if set(definitions.values()) == {None}:
+    _refuse_several(
+      {k: s['loss_setting'] for k, s in summaries.items()},
+      'what the runs minimise',
+    )
+    return 'loss'
+  _refuse_several(
+    {k: d or 'nothing that is known' for k, d in definitions.items()},
+    results.LOSS,
+  )
+  return results.LOSS
+
+
+def same_accuracy(summaries: Summaries) -> bool:
+  """Whether the accuracies of runs are the same quantity."""
+  return len({s['accuracy_definition'] for s in summaries.values()}) == 1
+
+
+def check_resumable(cells: Sequence[Cell]) -> None:
+  """Refuses to train cells beside results that they could not be compared to.
+
+  Raises:
+    UserError: finished cells are of an earlier version, which measured another
+      loss, and there are others to train.
+  """
+  finished = [cell for cell in cells if cell.finished]
+  if len(finished) == len(cells):
+    return
+  for cell in finished:
+    path = cell.folder / results.SUMMARY_FILE
+    if 'loss_definition' in results.read_json(path):
+      continue
+    found = results.read_summary(cell.folder)['loss_definition']
+    if found != losses.TOKENS:
+      raise UserError(
+        f'{cell.folder}: is of an earlier version, whose loss is '
+        f'{found or "nothing that is known"}; that of runs now is '
+        f'{losses.TOKENS}: give another --output_dir'
+      )
+
+
+def _refuse_several(values: Mapping[str, str], what: str) -> None:
+  """Raises UserError where runs have several values."""
+  examples: dict[str, str] = {}
+  for name, value in values.items():
+    examples.setdefault(value, name)
+  if len(examples) > 1:
+    shown = '; '.join(f'{name}: {value}' for value, name in examples.items())
+    raise UserError(
+      f'{what} is not the same quantity in all runs, so that their losses '
+      f'cannot be compared: {shown}. Compare runs of one kind, or train the '
+      'others anew in another --output_dir'
+    )

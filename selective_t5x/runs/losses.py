@@ -1,0 +1,146 @@
+"""What a run's metrics say of its loss a token, and by which definition.
+
+`loss_per_token` has one meaning: the plain cross entropy of the targets in
+nats, summed over tokens with their loss weights and divided by the sum of the
+weights (TOKENS). Neither label smoothing, z-loss nor memory loss is in it. Runs
+measure it since they have the metric MEASURED. For others it follows from T5X's
+metrics where these allow it; with the normalising factor NUM_REAL_TARGET_TOKENS
+they say no more than a mean over batches (BATCHES).
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from etils import epath
+
+LOSS = 'loss_per_token'
+# The metric of the train and evaluation steps, on both engines.
+MEASURED = 'cross_entropy_per_token'
+
+TOKENS = 'plain cross entropy, mean over tokens'
+BATCHES = 'plain cross entropy, mean over batches of their means over tokens'
+
+SEQUENCES = 'mean over sequences'
+BY_TOKEN = 'mean over tokens'
+
+_AVERAGE_PER_SEQUENCE = 'AVERAGE_PER_SEQUENCE'
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """What a run minimised, as its config.gin says.
+
+  Attributes:
+    loss_normalizing_factor: a number, None, or the name of a special factor.
+    label_smoothing: 0 for none.
+    z_loss: its coefficient, 0 for none.
+    memory_loss_weight: epsilon, 0 for none.
+  """
+
+  loss_normalizing_factor: str | float | None = None
+  label_smoothing: float | str = 0.0
+  z_loss: float | str = 0.0
+  memory_loss_weight: float | str = 0.0
+
+  @property
+  def definition(self) -> str | None:
+    """The definition that T5X's own metrics allow; None for neither."""
+    factor = self.loss_normalizing_factor
+    if self.label_smoothing or factor == _AVERAGE_PER_SEQUENCE:
+      return None
+    return BATCHES if factor == 'NUM_REAL_TARGET_TOKENS' else TOKENS
+
+  def __str__(self) -> str:
+    """Says all of it in gin's words."""
+    return ', '.join(f'{k} = {v!r}' for k, v in vars(self).items())
+
+
+def read_setting(model_dir: epath.PathLike) -> Setting:
+  """Reads what a run minimised from its config.gin; defaults are T5X's."""
+  path = epath.Path(model_dir) / 'config.gin'
+  text = path.read_text() if path.exists() else ''
+  values = {
+    field.name: _bound(text, field.name)
+    for field in dataclasses.fields(Setting)
+  }
+  return Setting(**{k: v for k, v in values.items() if v is not None})
+
+
+def definition(rows: Iterable[Row], setting: Setting) -> str | None:
+  """Returns by which definition the rows of a run have LOSS, None for none.
+
+  Args:
+    rows: all rows of the run, of training and of evaluations.
+    setting: what it minimised.
+  """
+  return TOKENS if any(MEASURED in row for row in rows) else setting.definition
+
+
+def accuracy_definition(rows: Iterable[Row], setting: Setting) -> str:
+  """Returns what the rows of a run have an accuracy of."""
+  by_sequence = setting.loss_normalizing_factor == _AVERAGE_PER_SEQUENCE
+  # T5X, and runs from before MEASURED, count tokens with every factor.
+  own = any('accuracy' in row and MEASURED in row for row in rows)
+  return SEQUENCES if by_sequence and own else BY_TOKEN
+
+
+def loss_per_token(
+  row: Row,
+  factor: str | float | None,
+  label_smoothing: float = 0.0,
+  *,
+  of: str | None = None,
+) -> float | None:
+  """Returns the loss of a row in nats a target token.
+
+  Args:
+    row: metrics of one step.
+    factor: the run's loss_normalizing_factor.
+    label_smoothing: the run's.
+    of: the definition that is wanted; None for the best that the row has.
+
+  Returns:
+    None where the metrics do not tell, or a loss that is not finite.
+  """
+  if MEASURED in row:
+    return row[MEASURED]
+  setting = Setting(factor, label_smoothing)
+  if setting.definition is None or of not in (None, setting.definition):
+    return None
+  if setting.definition == BATCHES:
+    return row.get('cross_ent_loss', row.get('loss'))
+  # T5X's loss_per_nonpadding_target_token has the z-loss and the memory loss in
+  # it. Its cross entropy has not, but is divided by all tokens.
+  share = row.get('non_padding_fraction/loss_weights')
+  if isinstance(factor, str):  # NUM_TOTAL_TARGET_TOKENS.
+    mean = row.get('cross_ent_loss')
+    return mean / share if mean is not None and share else None
+  scale = 1 if factor is None else factor
+  of_all = row.get('cross_ent_loss_per_all_target_tokens')
+  if of_all is not None and share:
+    return of_all / share * scale
+  # A model that has no z-loss to tell apart.
+  mean = row.get('loss_per_nonpadding_target_token')
+  return None if mean is None else mean * scale
+
+
+def _bound(text: str, parameter: str) -> str | float | None:
+  """Returns what a parameter of a model is bound to in gin's text."""
+  name, value = rf'\S*\.{parameter}', 'None'
+  while True:
+    # gin breaks a long line after the equals sign.
+    found = re.search(rf'^{name} = (?:\\\n\s*)?(.+)$', text, re.MULTILINE)
+    value = found.group(1).strip() if found else value
+    if not value.startswith('%'):
+      break
+    name, value = re.escape(value[1:]), 'None'
+  if value == 'None':
+    return None
+  try:
+    return float(value)
+  except ValueError:
+    # 'NUM_REAL_TARGET_TOKENS', or T5X's enumeration of the same names.
+    return value.strip('\'"').rpartition('.')[2].upper()
