@@ -10,7 +10,8 @@ class SelectionProjections(Extension):
   The selection logits are <x_i W_q, x_j W_k> * E ** -0.5, to which
   `attention.selective_attention` adds the bias of its selection_head, where
   there is one. Adds 2 M G E parameters a layer. Source: arXiv 2410.02703,
-  section 3, which asks a head instead. Differs from a head of the paper's
+  whose section 3 asks a head instead and whose appendix A3, not seen, has a
+  bilinear form that did not perform as well. Differs from a head of the paper's
   decoder: queries and keys are not normalised.
 
   Gin: gin/attention/selective_bilinear.gin.
