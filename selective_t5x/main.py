@@ -194,8 +194,8 @@ def main(argv: list[str]) -> None:
   from selective_t5x.config import learning_rate, microbatches
   from selective_t5x.config import values as config_values
   from selective_t5x.costs import step_costs
+  from selective_t5x.runs import kept_results, startup
   from selective_t5x.runs import lock as run_lock
-  from selective_t5x.runs import startup
 
   bindings = [*FLAGS.gin_bindings, *config.path_bindings()]
   config_parse.parse(config, FLAGS.gin_file, bindings, paths)
@@ -228,6 +228,15 @@ def main(argv: list[str]) -> None:
       step_costs.observe_training()
       config_change.check(
         folder, gin.config_str(), accepted=FLAGS.accept_config_change
+      )
+    if FLAGS.run_mode != 'train' and jax.process_index() == 0:
+      stack.enter_context(
+        kept_results.claimed(
+          FLAGS.run_mode,
+          folder,
+          config,
+          functools.partial(config_parse.bound, entry),
+        )
       )
     stack.enter_context(
       startup.recorded_run(

@@ -89,8 +89,19 @@ def frontier(
     'gin_files': list(gin_files),
     'gin_bindings': list(gin_bindings),
   }
-  state = search.read_state(file, settings)
-  state = state or {'settings': settings, 'curves': []}
+  depends_on = {}
+  for name, path in checkpoints.items():
+    config = trained.configuration(
+      path, gin_files=gin_files, gin_bindings=gin_bindings
+    )
+    told = search.identity_of(config, trained.find(path)[1])
+    depends_on |= {f'{name}: {key}': value for key, value in told.items()}
+  state = search.read_state(file, settings, depends_on)
+  state = state or {
+    'settings': settings,
+    'identity': depends_on,
+    'curves': [],
+  }
   # Read anew each time: they cost nothing.
   state['searched'] = found
   done = {(curve['model'], curve['policy']) for curve in state['curves']}

@@ -30,14 +30,15 @@ import tqdm
 from selective_t5x import network
 from selective_t5x.budgets import losses
 from selective_t5x.cli import flags
-from selective_t5x.errors import UserError, did_you_mean
+from selective_t5x.config import reader
+from selective_t5x.errors import UserError, changes, did_you_mean
 from selective_t5x.pruning import greedy
 from selective_t5x.pruning.config import Pruning
 from selective_t5x.pruning.policy import Policy
 from selective_t5x.pruning.window import Window
+from selective_t5x.runs import identity, results
 from selective_t5x.runs import lock as run_lock
 from selective_t5x.runs import restore as trained
-from selective_t5x.runs import results
 
 STATE_FILE = 'search.json'
 BUDGETS_FILE = 'budgets.gin'
@@ -99,7 +100,8 @@ def search(
     'tuning_batches': tuning_batches,
     'report_batches': report_batches,
   }
-  state = read_state(file, settings)
+  depends_on = identity_of(getattr(run, 'config', None), run.checkpoint)
+  state = read_state(file, settings, depends_on)
   if state:
     check_state(file, state)
   if state and state['finished']:
@@ -114,7 +116,8 @@ def search(
     goals = [] if target_loss is None else [target_loss]
     if tolerance is not None or not goals:
       goals.append(loss * (1 + (tolerance or 0)))
-    state = {'settings': settings, 'goal': max(goals), 'finished': False}
+    state = {'settings': settings, 'identity': depends_on, 'goal': max(goals)}
+    state['finished'] = False
     state['path'] = [_point(start, loss, run.length)]
     results.write_json(file, state)
 
@@ -174,25 +177,56 @@ def _point(budgets, loss, length) -> dict[str, Any]:
   }
 
 
-def read_state(file: pathlib.Path, settings: dict) -> dict[str, Any] | None:
+def identity_of(
+  config: reader.Config | None, checkpoint: str | os.PathLike
+) -> identity.Identity:
+  """Returns what losses of a checkpoint under a configuration depend on.
+
+  Its folder may be moved: its content counts.
+  """
+  depends_on = {'content of the checkpoint': identity.content_of(checkpoint)}
+  return depends_on | (identity.of_config(config) if config else {})
+
+
+def read_state(
+  file: pathlib.Path,
+  settings: dict,
+  depends_on: identity.Identity | None = None,
+) -> dict[str, Any] | None:
   """Returns what an interrupted or finished command wrote, None if nothing.
 
+  Args:
+    file: what it wrote.
+    settings: those of this command.
+    depends_on: see `identity_of`; None does not compare it.
+
   Raises:
-    UserError: it was given other settings.
+    UserError: it was given other settings, or another configuration, or the
+      checkpoint or a file has changed since.
   """
   if not file.exists():
     return None
   state = results.read_json(file)
   if not isinstance(state, dict) or not isinstance(state.get('settings'), dict):
     raise UserError(f'{file}: has no settings; move it away to begin anew')
-  changed = [k for k in settings if state['settings'].get(k) != settings[k]]
-  if changed:
-    shown = '; '.join(
-      f'{key} is {state["settings"].get(key)} there, {settings[key]} here'
-      for key in changed
-    )
+  differing = changes(state['settings'], settings, len(settings))
+  if differing:
     raise UserError(
-      f'{file}: is of other settings: {shown}; give another --output_dir'
+      f'{file}: is of other settings: {differing}; give another --output_dir'
+    )
+  if depends_on is None:
+    return state
+  there = state.get('identity')
+  if not isinstance(there, dict):
+    raise UserError(
+      f'{file}: does not say what configuration and content of the checkpoint '
+      'it is of; give another --output_dir'
+    )
+  differing = identity.difference(there, depends_on)
+  if differing:
+    raise UserError(
+      f'{file}: is of another configuration: {differing}; give another '
+      '--output_dir'
     )
   return state
 

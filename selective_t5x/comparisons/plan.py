@@ -6,19 +6,21 @@ the run goes on from its latest checkpoint.
 """
 
 import ast
+import contextlib
 import dataclasses
 import itertools
 import os
 import pathlib
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import selective_t5x
 from selective_t5x.config import files as config_files
 from selective_t5x.config import reader as config_check
 from selective_t5x.errors import UserError, changes
+from selective_t5x.runs import identity as run_identity
 from selective_t5x.runs import lock as run_lock
 from selective_t5x.runs import results
 
@@ -289,8 +291,18 @@ def identity(cell: Cell) -> dict[str, Any]:
     'seed': cell.seed,
     'engine': selective_t5x.engine_name(),
     'bindings': cell.bindings,
+    'files': run_identity.of_files(_strings(cell.bindings.values())),
     'command': cell.command,
   }
+
+
+def _strings(texts: Iterable[str]) -> Iterator[str]:
+  """Yields the strings in gin values that are plain Python."""
+  for text in texts:
+    with contextlib.suppress(ValueError, SyntaxError):
+      for leaf in config_check.leaves(ast.literal_eval(text)):
+        if isinstance(leaf, str):
+          yield leaf
 
 
 def check_folder(cell: Cell) -> None:
@@ -310,6 +322,9 @@ def check_folder(cell: Cell) -> None:
   there, here = results.read_json(path), identity(cell)
   was = {**there['bindings'], 'engine': there['engine']}
   now = {**here['bindings'], 'engine': here['engine']}
+  if 'files' in there:  # Older versions did not look at them.
+    was |= there['files']
+    now |= here['files']
   changed = changes(was, now)
   if changed:
     raise UserError(

@@ -6,14 +6,17 @@ differ: it changes how long a run is and what is written when, not the numbers
 that the steps compute (a learning rate that depends on TRAIN_STEPS follows it).
 """
 
+import dataclasses
 import os
 import pathlib
 import re
+from collections.abc import Callable, Container
+from typing import Any
 
 from absl import logging
 
 from selective_t5x.config import reader as config_check
-from selective_t5x.config.reader import Config, Macro, Reference
+from selective_t5x.config.reader import Binding, Config, Macro, Reference
 from selective_t5x.errors import UserError, changes
 
 CONFIG_FILE = 'config.gin'
@@ -79,25 +82,64 @@ def _compared(
   there: str, here: str, name: str
 ) -> tuple[dict[str, str], dict[str, str]]:
   """Returns {what one would change: gin value} of two gin files."""
-  values_there, labels_there = _values(config_check.read(there, name))
-  values_here, labels_here = _values(config_check.read(here, 'this run'))
+  of_there, of_here = (
+    parameters(config_check.read(text, what), _is_free, FREE)
+    for text, what in ((there, name), (here, 'this run'))
+  )
   was, now = {}, {}
-  for key in {**values_there, **values_here}:
-    label = labels_there.get(key)
-    if label != labels_here.get(key):
-      label = key  # One of them has no such macro.
-    was[label] = values_there.get(key, '(not set)')
-    now[label] = values_here.get(key, '(not set)')
+  for key in {**of_there, **of_here}:
+    labels = {of[key].label for of in (of_there, of_here) if key in of}
+    # Else one of them has no such macro.
+    label = labels.pop() if len(labels) == 1 else key
+    for of, values in ((of_there, was), (of_here, now)):
+      values[label] = of[key].text if key in of else '(not set)'
   return was, now
 
 
-def _values(config: Config) -> tuple[dict[str, str], dict[str, str]]:
-  """Returns the value of every parameter, and the name that it is set by."""
+def short_name(binding: Binding) -> str:
+  """Returns a parameter by the last two parts of its name."""
+  return f'{binding.full_selector.split(".")[-1]}.{binding.name}'
+
+
+def _is_free(binding: Binding) -> bool:
+  return short_name(binding) in FREE
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+  """What a configuration binds a parameter to.
+
+  Attributes:
+    value: with references by the whole name of their module, macros replaced.
+    label: the macro that sets it, which one would change, or its own name.
+  """
+
+  value: Any
+  label: str
+
+  @property
+  def text(self) -> str:
+    """The value as gin text."""
+    return config_check.gin_text(self.value)
+
+
+def parameters(
+  config: Config,
+  is_free: Callable[[Binding], bool],
+  free_macros: Container[str] = (),
+) -> dict[str, Parameter]:
+  """Returns every parameter that is bound, by its scopes and `short_name`.
+
+  Args:
+    config: what was read of gin files and bindings.
+    is_free: tells the parameters that are left out.
+    free_macros: macros that stand for themselves, not for their values.
+  """
   macros = config.macros()
 
   def resolved(value, imports):
     if isinstance(value, Macro):
-      if value.name in FREE or value.name not in macros:
+      if value.name in free_macros or value.name not in macros:
         return value
       binding = macros[value.name]
       return resolved(binding.value, binding.imports)
@@ -114,17 +156,16 @@ def _values(config: Config) -> tuple[dict[str, str], dict[str, str]]:
       return type(value)(resolved(item, imports) for item in value)
     return value
 
-  values, labels = {}, {}
+  found: dict[str, Parameter] = {}
   for binding in config.final():
-    short = '.'.join(binding.full_selector.split('.')[-1:] + [binding.name])
-    if not binding.selector or short in FREE:
+    if not binding.selector or is_free(binding):
       continue
     scope = f'{binding.scope}/' if binding.scope else ''
-    key = f'{scope}{short}'
-    values[key] = config_check.gin_text(
-      resolved(binding.value, binding.imports)
-    )
-    labels[key], value = key, binding.value
+    key = f'{scope}{short_name(binding)}'
+    if key in found:  # Of two classes of one name.
+      key = f'{scope}{binding.full_selector}.{binding.name}'
+    label, value = key, binding.value
     while isinstance(value, Macro) and value.name in macros:
-      labels[key], value = value.name, macros[value.name].value
-  return values, labels
+      label, value = value.name, macros[value.name].value
+    found[key] = Parameter(resolved(binding.value, binding.imports), label)
+  return found

@@ -2,8 +2,9 @@
 
 import contextlib
 import dataclasses
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -11,12 +12,14 @@ import seqio
 from etils import epath
 from jax.experimental import multihost_utils
 
-from selective_t5x.errors import UserError
+from selective_t5x.errors import UserError, changes
 from t5x import (
   datasets,
+  descriptions,
   evaluators,
   gin_utils,
   inference,
+  integrity,
   metric_managers,
   metric_values,
   models,
@@ -172,7 +175,8 @@ def evaluate(
     under 'training_eval/<task>'.
 
   Raises:
-    UserError: no checkpoint, or the tasks have no metric for what is asked.
+    UserError: no checkpoint, the tasks have no metric for what is asked, or in
+      mode 'all' output_dir has evaluations of other settings.
   """
   _, paths = utils.get_first_valid_restore_config_and_paths(
     [restore_checkpoint_cfg]
@@ -180,6 +184,9 @@ def evaluate(
   if not paths:
     raise UserError('RestoreCheckpointConfig.path is empty: name a checkpoint')
   datasets.get_mixture_or_task(dataset_cfg)
+  evaluated = _EvaluatedCheckpoints(output_dir, dataset_cfg, model)
+  if restore_checkpoint_cfg.mode == 'all':
+    paths = evaluated.left(paths)
   layout = partitioner.get_data_layout(dataset_cfg.batch_size)
 
   eval_datasets, evaluator, shapes = {}, None, None
@@ -221,9 +228,6 @@ def evaluate(
     initializer.global_train_state_shape,
     partitioner,
   )
-  evaluated = _EvaluatedCheckpoints(output_dir, dataset_cfg)
-  if restore_checkpoint_cfg.mode == 'all':
-    paths = [path for path in paths if path not in evaluated.paths]
   rng = None
   if fallback_init_rng is not None:
     rng = jax.random.PRNGKey(fallback_init_rng)
@@ -242,7 +246,8 @@ def evaluate(
         trainer = stack.enter_context(
           training_evaluator_cls(
             model=model,
-            train_state=train_state,
+            # Lines of later steps than a trainer's are dropped.
+            train_state=train_state.replace_step(np.int32(2**31 - 1)),
             partitioner=partitioner,
             eval_names=eval_datasets.keys(),
             summary_dir=output_dir,
@@ -309,19 +314,72 @@ def _floats(metrics) -> dict[str, float]:
 
 
 class _EvaluatedCheckpoints:
-  """The checkpoints that are evaluated already, in a file like T5X's."""
+  """The checkpoints that are evaluated already, in a file like T5X's.
 
-  def __init__(self, output_dir: str, cfg: utils.DatasetConfig):
+  Beside it, and not T5X's, a JSON file says with what settings, and what the
+  checkpoints were.
+  """
+
+  def __init__(
+    self,
+    output_dir: str,
+    cfg: utils.DatasetConfig,
+    model: models.BaseTransformerModel,
+  ):
     name = getattr(cfg.mixture_or_task_name, 'name', cfg.mixture_or_task_name)
     self._file = epath.Path(output_dir) / f'eval.{name}.ckpt'
+    self._record = self._file.with_suffix('.json')
     self.paths = (
       self._file.read_text().splitlines() if self._file.exists() else []
     )
+    self._there = (
+      json.loads(self._record.read_text()) if self._record.exists() else None
+    )
+    self._settings = {
+      'split': cfg.split,
+      'task_feature_lengths': dict(cfg.task_feature_lengths or {}),
+      'batch_size': cfg.batch_size,
+      **descriptions.of_model(model),
+    }
+
+  def left(self, paths: Sequence[str]) -> list[str]:
+    """Returns those of some checkpoints that are not evaluated yet.
+
+    Raises:
+      UserError: others were evaluated with other settings, or have changed.
+    """
+    done = [path for path in paths if path in self.paths]
+    if done and self._there is not None:
+      there, here = dict(self._there), dict(self._settings)
+      of_checkpoints = there.pop('checkpoints')
+      for path in set(done) & set(of_checkpoints):
+        there[path] = of_checkpoints[path]
+        here[path] = integrity.fingerprint(path)
+      differing = changes(there, here)
+      if differing:
+        raise UserError(
+          f'{self._file} lists evaluations of other settings: {differing}; '
+          'give another output folder'
+        )
+    return [path for path in paths if path not in self.paths]
 
   def add(self, path: str) -> None:
     """Writes down one more."""
-    if jax.process_index() == 0 and path not in self.paths:
+    if jax.process_index() != 0:
+      return
+    there = dict(self._there or {})
+    contents = there.pop('checkpoints', {})
+    if self._there is not None and there != self._settings:
+      self.paths, contents = [], {}  # Those of other settings.
+    contents[path] = integrity.fingerprint(path)
+    self._there = {**self._settings, 'checkpoints': contents}
+    _write_whole(self._record, json.dumps(self._there))
+    if path not in self.paths:
       self.paths.append(path)
-      new = self._file.with_name(self._file.name + '.tmp')
-      new.write_text('\n'.join(self.paths))
-      new.replace(self._file)
+      _write_whole(self._file, '\n'.join(self.paths))
+
+
+def _write_whole(path: epath.Path, text: str) -> None:
+  temporary = path.with_name(path.name + '.tmp')
+  temporary.write_text(text)
+  temporary.replace(path)

@@ -112,6 +112,12 @@ def infer(
     )
   provider = datasets.get_mixture_or_task(dataset_cfg)
   datasets.check_split(provider, dataset_cfg.split)
+  for name in dataset_cfg.task_feature_lengths or ():
+    if name not in provider.output_features:
+      raise UserError(
+        f'task_feature_lengths has {name!r}, no feature of {provider.name}: '
+        f'expected {", ".join(provider.output_features)}'
+      )
   if verify_matching_vocabs_fn is not None:
     verify_matching_vocabs_fn(dataset_cfg, model)
   examples = _Examples(model, dataset_cfg, shard_id, num_shards)

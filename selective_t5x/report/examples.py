@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from selective_t5x.report import viewer
-from selective_t5x.runs import results
+from selective_t5x.runs import identity, results
 
 # A longer page tells no more.
 MOST_VARIANTS = 6
 _FOLDER = 'masking'
 _LOG = 'log.txt'
+_IDENTITY = 'identity.json'
 
 
 def masking_viewer(
@@ -75,11 +76,22 @@ def _selects(folder: pathlib.Path) -> bool:
 
 
 def _kept(folder, rows) -> dict[str, Any] | None:
-  """Returns the figures of an earlier report, if they are of so many rows."""
+  """Returns the figures of an earlier report, if they are of this model."""
   if not (folder / viewer.FILE).exists():
+    return None
+  if identity.read(folder / _IDENTITY) != _identity(folder.parent):
     return None
   figures = results.read_json(folder / viewer.FILE)
   return figures if len(figures['examples']) == rows else None
+
+
+def _identity(folder) -> identity.Identity:
+  """Returns what a report of a run depends on."""
+  checkpoint = identity.latest_checkpoint(folder)
+  return {
+    'content of config.gin': (folder / 'config.gin').read_text('utf-8'),
+    **({} if checkpoint is None else identity.of_checkpoint(checkpoint)),
+  }
 
 
 def _run(folder, rows) -> dict[str, Any] | None:
@@ -100,6 +112,7 @@ def _run(folder, rows) -> dict[str, Any] | None:
       check=False,
     ).returncode
   if code == 0:
+    results.write_json(into / _IDENTITY, _identity(folder))
     return results.read_json(into / viewer.FILE)
   print(
     f'{folder}: the viewer goes without it (exit code {code}, {into / _LOG})',

@@ -1,5 +1,6 @@
 """evaluation.json: what an evaluation run found, and lines that say it."""
 
+import collections
 import json
 import math
 import os
@@ -12,29 +13,73 @@ from selective_t5x.runs import results
 
 EVALUATION_FILE = 'evaluation.json'
 TASK_METRICS_FOLDER = 'inference_eval'
+_TASK_METRICS = f'{TASK_METRICS_FOLDER}/*-metrics.jsonl'
+# {path: bytes}
+State = dict[str, int]
 _LONGEST = 60  # Characters of a metric that is no number.
 
 
-def write(output_dir: str | os.PathLike) -> dict[str, dict[str, Any]]:
+def state(output_dir: str | os.PathLike) -> State:
+  """Returns the size of every file of metrics in a folder."""
+  folder = epath.Path(output_dir)
+  patterns = (_TASK_METRICS, f'{results.EVAL_FOLDER}/*/*')
+  files = [file for pattern in patterns for file in folder.glob(pattern)]
+  return {os.fspath(file): file.stat().length for file in files}
+
+
+def write(
+  output_dir: str | os.PathLike, before: State | None = None
+) -> dict[str, dict[str, Any]]:
   """Writes evaluation.json, the metrics of an evaluation run; returns them.
 
+  What an earlier run found of other tasks stays in the file.
+
+  Args:
+    output_dir: the folder of the run.
+    before: the `state` in which the run met it; None for an empty folder.
+
   Returns:
-    {task: {'step': …, metric: value}}: what seqio's JSON logger wrote of the
-    tasks' own metrics, and teacher forcing under 'training_eval/<task>'.
+    {task: {'step': …, metric: value}} of this run: what seqio's JSON logger
+    wrote last of the tasks' own metrics, and teacher forcing under
+    'training_eval/<task>'.
   """
   output_dir = epath.Path(output_dir)
+  now = state(output_dir)
+  changed = {
+    epath.Path(file) for file in now if (before or {}).get(file) != now[file]
+  }
   tasks = {}
-  for path in sorted(output_dir.glob(f'{TASK_METRICS_FOLDER}/*-metrics.jsonl')):
-    rows = list(results.read_json_lines(path))
-    if rows:
-      tasks[path.name.removesuffix('-metrics.jsonl')] = rows[-1]
-  for folder in sorted(output_dir.glob(f'{results.EVAL_FOLDER}/*')):
-    row = results.read_metrics(folder)[-1]
-    tasks[f'{results.EVAL_FOLDER}/{folder.name}'] = {
-      k: v for k, v in row.items() if not k.startswith('timing/')
-    }
-  results.write_json(output_dir / EVALUATION_FILE, tasks)
+  for file in sorted(changed):
+    if file.parent.name == TASK_METRICS_FOLDER:
+      rows = list(results.read_json_lines(file))
+      if rows:
+        tasks[file.name.removesuffix('-metrics.jsonl')] = rows[-1]
+  for folder in sorted({file.parent for file in changed}):
+    if folder.parent.name == results.EVAL_FOLDER:
+      files = [file for file in changed if file.parent == folder]
+      row = _last_written(folder, files)
+      if row is None:
+        continue
+      tasks[f'{results.EVAL_FOLDER}/{folder.name}'] = {
+        k: v for k, v in row.items() if not k.startswith('timing/')
+      }
+  file = output_dir / EVALUATION_FILE
+  earlier = results.read_json(file) if before and file.exists() else {}
+  results.write_json(file, dict(sorted({**earlier, **tasks}.items())))
   return tasks
+
+
+def _last_written(folder, changed) -> results.Row | None:
+  """Returns the metrics of the step that was evaluated last."""
+  lines = folder / results.METRICS_FILE
+  written = (
+    results.read_json_lines(lines)
+    if lines in changed
+    else (row for file in sorted(changed) for row in results.read_events(file))
+  )
+  last = collections.deque((row['step'] for row in written), maxlen=1)
+  rows = results.read_metrics(folder) if last else ()
+  return next((row for row in rows if row['step'] == last[0]), None)
 
 
 def text(tasks: dict[str, dict[str, Any]]) -> str:

@@ -92,15 +92,8 @@ def restored(
     UserError: there is no such checkpoint, or the configuration is wrong.
   """
   folder, checkpoint = find(path)
-  files = [str(folder / 'config.gin'), _EVALUATION, *gin_files]
-  bindings = [
-    f'CHECKPOINT_PATH = {str(checkpoint)!r}',
-    'EVAL_OUTPUT_DIR = None',
-    *gin_bindings,
-  ]
-  search_paths = ['.', str(config_files.search_path())]
-  config = config_check.load(files, bindings, search_paths)
-  config_check.check(config)
+  arguments = _of_gin(folder, checkpoint, gin_files, gin_bindings)
+  config = configuration(path, gin_files=gin_files, gin_bindings=gin_bindings)
 
   # They take seconds.
   from selective_t5x.cli import libraries
@@ -117,7 +110,7 @@ def restored(
   gin.clear_config()
   try:
     entry_points.register()
-    config_parse.parse(config, files, bindings, search_paths)
+    config_parse.parse(config, *arguments)
     evaluate = eval_lib.evaluate
     config_values.check(config, evaluate)
     model, partitioner, dataset_cfg, restore_cfg = (
@@ -146,6 +139,32 @@ def restored(
     )
   finally:
     gin.clear_config()
+
+
+def configuration(
+  path: str, *, gin_files: Sequence[str] = (), gin_bindings: Sequence[str] = ()
+) -> config_check.Config:
+  """Returns the configuration in which `restored` restores a checkpoint.
+
+  Raises:
+    UserError: there is no such checkpoint, or the configuration is wrong.
+  """
+  config = config_check.load(*_of_gin(*find(path), gin_files, gin_bindings))
+  config_check.check(config)
+  return config
+
+
+def _of_gin(folder, checkpoint, gin_files, gin_bindings):
+  """Returns the files, the bindings and the folders to look for files in."""
+  return (
+    [str(folder / 'config.gin'), _EVALUATION, *gin_files],
+    [
+      f'CHECKPOINT_PATH = {str(checkpoint)!r}',
+      'EVAL_OUTPUT_DIR = None',
+      *gin_bindings,
+    ],
+    ['.', str(config_files.search_path())],
+  )
 
 
 def find(path: str) -> tuple[pathlib.Path, pathlib.Path]:

@@ -113,7 +113,7 @@ def write_run_record(
     },
   }
   path = epath.Path(folder) / RUN_FILE
-  write_json(path, {'runs': [*_runs(folder), record]})
+  write_json(path, {'runs': [*read_runs(folder), record]})
 
 
 def write_peak_memory(folder: str | os.PathLike) -> None:
@@ -122,7 +122,7 @@ def write_peak_memory(folder: str | os.PathLike) -> None:
   peak_rss_bytes: the most of it that was in main memory at one time, libraries
   and input pipeline included.
   """
-  runs = _runs(folder)
+  runs = read_runs(folder)
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   # macOS counts bytes, Linux kilobytes.
   runs[-1]['peak_rss_bytes'] = peak * (1 if sys.platform == 'darwin' else 1024)
@@ -151,7 +151,7 @@ def read_metrics(folder: str | os.PathLike) -> list[Row]:
       f'{folder}: no metrics here; expected {METRICS_FILE} or TensorBoard '
       'events (events.out.tfevents.*)'
     )
-  return _merge_steps(row for path in events for row in _read_events(path))
+  return _merge_steps(row for path in events for row in read_events(path))
 
 
 def read_run(model_dir: str | os.PathLike) -> Metrics:
@@ -237,7 +237,7 @@ def summarize(model_dir: str | os.PathLike) -> dict[str, Any]:
   metrics = read_run(model_dir)
   if not metrics.train:
     raise UserError(f'{model_dir / TRAIN_FOLDER}: no step was trained')
-  trained = [run for run in _runs(model_dir) if run['run_mode'] == 'train']
+  trained = [run for run in read_runs(model_dir) if run['run_mode'] == 'train']
   last_run = trained[-1] if trained else {}
   costs = model_dir / COSTS_FILE
   costs = read_json(costs) if costs.exists() else {}
@@ -333,8 +333,11 @@ def read_json_lines(path: epath.Path) -> Iterator[Any]:
       raise UserError(f'{path}:{number}: not JSON ({error.msg})') from error
 
 
-def _read_events(path):
-  """Yields one row a summary of a TensorBoard event file."""
+def read_events(path: str | os.PathLike) -> Iterator[Row]:
+  """Yields one row a summary of a TensorBoard event file.
+
+  Metrics of one step may be in several summaries.
+  """
   from selective_t5x.cli import libraries
 
   libraries.import_tensorflow()  # TensorBoard would, with all its banners.
@@ -352,7 +355,7 @@ def _read_events(path):
       yield {'step': event.step, **row}
 
 
-def _runs(folder) -> list[dict[str, Any]]:
+def read_runs(folder: str | os.PathLike) -> list[dict[str, Any]]:
   """Returns the entries of run.json, none where it is missing."""
   path = epath.Path(folder) / RUN_FILE
   return read_json(path)['runs'] if path.exists() else []

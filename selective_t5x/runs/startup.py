@@ -51,6 +51,7 @@ def recorded_run(folder: str, *, run_mode: str, seed: int | None, vocabulary):
   before = record.read_text() if record.exists() else None
   keeps_vocabulary = vocabulary is not None and run_mode == 'train'
   new = []
+  evaluated = evaluation_file.state(folder)
   try:
     if keeps_vocabulary and '://' not in str(folder):
       new = run_vocabulary.save(str(folder), vocabulary)
@@ -76,4 +77,4 @@ def recorded_run(folder: str, *, run_mode: str, seed: int | None, vocabulary):
   if run_mode == 'train' and '://' not in str(folder):
     results.write_summary(folder)
   if run_mode == 'eval':
-    print(evaluation_file.text(evaluation_file.write(folder)))
+    print(evaluation_file.text(evaluation_file.write(folder, evaluated)))

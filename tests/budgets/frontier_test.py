@@ -53,6 +53,12 @@ def test_curves_of_a_run_and_of_a_search(
   assert (out / 'frontier.json').read_text() == before
   with pytest.raises(UserError, match='batches is 1 there, 2 here'):
     frontier.main([*flags, '--batches=2'])
+  state = json.loads(before)
+  name = 'mine: content of the checkpoint'
+  state['identity'][name] = 'of other weights'
+  (out / 'frontier.json').write_text(json.dumps(state))
+  with pytest.raises(UserError, match=f'{name} is of other weights there'):
+    frontier.main(flags)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 from selective_t5x import network, pruning
 from selective_t5x.budgets import losses, search
 from selective_t5x.cli import exits
+from selective_t5x.config import reader
 from selective_t5x.errors import UserError
 from selective_t5x.runs import restore as trained
 
@@ -58,6 +59,7 @@ def toy(monkeypatch):
     settings = {'tuning_batches': 2, 'report_batches': 1} | settings
     return search.search(run, pruning.Window(), output_dir=folder, **settings)
 
+  searched.run = run
   return searched
 
 
@@ -115,6 +117,33 @@ def test_another_search_in_the_folder_is_named(toy, tmp_path):
   toy(tmp_path, tolerance=0.1)
   with pytest.raises(UserError, match='tolerance is 0.1 there, 0.2 here'):
     toy(tmp_path, tolerance=0.2)
+
+
+def test_a_search_of_a_model_that_has_changed_is_refused(toy, tmp_path):
+  """What is kept is of the checkpoint's content and of the configuration."""
+  checkpoint = tmp_path / 'checkpoint_1'
+  (checkpoint / 'state').mkdir(parents=True)
+  toy.run.checkpoint = str(checkpoint)
+  toy.run.config = reader.read('x.y = 1\ntrain.steps = 1\n', 'test')
+  (checkpoint / 'state/array').write_text('weights')
+  found = toy(tmp_path / 'out', tolerance=0.1)
+  # How it was trained does not count.
+  toy.run.config = reader.read('x.y = 1\ntrain.steps = 2\n', 'test')
+  assert toy(tmp_path / 'out', tolerance=0.1) == found
+  toy.run.config = reader.read('x.y = 2\n', 'test')
+  with pytest.raises(UserError, match='another configuration: x.y is 1 there'):
+    toy(tmp_path / 'out', tolerance=0.1)
+  toy.run.config = reader.read('x.y = 1\n', 'test')
+  (checkpoint / 'state/array').write_text('other weights')
+  with pytest.raises(UserError, match='content of the checkpoint is'):
+    toy(tmp_path / 'out', tolerance=0.1)
+  # Nothing says what an older version searched.
+  file = tmp_path / 'out/search.json'
+  state = json.loads(file.read_text())
+  del state['identity']
+  file.write_text(json.dumps(state))
+  with pytest.raises(UserError, match='does not say what configuration'):
+    toy(tmp_path / 'out', tolerance=0.1)
 
 
 def test_uniform_budgets(toy, tmp_path):

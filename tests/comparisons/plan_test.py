@@ -1,3 +1,4 @@
+import json
 import pathlib
 import subprocess
 
@@ -93,6 +94,34 @@ def test_a_run_of_another_configuration_is_not_touched(setting):
   with pytest.raises(UserError, match='LEARNING_RATE is 0.2 there, 0.3 here'):
     cells.make_cells(**changed)
   assert {p: p.stat().st_mtime_ns for p in cell.folder.rglob('*')} == before
+
+
+def test_a_file_that_has_changed_is_another_configuration(setting, tmp_path):
+  text = tmp_path / 'text.txt'
+  text.write_text('one')
+  checkpoint = tmp_path / 'start/checkpoint_4'
+  (checkpoint / 'state').mkdir(parents=True)
+  (checkpoint / 'state/array').write_text('weights')
+  bindings = [
+    f'train.files = [{str(text)!r}]',
+    f'train.start = {str(checkpoint.parent)!r}',
+  ]
+  setting = {**setting, 'gin_bindings': bindings}
+  run_cells([cells.make_cells(**setting)[0]], program=fake_training.PROGRAM)
+  assert cells.make_cells(**setting)[0].finished
+  text.write_text('two')
+  with pytest.raises(UserError, match='content of .*text.txt is 3 bytes'):
+    cells.make_cells(**setting)
+  text.write_text('one')
+  (checkpoint / 'state/array').write_text('other weights')
+  with pytest.raises(UserError, match='content of .*start is'):
+    cells.make_cells(**setting)
+  # Older versions did not write down what files held.
+  cell = setting['output_dir'] / 'baseline-seed0/cell.json'
+  record = json.loads(cell.read_text())
+  del record['files']
+  cell.write_text(json.dumps(record))
+  assert cells.make_cells(**setting)[0].finished
 
 
 def test_another_engine_is_another_configuration(setting, monkeypatch):

@@ -153,9 +153,9 @@ def test_mode_all_passes_over_what_is_evaluated(
   cfg = tiny.dataset_cfg('validation')
   cfg.mixture_or_task_name, cfg.pack = scored_task, False
 
-  def evaluate():
+  def evaluate(model=None):
     return eval_lib.evaluate(
-      model=tiny.model(),
+      model=model or tiny.model(),
       dataset_cfg=cfg,
       restore_checkpoint_cfg=utils.RestoreCheckpointConfig(
         str(tmp_path / 'run'), mode='all'
@@ -173,6 +173,35 @@ def test_mode_all_passes_over_what_is_evaluated(
   file = tmp_path / f'out/inference_eval/{scored_task}-metrics.jsonl'
   assert [json.loads(x)['step'] for x in file.read_text().splitlines()] == [2]
   assert evaluate() == {}
+
+  # Those of another model, or of a checkpoint that has changed, are not these.
+  with pytest.raises(UserError, match='num_layers is 1 there, 2 here'):
+    evaluate(tiny.model(num_layers=2))
+  checksums = tmp_path / 'run/checkpoint_2/checksums.json'
+  checksums.write_text(checksums.read_text() + '\n')
+  with pytest.raises(UserError, match='checkpoint_2 is .* there, .* here'):
+    evaluate()
+
+
+def test_evaluating_an_earlier_checkpoint_keeps_the_later_metrics(
+  saved, scored_task, tmp_path, partitioner
+):
+  lines = tmp_path / f'training_eval/{scored_task}/metrics.jsonl'
+  lines.parent.mkdir(parents=True)
+  lines.write_text('{"step": 8, "loss": 1.0}\n')
+  _evaluate(
+    saved,
+    scored_task,
+    tmp_path,
+    partitioner,
+    inference_evaluator_cls=None,
+    training_evaluator_cls=trainer.Trainer,
+    train_eval_get_dataset_fn=lambda *args, **kwargs: (
+      utils.get_training_eval_datasets(*args, eval_steps=1, **kwargs)
+    ),
+  )
+  steps = [json.loads(line)['step'] for line in lines.read_text().splitlines()]
+  assert steps == [8, 0]
 
 
 def _task(name, *metric_fns, **kwargs):

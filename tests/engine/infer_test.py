@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 import os
@@ -219,6 +220,14 @@ def test_scores_that_are_not_finite_are_null(saved, tmp_path):
     (
       {'restore_checkpoint_cfg': utils.RestoreCheckpointConfig([])},
       'names 0 checkpoints',
+    ),
+    (
+      {
+        'dataset_cfg': dataclasses.replace(
+          tiny.dataset_cfg('validation'), task_feature_lengths={'inputs': 8}
+        )
+      },
+      "task_feature_lengths has 'inputs', no feature of tiny_text: expected",
     ),
     (
       {'dataset_cfg': tiny.dataset_cfg('test')},

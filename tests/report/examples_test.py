@@ -65,6 +65,30 @@ def test_a_report_of_as_many_rows_is_kept(comparison, reports):
   assert len(found['selective']['examples']) == 4
 
 
+def test_a_report_is_made_again_where_the_model_has_changed(
+  comparison, reports
+):
+  folder = comparison[1] / 'selective-seed0'
+  (folder / 'checkpoint_4/state').mkdir(parents=True)
+
+  def ran():
+    before = len(reports)
+    examples.collect([comparison], 2)
+    return [c for c in reports[before:] if 'selective-seed0' in str(c)]
+
+  assert ran() and not ran()
+  (folder / 'checkpoint_4/state/array').write_text('trained again')
+  assert ran() and not ran()
+  (folder / 'checkpoint_8/state').mkdir(parents=True)
+  assert ran() and not ran()
+  with open(folder / 'config.gin', 'a') as file:
+    file.write('SELECTION_HEAD = 1\n')
+  assert ran() and not ran()
+  # Nothing says what an older version looked at.
+  (folder / 'masking/identity.json').unlink()
+  assert ran() and not ran()
+
+
 def test_variants_of_several_comparisons_have_both_names(comparison, reports):
   _, folder, figures = comparison
   found = examples.collect([('copy', folder, figures)], 1)

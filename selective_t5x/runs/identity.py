@@ -1,0 +1,231 @@
+"""What results depend on, kept beside them: they are not taken for others.
+
+A result is that of a checkpoint, by its name and content, under a gin
+configuration, macros replaced by their values, with the content of the files
+that it names, on one of the two engines. What only says how a run was trained,
+where results are written or which devices compute them does not count, nor does
+the code: run.json has its commit.
+"""
+
+import functools
+import glob
+import json
+import os
+import pathlib
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from etils import epath
+
+import selective_t5x
+from selective_t5x.config import changes as config_change
+from selective_t5x.config import reader
+from selective_t5x.errors import UserError, changes
+from selective_t5x.runs import results
+
+# {what: value}, all texts.
+Identity = dict[str, str]
+
+# Configurables, by their last name, and scopes, that only training calls.
+_TRAINING = frozenset(
+  {
+    'train',
+    'Trainer',
+    'CheckpointConfig',
+    'SaveCheckpointConfig',
+    'create_learning_rate_scheduler',
+    'summarize_gin_config',
+  }
+)
+_TRAINING_SCOPES = ('train', 'train_eval', 'infer_eval')
+_OPTIMIZERS = ('t5x.optimizers.', 't5x.adafactor.')
+_TRAINING_PARAMETERS = frozenset({'optimizer_def'})
+# Of which checkpoint, told apart by `of_checkpoint`; and where things go.
+_PLACES = frozenset(
+  {
+    'RestoreCheckpointConfig.path',
+    'RestoreCheckpointConfig.mode',
+    'RestoreCheckpointConfig.restore_dataset',
+    'infer.output_dir',
+    'infer.merge_chunked_results',
+    'infer.summarize_config_fn',
+    'evaluate.output_dir',
+    'evaluate.summarize_config_fn',
+  }
+)
+# Files are told apart by their content where they are not longer than this,
+# else by the time of their last change.
+_HASHED_BYTES = 1 << 28
+_LONGEST_PATH = 1000
+_CHUNK = 1 << 22
+
+
+def trained_alike(binding: reader.Binding) -> bool:
+  """Whether a binding changes neither a trained model nor what reads it."""
+  configurable = binding.full_selector.split('.')[-1]
+  return (
+    configurable in _TRAINING
+    or configurable.endswith('Partitioner')
+    or binding.scope.split('/')[0] in _TRAINING_SCOPES
+    or binding.full_selector.startswith(_OPTIMIZERS)
+    or binding.name in _TRAINING_PARAMETERS
+    or config_change.short_name(binding) in _PLACES
+  )
+
+
+def of_config(
+  config: reader.Config,
+  is_free: Callable[[reader.Binding], bool] = trained_alike,
+) -> Identity:
+  """Returns what a configuration says, and the content of the files it names.
+
+  Args:
+    config: what was read of gin files and bindings.
+    is_free: tells the bindings that do not count.
+  """
+  parameters = config_change.parameters(config, is_free)
+  identity = {'engine': selective_t5x.engine_name()}
+  identity |= {name: found.text for name, found in parameters.items()}
+  values = (found.value for found in parameters.values())
+  return identity | of_files(leaf for x in values for leaf in reader.leaves(x))
+
+
+def of_checkpoint(path: str | os.PathLike) -> Identity:
+  """Returns the name and the content of a checkpoint."""
+  path = os.fspath(path)
+  return {
+    'checkpoint': path if '://' in path else os.path.abspath(path),
+    'content of the checkpoint': content_of(path),
+  }
+
+
+def content_of(checkpoint: str | os.PathLike) -> str:
+  """Returns a text that changes with the files of a checkpoint.
+
+  The CRC-32 of its checksums; where it has none, of its files' names, sizes and
+  times of change. '' where there is no such folder.
+  """
+  folder = epath.Path(checkpoint)
+  if not folder.is_dir():
+    return ''
+  sums = folder / 'checksums.json'
+  if sums.exists():
+    return f'{zlib.crc32(sums.read_bytes()):08x}'
+  # In a bucket each look at a file is a request.
+  depth = 1 if '://' in os.fspath(checkpoint) else 9
+  told = sorted(_stats(folder, depth))
+  return f'{zlib.crc32(json.dumps(told).encode()):08x} by names and times'
+
+
+def _stats(folder, depth) -> Iterator[tuple[str, int, float]]:
+  """Yields (name, size, time of change) of the files down to a depth."""
+  for path in folder.iterdir():
+    if not path.is_dir():
+      stat = path.stat()
+      yield path.name, stat.length, stat.mtime
+    elif depth:
+      for name, *others in _stats(path, depth - 1):
+        yield f'{path.name}/{name}', *others
+
+
+def of_files(texts: Iterable[Any]) -> Identity:
+  """Returns the content of what is the path or the pattern of local files.
+
+  Args:
+    texts: values of a configuration; those that name neither files nor a
+      checkpoint nor the folder of a run, which stands for its latest one, are
+      passed over.
+  """
+  identity = {}
+  for text in dict.fromkeys(x for x in texts if isinstance(x, str)):
+    if not set(text) & set('/.*') or '://' in text:
+      continue
+    if len(text) > _LONGEST_PATH or '\n' in text or '\0' in text:
+      continue
+    path = os.path.expanduser(text)
+    if os.path.isdir(path):
+      checkpoint = latest_checkpoint(path)
+      if checkpoint is not None:
+        identity[f'content of {text}'] = content_of(checkpoint)
+      continue
+    files = [path] if os.path.isfile(path) else glob.glob(path, recursive=True)
+    told = [_content_of_file(x) for x in sorted(files) if os.path.isfile(x)]
+    if len(told) > 1:
+      crc = zlib.crc32(repr(told).encode())
+      told = [f'{len(told)} files, {crc:08x}']
+    if told:
+      identity[f'content of {text}'] = told[0]
+  return identity
+
+
+def latest_checkpoint(path: str | os.PathLike) -> pathlib.Path | None:
+  """Returns a local checkpoint, or the latest in a run's folder, if any."""
+  folder = pathlib.Path(path)
+  if re.fullmatch(r'checkpoint_\d+', folder.name):
+    return folder if folder.is_dir() else None
+  steps = (
+    re.fullmatch(r'checkpoint_(\d+)', x.name) for x in folder.glob('check*')
+  )
+  latest = max((int(step[1]) for step in steps if step), default=None)
+  return None if latest is None else folder / f'checkpoint_{latest}'
+
+
+def _content_of_file(path: str) -> str:
+  stat = os.stat(path)
+  if stat.st_size > _HASHED_BYTES:
+    return f'{stat.st_size} bytes, changed at {stat.st_mtime_ns}'
+  crc = _checksum(path, stat.st_size, stat.st_mtime_ns)
+  return f'{stat.st_size} bytes, {crc:08x}'
+
+
+@functools.lru_cache(maxsize=4096)
+def _checksum(path: str, size: int, mtime: int) -> int:
+  """Returns the CRC-32 of a file; size and mtime tell an old answer."""
+  del size, mtime
+  total = 0
+  with open(path, 'rb') as file:
+    while chunk := file.read(_CHUNK):
+      total = zlib.crc32(chunk, total)
+  return total
+
+
+def difference(
+  there: Mapping[str, str],
+  here: Mapping[str, str],
+  config: reader.Config | None = None,
+) -> str:
+  """Returns 'KEY is A there, B here; …' for what differs, '' if nothing.
+
+  Args:
+    there: an identity that was kept.
+    here: the present one.
+    config: the present configuration, whose macros stand for the parameters
+      that they set.
+  """
+  labels = {}
+  if config is not None:
+    every = config_change.parameters(config, lambda binding: False)
+    labels = {name: found.label for name, found in every.items()}
+  was, now = {}, {}
+  for key in {**there, **here}:
+    if there.get(key) != here.get(key):
+      label = labels.get(key, key)
+      was[label] = there.get(key, '(not set)')
+      now[label] = here.get(key, '(not set)')
+  return changes(was, now)
+
+
+def read(file: epath.Path) -> dict[str, Any] | None:
+  """Returns a record of this module, None where there is none.
+
+  Raises:
+    UserError: it is not what this module writes.
+  """
+  if not file.exists():
+    return None
+  record = results.read_json(file)
+  if not isinstance(record, dict):
+    raise UserError(f'{file}: expected a JSON object; move the results away')
+  return record
