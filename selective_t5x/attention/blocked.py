@@ -33,7 +33,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from selective_t5x.attention import masks, mesh
+from selective_t5x.attention import derivatives, masks, mesh, nonfinite
 from selective_t5x.attention.selection import (
   ALL,
   Constraints,
@@ -62,7 +62,8 @@ class _Keys(NamedTuple):
   """What is read up to some key; keys are axis 2 of each.
 
   key and value [B, H, N, D], selection_key [B, G, N, E], the biases
-  [b, h, k, q] with each axis whole or of size 1. What there is none of is None.
+  [b, h, k, q] with each axis whole or of size 1, levels [B, H, N, 1]. What
+  there is none of is None.
   """
 
   key: jax.Array
@@ -70,6 +71,7 @@ class _Keys(NamedTuple):
   selection_key: jax.Array | None = None
   bias: jax.Array | None = None
   selection_bias: jax.Array | None = None
+  levels: jax.Array | None = None
 
 
 class _Static(NamedTuple):
@@ -90,6 +92,7 @@ def attention(
   bias: jax.Array | None,
   segment_ids: jax.Array | None,
   memory_tau: float | None,
+  levels: jax.Array | None = None,
   block: int | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
   """Causal attention, under selection where something selects.
@@ -103,6 +106,8 @@ def attention(
     bias: added to the logits; broadcasts to [B, H, N, N]; or None.
     segment_ids: i32[B, N], 0 for padding; None for one segment.
     memory_tau: positive; None without M.
+    levels: f32[B, N, H], whole numbers: levels_i - levels_j, which is exact, is
+      added to the logits; no gradient. None for none.
     block: queries of a block; None for what is fastest.
 
   Returns:
@@ -118,10 +123,12 @@ def attention(
   # the queries added there see is cut off.
   added = blocks * block - length
 
+  query, key, value, selection, faults = nonfinite.clean_heads(
+    query, key, value, selection, live=segment_ids
+  )
+
   def pad(x):
-    # What lies in padding is zeroed first, and with it its gradient.
-    x = masks.zero_padding(x, segment_ids).astype(dtype)
-    return jnp.pad(x, ((0, 0), (0, added), (0, 0), (0, 0)))
+    return jnp.pad(x.astype(dtype), ((0, 0), (0, added), (0, 0), (0, 0)))
 
   def whole(x):
     return pad(x).transpose(0, 2, 1, 3)
@@ -144,6 +151,10 @@ def attention(
 
   queries = _Queries(in_blocks(query) * scale)
   keys = _Keys(whole(key), whole(value), bias=keys_first(bias))
+  if levels is not None:
+    levels = jax.lax.stop_gradient(levels).swapaxes(1, 2).astype(dtype)
+    levels = jnp.pad(levels, ((0, 0), (0, 0), (0, added)))[..., None]
+    keys = keys._replace(levels=levels)
   if selection is not None:
     queries = queries._replace(
       selection_query=in_blocks(selection.query) * selection.scale
@@ -152,11 +163,13 @@ def attention(
       selection_key=whole(selection.key),
       selection_bias=keys_first(selection.bias),
     )
-  start = None
+  start = padded_start = None
   if segment_ids is not None:
     start = masks.segment_starts(length, segment_ids)
     # After all keys: what is added sees none.
-    start = jnp.pad(start, ((0, 0), (0, added)), constant_values=length + added)
+    padded_start = jnp.pad(
+      start, ((0, 0), (0, added)), constant_values=length + added
+    )
   # A loop of one block is no loop.
   is_short = length <= _SHORT and mesh.platform() == 'cpu'
   least = 1 if is_short else 2
@@ -165,9 +178,13 @@ def attention(
     max(least, -(-blocks // MAX_SPANS)),
     ALL if selection is None else selection.constraints,
   )
-  out, seen = _attend(queries, keys, start, static)
-  seen = None if seen is None else joined(seen)
-  return joined(out).astype(value.dtype), seen
+  queries, keys = derivatives.reverse_mode_alone((queries, keys), 'blocked')
+  out, seen = _attend(queries, keys, padded_start, static)
+  reached, rows = faults.reach(nonfinite.causally(start))
+  out = nonfinite.mark(joined(out).astype(value.dtype), reached)
+  if seen is not None:
+    seen = nonfinite.mark(joined(seen), jnp.any(rows, axis=-1))
+  return out, seen
 
 
 def _default_block(length: int) -> int:
@@ -337,6 +354,9 @@ class _Tile:
     logits = _dot('bhkd,bhdq->bhkq', self._span.key, self.query)
     if self._span.bias is not None:
       logits += self._of_bias(self._span.bias)
+    levels = self._span.levels
+    if levels is not None:
+      logits += self._block_of(levels, 2).swapaxes(2, 3) - levels
     if masking is not None:
       logits -= spread(masking, logits.shape[1])
     # Finite: a padding row sees no key, and a softmax of -inf alone is NaN.

@@ -7,7 +7,7 @@ computed in float32 (in float64 for float64 inputs).
 import jax
 import jax.numpy as jnp
 
-from selective_t5x.attention import masks, memory
+from selective_t5x.attention import masks, memory, nonfinite
 from selective_t5x.attention.selection import masking_matrix, spread
 
 
@@ -40,25 +40,59 @@ def attend(logits, value, visible):
 
 def full_attention(query, key, value, *, scale, bias, query_ids, key_ids):
   """Attention to a whole segment; arguments as in api.full_attention."""
-  query = masks.zero_padding(query, query_ids)
-  key, value = (masks.zero_padding(x, key_ids) for x in (key, value))
+  (query,), of_query = nonfinite.clean(query, live=query_ids)
+  (key, value), of_key = nonfinite.clean(key, value, live=key_ids)
   logits = attention_logits(query, key, scale, bias)
   visible = (query_ids[:, :, None] == key_ids[:, None]) & (
     query_ids[:, :, None] != 0
   )
+  out = attend(logits, value, visible)
   # A query whose segment has no key sees nothing, and averages nothing.
-  sees_any = jnp.any(visible, axis=-1)
-  return masks.zero_padding(attend(logits, value, visible), sees_any)
+  out = masks.zero_padding(out, jnp.any(visible, axis=-1))
+  reached, _ = nonfinite.Faults(of_query, of_key).reach(
+    nonfinite.where_visible(visible)
+  )
+  return nonfinite.mark(out, reached)
+
+
+def attention_where(
+  query, key, value, *, scale, bias, visible, segment_ids
+) -> jax.Array:
+  """Plain softmax attention to the keys that a query sees.
+
+  Args:
+    query: [B, N, H, D].
+    key: [B, N, H, D].
+    value: [B, N, H, D].
+    scale: multiplies the logits.
+    bias: added to the logits; broadcasts to [B, H, N, N]; or None.
+    visible: bool[B or 1, N, N], axis 1 the query.
+    segment_ids: i32[B, N], 0 for padding; None where there is none.
+
+  Returns:
+    [B, N, H, D] in value's dtype, zero in padding rows.
+  """
+  query, key, value, _, faults = nonfinite.clean_heads(
+    query, key, value, live=segment_ids
+  )
+  logits = attention_logits(query, key, scale, bias)
+  out = attend(logits, value, visible)
+  out = masks.zero_padding(out, segment_ids)
+  reached, _ = faults.reach(nonfinite.where_visible(visible))
+  return nonfinite.mark(out, reached)
 
 
 def causal_attention(query, key, value, *, scale, bias, segment_ids, prefix):
   """Plain causal softmax attention; arguments as in api.causal_attention."""
-  query, key, value = (
-    masks.zero_padding(x, segment_ids) for x in (query, key, value)
+  return attention_where(
+    query,
+    key,
+    value,
+    scale=scale,
+    bias=bias,
+    visible=masks.visible(query.shape[1], segment_ids, prefix),
+    segment_ids=segment_ids,
   )
-  logits = attention_logits(query, key, scale, bias)
-  visible = masks.visible(logits.shape[-1], segment_ids, prefix)
-  return masks.zero_padding(attend(logits, value, visible), segment_ids)
 
 
 def selective_attention(
@@ -88,15 +122,12 @@ def selective_attention(
     (out [B, N, H, D], M f32[B, N] or None, F f32[B, G, N, N]); M is the mean
     over the G.
   """
-  query, key, value = (
-    masks.zero_padding(x, segment_ids) for x in (query, key, value)
+  query, key, value, selection, faults = nonfinite.clean_heads(
+    query, key, value, selection, live=segment_ids
   )
   logits = attention_logits(query, key, scale, bias)
   scores = attention_logits(
-    masks.zero_padding(selection.query, segment_ids),
-    masks.zero_padding(selection.key, segment_ids),
-    selection.scale,
-    selection.bias,
+    selection.query, selection.key, selection.scale, selection.bias
   )
   masking = jax.vmap(
     lambda one: masking_matrix(
@@ -107,6 +138,8 @@ def selective_attention(
   )(scores)
   visible = masks.visible(logits.shape[-1], segment_ids)
   out = attend(logits - spread(masking, logits.shape[1]), value, visible)
+  out = masks.zero_padding(out, segment_ids)
+  reached, rows = faults.reach(nonfinite.where_visible(visible))
   seen = None
   if memory_tau is not None:
     seen = jax.vmap(
@@ -115,5 +148,7 @@ def selective_attention(
       ),
       1,
     )(masking)
-    seen = jnp.mean(seen, axis=0)
-  return masks.zero_padding(out, segment_ids), seen, masking
+    seen = nonfinite.mark(jnp.mean(seen, axis=0), jnp.any(rows, axis=-1))
+  marked = nonfinite.mark(masking, rows.swapaxes(1, 2))
+  masking = jnp.where(visible[:, None], marked, 0)
+  return nonfinite.mark(out, reached), seen, masking

@@ -26,7 +26,16 @@ def over_mesh(attention: Callable[..., Any]) -> Callable[..., Any]:
 
   @functools.wraps(attention)
   def attend(
-    query, key, value, *, selection, bias, segment_ids, memory_tau, **settings
+    query,
+    key,
+    value,
+    *,
+    selection,
+    bias,
+    segment_ids,
+    memory_tau,
+    levels=None,
+    **settings,
   ):
     settings['memory_tau'] = memory_tau
     batch, _, heads, _ = query.shape
@@ -39,12 +48,14 @@ def over_mesh(attention: Callable[..., Any]) -> Callable[..., Any]:
         selection=selection,
         bias=bias,
         segment_ids=segment_ids,
+        levels=levels,
         **settings,
       )
     operands = {
       'heads': tuple(x.swapaxes(1, 2) for x in (query, key, value)),
       'bias': None if bias is None else _four_axes(bias),
       'ids': None if segment_ids is None else segment_ids[:, None],
+      'levels': None if levels is None else levels.swapaxes(1, 2),
       'selection': None,
     }
     if selection is not None:
@@ -70,12 +81,13 @@ def over_mesh(attention: Callable[..., Any]) -> Callable[..., Any]:
           bias=bias,
           head=None,
         )
-      ids = operands['ids']
+      ids, levels = operands['ids'], operands['levels']
       out, memory = attention(
         *(x.swapaxes(1, 2) for x in operands['heads']),
         selection=selects,
         bias=operands['bias'],
         segment_ids=None if ids is None else ids[:, 0],
+        levels=None if levels is None else levels.swapaxes(1, 2),
         **settings,
       )
       out = out.swapaxes(1, 2)

@@ -348,6 +348,19 @@ assert not [line for line in sent if '40,40]' in line], sent
 assert got[1][0].sharding.spec[0] == 'data', got[1][0].sharding
 for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
   np.testing.assert_allclose(x, y, atol=1e-5, rtol=1e-4)
+
+def forgetting(arrays, ids, implementation):
+  return attention.forgetting_attention(
+    *arrays, log_forget=-jnp.abs(arrays[0][..., 0]), segment_ids=ids,
+    implementation=implementation,
+  )
+
+run = jax.jit(forgetting, static_argnums=2)
+wanted = run(arrays, ids, 'reference')
+with mesh:
+  got = run(*sharded, 'blocked')
+assert got.sharding.spec[2] == 'model', got.sharding
+np.testing.assert_allclose(got, wanted, atol=1e-5, rtol=1e-4)
 print('equal')
 """
 

@@ -119,6 +119,9 @@ FUNCTIONS = {
     for name in ('reference', 'blocked')
   },
   'stick-breaking': {'': attention.stick_breaking_attention},
+  'stick-breaking, own value': {
+    '': functools.partial(attention.stick_breaking_attention, remainder='value')
+  },
   'tempered': {'': tempered},
 }
 EACH = [(group, name) for group, one in FUNCTIONS.items() for name in one]

@@ -26,7 +26,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from selective_t5x.attention import masks, mesh
+from selective_t5x.attention import derivatives, masks, mesh, nonfinite
 from selective_t5x.attention.selection import ALL, Constraints, Selection
 from selective_t5x.attention.tpu import backward as pallas_backward
 from selective_t5x.attention.tpu import forward as pallas_forward
@@ -121,6 +121,9 @@ def attention(
   if selection is None and memory_tau is not None:
     raise ValueError('pallas_tpu: memory_tau needs a selection')
   batch, length, heads, _ = query.shape
+  query, key, value, selection, faults = nonfinite.clean_heads(
+    query, key, value, selection, live=segment_ids
+  )
   tensors = [query, key, value]
   if selection is not None:
     tensors += [selection.query, selection.key]
@@ -132,12 +135,14 @@ def attention(
   padded, block = padded_length(length, block_sizes or BlockSizes())
   inputs = Inputs(
     *(
-      _head_major(masks.zero_padding(x, segment_ids), padded, query.dtype)
-      for x in tensors
+      _head_major(x, padded, query.dtype)
+      for x in derivatives.reverse_mode_alone(tensors, 'pallas_tpu')
     )
   )
+  start = None
   if segment_ids is not None:
-    inputs = inputs._replace(start=_starts(segment_ids, padded))
+    start = masks.segment_starts(length, segment_ids)
+    inputs = inputs._replace(start=_padded_start(start, padded))
 
   def run(inputs):
     plan = _plan(
@@ -164,10 +169,12 @@ def attention(
     results = (True,) if memory_tau is None else (True, True)
     out, *memory = split.run(run, inputs, results)
   out = out.swapaxes(1, 2)[:, :length].astype(value.dtype)
-  out = masks.zero_padding(out, segment_ids)
+  reached, rows = faults.reach(nonfinite.causally(start))
+  out = nonfinite.mark(masks.zero_padding(out, segment_ids), reached)
   if memory_tau is None:
     return out, None
-  return out, jnp.mean(memory[0], axis=1)[:, :length, 0]
+  memory = jnp.mean(memory[0], axis=1)[:, :length, 0]
+  return out, nonfinite.mark(memory, jnp.any(rows, axis=-1))
 
 
 def _head_major(x, length, dtype):
@@ -176,12 +183,8 @@ def _head_major(x, length, dtype):
   return x.swapaxes(1, 2).astype(dtype)
 
 
-def _starts(segment_ids, length):
-  """Returns where each token's segment starts, i32[B, 1, length, 1].
-
-  Padding starts after all keys: it sees none.
-  """
-  start = masks.segment_starts(segment_ids.shape[1], segment_ids)
+def _padded_start(start, length):
+  """Returns i32[B, N] as [B, 1, length, 1]; what is added starts after it."""
   start = jnp.pad(
     start, ((0, 0), (0, length - start.shape[1])), constant_values=length
   )
@@ -220,12 +223,14 @@ def _attention(plan: Plan, inputs: Inputs):
 
 
 def _attention_fwd(plan, inputs):
-  outputs = pallas_forward.forward(plan, inputs)
+  forward = functools.partial(pallas_forward.forward, plan)
+  outputs = derivatives.once(forward, 'pallas_tpu')(inputs)
   return (outputs.out, outputs.memory), (inputs, outputs)
 
 
 def _attention_bwd(plan, saved, grads):
-  return (pallas_backward.backward(plan, *saved, *grads),)
+  backward = functools.partial(pallas_backward.backward, plan)
+  return (derivatives.once(backward, 'pallas_tpu')(*saved, *grads),)
 
 
 _attention.defvjp(_attention_fwd, _attention_bwd)

@@ -9,7 +9,13 @@ import numbers
 import jax
 import jax.numpy as jnp
 
-from selective_t5x.attention import checks, masks, reference, steps
+from selective_t5x.attention import (
+  checks,
+  masks,
+  nonfinite,
+  reference,
+  steps,
+)
 from selective_t5x.attention.implementations import needs_every_key
 from selective_t5x.errors import UserError, did_you_mean
 
@@ -161,15 +167,16 @@ def _attend(query, key, value, scale, bias, segment_ids, position, sees):
     )
   checks.shapes(query, key, value, bias, segment_ids)
   length = query.shape[1]
-  query, key, value = (
-    masks.zero_padding(x, segment_ids) for x in (query, key, value)
-  )
   at = masks.position_in_segment(length, segment_ids)
   visible = masks.visible(length, segment_ids)
-  visible &= sees(at[:, :, None], at[:, None])
-  logits = reference.attention_logits(query, key, scale, bias)
-  return masks.zero_padding(
-    reference.attend(logits, value, visible), segment_ids
+  return reference.attention_where(
+    query,
+    key,
+    value,
+    scale=scale,
+    bias=bias,
+    visible=visible & sees(at[:, :, None], at[:, None]),
+    segment_ids=segment_ids,
   )
 
 
@@ -179,12 +186,12 @@ def _blocked_window(query, key, value, window, keep_first, scale, segment_ids):
   Where first tokens are kept, one more key is the first of a query's segment.
   """
   batch, length, heads, _ = query.shape
+  given_dtype = value.dtype
   dtype = jnp.promote_types(query.dtype, jnp.float32)
   blocks = -(-length // window)
   added = blocks * window - length
-  query, key, value = (
-    masks.zero_padding(x, segment_ids).astype(dtype)
-    for x in (query, key, value)
+  query, key, value, _, faults = nonfinite.clean_heads(
+    *(x.astype(dtype) for x in (query, key, value)), live=segment_ids
   )
   start = masks.segment_starts(length, segment_ids)
 
@@ -234,4 +241,10 @@ def _blocked_window(query, key, value, window, keep_first, scale, segment_ids):
       'bthi,btihd->btihd', weights[..., -1], in_blocks(first_value)
     )
   out = out.reshape(batch, -1, heads, value.shape[-1])[:, :length]
-  return masks.zero_padding(out, segment_ids)
+  out = masks.zero_padding(out, segment_ids).astype(given_dtype)
+  since = jnp.maximum(start, jnp.arange(length) - window + 1)
+  reached, _ = faults.reach(nonfinite.causally(since))
+  if keep_first:
+    of_first = jnp.take_along_axis(faults.key, index[..., 0], axis=1)
+    reached |= of_first & (start < length)[..., None]
+  return nonfinite.mark(out, reached)

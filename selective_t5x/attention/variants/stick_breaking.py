@@ -7,7 +7,13 @@ Panda, Shen, "Scaling Stick-Breaking Attention", arXiv 2410.17980, section 2.
 import jax
 import jax.numpy as jnp
 
-from selective_t5x.attention import checks, masks, reference, steps
+from selective_t5x.attention import (
+  checks,
+  masks,
+  nonfinite,
+  reference,
+  steps,
+)
 from selective_t5x.attention.implementations import needs_every_key
 from selective_t5x.errors import UserError
 
@@ -107,8 +113,8 @@ def stick_breaking_attention(
     visible = earlier[:, None, None]
   else:
     checks.shapes(query, key, value, bias, segment_ids)
-    query, key, value = (
-      masks.zero_padding(x, segment_ids) for x in (query, key, value)
+    query, key, value, _, faults = nonfinite.clean_heads(
+      query, key, value, live=segment_ids
     )
     own = value
     logits = reference.attention_logits(query, key, scale, bias)
@@ -124,7 +130,14 @@ def stick_breaking_attention(
     # Padding sees nothing, so it would have all of its stick left.
     left = masks.zero_padding(left, segment_ids)
     out += left * (own if remainder == VALUE else remainder_bias)
-  return out.astype(value.dtype)
+  out = out.astype(value.dtype)
+  if position is not None:
+    return out
+  seen = visible[:, 0]
+  if remainder == VALUE:
+    seen = masks.visible(query.shape[1], segment_ids)
+  reached, _ = faults.reach(nonfinite.where_visible(seen))
+  return nonfinite.mark(out, reached)
 
 
 def _check_remainder(remainder, remainder_bias, query):

@@ -277,7 +277,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from tests.attention import pallas_tpu_test as test
+from tests.attention.tpu import kernels_test as test
 
 case = test.Case(40, heads=4, groups=1)
 tensors, ids, cotangents = test.arrays(case)

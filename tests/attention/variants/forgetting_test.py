@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selective_t5x import attention
+from selective_t5x.attention.variants.forgetting import forget_bias, gate_sums
 from tests.attention import loops, properties
 
 attend = functools.partial(
@@ -126,24 +127,109 @@ def test_steps_are_the_rows_of_the_parallel_form(bias):
   )
 
 
-def test_a_long_row_keeps_its_digits():
-  # The sum of 1,024 gates of 0.5 is -710; what matters are differences.
-  rng = np.random.default_rng(0)
-  length = 1024
+LONG = 2048
+
+
+def long_row(seed=0):
+  """A row of 2,048 gates from 0.4 to 0.6: their logs sum to about -1,420."""
+  rng = np.random.default_rng(seed)
   query, key, value = (
-    jnp.asarray(rng.normal(size=(1, length, 1, 4)), jnp.float32)
-    for _ in range(3)
+    rng.normal(size=(1, LONG, 1, 4)).astype(np.float32) for _ in range(3)
   )
-  log_forget = jnp.full((1, length, 1), math.log(0.5))
-  out = attend(query, key, value, log_forget=log_forget)
-  end = slice(length - 64, length)  # 0.5 ** 64 is nothing.
-  wanted = attention_loop(
-    *(np.asarray(x[:, end]) for x in (query, key, value, log_forget)),
-    0.5,
-    0.0,
-    None,
+  log_forget = np.log(rng.uniform(0.4, 0.6, size=(1, LONG, 1)))
+  return query, key, value, log_forget.astype(np.float32)
+
+
+def test_sums_of_a_long_row_are_those_of_float64():
+  log_forget = long_row()[-1]
+  wanted = np.cumsum(log_forget.astype(np.float64), axis=1)
+  whole, part = jax.jit(gate_sums)(log_forget)
+  np.testing.assert_allclose(
+    np.asarray(whole, np.float64) + np.asarray(part), wanted, rtol=0, atol=1e-6
   )
-  np.testing.assert_allclose(out[:, -8:], wanted[:, -8:], atol=1e-3)
+  assert np.all(whole == np.round(whole)) and np.max(np.abs(part)) <= 0.5
+  # Rounded once.
+  np.testing.assert_allclose(
+    -np.asarray(forget_bias(log_forget)[:, 0, 0], np.float64),
+    wanted[..., 0],
+    rtol=0,
+    atol=2.0**-14,
+  )
+  last = np.array([[LONG - 1]])
+  near = forget_bias(log_forget, query=last)[0, 0, 0, -20:]
+  wanted = wanted[0, -1, 0] - wanted[0, -20:, 0]
+  np.testing.assert_allclose(near, wanted, rtol=0, atol=2e-6)
+
+
+def long_row_in_float64(query, key, value, log_forget, rows):
+  """The outputs of a few rows, and of their sum the gradient of the gates."""
+  out, grad = [], np.zeros(LONG)
+  sums = np.cumsum(log_forget[0, :, 0].astype(np.float64))
+  query, key, value = (
+    x[0, :, 0].astype(np.float64) for x in (query, key, value)
+  )
+  for i in rows:
+    logits = 0.5 * key[: i + 1] @ query[i] + sums[i] - sums[: i + 1]
+    weights = np.exp(logits - logits.max())
+    weights /= weights.sum()
+    out.append(weights @ value[: i + 1])
+    # d logit[j] / d log f[k] is 1 for j < k <= i.
+    slope = weights * (value[: i + 1].sum(axis=1) - out[-1].sum())
+    grad[1 : i + 1] += np.cumsum(slope)[:-1]
+  return np.array(out), grad
+
+
+@pytest.mark.parametrize('implementation', ['reference', 'blocked'])
+def test_a_long_row_keeps_its_digits(implementation):
+  inputs, rows = long_row(), np.array([700, 1500, LONG - 1])
+
+  def loss(log_forget):
+    out = attend(
+      *map(jnp.asarray, inputs[:3]),
+      log_forget=log_forget,
+      implementation=implementation,
+    )[0, rows, 0]
+    return jnp.sum(out), out
+
+  grad, out = properties.compiled(jax.grad(loss, has_aux=True))(inputs[3])
+  wanted, wanted_grad = long_row_in_float64(*inputs, rows)
+  np.testing.assert_allclose(out, wanted, rtol=0, atol=3e-6)
+  np.testing.assert_allclose(grad[0, :, 0], wanted_grad, rtol=0, atol=3e-6)
+
+
+def test_steps_of_a_long_row_keep_their_digits():
+  inputs, rows = long_row(), [1500, LONG - 1]
+  wanted, _ = long_row_in_float64(*inputs, rows)
+  query, key, value, log_forget = map(jnp.asarray, inputs)
+
+  @properties.compiled
+  def step(query, position):
+    return attention.forgetting_attention(
+      query, key, value, log_forget=log_forget, position=position
+    )
+
+  for i, row in zip(rows, wanted, strict=True):
+    out = step(query[:, i : i + 1], jnp.array([i]))
+    np.testing.assert_allclose(out[0, 0, 0], row, rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize('implementation', ['reference', 'blocked'])
+def test_a_gate_of_0_forgets_all_before_and_nothing_after(implementation):
+  query, key, value = properties.arrays()
+  log_forget = gates().at[:, 4].set(-jnp.inf)
+
+  def loss(log_forget):
+    out = attend(
+      query, key, value, log_forget=log_forget, implementation=implementation
+    )
+    return jnp.sum(jnp.sin(out)), out
+
+  grad, out = properties.compiled(jax.grad(loss, has_aux=True))(log_forget)
+  later = attend(
+    *(x[:, 4:] for x in (query, key, value)), log_forget=log_forget[:, 4:]
+  )
+  np.testing.assert_allclose(out[:, 4:], later, rtol=1e-5, atol=1e-5)
+  assert np.all(np.isfinite(grad))
 
 
 def test_gates_that_do_not_fit_are_named():
