@@ -210,6 +210,18 @@ def get_dataset(
   )
 
 
+def whole_batches(rows: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
+  """Returns batches of all rows, the last one filled up with zeros."""
+  padding = tf.data.Dataset.from_tensors(
+    tf.nest.map_structure(
+      lambda spec: tf.zeros(spec.shape, spec.dtype), rows.element_spec
+    )
+  )
+  # Too much of it: what makes no whole batch is dropped.
+  rows = rows.concatenate(padding.repeat(batch_size - 1))
+  return rows.batch(batch_size, drop_remainder=True)
+
+
 def get_training_eval_datasets(
   cfg: DatasetConfig,
   shard_id: int,
@@ -217,16 +229,18 @@ def get_training_eval_datasets(
   eval_steps: int,
   feature_converter_cls: FeatureConverter,
 ) -> Mapping[str, tf.data.Dataset]:
-  """Returns `eval_steps` batches of every task that has the split.
+  """Returns up to `eval_steps` batches of every task that has the split.
 
-  A task with fewer rows is repeated, so every evaluation sees the same number
-  of rows; a mixture is evaluated as a whole too, under its own name.
+  No row is read twice: a task with fewer rows has fewer batches, and rows of
+  padding, which have no weight, fill up its last one. T5X repeats the rows, so
+  that some count more than others and which do depends on the batch size. A
+  mixture is evaluated as a whole too, under its own name.
 
   Args:
     cfg: what to read.
     shard_id: the shard, in [0, num_shards).
     num_shards: number of shards that the batch is divided into.
-    eval_steps: number of batches.
+    eval_steps: number of batches, at most.
     feature_converter_cls: turns task features into model features.
 
   Raises:
@@ -247,14 +261,14 @@ def get_training_eval_datasets(
       shard_id=0,
       num_shards=1,
       feature_converter_cls=feature_converter_cls,
-      # Finite: a split whose examples are all filtered out must end too.
-      num_epochs=eval_steps * cfg.batch_size,
+      num_epochs=1,
     ).unbatch()
     dataset = (
-      rows.repeat()
+      whole_batches(rows, cfg.batch_size)
+      .take(eval_steps)
+      .unbatch()
       .shard(num_shards, shard_id)
       .batch(cfg.batch_size // num_shards, drop_remainder=True)
-      .take(eval_steps)
     )
     return dataset.cache() if cfg.use_memory_cache else dataset
 
