@@ -27,7 +27,7 @@ import importlib.util
 import os
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 
 import selective_t5x
 from selective_t5x.cli import distributed as processes
@@ -191,7 +191,7 @@ def main(argv: list[str]) -> None:
 
   from selective_t5x.config import apply as config_parse
   from selective_t5x.config import changes as config_change
-  from selective_t5x.config import learning_rate, microbatches
+  from selective_t5x.config import learning_rate, microbatches, unused_bindings
   from selective_t5x.config import values as config_values
   from selective_t5x.costs import step_costs
   from selective_t5x.runs import kept_results, startup
@@ -200,6 +200,8 @@ def main(argv: list[str]) -> None:
   bindings = [*FLAGS.gin_bindings, *config.path_bindings()]
   config_parse.parse(config, FLAGS.gin_file, bindings, paths)
   config_values.check(config, entry)
+  if FLAGS.dry_run or precompile:
+    _warn(unused_bindings.before(config, entry, paths))
   if FLAGS.dry_run:
     print(gin.config_str())
     return
@@ -247,6 +249,16 @@ def main(argv: list[str]) -> None:
       )
     )
     config_parse.run(entry)
+  _warn(unused_bindings.after(config, entry, paths))
+
+
+def _warn(lines: list[str]) -> None:
+  """Puts warnings into the log of one process, a line each."""
+  import jax
+
+  if jax.process_index() == 0:
+    for line in lines:
+      logging.warning('%s', line)
 
 
 def _parse_with(file: str, entry, paths: list[str]) -> None:

@@ -192,8 +192,10 @@ def test_budgets_of_another_model_are_refused(refused):
 
 def test_dry_run_prints_what_would_run(command, tmp_path):
   (tmp_path / 'own_tasks.py').write_text(OWN_TASK)
+  (tmp_path / 'own.gin').write_text('\nBATCH_SZE = 3\n')
   done = command(
     *EXPERIMENT,
+    '--gin_file=own.gin',
     '--gin_file=gin/attention/selective.gin',
     '--dry_run',
     FOLDER,
@@ -215,6 +217,10 @@ def test_dry_run_prints_what_would_run(command, tmp_path):
   assert f"'{tmp_path}/results'" in done.stdout
   assert 'oneDNN' not in done.stderr and 'cuda' not in done.stderr.lower()
   assert not (tmp_path / 'results').exists()
+  (warning,) = (x for x in done.stderr.splitlines() if 'in this run' in x)
+  assert warning.endswith(
+    'own.gin:2: BATCH_SZE: nothing in this run can read it; nearest: BATCH_SIZE'
+  )
 
 
 @pytest.mark.parametrize(
@@ -254,9 +260,12 @@ def test_commands_of_the_docs_leave_their_records(command, tmp_path):
     shlex.split(block.replace('\\\n', ''))[3:]
     for block in re.findall(r'```sh\n(.*?)```', text, re.DOTALL)
   )
-  done = command(*train)
+  (tmp_path / 'own.gin').write_text('BATCH_SZE = 3\nCHECKPOINT_PERIOD = 3\n')
+  done = command(*train, '--gin_file=own.gin')
   assert done.returncode == 0, done.stderr
   assert 'engine embedded, selective_t5x' in done.stderr
+  (warning,) = (x for x in done.stderr.splitlines() if 'in this run' in x)
+  assert 'own.gin:1: BATCH_SZE: nothing in this run read it; near' in warning
   folder = tmp_path / 'results/tiny'
   (run,) = json.loads((folder / 'run.json').read_text())['runs']
   assert run['run_mode'] == 'train'
@@ -279,6 +288,7 @@ def test_commands_of_the_docs_leave_their_records(command, tmp_path):
   # The saved configuration is one to run again, in another mode too.
   done = command(*evaluate)
   assert done.returncode == 0, done.stderr
+  assert 'in this run' not in done.stderr
   record = (tmp_path / 'results/tiny_eval/run.json').read_text()
   assert json.loads(record)['runs'][0]['run_mode'] == 'eval'
   assert (tmp_path / 'results/tiny_eval/evaluation.json').exists()

@@ -92,40 +92,45 @@ def called_by_python() -> list[str]:
 def reachable(roots: Iterable[str]) -> set[Key]:
   """Returns the bindings that calls of the roots can read.
 
+  Args:
+    roots: full names of what is called, in no scope.
+  """
+  keys = set()
+  for name, scopes in reachable_calls(roots):
+    for parameter, (scope, _) in _winners(name, scopes).items():
+      keys.add((scope, name, parameter))
+  return keys | _of_bases(keys)
+
+
+def reachable_calls(roots: Iterable[str]) -> set[tuple[str, tuple[str, ...]]]:
+  """Returns what calls of the roots can call, by full name, and its scopes.
+
   Follows references, called or not, in gin's scopes: a function that is passed
-  on may be called, in the scope of its reference or in none.
+  on may be called, in the scope of its reference or in none. A class comes with
+  its methods, and with the base whose bindings it takes.
 
   Args:
     roots: full names of what is called, in no scope.
   """
   todo = [(root, ()) for root in roots]
-  calls, keys = set(), set()
+  calls = set()
   while todo:
     call = todo.pop()
     if call in calls:
       continue
     calls.add(call)
     name, scopes = call
-    for parameter, (scope, value) in _winners(name, scopes).items():
-      keys.add((scope, name, parameter))
-      for reference in references(value):
-        of_target = reference.configurable.selector
-        inner = tuple(reference.scopes) or scopes
-        todo += [(of_target, inner)]
-        if not reference.evaluate:
-          todo += [(of_target, tuple(reference.scopes))]
+    for _, value in _winners(name, scopes).values():
+      todo += _called_by(value, scopes)
     todo += [(method, scopes) for method in methods(name)]
-    keys |= _inherited(name, scopes)
     base = _base(name)
     if base:
       todo += [(method, scopes) for method in methods(base)]
-      for key in _inherited(name, scopes):
-        value = gin.config._CONFIG[key[:2]][key[2]]
-        todo += [
-          (r.configurable.selector, tuple(r.scopes) or scopes)
-          for r in references(value)
-        ]
-  return keys
+      own = _winners(name, scopes)
+      for parameter, (_, value) in _winners(base, scopes).items():
+        if parameter not in own:
+          todo += _called_by(value, scopes)
+  return calls
 
 
 def read() -> set[Key]:
@@ -145,7 +150,13 @@ def read() -> set[Key]:
       if parameter in parameters:
         keys.add((bound_in, name, parameter))
         keys |= _macros(value)
-  return keys
+  return keys | _of_bases(keys)
+
+
+def was_called(name: str) -> bool:
+  """Whether gin called a function or class of this full name."""
+  with gin.config._OPERATIVE_CONFIG_LOCK:
+    return any(called == name for _, called in gin.config._OPERATIVE_CONFIG)
 
 
 def record(base: type, cls: type, taken: dict[str, Any]) -> None:
@@ -185,6 +196,15 @@ def followed(value: Any) -> Any:
   return value
 
 
+def _called_by(value: Any, scopes: tuple[str, ...]):
+  """Yields what a value's references can call, and in which scopes."""
+  for reference in references(value):
+    name, own = reference.configurable.selector, tuple(reference.scopes)
+    yield name, own or scopes
+    if not reference.evaluate:
+      yield name, own
+
+
 def _winners(name: str, scopes: tuple[str, ...]) -> dict[str, tuple[str, Any]]:
   """Returns {parameter: (scope, value)} that a call in these scopes gets."""
   winners = {}
@@ -219,20 +239,26 @@ def methods(name: str) -> list[str]:
 def _base(name: str) -> str | None:
   """Returns the class whose bindings a class of the suite takes, too."""
   wrapped = gin.config._REGISTRY[name].wrapped
-  base = BASES.get(wrapped)
+  classes = inspect.getmro(wrapped) if inspect.isclass(wrapped) else ()
+  base = next((BASES[cls] for cls in classes if cls in BASES), None)
   return base and selector(base)
 
 
-def _inherited(name: str, scopes: tuple[str, ...]) -> set[Key]:
-  """Returns the bindings of its base that a call of a class takes."""
-  base = _base(name)
-  if not base:
-    return set()
-  own = _winners(name, scopes)
+def _of_bases(keys: set[Key]) -> set[Key]:
+  """Returns the bindings of the bases of the classes that keys are of.
+
+  A class takes them, or they say what its own say: what contradicts those is
+  refused, see inherited.py, but for the module.
+  """
+  pairs = [(selector(cls), selector(base)) for cls, base in BASES.items()]
+  everything = bindings()
   return {
-    (scope, base, parameter)
-    for parameter, (scope, _) in _winners(base, scopes).items()
-    if parameter not in own
+    key
+    for own, base in pairs
+    if own and base and any(k[1] == own for k in keys)
+    for key in everything
+    if key[1] == base
+    if key[2] != 'module' or ('', own, 'module') not in everything
   }
 
 

@@ -1,8 +1,11 @@
 """Where the suite's gin files are, in a checkout and in an installed wheel."""
 
 import pathlib
+import re
 
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
+# What a run writes into its folder.
+_SAVED = re.compile(r'(operative_config|config(_until_\d+)?)\.gin')
 
 
 def search_path() -> pathlib.Path:
@@ -20,3 +23,8 @@ def part_of_suite(path: str) -> str | None:
   """Returns a gin file's path below gin/, None if it is not of the suite."""
   file, folder = pathlib.Path(path).resolve(), gin_dir().resolve()
   return str(file.relative_to(folder)) if folder in file.parents else None
+
+
+def is_saved(path: str) -> bool:
+  """Whether a gin file has the name of one that runs write."""
+  return bool(_SAVED.fullmatch(pathlib.Path(path).name))

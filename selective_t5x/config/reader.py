@@ -105,7 +105,11 @@ class Binding:
   @property
   def full_selector(self) -> str:
     """The selector with its first name replaced by the module behind it."""
-    first, *rest = self.selector.split('.')
+    return self.full(self.selector)
+
+  def full(self, selector: str) -> str:
+    """Returns a selector of the binding's file so, without its scopes."""
+    first, *rest = selector.rpartition('/')[2].split('.')
     return '.'.join([self.imports.get(first, first), *rest])
 
   def overrides(self, other: 'Binding') -> bool:

@@ -5,7 +5,6 @@ nothing where no network reads its macros, where a model file that comes later
 sets them back, and where what it binds belongs to a file that is not loaded.
 """
 
-import pathlib
 from collections.abc import Sequence
 
 from selective_t5x import gin_checks
@@ -25,8 +24,6 @@ _FOLDERS = ('attention', 'pruning')
 _FILES = ('runs/skip_nonfinite.gin',)
 # They have the suite's defaults of what variant files set.
 _DEFAULTS = ('models', 'architectures')
-# What T5X and this suite name the configuration in a run's folder.
-SAVED = ('config.gin', 'operative_config.gin')
 
 
 def check(
@@ -98,7 +95,7 @@ def _check_order(file, bindings, config, ours) -> None:
       continue
     last = config.macros()[binding.name]
     is_default = any(
-      _folder(ours[name]) in _DEFAULTS or pathlib.Path(name).name in SAVED
+      _folder(ours[name]) in _DEFAULTS or files.is_saved(name)
       for name in last.files
     )
     if is_default and gin_text(last.value) != gin_text(binding.value):
@@ -122,7 +119,7 @@ def _check_effect(file, bindings, config, keys, reachable) -> None:
       '(the head of the file says what it comes after)'
     )
   named = {
-    _full(leaf.selector, binding)
+    binding.full(leaf.selector)
     for binding in config.bindings
     for leaf in leaves(binding.value)
     if isinstance(leaf, Reference)
@@ -139,9 +136,3 @@ def _check_effect(file, bindings, config, keys, reachable) -> None:
         f'{binding.where}: {file} has no effect: no loaded file uses '
         f'{binding.selector} (the head of the file says what it comes after)'
       )
-
-
-def _full(selector: str, binding: Binding) -> str:
-  """Returns a reference's selector, its first name replaced by the module."""
-  first, *rest = selector.rpartition('/')[2].split('.')
-  return '.'.join([binding.imports.get(first, first), *rest])

@@ -61,6 +61,7 @@ def test_commands_run(command, commands, folder):
   assert dash_m == '-m'
   run = commands.run(module, args, folder)
   assert run.returncode == 0, run.stderr[-3000:]
+  assert 'nothing in this run' not in run.stderr
 
 
 def test_the_readmes_recipes_are_commands_of_the_tour():

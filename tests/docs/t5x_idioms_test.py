@@ -40,6 +40,7 @@ def command(commands, tmp_path):
     args = (f'--run_mode={run_mode}', *args)
     run = commands.run('selective_t5x.main', args, tmp_path)
     assert run.returncode == 0, run.stderr[-3000:]
+    assert 'nothing in this run' not in run.stderr
     return run
 
   return command

@@ -1,0 +1,168 @@
+"""Names the bindings of a user that have no effect.
+
+gin takes any binding of a parameter that exists, whether something reads it or
+not. At the end of a run its operative configuration says what was read, before
+a run the references of its configuration say what could be. The user's bindings
+are those of the command line and of gin files that neither the suite nor T5X
+ships and no run has written.
+"""
+
+import os
+import re
+from collections.abc import Callable, Collection, Sequence
+
+import t5x
+from selective_t5x.bindings import reads
+from selective_t5x.config import apply, entry_points, files, reader
+from selective_t5x.config.reader import Binding, Config
+from selective_t5x.errors import did_you_mean
+
+# The suite's run files by run mode. A user's file may have bindings for any.
+_RUN_FILES = {
+  'train': ('pretrain', 'finetune', 'skip_nonfinite'),
+  'eval': ('eval', 'downstream'),
+  'infer': ('infer', 'infer_file'),
+}
+
+
+def before(
+  config: Config, entry: Callable, search_paths: Sequence[str]
+) -> list[str]:
+  """Returns a line for each binding of the user that the run cannot read.
+
+  What code calls by itself, as tasks do with their settings, may read any
+  binding of it.
+
+  Args:
+    config: what was given to gin, which has parsed it.
+    entry: the registered entry function of the run.
+    search_paths: folders to look for gin files in.
+  """
+  roots = [reads.selector(entry), *reads.called_by_python()]
+  read = reads.reachable(roots)
+  elsewhere = read | reads.reachable(reads.entries())
+  return _lines(config, entry, search_paths, read, elsewhere, 'can read it')
+
+
+def after(
+  config: Config, entry: Callable, search_paths: Sequence[str]
+) -> list[str]:
+  """Returns a line for each binding of the user that the run did not read.
+
+  Of a file, not what a run of another mode would read, nor what belongs to a
+  function that was passed on and not called: the file may be for several runs.
+
+  Args:
+    config: what was given to gin, which has parsed it.
+    entry: the registered entry function of the run.
+    search_paths: folders to look for gin files in.
+  """
+  elsewhere = reads.reachable(reads.entries())
+  if entry is not entry_points.register()['train']:
+    elsewhere |= reads.reachable(reads.called_by_python())
+  return _lines(config, entry, search_paths, reads.read(), elsewhere, 'read it')
+
+
+def _lines(config, entry, search_paths, read, elsewhere, verb) -> list[str]:
+  """Returns the lines of both, in the order of the bindings."""
+  keys = apply.keys(config)
+  # What a later binding overrides is not the user's last word.
+  last: dict[reads.Key | None, Binding] = {}
+  for binding in config.bindings:
+    last.pop(keys[id(binding)], None)
+    last[keys[id(binding)]] = binding
+  known = _names_of_other_modes(entry)
+  lines = []
+  for key, binding in last.items():
+    if key is None or key in read or not _is_users(binding, search_paths):
+      continue
+    # What is read in another scope is meant for this run.
+    is_scoped = any(k[1:] == key[1:] for k in read if k[1] != reads.MACRO)
+    if not binding.on_command_line and not is_scoped:
+      if key in elsewhere or _name(binding) in known:
+        continue
+    subject = binding.where
+    if not binding.on_command_line:
+      subject += f': {binding.key}'
+    lines.append(f'{subject}: nothing in this run {verb}{_hint(key, read)}')
+  return lines
+
+
+def _is_users(binding: Binding, search_paths: Sequence[str]) -> bool:
+  """Whether a binding was written by the user of this run."""
+  if binding.on_command_line:
+    return True
+  path = reader.find(binding.file, search_paths)
+  if files.is_saved(path) or files.part_of_suite(path):
+    return False
+  inside = (os.path.realpath(folder) + os.sep for folder in t5x.__path__)
+  return not os.path.realpath(path).startswith(tuple(inside))
+
+
+def _names_of_other_modes(entry: Callable) -> set[str]:
+  """Returns macros and functions that the run files of other modes know."""
+  names = set()
+  for mode, run_files in _RUN_FILES.items():
+    other = entry_points.register()[mode]
+    if other is entry:
+      continue
+    names.add(f'__main__.{other.__name__}')
+    for file in run_files:
+      path = files.gin_dir() / 'runs' / f'{file}.gin'
+      for binding in reader.read(path.read_text(), str(path)).bindings:
+        names.add(_name(binding))
+        for leaf in reader.leaves(binding.value):
+          if isinstance(leaf, reader.Macro):
+            names.add(leaf.name)
+          elif isinstance(leaf, reader.Reference):
+            names.add(binding.full(leaf.selector))
+  return names
+
+
+def _name(binding: Binding) -> str:
+  """Returns what a binding is of: a macro, or a function by its full name."""
+  return binding.full_selector if binding.selector else binding.name
+
+
+def _hint(key: reads.Key, read: Collection[reads.Key]) -> str:
+  """Returns what the user may have meant, '' where nothing is near."""
+  scope, name, parameter = key
+  if name == reads.MACRO:
+    readers = _readers(scope)
+    if readers:
+      verb = 'reads' if len(readers) == 1 else 'read'
+      return f'; {" and ".join(readers)} {verb} it'
+    return did_you_mean(scope, {k[0] for k in read if k[1] == reads.MACRO})
+  first = [k for k in read if k[1:] == key[1:]]
+  if first:
+    names = ', '.join(sorted(map(reads.short, first)))
+    return f'; what comes first is {names}'
+  if reads.was_called(name):
+    return '; whoever calls it gives it'
+  return _of_model(name, read)
+
+
+def _readers(macro: str) -> list[str]:
+  """Returns the suite's gin files that read a macro, two at most."""
+  reads_it = re.compile(rf'%{re.escape(macro)}\b')
+  root = files.search_path()
+  return [
+    str(path.relative_to(root))
+    for path in sorted(files.gin_dir().rglob('*.gin'))
+    if reads_it.search(path.read_text())
+  ][:2]
+
+
+def _of_model(name: str, read: Collection[reads.Key]) -> str:
+  """Says where a setting of another kind of model belongs for this one."""
+  calls = {k[1] for k in read}
+  for model, base in reads.BASES.items():
+    if reads.selector(model) not in calls:
+      continue
+    others = {*reads.BASES, *reads.BASES.values()} - {model, base}
+    if any(f'{name}.'.startswith(f'{reads.selector(c)}.') for c in others):
+      return (
+        f'; the model is models.{model.__name__}, which takes what is bound to '
+        f'models.{base.__name__}'
+      )
+  return ''
