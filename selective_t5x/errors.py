@@ -1,6 +1,7 @@
 """Errors that a user can mend, and the nearest valid names for them."""
 
 import difflib
+import numbers
 from collections.abc import Iterable, Mapping
 
 
@@ -27,6 +28,16 @@ class Interrupted(Exception):
 
 # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again.
 INTERRUPTED = 75
+
+
+def is_integer(value: object) -> bool:
+  """Returns whether a setting is an integer. True is none, though Python's."""
+  return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+  """Returns whether a setting is an integer or a fraction. True is none."""
+  return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def changes(

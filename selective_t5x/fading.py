@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from clu import metrics as clu_metrics
 
-from selective_t5x.errors import UserError
+from selective_t5x.errors import UserError, is_integer
 from t5x import trainer
 
 METRIC = 'selection/masking_scale'
@@ -77,7 +77,7 @@ class FadingTrainer(trainer.Trainer):
       ('fade_start', fade_start, 0),
       ('fade_steps', fade_steps, 1),
     ):
-      if not isinstance(value, int) or value < least:
+      if not is_integer(value) or value < least:
         raise UserError(
           f'fading.FadingTrainer.{name} = {value!r}: expected an integer of '
           f'{least} or more'

@@ -12,7 +12,7 @@ from flax import linen as nn
 from selective_t5x import network
 from selective_t5x.bindings import inherited
 from selective_t5x.nn import memory_loss, token_loss
-from t5x import decoding, models
+from t5x import decoding, models, optimizers
 
 
 @inherited.of(models.EncoderDecoderModel)
@@ -32,7 +32,7 @@ class EncoderDecoder(
     module: nn.Module,
     input_vocabulary: seqio.Vocabulary,
     output_vocabulary: seqio.Vocabulary,
-    optimizer_def: Any,
+    optimizer_def: optimizers.OptimizerDef,
     decode_fn: Callable[..., Any] = decoding.beam_search,
     feature_converter_cls: Callable[..., seqio.FeatureConverter] | None = None,
     label_smoothing: float = 0.0,
@@ -48,7 +48,7 @@ class EncoderDecoder(
       module: `t5_network.Transformer`.
       input_vocabulary: T5X's.
       output_vocabulary: T5X's.
-      optimizer_def: T5X's.
+      optimizer_def: T5X's; None where nothing is trained.
       decode_fn: T5X's.
       feature_converter_cls: None for seqio.EncDecFeatureConverter.
       label_smoothing: T5X's.
@@ -122,7 +122,7 @@ class LanguageModel(
     self,
     module: nn.Module,
     vocabulary: seqio.Vocabulary,
-    optimizer_def: Any,
+    optimizer_def: optimizers.OptimizerDef,
     decode_fn: Callable[..., Any] = decoding.temperature_sample,
     inputs_bidirectional_attention: bool = False,
     feature_converter_cls: Callable[..., seqio.FeatureConverter] | None = None,
@@ -139,7 +139,7 @@ class LanguageModel(
     Args:
       module: `network.Decoder` or `t5_decoder_only.DecoderOnly`.
       vocabulary: of inputs and targets.
-      optimizer_def: T5X's optimizer definition.
+      optimizer_def: T5X's; None where nothing is trained.
       decode_fn: T5X's: decoding.temperature_sample, beam_search or one's own.
       inputs_bidirectional_attention: T5X's: inputs see each other. For
         attention that takes a prefix, the baseline's; selection is causal.

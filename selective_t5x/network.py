@@ -16,7 +16,7 @@ from flax import linen as nn
 from flax.linen import partitioning
 
 from selective_t5x import attention
-from selective_t5x.errors import UserError
+from selective_t5x.errors import UserError, is_integer, is_number
 from selective_t5x.nn import cache, layers
 from selective_t5x.nn import stacking as stacks
 from selective_t5x.nn.extensions import Extension
@@ -88,13 +88,16 @@ def check_settings(config: Any, name: str):
   """
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
-    if field.type is int and not (isinstance(value, int) and value > 0):
+    if field.type is int and not (is_integer(value) and value > 0):
       refuse(config, name, field.name, 'an integer of 1 or more')
   rate = config.dropout_rate
-  if not isinstance(rate, int | float) or not 0 <= rate < 1:
+  if not is_number(rate) or not 0 <= rate < 1:
     refuse(config, name, 'dropout_rate', 'a number from 0 to less than 1')
   try:
-    is_float = jnp.issubdtype(jnp.dtype(config.dtype), jnp.floating)
+    # numpy takes None for float64.
+    is_float = config.dtype is not None and jnp.issubdtype(
+      jnp.dtype(config.dtype), jnp.floating
+    )
   except TypeError:
     is_float = False
   if not is_float:

@@ -1,5 +1,6 @@
 """Queries and keys of selection's own: a bilinear form in place of a head."""
 
+from selective_t5x.errors import UserError, is_integer
 from selective_t5x.nn import layers
 from selective_t5x.nn.extensions import Extended, Extension
 
@@ -23,7 +24,17 @@ class SelectionProjections(Extension):
   selection_heads: int = 1
 
   def setup(self):
-    """Makes the two kernels, [M, G E] each, E the size of a head."""
+    """Makes the two kernels, [M, G E] each, E the size of a head.
+
+    Raises:
+      UserError: if selection_heads is no divisor of the number of heads.
+    """
+    groups = self.selection_heads
+    if not is_integer(groups) or groups < 1 or self.num_heads % groups:
+      raise UserError(
+        f'SelectionProjections.selection_heads = {groups!r}: expected a '
+        f'divisor of the {self.num_heads} heads (SELECTION_GROUPS)'
+      )
 
     def dense():
       return layers.Dense(

@@ -10,7 +10,7 @@ which no model sees.
 import seqio
 import tensorflow as tf
 
-from selective_t5x.errors import UserError
+from selective_t5x.errors import UserError, is_integer
 from selective_t5x.tasks import perplexity, vocabularies
 
 # Chunks in the shuffle buffer, which is a part of every saved iterator: 4 MB
@@ -75,7 +75,7 @@ def chunk(dataset, sequence_length):
   if not sequence_length:
     return dataset
   length = sequence_length.get('targets')
-  if not isinstance(length, int) or length < 1:
+  if not is_integer(length) or length < 1:
     raise UserError(
       f'TASK_FEATURE_LENGTHS is {sequence_length}: language modelling needs '
       "{'targets': the context length}"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import seqio
 import tensorflow as tf
 
-from selective_t5x.errors import UserError
+from selective_t5x.errors import UserError, is_integer
 from selective_t5x.tasks import (
   c4_json,
   c4_tfds,
@@ -82,7 +82,7 @@ def lengths(
     feature: (sequence_length or {}).get(feature)
     for feature in ('inputs', 'targets')
   }
-  if not all(isinstance(n, int) and n > 1 for n in found.values()):
+  if not all(is_integer(n) and n > 1 for n in found.values()):
     raise UserError(
       f'TASK_FEATURE_LENGTHS is {sequence_length}: {what} needs the lengths of '
       "'inputs' and 'targets', whole numbers of 2 or more"

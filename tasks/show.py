@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from absl import flags, logging
 
 from selective_t5x.cli import libraries
-from selective_t5x.errors import UserError, did_you_mean
+from selective_t5x.errors import UserError, did_you_mean, is_integer
 from selective_t5x.tasks import command
 
 
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
 def _lengths(text: str) -> Mapping[str, int]:
   try:
     lengths = ast.literal_eval(text)
-    if not all(isinstance(n, int) and n > 0 for n in lengths.values()):
+    if not all(is_integer(n) and n > 0 for n in lengths.values()):
       raise ValueError
   except (SyntaxError, ValueError, AttributeError) as error:
     raise argparse.ArgumentTypeError(

@@ -30,7 +30,7 @@ import tensorflow as tf
 from absl import logging
 from google.protobuf import message
 
-from selective_t5x.errors import UserError, did_you_mean
+from selective_t5x.errors import UserError, did_you_mean, is_integer
 from selective_t5x.tasks import cache
 
 KINDS = ('sentencepiece', 'bytes')
@@ -90,7 +90,7 @@ class Choice:
         "vocabularies.Choice.path is a SentencePiece model: kind 'bytes' has "
         'no use for it'
       )
-    if not isinstance(self.size, int) or self.size < 1:
+    if not is_integer(self.size) or self.size < 1:
       raise UserError(
         f'vocabularies.Choice.size = {self.size!r}: expected a whole number'
       )

@@ -73,6 +73,7 @@ def selective_run(commands, tmp_path_factory):
       '--gin_file=gin/test/tiny.gin',
       '--gin.NUM_LAYERS=2',
       '--gin.TRAIN_STEPS=1',
+      '--gin.WARMUP_STEPS=0',
       '--gin.EVAL_PERIOD=0',
       f'--gin.MODEL_DIR={str(folder)!r}',
     ],

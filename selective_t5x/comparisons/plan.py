@@ -19,7 +19,7 @@ from typing import Any
 import selective_t5x
 from selective_t5x.config import files as config_files
 from selective_t5x.config import reader as config_check
-from selective_t5x.errors import UserError, changes
+from selective_t5x.errors import UserError, changes, is_integer
 from selective_t5x.runs import identity as run_identity
 from selective_t5x.runs import lock as run_lock
 from selective_t5x.runs import results
@@ -92,7 +92,7 @@ class Cell:
   def total_steps(self) -> int | None:
     """TRAIN_STEPS, where it is a plain number."""
     steps = self.macro('TRAIN_STEPS')
-    return steps if isinstance(steps, int) else None
+    return steps if is_integer(steps) else None
 
   def macro(self, name: str):
     """Returns the value of a macro, None where it is no plain Python value."""

@@ -34,7 +34,7 @@ def create_learning_rate_scheduler(
   Args:
     factors: names joined by '*'.
     base_learning_rate: the constant.
-    warmup_steps: steps of warm-up.
+    warmup_steps: steps of warm-up; 0 is none, where T5X divides by zero.
     decay_factor: see linear_decay and decay_every.
     steps_per_decay: see decay_every.
     steps_per_cycle: see cosine_decay.
@@ -49,16 +49,19 @@ def create_learning_rate_scheduler(
   """
   warmup = max(warmup_steps, 1)
 
+  def warmed_up(s):
+    return s / warmup if warmup_steps else jnp.inf
+
   def cosine(s):
     progress = jnp.maximum(0.0, (s - warmup_steps) / float(steps_per_cycle))
     return jnp.maximum(0.0, 0.5 * (1.0 + jnp.cos(jnp.pi * (progress % 1.0))))
 
   known = {
     'constant': lambda s: base_learning_rate,
-    'linear_warmup': lambda s: jnp.minimum(1.0, s / warmup),
+    'linear_warmup': lambda s: jnp.minimum(1.0, warmed_up(s)),
     'linear_decay': lambda s: (
       base_learning_rate
-      * jnp.minimum(s / warmup, 1.0 + decay_factor * (warmup_steps - s))
+      * jnp.minimum(warmed_up(s), 1.0 + decay_factor * (warmup_steps - s))
     ),
     'rsqrt_decay': lambda s: 1 / jnp.sqrt(jnp.maximum(s, warmup)),
     'rsqrt_normalized_decay': lambda s: (

@@ -16,7 +16,7 @@ from clu import metrics as clu_metrics
 from flax import traverse_util
 
 from selective_t5x.attention import memory
-from selective_t5x.errors import UserError
+from selective_t5x.errors import UserError, is_number
 from t5x import losses
 
 
@@ -53,12 +53,12 @@ class MemoryLossMixin:
         module's attention does not select.
     """
     name = f'models.{type(self).__name__}'
-    if not weight >= 0:
+    if not is_number(weight) or not weight >= 0:
       raise UserError(
         f'{name}.memory_loss_weight = {weight!r}: expected a number, zero or '
         'more'
       )
-    if not tau > 0:
+    if not is_number(tau) or not tau > 0:
       raise UserError(
         f'{name}.memory_tau = {tau!r}: expected a positive number'
       )

@@ -1,11 +1,10 @@
 """How a model prunes: a policy, and a budget of keys for every layer."""
 
 import dataclasses
-import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from selective_t5x.errors import UserError
+from selective_t5x.errors import UserError, is_integer
 from selective_t5x.pruning.policy import Policy
 from selective_t5x.pruning.whole_rows import check_suits
 
@@ -72,8 +71,7 @@ class Pruning:
       budgets = tuple(budgets)
       object.__setattr__(self, 'budgets', budgets)
     for budget in budgets if isinstance(budgets, tuple) else (budgets,):
-      is_int = isinstance(budget, numbers.Integral)
-      if not is_int or isinstance(budget, bool) or budget < 2:
+      if not is_integer(budget) or budget < 2:
         raise UserError(
           f'pruning.Pruning.budgets = {self.budgets!r}: expected integers of 2 '
           f'or more, got {budget!r} (CACHE_BUDGETS: one for all layers, or a '

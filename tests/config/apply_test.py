@@ -118,8 +118,9 @@ def test_gin_has_the_values(parse, fakes):
   'binding, expected',
   [
     (
-      'train.total_step = 1',
-      "--gin.train.total_step: train has no parameter 'total_step'; "
+      'fakes_main.train.total_step = 1',
+      '--gin.fakes_main.train.total_step: fakes_main.train has no parameter '
+      "'total_step'; "
       'nearest: total_steps',
     ),
     (
@@ -128,12 +129,14 @@ def test_gin_has_the_values(parse, fakes):
       'nearest: batch_size',
     ),
     (
-      'trian.total_steps = 1',
-      "--gin.trian.total_steps: no configurable 'trian'; nearest: ",
+      'fakes_main.trian.total_steps = 1',
+      '--gin.fakes_main.trian.total_steps: no configurable '
+      "'fakes_main.trian'; nearest: ",
     ),
     (
-      'train.model = @fakes.Modell()',
-      "--gin.train.model: @fakes.Modell: no configurable 'fakes.Modell'; "
+      'fakes_main.train.model = @fakes.Modell()',
+      '--gin.fakes_main.train.model: @fakes.Modell: no configurable '
+      "'fakes.Modell'; "
       'nearest: ',
     ),
   ],
@@ -224,7 +227,7 @@ def test_good_values_pass(parse, fakes):
     CONFIG,
     'fakes.Data.lengths = {"inputs": 3}',
     'fakes.Data.rate = 1',
-    'fakes.Model.width = None',
+    'fakes.Data.lengths = None',
   )
   config_values.check(config, fakes.train)
 
@@ -238,7 +241,12 @@ def test_good_values_pass(parse, fakes):
     ('STEPS = -1', '--gin.STEPS: -1 is below 0 (train.total_steps)'),
     ("Data.rate = 'x'", "--gin.Data.rate: 'x' is not of type float"),
     ('Data.name = 5', '--gin.Data.name: 5 is not of type str'),
-    ('train.model_dir = 5', '--gin.train.model_dir: 5 is not of type str'),
+    (
+      'fakes_main.train.model_dir = 5',
+      '--gin.fakes_main.train.model_dir: 5 is not of type str or None',
+    ),
+    ('Model.width = None', '--gin.Model.width: None is not of type int'),
+    ('Model.width = True', '--gin.Model.width: True is not of type int'),
   ],
 )
 def test_bad_values(parse, fakes, binding, expected):
@@ -277,7 +285,7 @@ def test_argument_whose_default_is_required(parse, fakes):
 
 
 def test_what_is_only_passed_on_may_lack_arguments(parse, fakes):
-  config = parse(CONFIG, 'train.make = @fakes.Data')
+  config = parse(CONFIG, 'fakes_main.train.make = @fakes.Data')
   config_values.check(config, fakes.train)
 
 

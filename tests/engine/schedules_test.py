@@ -18,6 +18,7 @@ def _at(step, **kwargs):
     ('constant', 5, 2.0),
     ('linear_warmup', 25, 0.25),
     ('linear_warmup', 400, 1.0),
+    ('constant * linear_warmup', 0, 1e-8),
     ('rsqrt_decay', 400, 0.05),
     ('rsqrt_decay', 4, 0.1),
     ('rsqrt_normalized_decay', 400, 0.5),
@@ -39,6 +40,14 @@ def test_factors(factors, step, expected):
     decay_factor=0.5,
   )
   np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize('factors', ['linear_warmup', 'linear_decay'])
+@pytest.mark.parametrize('step', [0, 1])
+def test_a_warmup_of_no_steps_is_none(factors, step):
+  settings = dict(factors=factors, base_learning_rate=1.0, decay_factor=0.0)
+  assert _at(step, warmup_steps=0, **settings) == 1.0
+  assert _at(step, warmup_steps=1, **settings) == max(step, np.float32(1e-8))
 
 
 def test_papers_schedule_ends_near_zero_and_never_wraps_around():

@@ -1,0 +1,143 @@
+"""What gin will call, and with which arguments, before it is called."""
+
+import collections.abc
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import gin
+from gin.config import ConfigurableReference
+
+from selective_t5x.config import entry_points, value_types
+from selective_t5x.config.reader import Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+  """A configurable that a run calls, or passes on to what calls it.
+
+  Attributes:
+    function: the function or class that gin wraps.
+    scopes: gin's scopes around the call.
+    called: whether gin calls it; else it is passed on as it is.
+    values: what is bound to its parameters in these scopes, macros and
+      references as they are written.
+    taken_by: ('function name', 'parameter') that takes the result, or ''.
+  """
+
+  function: Callable[..., Any]
+  scopes: tuple[str, ...]
+  called: bool
+  values: Mapping[str, object]
+  taken_by: tuple[str, str] = ('', '')
+
+  @property
+  def name(self) -> str:
+    """The configurable's own name, without modules."""
+    return self.function.__name__
+
+  @property
+  def parameters(self) -> Mapping[str, inspect.Parameter]:
+    """Its parameters by name."""
+    return value_types.parameters(self.function)
+
+  def key(self, parameter: str) -> str:
+    """What one writes to bind a parameter: scope/Name.parameter."""
+    return f'{"/".join([*self.scopes, ""])}{self.name}.{parameter}'
+
+  def literal(self, parameter: str):
+    """Returns a parameter's value behind macros; its default where unbound."""
+    if parameter in self.values:
+      return follow(self.values[parameter])[0]
+    found = self.parameters.get(parameter)
+    return found.default if found is not None else None
+
+  def label(self, parameter: str) -> str:
+    """The macro that sets a parameter, or its key: what one would change."""
+    return follow(self.values.get(parameter))[1] or self.key(parameter)
+
+  def where(self, config: Config, parameter: str) -> str:
+    """Returns where the value of a parameter, or its macro's, is written."""
+    macro = follow(self.values.get(parameter))[1]
+    if macro in config.macros():
+      return config.macros()[macro].where
+    scope = '/'.join([*self.scopes, ''])
+    for binding in reversed(config.bindings):
+      same = binding.selector.split('.')[-1] == self.name
+      if same and binding.name == parameter and scope.startswith(binding.scope):
+        return binding.where
+    return self.key(parameter)
+
+
+def of_entry(entry: Callable) -> Iterator[Call]:
+  """Yields what is called from an entry function on.
+
+  Args:
+    entry: the registered function that gin's configuration is parsed for.
+  """
+  yield from _calls(entry, (), True, ('', ''), set())
+
+
+def from_code() -> Iterator[Call]:
+  """Yields configurables that are bound, and to which no binding refers.
+
+  Code calls them: a task its own difficulty, for instance. The entry functions
+  of other run modes are not among them.
+  """
+  bound = {}
+  referred = set()
+  for (scope, selector), values in gin.config._CONFIG.items():
+    referred |= {r.configurable.wrapped for r in references([*values.values()])}
+    if selector not in ('gin.macro', 'gin.constant'):
+      function = gin.config._REGISTRY[selector].wrapped
+      bound[tuple(filter(None, scope.split('/'))), function] = None
+  for scopes, function in bound:
+    name = (function.__module__, function.__name__)
+    if function not in referred and name not in entry_points.MODULES.values():
+      with gin.config_scope(list(scopes)):
+        values = gin.get_bindings(function, resolve_references=False)
+      yield Call(function, scopes, False, values)
+
+
+def _calls(function, scopes, called, taken_by, seen) -> Iterator[Call]:
+  if (function, scopes, called, taken_by) in seen:
+    return
+  seen.add((function, scopes, called, taken_by))
+  with gin.config_scope(list(scopes)):
+    values = gin.get_bindings(function, resolve_references=False)
+  call = Call(function, scopes, called, values, taken_by)
+  yield call
+  for name, value in values.items():
+    for reference in references(value):
+      yield from _calls(
+        reference.configurable.wrapped,
+        tuple(reference.scopes) or scopes,
+        reference.evaluate,
+        (call.name, name),
+        seen,
+      )
+
+
+def follow(value: object) -> tuple[object, str]:
+  """Returns the value behind gin macros, and the last macro's name or ''."""
+  name = ''
+  while isinstance(value, ConfigurableReference) and (
+    value.configurable.selector == 'gin.macro'
+  ):
+    name = '/'.join(value.scopes)
+    value = gin.query_parameter(f'{name}/gin.macro.value')
+  return value, name
+
+
+def references(value: object) -> Iterator[ConfigurableReference]:
+  """Yields gin's references inside a value, macros followed."""
+  value, _ = follow(value)
+  if isinstance(value, ConfigurableReference):
+    if value.configurable.selector != 'gin.constant':
+      yield value
+  elif isinstance(value, collections.abc.Mapping):
+    yield from references([*value.keys(), *value.values()])
+  elif isinstance(value, list | tuple):
+    for item in value:
+      yield from references(item)

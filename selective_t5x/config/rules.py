@@ -1,0 +1,144 @@
+"""Checks values against each other, and knows where None says something."""
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+
+import gin
+from gin.config import ConfigurableReference
+
+import selective_t5x
+from selective_t5x.config.calls import Call
+from selective_t5x.config.reader import Config
+from selective_t5x.errors import did_you_mean
+from t5x import losses
+
+_WARMUPS = ('linear_warmup', 'linear_decay')
+_RSQRT = ('rsqrt_decay', 'rsqrt_normalized_decay')
+# Those of T5X's create_learning_rate_scheduler.
+_FACTORS = ('constant', *_WARMUPS, *_RSQRT, 'decay_every', 'cosine_decay')
+
+
+def none_is_meant(call: Call, parameter: str, run: Sequence[Call]) -> bool:
+  """Returns whether None says something though the annotation has none.
+
+  As T5X's runs take it: no evaluation at all; as many steps as relative_steps
+  says; no batches for the evaluation that is switched off; and, for a task's
+  own metrics, each example at its own length.
+
+  Args:
+    call: what the parameter is of.
+    parameter: its name.
+    run: all that the run calls, the entry function first.
+  """
+  entry = run[0]
+  key = f'{call.name}.{parameter}'
+  if parameter == 'optimizer_def':
+    return entry.name != 'train'
+  if key == 'train.total_steps':
+    return bool(call.literal('relative_steps'))
+  if key == 'train.eval_steps':
+    return call.literal('train_eval_dataset_cfg') is None
+  if key == 'get_training_eval_datasets.eval_steps':
+    return (
+      entry.name == 'evaluate'
+      and entry.literal('training_evaluator_cls') is None
+    )
+  if key == 'DatasetConfig.task_feature_lengths':
+    if call.taken_by == ('evaluate', 'dataset_cfg'):
+      return entry.literal('training_evaluator_cls') is None
+    return call.taken_by == ('train', 'infer_eval_dataset_cfg')
+  return key == 'train.eval_period'
+
+
+def problems(run: Sequence[Call], config: Config) -> Iterator[str]:
+  """Yields what does not fit together in a run.
+
+  Args:
+    run: all that the run calls, the entry function first.
+    config: what was given to gin, to say where a value comes from.
+  """
+  entry = run[0]
+  for call in run:
+    factor = _value(call, 'loss_normalizing_factor')
+    if isinstance(factor, str):
+      known = [f.name for f in losses.SpecialLossNormalizingFactor]
+      if factor.upper() not in known:
+        yield (
+          f'{call.where(config, "loss_normalizing_factor")}: {factor!r} is no '
+          f'number and none of {", ".join(known)}{did_you_mean(factor, known)} '
+          f'({call.key("loss_normalizing_factor")})'
+        )
+    if entry.name != 'train':
+      continue  # Evaluation and inference have no steps.
+    if call.name == 'create_learning_rate_scheduler':
+      yield from _schedule_problems(call, entry, config)
+    if call.taken_by == ('train', 'trainer_cls'):
+      yield from _microbatch_problems(call, run, config)
+
+
+def _value(call: Call, parameter: str):
+  """Returns the value of a parameter; gin calls what it refers to."""
+  value = call.literal(parameter)
+  if isinstance(value, ConfigurableReference) and value.evaluate:
+    with gin.config_scope(list(call.scopes)):
+      return copy.deepcopy(value)
+  return value
+
+
+def _schedule_problems(
+  call: Call, entry: Call, config: Config
+) -> Iterator[str]:
+  """Yields why a learning rate schedule has no meaning for a run's length."""
+  factors = {name.strip() for name in _value(call, 'factors').split('*')}
+  for name in sorted(factors - set(_FACTORS)):
+    yield (
+      f'{call.where(config, "factors")}: no factor {name!r}; expected '
+      f'{", ".join(_FACTORS)}, joined by * ({call.key("factors")})'
+    )
+  warmup, first = _value(call, 'warmup_steps'), _value(call, 'step_offset')
+  total = _value(entry, 'total_steps')
+  if _value(entry, 'relative_steps'):
+    total = math.inf  # It is not known up to where.
+  if not total:
+    return  # Nothing is trained.
+  key = f'({call.key("warmup_steps")})'
+  where = f'{call.where(config, "warmup_steps")}: '
+  if factors & set(_WARMUPS) and warmup >= total - first:
+    steps = f'{entry.label("total_steps")} = {total}'
+    if first:
+      steps += f', counted from {call.label("step_offset")} = {first}'
+    yield (
+      f'{where}a warm-up of {warmup} steps, but {steps}: no step would have '
+      f'the whole learning rate; expected fewer than {total - first} steps, '
+      f'for instance --gin.{call.label("warmup_steps")}='
+      f'{max(0, (total - first) // 10)} {key}'
+    )
+  divided = sorted(factors & {*_WARMUPS, *_RSQRT})
+  if warmup == 0 and divided and selective_t5x.engine_name() == 't5x':
+    yield (
+      f'{where}T5X divides by it in the factor {divided[0]}; expected 1 or '
+      f'more {key}'
+    )
+  cycle = _value(call, 'steps_per_cycle')
+  if 'cosine_decay' in factors and not cycle > 0:
+    yield (
+      f'{call.where(config, "steps_per_cycle")}: a cosine over {cycle} steps; '
+      f'expected 1 or more ({call.key("steps_per_cycle")})'
+    )
+
+
+def _microbatch_problems(
+  trainer: Call, run: Sequence[Call], config: Config
+) -> Iterator[str]:
+  """Yields why a batch cannot be taken in so many parts."""
+  parts = _value(trainer, 'num_microbatches')
+  for call in run:
+    if call.taken_by == ('train', 'train_dataset_cfg') and parts:
+      rows = _value(call, 'batch_size')
+      if rows % parts:
+        yield (
+          f'{trainer.where(config, "num_microbatches")}: {parts} parts of a '
+          f'batch of {rows} rows; expected a divisor of '
+          f'{call.label("batch_size")} ({trainer.key("num_microbatches")})'
+        )
