@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from selective_t5x.errors import UserError, did_you_mean
 from t5x import (
   checkpoints,
+  divisibility,
   integrity,
   legacy_checkpoints,
   optimizers,
@@ -165,6 +166,9 @@ class TrainStateInitializer:
       input_shapes: shape of each feature of the global batch.
       partitioner: shards the train state.
       input_types: dtype of each feature; float32 where absent.
+
+    Raises:
+      UserError: the mesh's devices do not divide an axis that they share.
     """
 
     def initialize(rng):
@@ -185,6 +189,14 @@ class TrainStateInitializer:
     self.train_state_axes = partitioner.get_mesh_axes(
       self.global_train_state_shape
     )
+    if isinstance(partitioner, partitioning.PjitPartitioner):
+      state = self.global_train_state_shape
+      divisibility.check(
+        state.state_dict(),
+        partitioner.get_logical_axes(state).state_dict(),
+        self.train_state_axes.state_dict(),
+        partitioner.mesh,
+      )
 
   def from_scratch(self, init_rng: jax.Array):
     """Returns the initial train state, computed where it is stored."""

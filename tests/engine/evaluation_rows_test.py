@@ -6,7 +6,6 @@ import seqio
 import tensorflow as tf
 
 from t5x import datasets, models, utils
-from tests.engine import tiny
 
 ROWS = 10
 TASK = 'evaluation_rows'

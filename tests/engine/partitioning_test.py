@@ -1,14 +1,18 @@
 import json
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
 import pytest
+import seqio
 from jax.sharding import PartitionSpec as P
 
-from t5x import partitioning
-from tests.engine import meshes
+from selective_t5x import models, network
+from selective_t5x.errors import UserError
+from t5x import optimizers, partitioning
+from tests.engine import meshes, tiny
 
 
 def test_standard_rules_put_each_axis_where_t5x_does():
@@ -43,6 +47,39 @@ def test_one_of_two_ways_to_say_the_model_replica():
     partitioning.PjitPartitioner()
   with pytest.raises(ValueError, match='num_partitions must divide'):
     _ = partitioning.PjitPartitioner(num_partitions=64).mesh
+
+
+@pytest.mark.parametrize(
+  'heads, scan_layers, expected',
+  [
+    (3, False, '/kernel: its axis joined_kv .heads times .* 12 entries'),
+    (3, True, '/kernel: its axis heads has 3 entries'),
+  ],
+)
+def test_devices_that_do_not_divide_the_heads(heads, scan_layers, expected):
+  model = models.LanguageModel(
+    network.Decoder(
+      network.DecoderConfig(
+        vocab_size=384,
+        max_length=tiny.LENGTH,
+        emb_dim=8,
+        num_heads=heads,
+        head_dim=4,
+        num_layers=1,
+        mlp_dim=96,
+        scan_layers=scan_layers,
+      )
+    ),
+    seqio.ByteVocabulary(),
+    optimizers.adamw(0.1),
+  )
+  partitioner = partitioning.PjitPartitioner(num_partitions=8)
+  partitioner.mesh = types.SimpleNamespace(shape={'data': 1, 'model': 8})
+  with pytest.raises(UserError, match=expected) as error:
+    tiny.initializer(model, partitioner)
+  assert 'PjitPartitioner.num_partitions' in str(error.value)
+  partitioner.mesh = types.SimpleNamespace(shape={'data': 2, 'model': heads})
+  tiny.initializer(model, partitioner)
 
 
 def test_layout_of_one_process():
