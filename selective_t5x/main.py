@@ -256,7 +256,8 @@ def _warn(lines: list[str]) -> None:
   """Puts warnings into the log of one process, a line each."""
   import jax
 
-  if jax.process_index() == 0:
+  # It would initialise the devices for a dry run that has no warning.
+  if lines and jax.process_index() == 0:
     for line in lines:
       logging.warning('%s', line)
 

@@ -108,8 +108,9 @@ def _names_of_other_modes(entry: Callable) -> set[str]:
       continue
     names.add(f'__main__.{other.__name__}')
     for file in run_files:
-      path = files.gin_dir() / 'runs' / f'{file}.gin'
-      for binding in reader.read(path.read_text(), str(path)).bindings:
+      path = str(files.gin_dir() / 'runs' / f'{file}.gin')
+      config = reader.load([path], [], [str(files.search_path())])
+      for binding in config.bindings:
         names.add(_name(binding))
         for leaf in reader.leaves(binding.value):
           if isinstance(leaf, reader.Macro):
