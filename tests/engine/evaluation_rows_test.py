@@ -1,11 +1,13 @@
 """Every row of an evaluation counts once, whatever the batch size."""
 
+import jax
 import numpy as np
 import pytest
 import seqio
 import tensorflow as tf
 
-from t5x import datasets, models, utils
+from t5x import datasets, models, partitioning, trainer, utils
+from tests.engine import tiny
 
 ROWS = 10
 TASK = 'evaluation_rows'
@@ -96,3 +98,42 @@ def test_packed_rows_are_the_same_for_any_batch_size():
     return tokens[ids[:, 0] > 0].tolist()
 
   assert rows(2) == rows(3) == rows(7)
+
+
+def test_the_loss_of_a_token_is_that_of_the_tasks_own_evaluation(tmp_path):
+  model = tiny.model()
+  partitioner = partitioning.PjitPartitioner(num_partitions=1)
+  initializer = tiny.initializer(model, partitioner)
+  state = initializer.from_scratch(jax.random.PRNGKey(0))
+  converter = models.DecoderOnlyModel.FEATURE_CONVERTER_CLS
+  losses = []
+  for batch_size in (4, 7):
+    cfg = tiny.dataset_cfg('validation', batch_size=batch_size)
+    evaluation = datasets.get_training_eval_datasets(cfg, 0, 1, 99, converter)
+    with trainer.Trainer(
+      model,
+      state,
+      partitioner,
+      [tiny.TASK],
+      str(tmp_path / str(batch_size)),
+      initializer.train_state_axes,
+      jax.random.PRNGKey(1),
+      learning_rate_fn=lambda step: 0.0,
+      num_microbatches=None,
+    ) as t:
+      values = t.eval(
+        {name: ds.as_numpy_iterator() for name, ds in evaluation.items()}
+      )[tiny.TASK]
+    losses.append(float(values['cross_entropy_per_token'].value))
+
+  # Each example in a row of its own, as the task's metrics are given it.
+  cfg = tiny.dataset_cfg('validation', batch_size=8)
+  cfg.pack = False
+  score = jax.jit(model.score_batch)
+  total, tokens = 0.0, 0
+  for batch in utils.get_dataset(
+    cfg, 0, 1, converter, num_epochs=1
+  ).as_numpy_iterator():
+    total -= float(np.sum(score(state.params, batch)))
+    tokens += int((batch['decoder_target_tokens'] > 0).sum())
+  assert losses == [pytest.approx(total / tokens, rel=1e-5)] * 2

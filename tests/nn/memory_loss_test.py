@@ -127,3 +127,17 @@ def test_a_memory_loss_without_selection_is_refused():
     UserError, match='EncoderDecoder.memory_loss_weight .*does not select'
   ):
     model_of(attention_fn=attention.causal_attention, memory_loss_weight=0.1)
+
+
+def test_a_row_of_padding_changes_neither_loss_nor_accuracy(batch, params):
+  model = model_of(memory_loss_weight=0.3)
+  loss, metrics = measure(model, params, batch)
+  padded = {k: jnp.pad(v, ((0, 1), (0, 0))) for k, v in batch.items()}
+  with_row, others = measure(model, params, padded)
+  assert with_row == pytest.approx(loss, rel=1e-6)
+  for name in (
+    'cross_entropy_per_token',
+    'accuracy',
+    'memory/fraction_visible',
+  ):
+    assert others[name] == pytest.approx(metrics[name], rel=1e-6)
