@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import seqio
 from flax import linen as nn
 
-from selective_t5x import network
 from selective_t5x.bindings import inherited
-from selective_t5x.nn import memory_loss, token_loss
+from selective_t5x.nn import memory_loss, settings, token_loss
 from t5x import decoding, models, optimizers
 
 
@@ -171,7 +170,7 @@ class LanguageModel(
     )
     self.set_memory_loss(memory_loss_weight, memory_tau)
     if inputs_bidirectional_attention:
-      network.check_takes_prefix(module.config.attention_fn)
+      settings.check_takes_prefix(module.config.attention_fn)
     self._default_decoder_params = (
       default_decoder_params or models.DecoderParams()
     )

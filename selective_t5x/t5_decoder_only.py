@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from selective_t5x import network
-from selective_t5x.nn import t5_stack
+from selective_t5x.nn import settings, t5_stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +81,7 @@ class DecoderOnly(nn.Module):
     """
     del decoder_positions, max_decode_length
     if decoder_causal_attention is not None:
-      network.check_takes_prefix(self.config.attention_fn)
+      settings.check_takes_prefix(self.config.attention_fn)
     if prefill and prefill_lengths is None:
       prefill_lengths = jnp.sum(decoder_target_tokens > 0, axis=1)
     return self.decoder(

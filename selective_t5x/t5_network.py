@@ -18,9 +18,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import partitioning
 
-from selective_t5x import attention, network
+from selective_t5x import attention
 from selective_t5x.errors import UserError
-from selective_t5x.nn import layers, t5_layers, t5_stack
+from selective_t5x.nn import layers, settings, t5_layers, t5_stack
 from selective_t5x.nn import stacking as stacks
 
 
@@ -48,7 +48,7 @@ class T5Config(t5_stack.StackConfig):
     """Refuses what would fail later and less clearly."""
     super().__post_init__()
     name = self.gin_name
-    network.check_function(self, name, 'encoder_attention_fn')
+    settings.check_function(self, name, 'encoder_attention_fn')
     encoder_fn = self.encoder_attention_fn
     if 'key_ids' not in inspect.signature(encoder_fn).parameters:
       found = getattr(encoder_fn, '__name__', encoder_fn)

@@ -27,11 +27,11 @@ from typing import Any
 
 import tqdm
 
-from selective_t5x import network
 from selective_t5x.budgets import losses
 from selective_t5x.cli import flags
 from selective_t5x.config import reader
 from selective_t5x.errors import UserError, changes, did_you_mean
+from selective_t5x.nn import settings as network_settings
 from selective_t5x.pruning import greedy
 from selective_t5x.pruning.config import Pruning
 from selective_t5x.pruning.policy import Policy
@@ -284,7 +284,7 @@ def budgets_gin(state: dict[str, Any], run: trained.Trained) -> str:
     *(f'{b.name} = {b.value!r}' for b in own),
     f'CACHE_BUDGETS = {found["budgets"]}',
     'BUDGETS_FOUND_FOR = '
-    + repr(network.sizes(run.model.module.config, settings['layers'])),
+    + repr(network_settings.sizes(run.model.module.config, settings['layers'])),
   ]
   return '\n'.join(lines) + '\n'
 

@@ -14,8 +14,7 @@ import gin
 from absl import logging
 from gin import resource_reader
 
-from selective_t5x import gin_checks
-from selective_t5x.bindings import reads
+from selective_t5x.bindings import reads, unread_macros
 from selective_t5x.config import variant_files
 from selective_t5x.config.reader import Binding, Config, Reference, leaves
 from selective_t5x.errors import UserError, did_you_mean
@@ -52,7 +51,7 @@ def parse(
     gin.add_config_file_search_path(path)
   try:
     gin.parse_config_files_and_bindings(files, bindings)
-  except gin_checks.UnreadMacro as error:
+  except unread_macros.UnreadMacro as error:
     raise variant_files.explained(config, error) from error
   except Exception as error:
     if not _raised_by_gin(error):

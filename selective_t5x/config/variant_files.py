@@ -7,8 +7,7 @@ sets them back, and where what it binds belongs to a file that is not loaded.
 
 from collections.abc import Sequence
 
-from selective_t5x import gin_checks
-from selective_t5x.bindings import reads
+from selective_t5x.bindings import reads, unread_macros
 from selective_t5x.config import files, t5x_files
 from selective_t5x.config.reader import (
   Binding,
@@ -56,7 +55,7 @@ def check(
       _check_effect(file, bindings, config, keys, reachable)
 
 
-def explained(config: Config, error: gin_checks.UnreadMacro) -> UserError:
+def explained(config: Config, error: unread_macros.UnreadMacro) -> UserError:
   """Returns the error with the place of the macro and the file to load."""
   binding = config.macros().get(error.macro)
   instead = [
@@ -91,7 +90,7 @@ def _folder(path: str | None) -> str:
 def _check_order(file, bindings, config, ours) -> None:
   """Raises UserError if a later default undoes the file."""
   for binding in bindings:
-    if binding.selector or binding.name not in gin_checks.MACROS:
+    if binding.selector or binding.name not in unread_macros.MACROS:
       continue
     last = config.macros()[binding.name]
     is_default = any(
@@ -110,9 +109,9 @@ def _check_effect(file, bindings, config, keys, reachable) -> None:
   """Raises UserError if nothing reads what the file binds."""
   if not any(keys[id(b)] in reachable for b in bindings):
     for binding in bindings:
-      if binding.name in gin_checks.MACROS:
+      if binding.name in unread_macros.MACROS:
         text = f'{binding.name} = {gin_text(binding.value)}'
-        raise explained(config, gin_checks.unread(binding.name, text))
+        raise explained(config, unread_macros.unread(binding.name, text))
     raise UserError(
       f'{file} has no effect: nothing in this configuration reads '
       f'{", ".join(dict.fromkeys(b.key for b in bindings))} '

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import partitioning
 
-from selective_t5x import attention, network
+from selective_t5x import attention
 from selective_t5x.errors import did_you_mean
-from selective_t5x.nn import cache, layers, t5_layers
+from selective_t5x.nn import cache, layers, settings, t5_layers
 from selective_t5x.nn import stacking as stacks
 from selective_t5x.nn.extensions import Extension
 from selective_t5x.nn.self_attention import SelfAttention
@@ -84,20 +84,20 @@ class StackConfig(abc.ABC):
   def __post_init__(self):
     """Refuses what would fail later and less clearly."""
     name = self.gin_name
-    network.check_settings(self, name)
-    network.check_function(self, name, 'attention_fn')
-    network.check_extension(self, name)
-    network.check_pruning(self, name, self.decoder_layers)
+    settings.check_settings(self, name)
+    settings.check_function(self, name, 'attention_fn')
+    settings.check_extension(self, name)
+    settings.check_pruning(self, name, self.decoder_layers)
     # gin gives lists; a tuple can be hashed, as flax asks of a config.
     activations = self.mlp_activations
     if isinstance(activations, str) or not activations:
-      network.refuse(
+      settings.refuse(
         self, name, 'mlp_activations', "names, e.g. ('gelu', 'linear')"
       )
     object.__setattr__(self, 'mlp_activations', tuple(activations))
     for activation in self.mlp_activations:
       if activation not in layers.ACTIVATIONS:
-        network.refuse(
+        settings.refuse(
           self,
           name,
           'mlp_activations',
@@ -278,8 +278,8 @@ class Decoder(nn.Module):
       )
     x = dropout(cfg, deterministic)(token_embedder(tokens))
     x = partitioning.with_sharding_constraint(x, ('batch', 'length', 'embed'))
-    scan = network.scans(self, cfg, budgets, where)
-    budgets = network.layer_budgets(cfg, cfg.decoder_layers, budgets, where)
+    scan = settings.scans(self, cfg, budgets, where)
+    budgets = settings.layer_budgets(cfg, cfg.decoder_layers, budgets, where)
     x = stacks.run(
       self,
       x,

@@ -51,7 +51,7 @@ class Pruning:
     budgets: K, the keys that a layer holds at most, the current one and the
       first among them, 2 or more: one for all layers, or one a layer.
     found_for: the decoder that a search found the budgets for, as
-      `network.sizes` writes it; None for any.
+      `settings.sizes` writes it; None for any.
   """
 
   policy: Policy
@@ -105,7 +105,7 @@ class Pruning:
     Args:
       layers: L.
       attention_fn: of its self-attention.
-      sizes: what `network.sizes` writes of it.
+      sizes: what `settings.sizes` writes of it.
     """
     self.of_layers(layers)
     if self.found_for not in (None, sizes):

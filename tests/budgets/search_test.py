@@ -7,11 +7,12 @@ import types
 
 import pytest
 
-from selective_t5x import network, pruning
+from selective_t5x import pruning
 from selective_t5x.budgets import losses, search
 from selective_t5x.cli import exits
 from selective_t5x.config import reader
 from selective_t5x.errors import UserError
+from selective_t5x.nn import settings
 from selective_t5x.runs import restore as trained
 
 
@@ -235,7 +236,7 @@ def test_a_run_is_searched_and_takes_its_budgets(
   ) as run:
     config = run.model.module.config
     assert config.pruning == pruning.Pruning(
-      pruning.Selective(), found, network.sizes(config, 2)
+      pruning.Selective(), found, settings.sizes(config, 2)
     )
     # Fixed budgets and traced ones give the same loss.
     (batch,) = run.batches(1)

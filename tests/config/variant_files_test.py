@@ -6,7 +6,7 @@ import re
 import gin
 import pytest
 
-from selective_t5x import gin_checks
+from selective_t5x.bindings import unread_macros
 from selective_t5x.config import apply, entry_points, files, reader
 from selective_t5x.errors import UserError
 from tests.support import real_t5x
@@ -225,5 +225,5 @@ def test_every_variant_file_brings_the_check_along():
   for folder in ('attention', 'pruning'):
     for path in (files.gin_dir() / folder).glob('*.gin'):
       text = path.read_text()
-      sets = re.search(rf'^({"|".join(gin_checks.MACROS)}) = ', text, re.M)
-      assert not sets or 'import gin_checks\n' in text, path.name
+      sets = re.search(rf'^({"|".join(unread_macros.MACROS)}) = ', text, re.M)
+      assert not sets or 'import unread_macros\n' in text, path.name

@@ -10,6 +10,7 @@ import pytest
 from selective_t5x import attention, network, pruning, t5_network
 from selective_t5x.config import files as config_files
 from selective_t5x.errors import UserError
+from selective_t5x.nn import settings
 from tests.config.gin_models_test import SURROUNDINGS, take
 
 FILES = sorted(
@@ -54,7 +55,7 @@ def test_budgets_of_another_model_are_refused(config):
   with pytest.raises(UserError, match='causal_attention.* does not select'):
     dataclasses.replace(prune(4), attention_fn=attention.causal_attention)
   searched = dataclasses.replace(
-    prune([4, 8, 2]).pruning, found_for=network.sizes(prune(4), 3)
+    prune([4, 8, 2]).pruning, found_for=settings.sizes(prune(4), 3)
   )
   taken = dataclasses.replace(prune(4), pruning=searched)
   with pytest.raises(UserError, match='size 8, this one has .* vocab_size 9'):
