@@ -10,6 +10,7 @@ import importlib.util
 import os
 import pathlib
 import sys
+import types
 
 ENGINE_VARIABLE = 'SELECTIVE_T5X_ENGINE'
 _ENGINE_DIR = pathlib.Path(__file__).resolve().parent / 'engine'
@@ -89,6 +90,22 @@ def _real_t5x_is_here() -> bool:
   # A folder that happens to be named t5x, a git clone say, has no origin.
   spec = importlib.util.find_spec('t5x')
   return spec is not None and spec.origin is not None
+
+
+def of_the_embedded_engine(name: str) -> types.ModuleType:
+  """Returns a module of the embedded engine, on either engine.
+
+  It has a name of its own, so the module must import nothing of the engine.
+  """
+  alias = f'selective_t5x_engine_{name}'
+  if alias not in sys.modules:
+    spec = importlib.util.spec_from_file_location(
+      alias, _ENGINE_DIR / f'{name}.py'
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.modules[alias] = module
+  return sys.modules[alias]
 
 
 def engine_name() -> str:

@@ -68,7 +68,8 @@ def define_flags() -> None:
   flags.DEFINE_bool(
     'accept_config_change',
     False,
-    'Go on with the run in MODEL_DIR though its configuration was another.',
+    'Go on with the run in MODEL_DIR though its configuration, or what it read '
+    'for training, was another.',
   )
   flags.DEFINE_bool(
     'dry_run', False, 'Print the resolved configuration and run nothing.'
@@ -248,6 +249,7 @@ def main(argv: list[str]) -> None:
         vocabulary=vocabulary,
       )
     )
+    stack.enter_context(_data_changes(entry, folder))
     config_parse.run(entry)
   _warn(unused_bindings.after(config, entry, paths))
 
@@ -260,6 +262,21 @@ def _warn(lines: list[str]) -> None:
   if lines and jax.process_index() == 0:
     for line in lines:
       logging.warning('%s', line)
+
+
+def _data_changes(entry, folder: str) -> contextlib.AbstractContextManager:
+  """Returns the context in which other training data is refused or accepted."""
+  if FLAGS.run_mode != 'train':
+    return contextlib.nullcontext()
+  accepted = FLAGS.accept_config_change
+  if selective_t5x.engine_name() == 't5x':
+    from selective_t5x.runs import training_data
+
+    training_data.check(entry, folder, accepted=accepted)
+    return contextlib.nullcontext()
+  from t5x import train_iterator
+
+  return train_iterator.changes_accepted(accepted)
 
 
 def _parse_with(file: str, entry, paths: list[str]) -> None:

@@ -13,8 +13,8 @@ import tensorflow as tf
 from selective_t5x.errors import UserError, is_integer
 from selective_t5x.tasks import perplexity, vocabularies
 
-# Chunks in the shuffle buffer, which is a part of every saved iterator: 4 MB
-# at length 256. The default of 1,000 would hold some 30 Wikipedia articles.
+# Chunks in the shuffle buffer, 4 MB at length 256. The default of 1,000 would
+# hold some 30 Wikipedia articles.
 SHUFFLE_BUFFER = 4096
 
 
@@ -47,7 +47,7 @@ def tokenize(dataset, output_features, add_eos=True):
   `source_bytes`, i32[], is the length of the text in UTF-8.
 
   One function with AUTOTUNE in place of seqio's, which tokenizes 256 documents
-  at a time and has to save all of them with the iterator.
+  at a time and so gives the first one late.
   """
   vocabulary = output_features['targets'].vocabulary
   # Asked for here: what is wrong with a vocabulary gets no line inside a map.

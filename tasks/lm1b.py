@@ -60,6 +60,11 @@ class _Source(seqio.DataSource):
     """Returns what decides the documents."""
     return self._chosen.settings()
 
+  def data_identity(self, split):
+    """Returns the source that is read."""
+    del split
+    return {'source': self._chosen}
+
   @property
   def supports_arbitrary_sharding(self) -> bool:
     """As of both sources."""

@@ -1,15 +1,16 @@
 """Documents from files: converted once to TFRecords, then read by TensorFlow.
 
-The state of a tf.data pipeline can only be saved, and a killed run resumed
-exactly, if no Python runs in it. What Python must parse (a Wikipedia dump,
-JSON lines) is therefore converted once, to files in the cache: a TFRecord holds
-one document as plain UTF-8, may hold any character, and has a checksum.
+A resumed run reads its examples again up to where it was, as fast as
+TensorFlow can. What Python must parse (a Wikipedia dump, JSON lines) is
+therefore converted once, to files in the cache: a TFRecord holds one document
+as plain UTF-8, may hold any character, and has a checksum.
 """
 
 import dataclasses
 import glob
 import hashlib
 import pathlib
+import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 import seqio
@@ -69,6 +70,17 @@ class DocumentSource(seqio.DataSource):
     files = [str(file) for file in files if file.stat().st_size]
     if not files:
       raise UserError(f'no document in split {split!r} of {settings}')
+    return files
+
+  def data_identity(self, split: str) -> dict[str, pathlib.Path]:
+    """Returns {the user's file: what it was converted to}, see the engine."""
+    files = {}
+    for shard in map(pathlib.Path, self.list_shards(split)):
+      # The hash in an entry's name is of times and folders, too.
+      entry = shard.parent
+      name = re.sub('-?[0-9a-f]{16}$', '', entry.name) or entry.parent.name
+      label = f'{name} ({shard.stem})'
+      files[f'{label} {len(files)}' if label in files else label] = shard
     return files
 
   def get_dataset(

@@ -215,6 +215,13 @@ class _Source(seqio.DataSource):
     """Returns one shard: examples are made, not stored."""
     return [split]
 
+  def data_identity(self, split):
+    """Returns what decides the examples, besides the seed."""
+    return {
+      'difficulty': repr(self._difficulty()),
+      'stream': str(self._streams[split]),
+    }
+
   def get_dataset(
     self, split='train', shuffle=True, seed=None, shard_info=None
   ):

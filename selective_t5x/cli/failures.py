@@ -5,9 +5,13 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 from selective_t5x import errors
+
+# From SIGTERM to the end of a process that saves nothing.
+STOP_SECONDS = 20.0
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_SPACE_TEXTS = (
@@ -28,7 +32,9 @@ def stop_at_sigterm() -> None:
 
   Training takes the signal over while it trains, to save first. Where it comes
   in the middle of what swallows exceptions, JAX's callback of the garbage
-  collector or a finaliser, it is sent once more a moment later.
+  collector or a finaliser, it is sent once more a moment later. Python handles
+  no signal while a library's code runs, and a thread of a library can hold up
+  the exit: what has not ended after STOP_SECONDS is ended by another thread.
   """
   before = sys.unraisablehook
 
@@ -44,6 +50,23 @@ def stop_at_sigterm() -> None:
 
   sys.unraisablehook = swallowed
   signal.signal(signal.SIGTERM, stop)
+  signals, write_to = os.pipe()
+  os.set_blocking(write_to, False)
+  signal.set_wakeup_fd(write_to, warn_on_full_buffer=False)
+  threading.Thread(target=_end_late, args=(signals, stop), daemon=True).start()
+
+
+def _end_late(signals: int, stop: Callable) -> None:
+  """Ends this process some time after SIGTERM, if `stop` was to do it.
+
+  Args:
+    signals: a file descriptor that gives the numbers of signals that came.
+    stop: the handler of SIGTERM that ends the process.
+  """
+  while numbers := os.read(signals, 64):
+    if signal.SIGTERM in numbers and signal.getsignal(signal.SIGTERM) is stop:
+      time.sleep(STOP_SECONDS)
+      os._exit(errors.INTERRUPTED)
 
 
 def one_line(error: BaseException) -> str:

@@ -2,7 +2,8 @@
 
     model_dir/checkpoint_100/state/    {'target': params, 'state': {'step',
                                        'param_states'}}, arrays of any sharding
-    model_dir/checkpoint_100/dataset/  the train iterator, a file a shard
+    model_dir/checkpoint_100/dataset/  the position in the training data, a file
+                                       a shard; none of the data
     model_dir/checkpoint_100/window/   where a run was interrupted within a
                                        window of metrics: what it had of it
     model_dir/checkpoint_100/checksums.json
@@ -108,7 +109,7 @@ class _IteratorHandler(ocp.CheckpointHandler):
       args.item.save(self._file(directory))
 
   def restore(self, directory: epath.Path, args: '_IteratorArgs'):
-    args.item.restore(self._file(directory))
+    args.item.restore(self._file(directory), args.step)
     return args.item
 
 
@@ -118,6 +119,7 @@ class _IteratorHandler(ocp.CheckpointHandler):
 @dataclasses.dataclass
 class _IteratorArgs(ocp.args.CheckpointArgs):
   item: dataset_iterator.DatasetIterator | None = None
+  step: int | None = None
 
 
 _WINDOW_FILE = 'window.npz'
@@ -316,12 +318,21 @@ def _read_window(folder: epath.Path) -> list[np.ndarray]:
 
 
 def restore_iterator(
-  path: str, partitioner, iterator: dataset_iterator.DatasetIterator
+  path: str,
+  partitioner,
+  iterator: dataset_iterator.DatasetIterator,
+  step: int,
 ) -> None:
   """Puts a train iterator where it was when a checkpoint was made.
 
+  Args:
+    path: of the checkpoint.
+    partitioner: tells the data shard of this process.
+    iterator: what is put there.
+    step: of the checkpoint.
+
   Raises:
-    UserError: the checkpoint holds no iterator.
+    UserError: the checkpoint holds no iterator, or one of other data.
   """
   folder = epath.Path(path) / 'dataset'
   if not folder.is_dir():
@@ -332,4 +343,19 @@ def restore_iterator(
     )
   layout = partitioner.get_data_layout()
   files = _IteratorHandler(layout.shard_id, layout.num_shards, False)
-  files.restore(folder, _IteratorArgs(iterator))
+  error = None
+  try:
+    files.restore(folder, _IteratorArgs(iterator, step))
+  except UserError as refusal:
+    error = UserError(f'{path}: {refusal}')
+  except Exception as other:
+    error = other
+  # All processes go on, or none.
+  if jax.process_count() > 1:
+    severity = {type(None): 0, UserError: 1}.get(type(error), 2)
+    worst = int(np.max(multihost_utils.process_allgather(np.array(severity))))
+    if worst > severity:
+      problem = 'of another process the training data cannot go on there'
+      error = (UserError if worst == 1 else OSError)(f'{path}: {problem}')
+  if error is not None:
+    raise error

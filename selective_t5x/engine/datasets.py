@@ -1,9 +1,7 @@
 """From a seqio task to sharded batches, for training and for evaluation."""
 
-import contextlib
 import dataclasses
 import importlib
-import re
 import time
 from collections.abc import Callable, Mapping
 
@@ -12,10 +10,12 @@ import numpy as np
 import seqio
 import tensorflow as tf
 from absl import logging
-from clu.data import dataset_iterator
 from jax.experimental import multihost_utils
 
-from selective_t5x.errors import RunError, UserError, did_you_mean
+from selective_t5x.errors import UserError, did_you_mean
+from t5x import empty_data
+from t5x.data_reading import reading  # noqa: F401
+from t5x.train_iterator import TrainIterator
 
 
 @dataclasses.dataclass
@@ -244,7 +244,8 @@ def get_training_eval_datasets(
     feature_converter_cls: turns task features into model features.
 
   Raises:
-    UserError: the batch cannot be divided, or no task has the split.
+    UserError: the batch cannot be divided, no task has the split, or nothing is
+      left of it.
   """
   provider = get_mixture_or_task(cfg)
   if cfg.batch_size % num_shards:
@@ -276,6 +277,7 @@ def get_training_eval_datasets(
   for task in seqio.get_subtasks(provider):
     if cfg.split in task.splits:
       datasets[task.name] = batches(task)
+      empty_data.check_task(cfg, task)
     else:
       logging.info(
         'Task %s has no %r split; it is not evaluated.', task.name, cfg.split
@@ -284,57 +286,8 @@ def get_training_eval_datasets(
     check_split(provider, cfg.split)
   if isinstance(provider, seqio.Mixture):
     datasets[provider.name] = batches(provider)
+    empty_data.check_rates(cfg, provider)
   return datasets
-
-
-@contextlib.contextmanager
-def reading(what: str):
-  """Turns what goes wrong while data is read into one line.
-
-  Raises:
-    RunError: a file is gone or broken, or there is no data.
-  """
-  try:
-    yield
-  except tf.errors.OpError as error:
-    # A Python function in the pipeline adds its traceback; its error is last.
-    said = re.findall(r'\w+Error: .*', error.message) or [error.message]
-    told = f'{type(error).__name__}: {said[-1]}'.splitlines()[0]
-    raise RunError(f'{what} cannot be read: {told}') from error
-  except StopIteration as error:
-    raise RunError(f'{what} gives no batch, or no more') from error
-
-
-class TrainIterator(dataset_iterator.DatasetIterator):
-  """Batches on the devices, and a position that can be saved and restored."""
-
-  def __init__(self, dataset: tf.data.Dataset, partitioner):
-    self._iterator = dataset_iterator.TfDatasetIterator(
-      dataset, checkpoint=True
-    )
-    self._partitioner = partitioner
-
-  def __next__(self):
-    with reading('the training data'):
-      batch = next(self._iterator)
-    return self._partitioner.put_batch(batch)
-
-  def reset(self) -> None:
-    """Starts from the beginning."""
-    self._iterator.reset()
-
-  @property
-  def element_spec(self):
-    """Shapes and dtypes of this process's part of a batch."""
-    return self._iterator.element_spec
-
-  def save(self, filename) -> None:
-    """Writes the position to a file."""
-    self._iterator.save(filename)
-
-  def restore(self, filename) -> None:
-    """Goes to the position that a file holds."""
-    self._iterator.restore(filename)
 
 
 def prepare_train_iter(

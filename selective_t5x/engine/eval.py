@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 
 from selective_t5x.errors import UserError, changes
 from t5x import (
+  data_reading,
   datasets,
   descriptions,
   evaluators,
@@ -293,7 +294,10 @@ def task_metrics(
 def _training_eval(trainer, eval_datasets) -> dict[str, dict[str, float]]:
   """Evaluates with teacher forcing."""
   summaries = trainer.eval(
-    {k: ds.as_numpy_iterator() for k, ds in eval_datasets.items()}
+    {
+      name: data_reading.InterruptibleIterator(dataset)
+      for name, dataset in eval_datasets.items()
+    }
   )
   return {
     f'training_eval/{task}': {

@@ -19,6 +19,7 @@ from etils import epath
 
 from selective_t5x.errors import UserError, did_you_mean
 from t5x import (
+  data_reading,
   datasets,
   descriptions,
   gin_utils,
@@ -316,7 +317,7 @@ class _Examples:
     dataset = self.task_dataset(task)
     pairs = tf.data.Dataset.zip((dataset, self.model_features(dataset)))
     last = max(first - 1, 0)  # The last chunk that is there.
-    rows = pairs.skip(last * size).as_numpy_iterator()
+    rows = data_reading.InterruptibleIterator(pairs.skip(last * size))
     if first and not list(itertools.islice(rows, size)):
       raise UserError(
         f'{task.name}: has fewer examples than were inferred before: give '

@@ -231,7 +231,9 @@ class TrainStateInitializer:
       state = self._restore(path, cfg, init_rng)
       if ds_iter is not None and cfg.restore_dataset:
         with _reading(path):
-          checkpoints.restore_iterator(path, self._partitioner, ds_iter)
+          checkpoints.restore_iterator(
+            path, self._partitioner, ds_iter, int(state.step)
+          )
       yield state, path
 
   def from_checkpoint(

@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from selective_t5x.errors import Interrupted, UserError
 from t5x import (
   checkpoints,
+  data_reading,
   datasets,
   event_loops,
   models,
@@ -28,6 +29,7 @@ from t5x import (
   preemption,
   progress,
   restoring,
+  train_data,
   utils,
 )
 from t5x import eval as eval_lib
@@ -123,16 +125,13 @@ def train(
   ):
     for cfg in filter(None, (train_dataset_cfg, train_eval_dataset_cfg)):
       verify_matching_vocabs_fn(cfg, model)
-  train_iter = utils.prepare_train_iter(
-    get_dataset_fn(
-      train_dataset_cfg,
-      layout.shard_id,
-      layout.num_shards,
-      model.FEATURE_CONVERTER_CLS,
-    ),
-    partitioner=partitioner,
-    checkpoint_cfg=checkpoint_cfg,
-    data_layout=layout,
+  train_iter = train_data.iterator(
+    train_dataset_cfg,
+    get_dataset_fn,
+    model.FEATURE_CONVERTER_CLS,
+    partitioner,
+    checkpoint_cfg,
+    model_dir,
   )
   eval_datasets, evaluator = {}, None
   if eval_period and train_eval_dataset_cfg:
@@ -171,16 +170,18 @@ def train(
   train_state = _first_train_state(
     initializer, checkpoint_cfg, model_dir, train_iter, init_rng
   )
+  first_step = int(train_state.step)
+  if relative_steps:
+    total_steps = first_step + relative_steps
+  if first_step < total_steps:
+    train_iter.peek()
   utils.log_model_info(
     os.path.join(model_dir, 'model-info.txt'),
     initializer.global_train_state_shape,
     partitioner,
   )
-  first_step = int(train_state.step)
   if evaluator:
     evaluator.keep_until(first_step)
-  if relative_steps:
-    total_steps = first_step + relative_steps
   if total_steps < first_step:
     raise UserError(
       f'TRAIN_STEPS = {total_steps} (train.total_steps), but {model_dir} is '
@@ -226,7 +227,15 @@ def train(
     contextlib.closing(evaluator) if evaluator else contextlib.nullcontext()
   )
   step, interrupted = first_step, False
-  with preemption.noticed() as trainer.interrupted, trainer, saving, logs:
+  with (
+    _evaluation_may_end(model_dir, trainer),
+    preemption.noticed() as notice,
+    trainer,
+    saving,
+    logs,
+  ):
+    trainer.interrupted, train_iter.stopped = notice, notice.ends_wait
+    loop.stopped = notice.ends_long_wait
     loop.resume_window(first_step)
     if manager and first_step not in manager.all_steps():
       loop.save()
@@ -277,6 +286,19 @@ def _saving(manager):
         manager.close()
       finally:
         manager.remove_remains()
+
+
+@contextlib.contextmanager
+def _evaluation_may_end(model_dir: str, trainer):
+  """Ends the run without saving where an evaluation waits for data in vain.
+
+  Its metrics are missing, so the step before it must be taken again.
+  """
+  try:
+    yield
+  except data_reading.Stopped:
+    step = int(trainer.train_state.step)
+    raise Interrupted(_interruption(model_dir, step)) from None
 
 
 def _interruption(model_dir: str, step: int) -> str:

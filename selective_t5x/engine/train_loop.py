@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 
 import clu.values
 import jax
@@ -11,7 +12,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from selective_t5x.errors import RunError
-from t5x import checkpoints, datasets
+from t5x import checkpoints, data_reading, datasets
 from t5x import eval as eval_lib
 from t5x import trainer as trainer_lib
 
@@ -53,6 +54,8 @@ class Loop:
     self._train_state_axes = train_state_axes
     self._actions = actions
     self._model_dir = model_dir
+    # Of the seconds that a batch is waited for: whether to wait no longer.
+    self.stopped: Callable[[float], bool] = data_reading.never
     self._window = None  # the metrics of the last window, a future
     self._previous_loss = None
 
@@ -99,7 +102,10 @@ class Loop:
   def _evaluate_training(self) -> None:
     with datasets.reading('the evaluation data'):
       summaries = self._trainer.eval(
-        {k: ds.as_numpy_iterator() for k, ds in self._eval_datasets.items()}
+        {
+          name: data_reading.InterruptibleIterator(dataset, self.stopped)
+          for name, dataset in self._eval_datasets.items()
+        }
       )
     for task, summary in summaries.items():
       logging.info(

@@ -13,7 +13,7 @@ import clu.values
 import jax
 import numpy as np
 
-from t5x import models, partitioning, schedules
+from t5x import data_reading, models, partitioning, schedules
 
 # T5X has the actions and the parts of a step under this module's name.
 from t5x.actions import (  # noqa: F401
@@ -152,7 +152,11 @@ class BaseTrainer(abc.ABC):
     manager = self.train_metrics_manager
     started = manager.start_duration_timer(before.seconds if before else 0.0)
     for step in range(start_step, start_step + num_steps):
-      if self.interrupted(step):
+      with jax.profiler.StepTraceAnnotation('train', step_num=step):
+        batch = None if self.interrupted(step) else _next(batch_iter)
+        if batch is not None:
+          self.train_state, update = train_step(self.train_state, batch)
+      if batch is None:
         if metrics is None:
           self.unfinished = before
         else:
@@ -162,15 +166,9 @@ class BaseTrainer(abc.ABC):
             time.time() - started,
           )
         return None
-      with jax.profiler.StepTraceAnnotation('train', step_num=step):
-        self.train_state, update = train_step(
-          self.train_state, next(batch_iter)
-        )
-        if step == start_step and before:
-          metrics = jax.tree.unflatten(
-            jax.tree.structure(update), before.arrays
-          )
-        metrics = merge_metrics(metrics, update) if metrics else update
+      if step == start_step and before:
+        metrics = jax.tree.unflatten(jax.tree.structure(update), before.arrays)
+      metrics = merge_metrics(metrics, update) if metrics else update
     metrics['timing/uptime'] = clu.metrics.LastValue.from_model_output(
       np.asarray([time.time() - self._start_time])
     )
@@ -250,6 +248,14 @@ class BaseTrainer(abc.ABC):
   @abc.abstractmethod
   def _partitioned_eval_step(self):
     """(train state, batch) -> metrics."""
+
+
+def _next(batch_iter: Iterator[Batch]) -> Batch | None:
+  """Returns the next batch, None where the wait for it was ended."""
+  try:
+    return next(batch_iter)
+  except data_reading.Stopped:
+    return None
 
 
 class Trainer(BaseTrainer):

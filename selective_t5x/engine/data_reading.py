@@ -1,0 +1,161 @@
+"""Reading a tf.data pipeline so that a signal can end the wait for it.
+
+A pipeline that filters everything out of an endless data set never returns from
+TensorFlow, and Python handles no signal before it does. So a thread asks for
+the element, the caller waits for the thread, and the request can be cancelled.
+"""
+
+import contextlib
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+# TensorFlow offers cancellation of a call of a function here alone.
+from tensorflow.python.eager import cancellation
+
+from selective_t5x.errors import RunError
+
+# Of the thread that waits for TensorFlow.
+THREAD = 'reads_data'
+_POLL_SECONDS = 0.2
+_CANCEL_SECONDS = 30
+
+
+class Stopped(Exception):
+  """The caller no longer waits for the element that it asked for."""
+
+
+@contextlib.contextmanager
+def reading(what: str) -> Iterator[None]:
+  """Turns what goes wrong while data is read into one line.
+
+  Raises:
+    RunError: a file is gone or broken, or there is no data.
+  """
+  try:
+    yield
+  except tf.errors.OpError as error:
+    # A Python function in the pipeline adds its traceback; its error is last.
+    said = re.findall(r'\w+Error: .*', error.message) or [error.message]
+    told = f'{type(error).__name__}: {said[-1]}'.splitlines()[0]
+    raise RunError(f'{what} cannot be read: {told}') from error
+  except StopIteration:
+    # With a cause, contextlib would take it for Python's own RuntimeError.
+    raise RunError(f'{what} gives no batch, or no more') from None
+
+
+def never(*_) -> bool:
+  """Returns False: the caller waits as long as it takes."""
+  return False
+
+
+class InterruptibleIterator:
+  """The elements of a tf.data.Dataset, as NumPy arrays.
+
+  Whatever ends the wait for an element, a signal's handler that raises, Ctrl-C
+  or `stopped`, cancels the pipeline; the iterator is of no use after it.
+
+  Attributes:
+    iterator: TensorFlow's own iterator, whose state can be read and written
+      between two elements.
+  """
+
+  def __init__(
+    self, dataset: tf.data.Dataset, stopped: Callable[[float], bool] = never
+  ):
+    """Starts at the first element.
+
+    Args:
+      dataset: its elements are dictionaries of tensors, or tensors.
+      stopped: called several times a second while an element is waited for,
+        with the seconds since it was asked for; where it returns True the wait
+        ends with `Stopped`.
+    """
+    self.iterator = iter(dataset)
+    self._stopped = stopped
+    self._cancellation = cancellation.CancellationManager()
+    self._get_next = tf.function(
+      lambda iterator: iterator.get_next(), autograph=False
+    )
+
+  def __iter__(self) -> 'InterruptibleIterator':
+    return self
+
+  def __next__(self) -> Any:
+    """Returns the next element.
+
+    Raises:
+      StopIteration: there is none.
+      Stopped: `stopped` said so while it was waited for.
+    """
+    return tf.nest.map_structure(to_numpy, self.next_tensors())
+
+  def next_tensors(
+    self, patience: float | None = None, out_of_patience: Callable = never
+  ) -> Any:
+    """Returns the next element as TensorFlow's tensors.
+
+    Args:
+      patience: seconds after which `out_of_patience` is called, once; None does
+        not call it.
+      out_of_patience: called while the element is still waited for; what it
+        raises ends the wait.
+
+    Raises:
+      StopIteration: there is none.
+      Stopped: `stopped` said so while it was waited for.
+    """
+    started = time.monotonic()
+    request = _Request(self._get_next, self.iterator, self._cancellation)
+    try:
+      while not request.done.wait(_POLL_SECONDS):
+        seconds = time.monotonic() - started
+        if self._stopped(seconds):
+          raise Stopped
+        if patience is not None and seconds > patience:
+          patience = None
+          out_of_patience()
+    except BaseException:
+      self._cancellation.start_cancel()
+      request.done.wait(_CANCEL_SECONDS)
+      raise
+    return request.result()
+
+
+def to_numpy(tensor: tf.Tensor) -> np.ndarray | bytes:
+  """Returns an array that shares a tensor's memory; bytes of one string."""
+  if tensor.dtype == tf.string:
+    return tensor.numpy()
+  return np.asarray(tensor)
+
+
+class _Request:
+  """A call of TensorFlow in a thread of its own."""
+
+  def __init__(self, function, argument, manager):
+    self.done = threading.Event()
+    self._value, self._error = None, None
+
+    def call():
+      try:
+        with cancellation.CancellationManagerContext(manager):
+          self._value = function(argument)
+      except BaseException as error:
+        self._error = error
+      finally:
+        self.done.set()
+
+    # A daemon: an ordinary exit must not wait for what cannot be cancelled.
+    threading.Thread(target=call, daemon=True, name=THREAD).start()
+
+  def result(self):
+    if isinstance(self._error, tf.errors.OutOfRangeError):
+      raise StopIteration
+    if self._error is not None:
+      raise self._error
+    return self._value

@@ -1,0 +1,89 @@
+"""Data sets of which nothing is left, told before anybody waits for them.
+
+What is repeated without end and filtered to nothing is searched for ever; one
+pass over it, unshuffled, ends.
+"""
+
+import seqio
+import tensorflow as tf
+
+from selective_t5x.errors import UserError
+from t5x import data_reading
+
+
+def check(cfg, provider: seqio.Task | seqio.Mixture) -> None:
+  """Reads one example of each task that takes part in a data set.
+
+  Args:
+    cfg: T5X's DatasetConfig.
+    provider: the task or mixture that it names.
+
+  Raises:
+    UserError: the mixture takes no example of any task, or nothing is left of a
+      task that it takes examples of.
+  """
+  tasks = _tasks(cfg, provider)
+  if isinstance(provider, seqio.Mixture):
+    check_rates(cfg, provider)
+    tasks = [task for task in tasks if provider.get_rate(task)]
+  for task in tasks:
+    check_task(cfg, task)
+
+
+def check_rates(cfg, mixture: seqio.Mixture) -> None:
+  """Raises UserError where a mixture takes no example of any task."""
+  tasks = _tasks(cfg, mixture)
+  if not any(mixture.get_rate(task) for task in tasks):
+    raise UserError(
+      f'Mixture {mixture.name}: the rate of every task that has a split '
+      f'{cfg.split!r} is 0 ({", ".join(task.name for task in tasks)})'
+    )
+
+
+def _tasks(cfg, provider) -> list[seqio.Task]:
+  return [t for t in seqio.get_subtasks(provider) if cfg.split in t.splits]
+
+
+def check_task(cfg, task: seqio.Task) -> None:
+  """Reads one example of a task.
+
+  Args:
+    cfg: T5X's DatasetConfig.
+    task: has the split of the config.
+
+  Raises:
+    UserError: nothing is left of it.
+  """
+  with data_reading.reading(f'split {cfg.split!r} of task {task.name}'):
+    examples = task.get_dataset(
+      cfg.task_feature_lengths,
+      split=cfg.split,
+      use_cached=cfg.use_cached,
+      shuffle=False,
+      seed=cfg.seed,
+      num_epochs=1,
+      try_in_mem_cache=False,
+    )
+    if has_element(examples):
+      return
+    whole = not cfg.use_cached and not has_element(
+      task.source.get_dataset(cfg.split, shuffle=False, seed=cfg.seed)
+    )
+  why = (
+    'its source gives no example'
+    if whole
+    else 'its preprocessors leave none of its examples'
+  )
+  raise UserError(
+    f'Task {task.name}: nothing is left of split {cfg.split!r}: {why}'
+  )
+
+
+def has_element(dataset: tf.data.Dataset) -> bool:
+  """Returns whether a data set has an element; a signal ends the wait."""
+  iterator = data_reading.InterruptibleIterator(dataset)
+  try:
+    iterator.next_tensors()
+  except StopIteration:
+    return False
+  return True

@@ -1,0 +1,321 @@
+"""The training batches, and the position in them that a checkpoint holds.
+
+A position is a number of batches. It is saved with a description of what is
+read and a checksum of the last batch, and with nothing of the data: on resuming
+the same pipeline is built again and goes through the batches before the
+position. What the description cannot see, a source that is not deterministic or
+code that has changed, the checksum does.
+"""
+
+import contextlib
+import contextvars
+import itertools
+import json
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+from clu.data import dataset_iterator
+from etils import epath
+
+from selective_t5x.errors import RunError, UserError, changes
+from t5x import data_reading
+from t5x.data_reading import InterruptibleIterator
+
+_SUFFIX = '.json'
+_STATE_SUFFIX = '.index'  # Of TensorFlow's checkpoints.
+_LOG_SECONDS = 10.0
+_PATIENCE_SECONDS = 2.0
+
+_accepted = contextvars.ContextVar('accepted', default=False)
+
+
+@contextlib.contextmanager
+def changes_accepted(accepted: bool = True) -> Iterator[None]:
+  """Says whether a run may go on with other data than it was begun with."""
+  token = _accepted.set(accepted)
+  try:
+    yield
+  finally:
+    _accepted.reset(token)
+
+
+class TrainIterator(dataset_iterator.DatasetIterator):
+  """Batches on the devices, and a position that can be saved and restored.
+
+  Attributes:
+    identity: returns {what: value} of all that decides the batches, see
+      `data_identity`; called when a position is saved or restored.
+    seed: the seed that the data is read with, saved with the position.
+    rebuild: makes the dataset anew. A tf.data.Dataset that is iterated over a
+      second time is shuffled into another order.
+    explain: called where no batch comes, or none for some time; raises
+      UserError where it knows why.
+    stopped: whether to end a wait for a batch, see `InterruptibleIterator`.
+  """
+
+  def __init__(self, dataset: tf.data.Dataset, partitioner):
+    self.identity: Callable[[], Mapping[str, str]] = dict
+    self.rebuild: Callable[[], tf.data.Dataset] | None = None
+    self.seed: int | None = None
+    self.explain: Callable[[], Any] = data_reading.never
+    self.stopped: Callable[[float], bool] = data_reading.never
+    self._dataset: tf.data.Dataset | None = dataset
+    self._spec = dataset.element_spec
+    self._partitioner = partitioner
+    self.reset()
+
+  def reset(self) -> None:
+    """Starts from the beginning."""
+    self._go_to(0, None)
+
+  def _go_to(self, batches: int, checksum: int | None) -> None:
+    """Makes batch number `batches` the next; goes there when it is needed.
+
+    Args:
+      batches: number of batches before it.
+      checksum: of the last of these, None where it is not known.
+    """
+    self._batches, self._checksum = batches, checksum
+    self._last, self._next, self._source = None, None, None
+
+  def __next__(self):
+    batch = self._peek()
+    self._last, self._next = batch, None
+    self._batches += 1
+    return self._partitioner.put_batch(batch)
+
+  def peek(self) -> None:
+    """Waits for the next batch, which stays the next.
+
+    Raises:
+      UserError: nothing is left of the data, or the batches before the position
+        are others than they were.
+      RunError: the data cannot be read, or there is no batch.
+    """
+    try:
+      self._peek()
+    except RunError as error:
+      if isinstance(error.__context__, StopIteration):
+        self.explain()
+      raise
+
+  def _peek(self) -> Mapping[str, np.ndarray]:
+    if self._next is None:
+      with data_reading.reading('the training data'):
+        if self._source is None:
+          self._source = self._first_batches()
+        self._next = next(self._source)
+    return self._next
+
+  def _first_batches(self) -> Iterator[Mapping[str, np.ndarray]]:
+    """Returns the batches from the position on."""
+    source = self._batches_from_the_start()
+    tensors = source.next_tensors(_PATIENCE_SECONDS, self._look_why)
+    batch = tf.nest.map_structure(data_reading.to_numpy, tensors)
+    if not self._batches:
+      return itertools.chain([batch], source)
+    self._pass_over(batch, source)
+    return source
+
+  def _look_why(self) -> None:
+    """Looks for the reason why no batch has come yet."""
+    logging.info('Waiting for the first batch of the training data')
+    self.explain()
+
+  def _pass_over(self, batch, source: InterruptibleIterator) -> None:
+    """Goes through the batches before the position, of which one is read."""
+    started = logged = time.monotonic()
+    for number in range(2, self._batches):
+      source.next_tensors()
+      if time.monotonic() - logged > _LOG_SECONDS:
+        logged = time.monotonic()
+        logging.info(
+          'Passing over the training data: %d of %d batches, %.0f a second',
+          number,
+          self._batches,
+          number / (logged - started),
+        )
+    self._last = next(source) if self._batches > 1 else batch
+    checksum = _checksum(self._last)
+    if self._checksum in (None, checksum):
+      return
+    problem = (
+      f'batch {self._batches} of the training data is not what it was when the '
+      'checkpoint was saved, though its files and settings are the same: the '
+      'code of the task has changed, or its examples do not depend on the seed '
+      'alone'
+    )
+    if not _accepted.get():
+      raise UserError(
+        f'{problem}. Put back what it was, or --accept_config_change to go on '
+        'with the data as it is now'
+      )
+    logging.warning('%s. Going on with the data as it is now', problem)
+
+  def _batches_from_the_start(self) -> InterruptibleIterator:
+    dataset, self._dataset = self._dataset, None
+    if dataset is None:
+      if self.rebuild is None:
+        raise ValueError(
+          'the dataset was read before: set TrainIterator.rebuild'
+        )
+      dataset = self.rebuild()
+    return InterruptibleIterator(dataset, lambda seconds: self.stopped(seconds))
+
+  @property
+  def element_spec(self):
+    """Shapes and dtypes of this process's part of a batch."""
+    return {
+      name: dataset_iterator.ArraySpec(
+        dtype=spec.dtype.as_numpy_dtype, shape=tuple(spec.shape)
+      )
+      for name, spec in self._spec.items()
+    }
+
+  def save(self, filename) -> None:
+    """Writes the position, as JSON, to a file; '.json' is added to its name."""
+    checksum = self._checksum if self._last is None else _checksum(self._last)
+    record = {
+      'batches': self._batches,
+      'checksum': checksum,
+      'seed': self.seed,
+      'identity': dict(self.identity()),
+    }
+    file = epath.Path(os.fspath(filename) + _SUFFIX)
+    file.write_text(json.dumps(record, indent=1) + '\n')
+
+  def restore(self, filename, step: int | None = None) -> None:
+    """Goes to the position that a file holds.
+
+    Args:
+      filename: as it was saved to; a file of TensorFlow's iterator state, which
+        the real T5X saves, is read where there is none of this kind.
+      step: of the checkpoint that it is in.
+
+    Raises:
+      UserError: other data was read then, and going on with the present one is
+        not accepted.
+    """
+    name = os.fspath(filename)
+    if epath.Path(name + _SUFFIX).exists():
+      self._restore_position(epath.Path(name + _SUFFIX))
+    elif epath.Path(name + _STATE_SUFFIX).exists():
+      self._restore_state(name, step)
+    else:
+      others = _positions(epath.Path(name).parent)
+      if not others:
+        raise FileNotFoundError(f'{name}{_SUFFIX}')
+      # Saved with another number of data shards, which the identity tells.
+      self._restore_position(others[0])
+
+  def _restore_position(self, file: epath.Path) -> None:
+    record = read_position(file)
+    changed = changes(record['identity'], self.identity())
+    checksum = record['checksum']
+    if changed:
+      checksum = None
+      _accept_or_refuse(
+        f'the training data is not what it was: {changed}', record['batches']
+      )
+    self._go_to(record['batches'], checksum)
+
+  def _restore_state(self, name: str, step: int | None) -> None:
+    """Goes where the batches are those of a saved state of TensorFlow's.
+
+    The state holds data of its own, of whatever it was that was read, so it is
+    not gone on from: it only tells the position.
+    """
+    started = time.monotonic()
+    try:
+      expected = self._batches_of_state(name, 2)
+    except Exception as error:  # TensorFlow's are of many kinds.
+      said = f'{type(error).__name__}: {error}'.splitlines()[0][:200]
+      _accept_or_refuse(
+        f'its state of the training data does not fit what is read ({said})',
+        step,
+      )
+      self._go_to(step, None)
+      return
+    source = self._batches_from_the_start()
+    checksums = []
+    with data_reading.reading('the training data'):
+      for _ in range(step + len(expected)):
+        checksums.append(_checksum(next(source)))
+    logging.info(
+      'Compared a saved state of the training data with %d batches: %.0f s',
+      len(checksums),
+      time.monotonic() - started,
+    )
+    # Of a fine-tuned run the position is less than the step.
+    for position in (step, *range(step)):
+      if checksums[position : position + len(expected)] == expected:
+        before = checksums[position - 1] if position else None
+        self._go_to(position, before)
+        return
+    _accept_or_refuse(
+      'the training data that it was saved with, by an older version or by the '
+      'real T5X, is not what is read now',
+      step,
+    )
+    self._go_to(step, None)
+
+  def _batches_of_state(self, name: str, count: int) -> list[int]:
+    """Returns the checksums of the batches that follow a saved state."""
+    source = self._batches_from_the_start()
+    state = tf.train.Checkpoint(ds=source.iterator)
+    state.read(name).assert_consumed()
+    return [_checksum(next(source)) for _ in range(count)]
+
+
+def _accept_or_refuse(problem: str, batches: int | None) -> None:
+  """Raises UserError, or warns where the change is accepted."""
+  if not _accepted.get():
+    raise UserError(
+      f'{problem}; put back what it was, give another MODEL_DIR, or '
+      '--accept_config_change to go on with the data of now, from its batch '
+      f'{batches} on'
+    )
+  logging.warning('%s. The data starts anew, at its batch %d', problem, batches)
+
+
+def read_position(file: epath.Path) -> dict[str, Any]:
+  """Returns the record of a position, see `TrainIterator.save`."""
+  record = json.loads(file.read_text())
+  return {
+    'batches': int(record['batches']),
+    'checksum': record['checksum'],
+    'seed': record['seed'],
+    'identity': dict(record['identity']),
+  }
+
+
+def saved_seed(folder: str) -> int | None:
+  """Returns the seed of the data of a checkpoint, None where it has none."""
+  for file in _positions(epath.Path(folder) / 'dataset'):
+    with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
+      return read_position(file)['seed']
+  return None
+
+
+def _positions(folder: epath.Path) -> list[epath.Path]:
+  """Returns the files of positions, of all data shards and processes."""
+  if not folder.is_dir():
+    return []
+  pattern = f'train_ds-*{_SUFFIX}'
+  return sorted([*folder.glob(pattern), *folder.glob(f'process_*/{pattern}')])
+
+
+def _checksum(batch: Mapping[str, np.ndarray]) -> int:
+  """Returns the CRC-32 of a batch."""
+  total = 0
+  for name in sorted(batch):
+    array = np.asarray(batch[name])
+    head = f'{name} {array.dtype.name} {array.shape}'
+    total = zlib.crc32(array.tobytes(), zlib.crc32(head.encode(), total))
+  return total

@@ -1,0 +1,98 @@
+"""Compares what a run on the real T5X reads with what it was begun with.
+
+The embedded engine does that itself, with a record in every checkpoint. T5X's
+checkpoints hold the state of TensorFlow's iterator, its data included, and T5X
+goes on with that whatever the task reads now. So the command line keeps a
+record in the run's folder and refuses what T5X would pass over in silence.
+"""
+
+import json
+import pathlib
+import re
+from collections.abc import Callable
+
+from selective_t5x import engine_finder
+from selective_t5x.config import apply
+from selective_t5x.errors import UserError, changes
+
+RECORD_FILE = 'training_data.json'
+_WAYS = (
+  'SaveCheckpointConfig.save_dataset = False goes on with it from its '
+  'beginning, or give another MODEL_DIR'
+)
+
+
+def check(train: Callable, folder: str, *, accepted: bool) -> None:
+  """Refuses to go on with other training data, and records it for a new run.
+
+  Args:
+    train: T5X's train, whose gin bindings are looked at.
+    folder: MODEL_DIR; one with '://' in it is not looked at.
+    accepted: whether a change of the data is what the user wants, which T5X
+      cannot give.
+
+  Raises:
+    UserError: T5X would go on with other data than the configuration says, or
+      cannot go on.
+  """
+  checkpoint_cfg = apply.bound(train, 'checkpoint_cfg')
+  save_cfg = checkpoint_cfg and checkpoint_cfg.save
+  if '://' in folder or not save_cfg or not save_cfg.save_dataset:
+    return
+  restored = _restored(pathlib.Path(folder), checkpoint_cfg.restore)
+  if restored is not None and list((restored / 'dataset').rglob('*.json')):
+    raise UserError(
+      f'{restored} is of the embedded engine and holds a position in the '
+      f'training data that the real T5X cannot go to: {_WAYS}'
+    )
+  record = pathlib.Path(folder) / RECORD_FILE
+  here = _identity(train)
+  there = json.loads(record.read_text()) if record.exists() else None
+  going_on = restored is not None and restored.parent == pathlib.Path(folder)
+  if going_on and there is not None:
+    changed = changes(there, here)
+    if changed:
+      cannot = ', also with --accept_config_change' if accepted else ''
+      raise UserError(
+        f'{folder}: the training data is not what it was: {changed}; the real '
+        f'T5X would go on with the data that its checkpoint holds{cannot}. '
+        f'{_WAYS}'
+      )
+  else:
+    record.write_text(json.dumps(here, indent=1) + '\n')
+
+
+def _identity(train: Callable) -> dict[str, str]:
+  from t5x import utils
+
+  cfg = apply.bound(train, 'train_dataset_cfg')
+  if cfg.module:
+    utils.import_module(cfg.module)
+  import seqio
+
+  provider = cfg.mixture_or_task_name
+  if isinstance(provider, str):
+    provider = seqio.get_mixture_or_task(provider)
+  converter = apply.bound(train, 'model').FEATURE_CONVERTER_CLS
+  describe = engine_finder.of_the_embedded_engine('data_identity').describe
+  return describe(cfg, provider, converter)
+
+
+def _restored(folder: pathlib.Path, restore_cfg) -> pathlib.Path | None:
+  """Returns the checkpoint that T5X goes on from, None where it begins."""
+  latest = _latest(folder)
+  if latest is None and restore_cfg is not None:
+    paths = [restore_cfg.path] if isinstance(restore_cfg.path, str) else []
+    for path in map(pathlib.Path, paths):
+      latest = path if (path / 'dataset').is_dir() else _latest(path)
+  return latest
+
+
+def _latest(folder: pathlib.Path) -> pathlib.Path | None:
+  names = folder.iterdir() if folder.is_dir() else ()
+  steps = {
+    int(name[1]): path
+    for path in names
+    if (name := re.fullmatch(r'checkpoint_(\d+)', path.name))
+  }
+  return steps[max(steps)] if steps else None
