@@ -80,8 +80,11 @@ def _evaluated(annotation, function):
     return Any
   if not isinstance(annotation, str):
     return annotation
+  one = types.SimpleNamespace(__annotations__={'one': annotation})
   try:
-    return eval(annotation, getattr(function, '__globals__', {}))
+    return typing.get_type_hints(one, getattr(function, '__globals__', {}))[
+      'one'
+    ]
   except Exception:
     return Any
 

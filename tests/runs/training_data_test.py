@@ -108,6 +108,7 @@ def test_a_task_of_which_nothing_is_left(own_tasks, commands, tmp_path):
 def test_sigterm_ends_the_wait_for_data(own_tasks, commands, tmp_path):
   flags = [*own_tasks, "--gin.MIXTURE_OR_TASK_NAME='mine_slow'"]
   out, err = tmp_path / 'out', tmp_path / 'err'
+  err.touch()  # The process that starts makes it somewhat later.
   process = commands.start('selective_t5x.main', flags, out, err, tmp_path)
   deadline = time.monotonic() + 300
   while 'Waiting for the first batch' not in err.read_text():
