@@ -1,0 +1,445 @@
+"""Every macro and every parameter of the run files, given what it cannot take.
+
+  python -m tools.settings_walk --part=1/4
+
+A few runs together bind what the gin files bind. Each of their settings is
+None, 0, -1, a fraction, True, a string and a list. What the command line's
+checks take is run, in a tiny size. All of it has to be done, or refused in one
+line. `make fuzz` gives some of these values at random; this gives all of them,
+in order, which takes an hour or more on a slow machine; --checks runs nothing.
+
+The last line is JSON: how many values were given, how many of them the checks
+refused, how many ran, and how many ended in a traceback or hung.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import gc
+import io
+import json
+import logging
+import os
+import pathlib
+import shutil
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+
+VALUES = ('None', '0', '-1', '0.5', 'True', "'x'", '[1]')
+# Of the processor; a tiny run takes a few.
+_SECONDS = 120
+_FOLDER = '{folder}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A run whose settings are walked over.
+
+  Attributes:
+    mode: --run_mode.
+    files: gin files, the tiny size at the end.
+    bindings: of the command line; {folder} stands for a folder with the
+      checkpoints that `Walk.prepare` makes.
+  """
+
+  mode: str
+  files: tuple[str, ...]
+  bindings: tuple[str, ...]
+
+
+_PARITY = 'gin/experiments/parity.gin'
+_DECODER_ONLY = 'gin/models/t5_decoder_only/base.gin'
+_TINY = 'gin/test/tiny.gin'
+_SHORT = (
+  *('TRAIN_STEPS = 2', 'EVAL_STEPS = 1', 'BATCH_SIZE = 2'),
+  *('parity.Difficulty.length = 6', 'MAX_LENGTH = 13')[:1],
+  "TASK_FEATURE_LENGTHS = {'inputs': 7, 'targets': 6}",
+  f"MODEL_DIR = '{_FOLDER}/run'",
+)
+_T5 = (
+  *(_PARITY, 'gin/models/t5_1_1/tiny.gin', 'gin/optimizers/adafactor.gin'),
+  'gin/attention/ssa_selective.gin',
+)
+RUNS = {
+  'language_model': Run(
+    'train',
+    (
+      *(_PARITY, 'gin/attention/selective_bilinear.gin'),
+      *('gin/attention/memory_loss.gin', 'gin/pruning/random.gin'),
+      *('gin/runs/skip_nonfinite.gin', _TINY),
+    ),
+    ('CACHE_BUDGETS = 8', *_SHORT),
+  ),
+  'fine_tuning': Run(
+    'train',
+    (
+      *(*_T5, 'gin/attention/fade_in.gin', 'gin/runs/finetune.gin'),
+      _TINY,
+    ),
+    (
+      *('FADE_START = 1', 'EVAL_PERIOD = 4', *_SHORT, 'TRAIN_STEPS = 4'),
+      f"INITIAL_CHECKPOINT_PATH = '{_FOLDER}/t5/checkpoint_2'",
+    ),
+  ),
+  'evaluation': Run(
+    'eval',
+    (_PARITY, 'gin/attention/window.gin', 'gin/runs/eval.gin', _TINY),
+    (
+      *('EVAL_EXAMPLES = 2', *_SHORT),
+      f"CHECKPOINT_PATH = '{_FOLDER}/decoder/checkpoint_2'",
+      f"EVAL_OUTPUT_DIR = '{_FOLDER}/run'",
+    ),
+  ),
+  'inference': Run(
+    'infer',
+    (
+      *(_PARITY, _DECODER_ONLY, 'gin/attention/strided.gin'),
+      *('gin/runs/infer_file.gin', _TINY),
+    ),
+    (
+      *(f"INPUT_FILE = '{_FOLDER}/lines.jsonl'", *_SHORT),
+      f"CHECKPOINT_PATH = '{_FOLDER}/decoder_only/checkpoint_2'",
+      f"INFER_OUTPUT_DIR = '{_FOLDER}/run'",
+    ),
+  ),
+}
+# What the others begin with.
+_BEFORE = {
+  't5': Run('train', (*_T5, _TINY), ('EVAL_PERIOD = 0', *_SHORT)),
+  'decoder': Run('train', (_PARITY, _TINY), ('EVAL_PERIOD = 0', *_SHORT)),
+  'decoder_only': Run(
+    'train', (_PARITY, _DECODER_ONLY, _TINY), ('EVAL_PERIOD = 0', *_SHORT)
+  ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """One value of one setting of a run.
+
+  Attributes:
+    run: a name in RUNS.
+    key: a macro, or a parameter as gin binds it.
+    value: gin text.
+  """
+
+  run: str
+  key: str
+  value: str
+
+  @property
+  def binding(self) -> str:
+    """The binding of the command line."""
+    return f'{self.key} = {self.value}'
+
+
+class Walk:
+  """Gives settings to the command line's checks, then runs what they take."""
+
+  def __init__(self, folder: pathlib.Path):
+    """Imports what reads the settings.
+
+    Args:
+      folder: an empty one, for checkpoints and runs.
+    """
+    import selective_t5x  # noqa: F401, makes t5x importable
+    from selective_t5x.cli import libraries
+    from selective_t5x.config import entry_points
+    from selective_t5x.config import files as config_files
+
+    libraries.import_tensorflow()
+    from selective_t5x import tasks  # noqa: F401, registers
+
+    self._folder = folder
+    self._paths = [str(config_files.search_path())]
+    self._entries = entry_points.register()
+    # What gin has of a run, by its name: parsing takes most of the time.
+    self._parsed = {}
+    self._datasets = {}
+    self._prepared = set()
+    self._runs = 0
+    (folder / 'lines.jsonl').write_text('{"inputs": "0 1", "targets": "0"}\n')
+
+  def settings(self, names: Sequence[str] = tuple(RUNS)) -> list[Setting]:
+    """Returns all values of all settings of runs, each setting once."""
+    seen = set()
+    return [
+      Setting(name, key, value)
+      for name in names
+      for key, present in self._keys(name)
+      if not (key in seen or seen.add(key))
+      for value in VALUES
+      if value != present
+    ]
+
+  def _keys(self, name: str) -> Iterator[tuple[str, str]]:
+    """Yields the macros of a run and the parameters that they do not set.
+
+    Each with its value, as gin would write it.
+    """
+    import gin
+
+    from selective_t5x.config import calls as config_calls
+
+    config = self.configure(name)
+    run = [*config_calls.of_entry(self._entries[RUNS[name].mode])]
+    run += config_calls.from_code()
+    values = [value for call in run for value in call.values.values()]
+    for macro in sorted(set(_macros(values))):
+      yield macro, repr(config.macros()[macro].value)
+    for call in run:
+      selector = gin.config._inverse_lookup(call.function).selector
+      # Only a dataset is another in another scope.
+      scoped = call.name == 'DatasetConfig'
+      scope = '/'.join([*call.scopes, '']) if scoped else ''
+      for parameter in call.parameters:
+        if not config_calls.follow(call.values.get(parameter))[1]:
+          yield f'{scope}{selector}.{parameter}', repr(call.literal(parameter))
+
+  def configure(self, name: str):
+    """Gives gin a run's configuration, as the command line does; returns it."""
+    if name not in self._parsed:
+      config = self._parse(RUNS[name])
+      self._parsed[name] = config, _bound()
+    config, values = self._parsed[name]
+    _bind(values)
+    return config
+
+  def _parse(self, run: Run, *bindings: str):
+    import gin
+
+    from selective_t5x.config import apply as config_parse
+    from selective_t5x.config import reader as config_check
+
+    texts = [b.replace(_FOLDER, str(self._folder)) for b in run.bindings]
+    texts += bindings
+    config = config_check.load(run.files, texts, self._paths)
+    config_check.check(config)
+    gin.clear_config()
+    config_parse.parse(config, run.files, texts, self._paths)
+    return config
+
+  def check(self, setting: Setting) -> None:
+    """Does with a setting what the command line does before a run.
+
+    Raises:
+      UserError: it cannot be.
+    """
+    import gin
+
+    from selective_t5x.config import apply as config_parse
+    from selective_t5x.config import reader as config_check
+    from selective_t5x.config import values as config_values
+
+    config = self.configure(setting.run)
+    entry = self._entries[RUNS[setting.run].mode]
+    binding = config_check.load([], [setting.binding], []).bindings
+    config = dataclasses.replace(config, bindings=config.bindings + binding)
+    with gin.unlock_config():
+      gin.parse_config(setting.binding)
+    config_values.check(config, entry)
+    config_parse.bound(entry, 'model')
+
+  def prepare(self, name: str) -> None:
+    """Trains what a run begins with, and tries it as it is; at first alone."""
+    if name in self._prepared:
+      return
+    texts = ' '.join(RUNS[name].bindings)
+    for before, run in _BEFORE.items():
+      folder = self._folder / before
+      if f'{_FOLDER}/{before}/' in texts and not folder.exists():
+        self._parse(run, f"MODEL_DIR = '{folder}'")
+        self._run(run.mode)
+    self.configure(name)
+    self._run(RUNS[name].mode)
+    self._prepared.add(name)
+
+  def run(self, setting: Setting) -> None:
+    """Runs a setting that has been checked just now."""
+    self._run(RUNS[setting.run].mode)
+
+  def _run(self, mode: str) -> None:
+    import jax
+
+    from selective_t5x.config import apply as config_parse
+    from selective_t5x.runs import startup
+
+    entry = self._entries[mode]
+    vocabulary = getattr(
+      config_parse.bound(entry, 'model'), 'output_vocabulary', None
+    )
+    folder = config_parse.bound(entry, 'model_dir', 'output_dir')
+    try:
+      with (
+        contextlib.chdir(self._folder),
+        contextlib.redirect_stdout(io.StringIO()),
+        _same_data(self._datasets),
+        startup.recorded_run(
+          folder, run_mode=mode, seed=None, vocabulary=vocabulary
+        ),
+      ):
+        config_parse.run(entry)
+    finally:
+      shutil.rmtree(self._folder / 'run', ignore_errors=True)
+      self._runs += 1
+      if self._runs % 10 == 0:  # What was compiled is kept in memory.
+        jax.clear_caches()
+        gc.collect()
+
+
+def _macros(value) -> Iterator[str]:
+  """Yields the macros that a value reads, through others too."""
+  import gin
+  from gin.config import ConfigurableReference
+
+  if isinstance(value, ConfigurableReference):
+    if value.configurable.selector == 'gin.macro':
+      name = '/'.join(value.scopes)
+      yield name
+      yield from _macros(gin.query_parameter(f'{name}/gin.macro.value'))
+  elif isinstance(value, dict):
+    yield from _macros([*value.keys(), *value.values()])
+  elif isinstance(value, list | tuple):
+    for item in value:
+      yield from _macros(item)
+
+
+def _bound() -> dict:
+  """Returns a copy of all that gin has bound."""
+  import gin
+
+  return {key: dict(values) for key, values in gin.config._CONFIG.items()}
+
+
+def _bind(values: dict) -> None:
+  """Makes it all that gin has bound."""
+  import gin
+
+  gin.config._CONFIG.clear()
+  gin.config._CONFIG.update({k: dict(v) for k, v in values.items()})
+
+
+class HangError(BaseException):
+  """Something took too long. No `except Exception` stops it."""
+
+
+def outcome(give: Callable[[], None], seconds: float = _SECONDS) -> str:
+  """Calls a function, and says how it ended.
+
+  Args:
+    give: what may take too long.
+    seconds: of the processor; of the clock it has twenty times as many.
+
+  Returns:
+    '' if all went well, 'refused' or 'failed' where one line says why, 'hang',
+    or else a traceback.
+  """
+  from selective_t5x.cli import failures
+  from selective_t5x.errors import UserError
+
+  def stop(*_):
+    raise HangError
+
+  signal.signal(signal.SIGALRM, stop)
+  signal.signal(signal.SIGPROF, stop)
+  signal.alarm(int(20 * seconds))
+  signal.setitimer(signal.ITIMER_PROF, seconds)
+  try:
+    give()
+  except HangError:
+    return 'hang'
+  except KeyboardInterrupt:
+    raise
+  except BaseException as error:
+    if not failures.one_line(error).strip():
+      return traceback.format_exc()
+    return 'refused' if isinstance(error, UserError) else 'failed'
+  finally:
+    signal.alarm(0)
+    signal.setitimer(signal.ITIMER_PROF, 0)
+  return ''
+
+
+@contextlib.contextmanager
+def _same_data(made: dict) -> Iterator[None]:
+  """Makes each dataset once: TensorFlow takes longer for them than JAX.
+
+  Args:
+    made: those that are made already, by all that they depend on.
+  """
+  import gin
+  import seqio
+
+  make = seqio.get_dataset
+
+  def get_dataset(mixture_or_task_name, *args, **kwargs):
+    tasks = {
+      key: values
+      for key, values in gin.config._CONFIG.items()
+      if '.tasks.' in key[1]
+    }
+    key = repr((mixture_or_task_name, args, kwargs, tasks))
+    converter = kwargs.get('feature_converter')
+    key += repr(converter and (type(converter), vars(converter)))
+    if key not in made:
+      made[key] = make(mixture_or_task_name, *args, **kwargs)
+    return made[key]
+
+  seqio.get_dataset = get_dataset
+  try:
+    yield
+  finally:
+    seqio.get_dataset = make
+
+
+def main() -> None:
+  """Walks over a part of the settings and prints the counts."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--part', default='1/1', metavar='K/N')
+  parser.add_argument('--run', choices=RUNS, help='the settings of one run')
+  parser.add_argument('--key', help='the settings that have this in them')
+  parser.add_argument('--checks', action='store_true', help='runs nothing')
+  parser.add_argument('--verbose', action='store_true', help='prints them all')
+  parser.add_argument('--folder', help='for the checkpoints, to be kept')
+  args = parser.parse_args()
+  part, parts = map(int, args.part.split('/'))
+  # Fast code for tiny arrays takes longer to compile than to run.
+  os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+  os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+  os.environ.setdefault(
+    'XLA_FLAGS',
+    '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false',
+  )
+  counts = dict.fromkeys(('values', 'refused', 'run', 'tracebacks', 'hangs'), 0)
+  names = [args.run] if args.run else list(RUNS)
+  with tempfile.TemporaryDirectory(prefix='walk_') as folder:
+    walk = Walk(pathlib.Path(args.folder or folder))
+    logging.disable()
+    for name in [] if args.checks else names:
+      walk.prepare(name)
+    settings = walk.settings(names)
+    settings = [s for s in settings if not args.key or args.key in s.key]
+    for setting in settings[part - 1 :: parts]:
+      counts['values'] += 1
+      end = outcome(functools.partial(walk.check, setting))
+      counts['refused'] += end == 'refused'
+      if not end and not args.checks:
+        counts['run'] += 1
+        end = outcome(functools.partial(walk.run, setting)) or 'done'
+      bad = end not in ('', 'refused', 'failed', 'done')
+      counts['tracebacks'] += bad and end != 'hang'
+      counts['hangs'] += end == 'hang'
+      if bad or args.verbose:
+        lines = [x for x in end.splitlines() if ' In call to ' not in x]
+        end = end if args.key else (lines or ['taken'])[-1][:300]
+        print(f'{setting.run}: {setting.binding}: {end}', flush=True)
+  print(json.dumps(counts))
+  sys.exit(int(bool(counts['tracebacks'] or counts['hangs'])))
+
+
+if __name__ == '__main__':
+  main()
