@@ -78,6 +78,7 @@ class InterruptibleIterator:
     """
     self.iterator = iter(dataset)
     self._stopped = stopped
+    self._ended = False
     self._cancellation = cancellation.CancellationManager()
     self._get_next = tf.function(
       lambda iterator: iterator.get_next(), autograph=False
@@ -110,6 +111,8 @@ class InterruptibleIterator:
       StopIteration: there is none.
       Stopped: `stopped` said so while it was waited for.
     """
+    if self._ended:  # TensorFlow would call a further request cancelled.
+      raise StopIteration
     started = time.monotonic()
     request = _Request(self._get_next, self.iterator, self._cancellation)
     try:
@@ -124,7 +127,11 @@ class InterruptibleIterator:
       self._cancellation.start_cancel()
       request.done.wait(_CANCEL_SECONDS)
       raise
-    return request.result()
+    try:
+      return request.result()
+    except StopIteration:
+      self._ended = True
+      raise
 
 
 def to_numpy(tensor: tf.Tensor) -> np.ndarray | bytes:
