@@ -9,17 +9,17 @@ the code: run.json has its commit.
 
 import functools
 import glob
-import json
 import os
 import pathlib
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from etils import epath
 
 import selective_t5x
+from selective_t5x import engine_finder
 from selective_t5x.config import changes as config_change
 from selective_t5x.config import reader
 from selective_t5x.errors import UserError, changes
@@ -110,24 +110,8 @@ def content_of(checkpoint: str | os.PathLike) -> str:
   folder = epath.Path(checkpoint)
   if not folder.is_dir():
     return ''
-  sums = folder / 'checksums.json'
-  if sums.exists():
-    return f'{zlib.crc32(sums.read_bytes()):08x}'
-  # In a bucket each look at a file is a request.
-  depth = 1 if '://' in os.fspath(checkpoint) else 9
-  told = sorted(_stats(folder, depth))
-  return f'{zlib.crc32(json.dumps(told).encode()):08x} by names and times'
-
-
-def _stats(folder, depth) -> Iterator[tuple[str, int, float]]:
-  """Yields (name, size, time of change) of the files down to a depth."""
-  for path in folder.iterdir():
-    if not path.is_dir():
-      stat = path.stat()
-      yield path.name, stat.length, stat.mtime
-    elif depth:
-      for name, *others in _stats(path, depth - 1):
-        yield f'{path.name}/{name}', *others
+  integrity = engine_finder.of_the_embedded_engine('integrity')
+  return integrity.fingerprint(os.fspath(checkpoint))
 
 
 def of_files(texts: Iterable[Any]) -> Identity:
