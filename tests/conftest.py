@@ -52,6 +52,14 @@ def _vocabulary_cache(tmp_path_factory):
     os.environ['SELECTIVE_T5X_CACHE'] = str(tmp_path_factory.mktemp('cache'))
 
 
+@pytest.fixture(scope='module', autouse=True)
+def _empty_gin_configuration():
+  """Starts every module without what an earlier one parsed or locked."""
+  import gin
+
+  gin.clear_config()
+
+
 @pytest.fixture(scope='session')
 def commands():
   """Runs commands without paying for their imports: `support.commands`."""

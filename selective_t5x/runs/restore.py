@@ -160,7 +160,7 @@ def _of_gin(folder, checkpoint, gin_files, gin_bindings):
     [str(folder / 'config.gin'), _EVALUATION, *gin_files],
     [
       f'CHECKPOINT_PATH = {str(checkpoint)!r}',
-      'EVAL_OUTPUT_DIR = None',
+      "EVAL_OUTPUT_DIR = ''",  # Nothing is written.
       *gin_bindings,
     ],
     ['.', str(config_files.search_path())],

@@ -30,7 +30,8 @@ def _tiny(command: str) -> list[str]:
   if '--run_mode=eval' in words or 'selective_t5x.report' in words:
     return words
   words = [w for w in words if 'TRAIN_STEPS' not in w]
-  if 'selective_t5x.main' in words:
+  reads_text = not any('variable_assignment' in word for word in words)
+  if 'selective_t5x.main' in words and reads_text:
     words.append("--gin.vocabularies.Choice.kind='bytes'")
   return [*words, *TINY]
 

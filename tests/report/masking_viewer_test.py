@@ -159,7 +159,8 @@ def test_ssa_shows_its_temperatures():
   assert set(row.temperatures) == {'query', 'value'}
   for found in row.temperatures.values():
     assert found.shape == (2, len(row.tokens))
-  alone = row.temperatures['query'][0] - 0.5 * np.log(1 + np.arange(10))
+  share = jax.nn.sigmoid(ssa.SSA.initial_alpha)
+  alone = row.temperatures['query'][0] - share * np.log(1 + np.arange(10))
   assert np.all(np.abs(alone - 1) < 1) and np.ptp(alone) > 0
   assert not row.masking.any() and row.evicted == {}
   np.testing.assert_allclose(row.attention.sum(axis=-1), 1, atol=1e-5)
