@@ -76,6 +76,7 @@ LIMITS = {
   'BaseModel.z_loss': ZERO_OR_MORE,
   'BaseModel.loss_normalizing_factor': POSITIVE,
   'DecoderParams.num_decodes': COUNT,
+  'Feature.rank': COUNT,
   'create_learning_rate_scheduler.base_learning_rate': ZERO_OR_MORE,
   'create_learning_rate_scheduler.warmup_steps': ZERO_OR_MORE,
   'create_learning_rate_scheduler.decay_factor': ZERO_OR_MORE,

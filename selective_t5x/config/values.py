@@ -65,10 +65,7 @@ def _value_problem(call: Call, name: str, value, run: list[Call]) -> str:
 
 
 def _task_problems(call: Call, config) -> Iterator[str]:
-  """Yields what is wrong with the name of a task or mixture."""
-  name = call.literal('mixture_or_task_name')
-  if not isinstance(name, str):
-    return
+  """Yields what is wrong with the names of a task and of its module."""
   import seqio
 
   from t5x import utils
@@ -82,6 +79,9 @@ def _task_problems(call: Call, config) -> Iterator[str]:
       if not f'{module}.'.startswith(f'{error.name}.'):
         raise
       yield f'MIXTURE_OR_TASK_MODULE = {module!r}: no such module'
+  name = call.literal('mixture_or_task_name')
+  if not isinstance(name, str):
+    return  # gin makes the task, or code does.
   known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
   if name not in known:
     yield (

@@ -19,6 +19,7 @@ from etils import epath
 
 from selective_t5x.errors import UserError, did_you_mean
 from t5x import (
+  data_identity,
   data_reading,
   datasets,
   descriptions,
@@ -119,6 +120,12 @@ def infer(
         f'task_feature_lengths has {name!r}, no feature of {provider.name}: '
         f'expected {", ".join(provider.output_features)}'
       )
+  if output_vocab_feature_name not in provider.output_features:
+    raise UserError(
+      f'infer.output_vocab_feature_name = {output_vocab_feature_name!r}: no '
+      f'feature of {provider.name}: expected one of '
+      f'{", ".join(provider.output_features)}'
+    )
   if verify_matching_vocabs_fn is not None:
     verify_matching_vocabs_fn(dataset_cfg, model)
   examples = _Examples(model, dataset_cfg, shard_id, num_shards)
@@ -126,10 +133,6 @@ def infer(
   settings = {
     'checkpoint': paths[0] if '://' in paths[0] else os.path.abspath(paths[0]),
     'content of the checkpoint': integrity.fingerprint(paths[0]),
-    'split': dataset_cfg.split,
-    'task_feature_lengths': dict(dataset_cfg.task_feature_lengths or {}),
-    'seed': dataset_cfg.seed,
-    'use_cached': dataset_cfg.use_cached,
     'batch_size': batch_size,
     'examples_in_chunk': checkpoint_period * batch_size,
     'fallback_init_rng': fallback_init_rng,
@@ -140,6 +143,9 @@ def infer(
       if name.split('.')[1:] not in (['path'], ['mode'], ['restore_dataset'])
     },
     **descriptions.of_model(model),
+    **data_identity.describe(
+      dataset_cfg, provider, model.FEATURE_CONVERTER_CLS
+    ),
   }
   # All are looked at before anything in the folder is changed.
   missing = []

@@ -115,7 +115,7 @@ class Results:
     made_with = json.loads(record.read_text())
     names = dict.fromkeys((*self._settings, *made_with))
     differing = [
-      f'{name} {made_with.get(name)!r}, now {self._settings.get(name)!r}'
+      f'{name} {made_with.get(name)}, now {self._settings.get(name)}'
       for name in names
       if made_with.get(name) != self._settings.get(name)
     ]

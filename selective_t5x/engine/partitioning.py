@@ -50,9 +50,16 @@ def default_mesh(
     dcn_mesh_shape: (replica, data, model) over slices.
 
   Raises:
-    UserError: the devices cannot be divided so.
+    UserError: the devices cannot be divided so, or the platform is not here.
   """
-  devices = jax.devices(backend)
+  try:
+    devices = jax.devices(backend)
+  except RuntimeError as error:
+    reason = str(error).splitlines()[0]
+    raise UserError(
+      f'PjitPartitioner.backend = {backend!r}: {reason}; expected a platform '
+      'that is here, or None for the default one'
+    ) from error
   if ici_mesh_shape is not None and dcn_mesh_shape is not None:
     grid = mesh_utils.create_hybrid_device_mesh(
       ici_mesh_shape, dcn_mesh_shape, devices=devices

@@ -233,12 +233,47 @@ def test_scores_that_are_not_finite_are_null(saved, tmp_path):
       {'dataset_cfg': tiny.dataset_cfg('test')},
       "no split 'test'; it has train, validation",
     ),
+    (
+      {'output_vocab_feature_name': 'labels'},
+      "output_vocab_feature_name = 'labels': no feature of tiny_text",
+    ),
   ],
 )
 def test_settings_that_cannot_be(overrides, message, saved, tmp_path):
   with pytest.raises(UserError, match=message):
     infer_run.run(saved[0], tmp_path, **overrides)
   assert not os.listdir(tmp_path)
+
+
+def test_results_of_other_data_are_not_taken_for_these(saved, tmp_path):
+  texts, out = tmp_path / 'texts.txt', tmp_path / 'out'
+  texts.write_text('a b\nc d\n')
+  like = seqio.get_mixture_or_task(tiny.TASK)
+  name = 'texts_of_a_file'
+  seqio.TaskRegistry.add(
+    name,
+    source=seqio.TextLineDataSource({'validation': str(texts)}),
+    preprocessors=[lambda ds: ds.map(_as_targets), *like.preprocessors],
+    output_features=like.output_features,
+  )
+  cfg = dataclasses.replace(
+    tiny.dataset_cfg('validation', batch_size=1),
+    mixture_or_task_name=name,
+    pack=False,
+  )
+  try:
+    infer_run.run(saved[0], out, dataset_cfg=cfg)
+    before = _content(out)
+    texts.write_text('a b\nc e\n')
+    with pytest.raises(UserError, match='texts.txt'):
+      infer_run.run(saved[0], out, dataset_cfg=cfg)
+    assert _content(out) == before
+  finally:
+    seqio.TaskRegistry.remove(name)
+
+
+def _as_targets(text):
+  return {'targets': text}
 
 
 def test_results_of_other_settings_are_not_taken_for_these(saved, tmp_path):
@@ -304,7 +339,7 @@ def test_results_of_another_model_or_checkpoint_are_refused(
   cfg = utils.RestoreCheckpointConfig(
     str(run), mode='specific', dtype='bfloat16'
   )
-  refused("restore.dtype None, now 'bfloat16'", restore_checkpoint_cfg=cfg)
+  refused('restore.dtype None, now bfloat16', restore_checkpoint_cfg=cfg)
   other = tmp_path / 'other'
   shutil.copytree(saved[0], other)
   refused(f'checkpoint .*run/checkpoint_0.*{other}/checkpoint_0', other)

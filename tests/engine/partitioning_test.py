@@ -130,3 +130,9 @@ def test_batches_keep_their_values_on_the_devices():
   placed = partitioner.put_batch(batch)
   assert isinstance(placed['x'], jax.Array)
   np.testing.assert_array_equal(placed['x'], batch['x'])
+
+
+def test_a_platform_that_is_not_here_is_refused():
+  message = "PjitPartitioner.backend = 'abacus': .*expected a platform"
+  with pytest.raises(UserError, match=message):
+    _ = partitioning.PjitPartitioner(num_partitions=1, backend='abacus').mesh
