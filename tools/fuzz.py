@@ -4,19 +4,21 @@
 
 In one process, up to where a run would begin: gin files of the suite, bindings
 of the command line, task files (the benchmarks' official formats, one's own
-text and JSON lines, with few rows) and files of budgets. Every input is made
-from --seed and its number: --only=N does that one alone and shows its
-traceback.
+text and JSON lines, with few rows) and files of budgets. Values of the settings
+of training, evaluation and inference (`tools.settings_walk`) go further: what
+the checks accept is run in a tiny size. Every input is made from --seed and its
+number: --only=N does that one alone and shows its traceback.
 
 The last line is JSON:
   inputs: how many were given, 500 or more.
-  tracebacks: those that raised anything but UserError.
-  hangs: those that took more than 30 seconds of the processor, or 10 minutes.
+  tracebacks: those that ended in anything but one line.
+  hangs: those that took too long, see `settings_walk.outcome`.
 """
 
 import argparse
 import collections
 import contextlib
+import functools
 import io
 import itertools
 import json
@@ -24,16 +26,14 @@ import logging
 import pathlib
 import random
 import re
-import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable
 
+from tools import settings_walk
+
 _LEAST_INPUTS = 500
-# Of the processor; of the clock, for a machine with other work, twenty times.
-_SECONDS = 30
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _EXPERIMENTS = (
   'gin/experiments/variable_assignment.gin',
@@ -99,10 +99,6 @@ _PIECES = (
 )
 
 
-class _TimeoutError(BaseException):
-  """An input took too long. No `except Exception` stops it."""
-
-
 def mutated(text: str, rng: random.Random) -> str:
   """Returns a text with one to three changes."""
   for _ in range(rng.randint(1, 3)):
@@ -153,6 +149,9 @@ class Inputs:
     self._entry = entry_points.register()['train']
     self._gin_files = sorted(config_files.gin_dir().rglob('*.gin'))
     official.write(folder / 'data', 2)
+    (folder / 'walk').mkdir()
+    self._walk = settings_walk.Walk(folder / 'walk')
+    self._settings = self._walk.settings()
     self._records = sorted(
       f for f in (folder / 'data').rglob('*') if f.is_file()
     )
@@ -163,7 +162,7 @@ class Inputs:
       *[self.gin_file, self.binding] * 4,
       self.task_file,
       self.text_file,
-      *[self.budgets, self.search_state],
+      *[self.setting, self.budgets, self.search_state],
     ]
 
   def gin_file(self, rng: random.Random) -> None:
@@ -189,6 +188,13 @@ class Inputs:
       binding = mutated(binding, rng)
     files = [experiment, 'gin/attention/selective.gin']
     self._configure(files, [*self._bindings(files), binding])
+
+  def setting(self, rng: random.Random) -> None:
+    """A value of a setting of a run, which runs where the checks take it."""
+    setting = rng.choice(self._settings)
+    self._walk.prepare(setting.run)
+    self._walk.check(setting)
+    self._walk.run(setting)
 
   def task_file(self, rng: random.Random) -> None:
     """An official file of a benchmark, read as its task reads it."""
@@ -300,39 +306,6 @@ class Inputs:
     collections.deque(dataset.take(20).as_numpy_iterator(), maxlen=0)
 
 
-def give(kind: Callable[[random.Random], None], rng: random.Random) -> str:
-  """Gives one input.
-
-  Returns:
-    '' where it was taken or refused in one line, 'hang', or a traceback.
-  """
-  from selective_t5x.errors import UserError
-
-  def stop(*_):
-    raise _TimeoutError
-
-  signal.signal(signal.SIGALRM, stop)
-  signal.signal(signal.SIGPROF, stop)
-  signal.alarm(20 * _SECONDS)
-  signal.setitimer(signal.ITIMER_PROF, _SECONDS)
-  try:
-    with contextlib.redirect_stdout(io.StringIO()):
-      kind(rng)
-  except UserError as error:
-    if not str(error).strip():
-      return 'an empty message'
-  except _TimeoutError:
-    return 'hang'
-  except KeyboardInterrupt:
-    raise
-  except BaseException:
-    return traceback.format_exc()
-  finally:
-    signal.alarm(0)
-    signal.setitimer(signal.ITIMER_PROF, 0)
-  return ''
-
-
 def main() -> None:
   """Gives inputs and prints the counts."""
   parser = argparse.ArgumentParser(description=__doc__)
@@ -352,9 +325,10 @@ def main() -> None:
         break
       rng = random.Random(f'{args.seed} {number}')
       kind = rng.choice(inputs.kinds())
-      problem = give(kind, rng)
+      with contextlib.redirect_stdout(io.StringIO()):
+        problem = settings_walk.outcome(functools.partial(kind, rng))
       given += 1
-      if problem:
+      if problem not in settings_walk.GOOD:
         failed['hangs' if problem == 'hang' else 'tracebacks'] += 1
         lines = [x for x in problem.splitlines() if ' In call to ' not in x]
         last = problem if args.only is not None else lines[-1]

@@ -33,6 +33,8 @@ VALUES = ('None', '0', '-1', '0.5', 'True', "'x'", '[1]')
 # Of the processor; a tiny run takes a few.
 _SECONDS = 120
 _FOLDER = '{folder}'
+# How an input may end, see `outcome`.
+GOOD = ('', 'refused', 'failed')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -430,7 +432,7 @@ def main() -> None:
       if not end and not args.checks:
         counts['run'] += 1
         end = outcome(functools.partial(walk.run, setting)) or 'done'
-      bad = end not in ('', 'refused', 'failed', 'done')
+      bad = end not in (*GOOD, 'done')
       counts['tracebacks'] += bad and end != 'hang'
       counts['hangs'] += end == 'hang'
       if bad or args.verbose:
