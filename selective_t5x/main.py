@@ -21,7 +21,6 @@ goes on; 130 interrupted by Ctrl-C.
 """
 
 import contextlib
-import functools
 import importlib
 import importlib.util
 import os
@@ -35,7 +34,7 @@ from selective_t5x.cli import exits, libraries
 from selective_t5x.cli import flags as cli_flags
 from selective_t5x.config import entry_points
 from selective_t5x.config import files as config_files
-from selective_t5x.config import reader as config_check
+from selective_t5x.config.session import Session
 from selective_t5x.costs import topologies
 from selective_t5x.errors import UserError, did_you_mean
 
@@ -165,93 +164,101 @@ def search_paths() -> list[str]:
   return paths
 
 
+def make_sessions() -> list[Session]:
+  """Returns the configuration, and those that precompile compares it with.
+
+  Raises:
+    UserError: one of them cannot be.
+  """
+  precompile = FLAGS.run_mode == entry_points.PRECOMPILE
+  paths = search_paths()
+  return [
+    Session(
+      [*FLAGS.gin_file, *more],
+      FLAGS.gin_bindings,
+      run_mode='train' if precompile else FLAGS.run_mode,
+      search_paths=paths,
+    )
+    for more in ((), *((file,) for file in FLAGS.compare_gin))
+  ]
+
+
 def main(argv: list[str]) -> None:
   """Checks the configuration, then runs what --run_mode says."""
   del argv
   processes.check(FLAGS)
-  paths = search_paths()
-  config = config_check.load(FLAGS.gin_file, FLAGS.gin_bindings, paths)
-  config_check.check(config)
+  sessions = make_sessions()
 
   # Everything below needs TensorFlow and JAX, which take seconds to import.
   libraries.quiet_libraries()
   libraries.import_tensorflow()
   import gin
-  import jax
 
   processes.connect(FLAGS)
 
   # Before any gin file imports the t5 package's tasks: their vocabulary.
   importlib.import_module('selective_t5x.tasks')
-
-  precompile = FLAGS.run_mode == entry_points.PRECOMPILE
-  entry = entry_points.register()['train' if precompile else FLAGS.run_mode]
   libraries.set_data_folders(
     FLAGS.tfds_data_dir, FLAGS.seqio_additional_cache_dirs
   )
 
-  from selective_t5x.config import apply as config_parse
+  from selective_t5x.config import unused_bindings
+
+  precompile = FLAGS.run_mode == entry_points.PRECOMPILE
+  with sessions[0] as session:
+    if not FLAGS.dry_run and not precompile:
+      _run(session)
+      _warn(unused_bindings.after(session))
+      return
+    _warn(unused_bindings.before(session))
+    if FLAGS.dry_run:
+      print(gin.config_str())
+      return
+
+  from selective_t5x.costs import command
+
+  sys.exit(command.run(sessions, FLAGS.topology))
+
+
+def _run(session: Session) -> None:
+  """Runs what --run_mode says, with a record of it in its folder."""
+  import gin
+  import jax
+
   from selective_t5x.config import changes as config_change
-  from selective_t5x.config import learning_rate, microbatches, unused_bindings
-  from selective_t5x.config import values as config_values
+  from selective_t5x.config import learning_rate, microbatches
   from selective_t5x.costs import step_costs
   from selective_t5x.runs import kept_results, startup
   from selective_t5x.runs import lock as run_lock
 
-  bindings = [*FLAGS.gin_bindings, *config.path_bindings()]
-  config_parse.parse(config, FLAGS.gin_file, bindings, paths)
-  config_values.check(config, entry)
-  if FLAGS.dry_run or precompile:
-    _warn(unused_bindings.before(config, entry, paths))
-  if FLAGS.dry_run:
-    print(gin.config_str())
-    return
-  if precompile:
-    from selective_t5x.costs import command
-
-    sys.exit(
-      command.run(
-        entry,
-        FLAGS.topology,
-        FLAGS.gin_file,
-        FLAGS.compare_gin,
-        functools.partial(_parse_with, entry=entry, paths=paths),
-      )
-    )
-  model = config_parse.bound(entry, 'model')
-  if FLAGS.run_mode == 'train':
-    microbatches.check(entry, model)
-    learning_rate.check(config)
+  is_training = FLAGS.run_mode == 'train'
+  model = session.bound('model')
+  if is_training:
+    microbatches.check(session.entry, model)
+    learning_rate.check(session.config)
   vocabulary = getattr(model, 'output_vocabulary', None)
-  _check_vocabulary(entry, vocabulary)
-  folder = config_parse.bound(entry, 'model_dir', 'output_dir')
+  _check_vocabulary(session, vocabulary)
+  folder = session.bound('model_dir', 'output_dir')
   with contextlib.ExitStack() as stack:
-    if FLAGS.run_mode == 'train' and jax.process_index() == 0:
+    if jax.process_index() == 0 and is_training:
       stack.enter_context(run_lock.held(folder))
       step_costs.observe_training()
       config_change.check(
         folder, gin.config_str(), accepted=FLAGS.accept_config_change
       )
-    if FLAGS.run_mode != 'train' and jax.process_index() == 0:
-      stack.enter_context(
-        kept_results.claimed(
-          FLAGS.run_mode,
-          folder,
-          config,
-          functools.partial(config_parse.bound, entry),
-        )
-      )
+    elif jax.process_index() == 0:
+      stack.enter_context(kept_results.claimed(folder, session))
     stack.enter_context(
       startup.recorded_run(
         folder,
         run_mode=FLAGS.run_mode,
-        seed=config_parse.bound(entry, 'random_seed'),
+        seed=session.bound('random_seed'),
         vocabulary=vocabulary,
       )
     )
-    stack.enter_context(_data_changes(entry, folder))
-    config_parse.run(entry)
-  _warn(unused_bindings.after(config, entry, paths))
+    if is_training:
+      stack.enter_context(_data_changes(session.entry, folder))
+    session.run()
 
 
 def _warn(lines: list[str]) -> None:
@@ -266,8 +273,6 @@ def _warn(lines: list[str]) -> None:
 
 def _data_changes(entry, folder: str) -> contextlib.AbstractContextManager:
   """Returns the context in which other training data is refused or accepted."""
-  if FLAGS.run_mode != 'train':
-    return contextlib.nullcontext()
   accepted = FLAGS.accept_config_change
   if selective_t5x.engine_name() == 't5x':
     from selective_t5x.runs import training_data
@@ -279,29 +284,12 @@ def _data_changes(entry, folder: str) -> contextlib.AbstractContextManager:
   return train_iterator.changes_accepted(accepted)
 
 
-def _parse_with(file: str, entry, paths: list[str]) -> None:
-  """Gives gin the configuration anew, with one file more."""
-  import gin
-
-  from selective_t5x.config import apply as config_parse
-  from selective_t5x.config import values as config_values
-
-  files = [*FLAGS.gin_file, file]
-  config = config_check.load(files, FLAGS.gin_bindings, paths)
-  config_check.check(config)
-  gin.clear_config()
-  bindings = [*FLAGS.gin_bindings, *config.path_bindings()]
-  config_parse.parse(config, files, bindings, paths)
-  config_values.check(config, entry)
-
-
-def _check_vocabulary(entry, vocabulary) -> None:
+def _check_vocabulary(session: Session, vocabulary) -> None:
   """Compares the model's vocabulary with that of the restored checkpoint."""
-  from selective_t5x.config import apply as config_parse
   from selective_t5x.runs import vocabulary as run_vocabulary
 
-  restore = config_parse.bound(entry, 'restore_checkpoint_cfg')
-  checkpoint_cfg = config_parse.bound(entry, 'checkpoint_cfg')
+  restore = session.bound('restore_checkpoint_cfg')
+  checkpoint_cfg = session.bound('checkpoint_cfg')
   if checkpoint_cfg is not None:
     restore = checkpoint_cfg.restore
   trained = run_vocabulary.run_folder(restore)

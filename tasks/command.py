@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from selective_t5x import tasks
 from selective_t5x.cli import failures, flags, libraries
-from selective_t5x.config import apply, files, reader
+from selective_t5x.config.session import Session
 from selective_t5x.errors import UserError
 
 
@@ -30,11 +30,8 @@ def run(
     libraries.quiet_libraries()
     libraries.import_tensorflow()
     tasks.register_all()  # so that bindings find their names
-
-    paths = ['.', str(files.search_path())]
-    config = reader.load(args.gin_file, bindings, paths)
-    apply.parse(config, args.gin_file, bindings, paths)
-    act(args)
+    with Session(args.gin_file, bindings, run_mode=None):
+      act(args)
   except UserError as error:
     print(f'error: {failures.message(error)}', file=sys.stderr)
     return 2

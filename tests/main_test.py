@@ -1,5 +1,6 @@
 """Tests of the command line, as a process of its own."""
 
+import importlib.util
 import json
 import pathlib
 import re
@@ -9,13 +10,17 @@ import sys
 from importlib.machinery import PathFinder
 
 import pytest
+from absl.testing import flagsaver
 
+from selective_t5x import main
+from selective_t5x.errors import UserError
 from selective_t5x.runs import lock as run_lock
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+FILE = ('--gin_file=gin/experiments/variable_assignment.gin',)
 EXPERIMENT = (
   '--run_mode=train',
-  '--gin_file=gin/experiments/variable_assignment.gin',
+  *FILE,
   '--gin_file=gin/test/tiny.gin',
 )
 FOLDER = '--gin.MODEL_DIR="results"'
@@ -75,6 +80,25 @@ def refused_fast(command, tmp_path):
   return refused_fast
 
 
+@pytest.fixture
+def refused_here(monkeypatch, tmp_path):
+  """Reads flags and files in this process; returns what is wrong."""
+  if 'run_mode' not in main.FLAGS:
+    main.define_flags()
+  monkeypatch.chdir(tmp_path)
+  saved = flagsaver.save_flag_values()
+
+  def refused_here(*args):
+    with pytest.raises(UserError) as error:
+      main.parse_flags(['main', *args])
+      main.make_sessions()
+    assert '\n' not in str(error.value)
+    return str(error.value)
+
+  yield refused_here
+  flagsaver.restore_flag_values(saved)
+
+
 # Seen before anything heavy is imported.
 
 
@@ -82,6 +106,21 @@ def refused_fast(command, tmp_path):
   'args, expected',
   [
     ((), 'no --run_mode: expected one of train, eval'),
+    (EXPERIMENT, 'no value for MODEL_DIR (required at gin/runs/pretrain.gin:'),
+    (
+      (*EXPERIMENT, FOLDER, '--gin.BATCH_SZE=4'),
+      '--gin.BATCH_SZE: no loaded gin file reads a macro of this name; '
+      'nearest: BATCH_SIZE',
+    ),
+  ],
+)
+def test_refused_before_heavy_imports(refused_fast, args, expected):
+  assert expected in refused_fast(*args)
+
+
+@pytest.mark.parametrize(
+  'args, expected',
+  [
     (('--run_mode=trian',), '--run_mode=trian: no such mode'),
     (('--run_mode=export',), 'export: T5X has it, this version not'),
     (('--run_mode=train',), 'no --gin_file'),
@@ -95,31 +134,42 @@ def refused_fast(command, tmp_path):
       ('--run_mode=train', '--gin_file=gin/experiments/variable_asignment.gin'),
       'nearest: gin/experiments/variable_assignment.gin',
     ),
-    (EXPERIMENT, 'no value for MODEL_DIR (required at gin/runs/pretrain.gin:'),
     (
       (*EXPERIMENT, '--gin.MODEL_DIR=/tmp/x'),
       '''a string needs quotes inside quotes: --gin.MODEL_DIR="'/tmp/x'"''',
     ),
     (
-      (*EXPERIMENT, FOLDER, '--gin.BATCH_SZE=4'),
-      '--gin.BATCH_SZE: no loaded gin file reads a macro of this name; '
-      'nearest: BATCH_SIZE',
-    ),
-    (
       (*EXPERIMENT, FOLDER, '--gin_bindings=BATCH_SZE=4'),
       'nearest: BATCH_SIZE',
     ),
+    (('--run_mode=precompile', *FILE), 'no --topology'),
+    (
+      ('--run_mode=precompile', '--topology=v5e:16x17', *FILE),
+      '--topology=v5e:16x17: no such TPU slice',
+    ),
+    (
+      ('--run_mode=train', '--topology=v5e:16x16', *FILE),
+      '--topology is for --run_mode=precompile',
+    ),
   ],
 )
-def test_refused_before_heavy_imports(refused_fast, args, expected):
-  assert expected in refused_fast(*args)
+def test_flags_and_files_that_cannot_be(refused_here, args, expected):
+  assert expected in refused_here(*args)
 
 
-def test_files_of_the_user_come_first(refused_fast, tmp_path):
+@pytest.mark.skipif(
+  importlib.util.find_spec('libtpu') is not None, reason='libtpu is here'
+)
+def test_without_the_tpu_compiler_the_extra_is_named(refused_here):
+  message = refused_here('--run_mode=precompile', '--topology=v5e:16x16', *FILE)
+  assert 'libtpu' in message and 'selective_t5x[aot]' in message
+
+
+def test_files_of_the_user_come_first(refused_here, tmp_path):
   folder = tmp_path.parent / f'{tmp_path.name}_own'
   (folder / 'gin/runs').mkdir(parents=True)
   (folder / 'gin/runs/pretrain.gin').write_text('OWN = %gin.REQUIRED\n')
-  message = refused_fast(
+  message = refused_here(
     '--run_mode=train',
     '--gin_file=gin/runs/pretrain.gin',
     f'--gin_search_paths=/nonexistent,{folder}',
@@ -127,10 +177,10 @@ def test_files_of_the_user_come_first(refused_fast, tmp_path):
   assert 'no value for OWN' in message
 
 
-def test_missing_include_names_the_file_and_line(refused_fast, tmp_path):
+def test_missing_include_names_the_file_and_line(refused_here, tmp_path):
   file = tmp_path.parent / f'{tmp_path.name}.gin'
   file.write_text("\ninclude 'gin/runs/pretrian.gin'\n")
-  message = refused_fast('--run_mode=train', f'--gin_file={file}')
+  message = refused_here('--run_mode=train', f'--gin_file={file}')
   assert f"{file}:2: include 'gin/runs/pretrian.gin'" in message
   assert 'nearest: gin/runs/pretrain.gin' in message
 

@@ -17,8 +17,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import selective_t5x
-from selective_t5x.config import files as config_files
 from selective_t5x.config import reader as config_check
+from selective_t5x.config.session import Session
 from selective_t5x.errors import UserError, changes, is_integer
 from selective_t5x.runs import identity as run_identity
 from selective_t5x.runs import lock as run_lock
@@ -247,10 +247,7 @@ def _make_cell(gin_files, variant, seed, gin_bindings, output_dir) -> Cell:
     *(f'{macro} = {seed}' for macro in _SEEDS),
     f'MODEL_DIR = {str(folder)!r}',
   ]
-  paths = ['.', str(config_files.search_path())]
-  config = config_check.load(files, bindings, paths)
-  config_check.check(config)
-  in_force = dict(_bindings(config))
+  in_force = dict(_bindings(Session(files, bindings).config))
   del in_force['MODEL_DIR']
   flags = [
     *(f'--gin_file={file}' for file in files),

@@ -9,12 +9,13 @@ ships and no run has written.
 
 import os
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection
 
 import t5x
 from selective_t5x.bindings import reads
 from selective_t5x.config import apply, entry_points, files, reader
-from selective_t5x.config.reader import Binding, Config
+from selective_t5x.config.reader import Binding
+from selective_t5x.config.session import Session
 from selective_t5x.errors import did_you_mean
 
 # The suite's run files by run mode. A user's file may have bindings for any.
@@ -25,56 +26,48 @@ _RUN_FILES = {
 }
 
 
-def before(
-  config: Config, entry: Callable, search_paths: Sequence[str]
-) -> list[str]:
+def before(session: Session) -> list[str]:
   """Returns a line for each binding of the user that the run cannot read.
 
   What code calls by itself, as tasks do with their settings, may read any
   binding of it.
 
   Args:
-    config: what was given to gin, which has parsed it.
-    entry: the registered entry function of the run.
-    search_paths: folders to look for gin files in.
+    session: the configuration that gin has.
   """
-  roots = [reads.selector(entry), *reads.called_by_python()]
+  roots = [reads.selector(session.entry), *reads.called_by_python()]
   read = reads.reachable(roots)
   elsewhere = read | reads.reachable(reads.entries())
-  return _lines(config, entry, search_paths, read, elsewhere, 'can read it')
+  return _lines(session, read, elsewhere, 'can read it')
 
 
-def after(
-  config: Config, entry: Callable, search_paths: Sequence[str]
-) -> list[str]:
+def after(session: Session) -> list[str]:
   """Returns a line for each binding of the user that the run did not read.
 
   Of a file, not what a run of another mode would read, nor what belongs to a
   function that was passed on and not called: the file may be for several runs.
 
   Args:
-    config: what was given to gin, which has parsed it.
-    entry: the registered entry function of the run.
-    search_paths: folders to look for gin files in.
+    session: the configuration that gin has.
   """
   elsewhere = reads.reachable(reads.entries())
-  if entry is not entry_points.register()['train']:
+  if session.run_mode != 'train':
     elsewhere |= reads.reachable(reads.called_by_python())
-  return _lines(config, entry, search_paths, reads.read(), elsewhere, 'read it')
+  return _lines(session, reads.read(), elsewhere, 'read it')
 
 
-def _lines(config, entry, search_paths, read, elsewhere, verb) -> list[str]:
+def _lines(session, read, elsewhere, verb) -> list[str]:
   """Returns the lines of both, in the order of the bindings."""
-  keys = apply.keys(config)
+  keys = apply.keys(session.config)
   # What a later binding overrides is not the user's last word.
   last: dict[reads.Key | None, Binding] = {}
-  for binding in config.bindings:
+  for binding in session.config.bindings:
     last.pop(keys[id(binding)], None)
     last[keys[id(binding)]] = binding
-  known = _names_of_other_modes(entry)
+  known = _names_of_other_modes(session.run_mode)
   lines = []
   for key, binding in last.items():
-    if key is None or key in read or not _is_users(binding, search_paths):
+    if key is None or key in read or not _is_users(binding, session):
       continue
     # What is read in another scope is meant for this run.
     is_scoped = any(k[1:] == key[1:] for k in read if k[1] != reads.MACRO)
@@ -88,25 +81,24 @@ def _lines(config, entry, search_paths, read, elsewhere, verb) -> list[str]:
   return lines
 
 
-def _is_users(binding: Binding, search_paths: Sequence[str]) -> bool:
+def _is_users(binding: Binding, session: Session) -> bool:
   """Whether a binding was written by the user of this run."""
   if binding.on_command_line:
     return True
-  path = reader.find(binding.file, search_paths)
+  path = reader.find(binding.file, session.search_paths)
   if files.is_saved(path) or files.part_of_suite(path):
     return False
   inside = (os.path.realpath(folder) + os.sep for folder in t5x.__path__)
   return not os.path.realpath(path).startswith(tuple(inside))
 
 
-def _names_of_other_modes(entry: Callable) -> set[str]:
+def _names_of_other_modes(run_mode: str) -> set[str]:
   """Returns macros and functions that the run files of other modes know."""
   names = set()
   for mode, run_files in _RUN_FILES.items():
-    other = entry_points.register()[mode]
-    if other is entry:
+    if mode == run_mode:
       continue
-    names.add(f'__main__.{other.__name__}')
+    names.add(f'__main__.{entry_points.MODULES[mode][1]}')
     for file in run_files:
       path = str(files.gin_dir() / 'runs' / f'{file}.gin')
       config = reader.load([path], [], [str(files.search_path())])

@@ -10,13 +10,13 @@ engines: T5X itself looks at names alone.
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from etils import epath
 
 from selective_t5x.config import changes as config_change
 from selective_t5x.config import reader
+from selective_t5x.config.session import Session
 from selective_t5x.errors import UserError
 from selective_t5x.runs import identity, results
 
@@ -52,22 +52,14 @@ _IN_NAMES = frozenset(
 
 
 @contextlib.contextmanager
-def claimed(
-  run_mode: str,
-  folder: str,
-  config: reader.Config,
-  bound: Callable[..., Any],
-) -> Iterator[None]:
+def claimed(folder: str, session: Session) -> Iterator[None]:
   """Says in a folder what the results of the run in this context are of.
 
   Call it on one process, before the run writes anything.
 
   Args:
-    run_mode: 'infer' or 'eval'.
     folder: the output folder.
-    config: what was read of gin files and bindings.
-    bound: (names) -> the value of the first parameter of the run mode's
-      function in names that gin binds, or None.
+    session: the configuration that gin has, of 'infer' or 'eval'.
 
   Raises:
     UserError: the folder has results of something else, or is the folder of a
@@ -80,9 +72,9 @@ def claimed(
       f'{folder}: is the folder of a training run, whose config.gin and '
       'metrics would be overwritten: give another output folder'
     )
-  restore = bound('restore_checkpoint_cfg')
+  restore = session.bound('restore_checkpoint_cfg')
   paths = _checkpoints(restore) if restore is not None else []
-  is_infer = run_mode == 'infer'
+  is_infer = session.run_mode == 'infer'
   claims = _predictions if is_infer else _evaluation
   unread = _ONLY_EVALUATION if is_infer else _ONLY_INFERENCE
 
@@ -93,10 +85,12 @@ def claimed(
       or config_change.short_name(binding) in _IN_NAMES
     )
 
-  found = claims(folder, bound, paths, identity.of_config(config, is_free))
+  found = claims(
+    folder, session.bound, paths, identity.of_config(session.config, is_free)
+  )
   # All are compared before the first is written.
   for record, here, held in found:
-    _check(folder, record, here, held, config)
+    _check(folder, record, here, held, session.config)
   for record, here, held in found:
     there = (identity.read(record) or {}) if any(map(_exists, held)) else {}
     results.write_json(record, {**there, **here})

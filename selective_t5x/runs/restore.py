@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from selective_t5x.config import entry_points
-from selective_t5x.config import files as config_files
 from selective_t5x.config import reader as config_check
+from selective_t5x.config.session import Session
 from selective_t5x.errors import UserError, did_you_mean
 
 _EVALUATION = 'gin/runs/eval.gin'
@@ -92,35 +91,20 @@ def restored(
     UserError: there is no such checkpoint, or the configuration is wrong.
   """
   folder, checkpoint = find(path)
-  arguments = _of_gin(folder, checkpoint, gin_files, gin_bindings)
-  config = configuration(path, gin_files=gin_files, gin_bindings=gin_bindings)
+  session = _session(folder, checkpoint, gin_files, gin_bindings)
 
   # They take seconds.
   from selective_t5x.cli import libraries
 
   libraries.quiet_libraries()
   libraries.import_tensorflow()
-  import gin
 
-  from selective_t5x.config import apply as config_parse
-  from selective_t5x.config import values as config_values
   from selective_t5x.runs import vocabulary as run_vocabulary
-  from t5x import eval as eval_lib
 
-  gin.clear_config()
-  try:
-    entry_points.register()
-    config_parse.parse(config, *arguments)
-    evaluate = eval_lib.evaluate
-    config_values.check(config, evaluate)
-    model, partitioner, dataset_cfg, restore_cfg = (
-      config_parse.bound(evaluate, name)
-      for name in (
-        'model',
-        'partitioner',
-        'dataset_cfg',
-        'restore_checkpoint_cfg',
-      )
+  with session:
+    model, partitioner, dataset_cfg, restore_cfg = map(
+      session.bound,
+      ('model', 'partitioner', 'dataset_cfg', 'restore_checkpoint_cfg'),
     )
     run_vocabulary.check(str(folder), model.output_vocabulary)
     spec = _dataset(dataset_cfg, model).element_spec
@@ -129,7 +113,7 @@ def restored(
     )
     yield Trained(
       checkpoint=str(checkpoint),
-      config=config,
+      config=session.config,
       model=model,
       params=params,
       params_axes=axes,
@@ -137,8 +121,6 @@ def restored(
       dataset_cfg=dataset_cfg,
       length=spec['decoder_target_tokens'].shape[1],
     )
-  finally:
-    gin.clear_config()
 
 
 def configuration(
@@ -149,21 +131,19 @@ def configuration(
   Raises:
     UserError: there is no such checkpoint, or the configuration is wrong.
   """
-  config = config_check.load(*_of_gin(*find(path), gin_files, gin_bindings))
-  config_check.check(config)
-  return config
+  return _session(*find(path), gin_files, gin_bindings).config
 
 
-def _of_gin(folder, checkpoint, gin_files, gin_bindings):
-  """Returns the files, the bindings and the folders to look for files in."""
-  return (
+def _session(folder, checkpoint, gin_files, gin_bindings) -> Session:
+  """Returns the configuration of a run's evaluation."""
+  return Session(
     [str(folder / 'config.gin'), _EVALUATION, *gin_files],
     [
       f'CHECKPOINT_PATH = {str(checkpoint)!r}',
       "EVAL_OUTPUT_DIR = ''",  # Nothing is written.
       *gin_bindings,
     ],
-    ['.', str(config_files.search_path())],
+    run_mode='eval',
   )
 
 

@@ -10,8 +10,10 @@ import gin
 import pytest
 import seqio
 
+from selective_t5x import tasks  # noqa: F401, registers
 from selective_t5x.bindings import reads
-from selective_t5x.config import apply, entry_points, files, reader
+from selective_t5x.config import apply, files, reader
+from selective_t5x.config.session import Session
 from t5x import utils
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -80,10 +82,8 @@ def configurations(folder):
   yield T5, 'gin/runs/infer.gin', str(decoding)
 
 
-def parse(loaded, more=()):
-  """Parses files with what they require, and more bindings."""
-  gin.clear_config()
-  entry_points.register()
+def session(loaded, more=()):
+  """Returns a session of files with what they require, and more bindings."""
   config = reader.load(loaded, [], PATHS)
   wanted = {
     leaf.name
@@ -94,10 +94,7 @@ def parse(loaded, more=()):
   needed = wanted | {b.name for b in config.bindings if not b.selector}
   bindings = [f'{k} = {v}' for k, v in REQUIRED.items() if k in needed]
   bindings += more
-  config = reader.load(loaded, bindings, PATHS)
-  reader.check(config)
-  apply.parse(config, loaded, bindings, PATHS)
-  return config
+  return Session(loaded, bindings)
 
 
 @functools.cache
@@ -111,19 +108,18 @@ def survey():
   bound, read, macros, called = {}, set(), set(), set()
   with tempfile.TemporaryDirectory() as folder:
     for loaded in configurations(folder):
-      config = parse(loaded)
-      keys = apply.keys(config)
-      roots = [*reads.entries(), *reads.called_by_python()]
-      reachable = reads.reachable(roots)
-      for binding in config.bindings:
-        if not binding.on_command_line:
-          bound[binding.where] = binding.key
-          if keys[id(binding)] in reachable:
-            read.add(binding.where)
-      macros |= {key[0] for key in reachable if key[1] == reads.MACRO}
-      for name, _ in reads.reachable_calls(roots):
-        called |= {name, reads._base(name)} - {None}
-  gin.clear_config()
+      with session(loaded) as here:
+        keys = apply.keys(here.config)
+        roots = [*reads.entries(), *reads.called_by_python()]
+        reachable = reads.reachable(roots)
+        for binding in here.config.bindings:
+          if not binding.on_command_line:
+            bound[binding.where] = binding.key
+            if keys[id(binding)] in reachable:
+              read.add(binding.where)
+        macros |= {key[0] for key in reachable if key[1] == reads.MACRO}
+        for name, _ in reads.reachable_calls(roots):
+          called |= {name, reads._base(name)} - {None}
   return bound, read, macros, called
 
 
@@ -197,12 +193,13 @@ def test_settings_that_code_calls_are_read_by_the_data(
     '{"text": "a b"}\n' * 50
   )
   quick = ['BATCH_SIZE = 1', 'SHUFFLE_TRAIN_EXAMPLES = False', 'PACK = False']
-  parse([experiment], [*quick, *(b.format(folder=tmp_path) for b in bindings)])
-  cfg = apply.bound(entry_points.register()['train'], 'train_dataset_cfg')
-  converter = seqio.DecoderFeatureConverter
-  dataset = utils.get_dataset(cfg, 0, 1, converter, num_epochs=1)
-  next(dataset.as_numpy_iterator())
-  assert setting in {reads.short(key) for key in reads.read()}
+  bindings = (binding.format(folder=tmp_path) for binding in bindings)
+  with session([experiment], [*quick, *bindings]) as here:
+    cfg = here.bound('train_dataset_cfg')
+    converter = seqio.DecoderFeatureConverter
+    dataset = utils.get_dataset(cfg, 0, 1, converter, num_epochs=1)
+    next(dataset.as_numpy_iterator())
+    assert setting in {reads.short(key) for key in reads.read()}
   # There is no other such setting.
   shown = {reads.matching(task[2].rpartition('.')[0]) for task in TASKS}
   assert set(reads.called_by_python()) <= shown

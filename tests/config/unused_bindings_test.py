@@ -3,16 +3,10 @@
 import gin
 import pytest
 
-from selective_t5x.config import (
-  apply,
-  entry_points,
-  files,
-  reader,
-  unused_bindings,
-)
+from selective_t5x.config import unused_bindings
+from selective_t5x.config.session import Session
 
 EXPERIMENT = 'gin/experiments/variable_assignment.gin'
-PATHS = [str(files.search_path())]
 MINE = """from __gin__ import dynamic_registration
 import __main__ as eval_script
 import seqio
@@ -51,22 +45,6 @@ NEVER = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _fresh_gin():
-  gin.clear_config()
-  entry_points.register()
-  yield
-  gin.clear_config()
-
-
-def parse(loaded, bindings=()):
-  """Reads and parses as the command line does."""
-  config = reader.load(loaded, bindings, PATHS)
-  reader.check(config)
-  apply.parse(config, loaded, bindings, PATHS)
-  return config
-
-
 @pytest.fixture
 def mine(tmp_path):
   file = tmp_path / 'mine.gin'
@@ -84,32 +62,30 @@ class Stop(Exception):
   """Raised when the run would begin."""
 
 
-def start(entry, monkeypatch):
+def start(session, monkeypatch):
   """Calls the entry function as a run does, until its arguments are there."""
 
   def stop(*_):
     raise Stop
 
-  monkeypatch.setitem(entry.__globals__, '_make_rng', stop)
-  monkeypatch.setitem(entry.__globals__, 'os', None)
+  monkeypatch.setitem(session.entry.__globals__, '_make_rng', stop)
+  monkeypatch.setitem(session.entry.__globals__, 'os', None)
   with pytest.raises((Stop, AttributeError)):
-    apply.run(entry)
+    session.run()
 
 
 def test_before_a_run_what_could_be_read_is_not_named(mine):
-  config = parse([mine], ["MODEL_DIR = 'x'", 'LABEL_SMOOTHING = 0.1'])
-  train = entry_points.register()['train']
-  assert unused_bindings.before(config, train, PATHS) == expected(
-    mine, NEVER, 'can read it'
-  )
+  with Session([mine], ["MODEL_DIR = 'x'", 'LABEL_SMOOTHING = 0.1']) as session:
+    assert unused_bindings.before(session) == expected(
+      mine, NEVER, 'can read it'
+    )
 
 
 def test_after_a_run_what_was_read_is_not_named(mine, monkeypatch, tmp_path):
   bindings = [f'MODEL_DIR = {str(tmp_path)!r}', 'LABEL_SMOOTHING = 0.1']
-  config = parse([mine], bindings)
-  train = entry_points.register()['train']
-  start(train, monkeypatch)
-  lines = unused_bindings.after(config, train, PATHS)
+  with Session([mine], bindings) as session:
+    start(session, monkeypatch)
+    lines = unused_bindings.after(session)
   tasks = [
     f'{task}.Difficulty.{name}: nothing in this run {{}}'
     for task, name in (('parity', 'length'),)
@@ -122,17 +98,15 @@ def test_a_run_that_is_evaluated_has_bindings_of_its_training(
   mine, saved, tmp_path
 ):
   if saved:
-    parse([mine], ["MODEL_DIR = 'x'"])
-    (tmp_path / 'config.gin').write_text(gin.config_str())
-    gin.clear_config()
-    entry_points.register()
+    with Session([mine], ["MODEL_DIR = 'x'"]):
+      (tmp_path / 'config.gin').write_text(gin.config_str())
   loaded = [str(tmp_path / 'config.gin') if saved else mine]
-  config = parse(
+  with Session(
     [*loaded, 'gin/runs/eval.gin'],
     ["CHECKPOINT_PATH = 'x'", "EVAL_OUTPUT_DIR = 'x'", 'CHECKPOINT_PERIOD = 9'],
-  )
-  evaluate = entry_points.register()['eval']
-  named = unused_bindings.before(config, evaluate, PATHS)
+    run_mode='eval',
+  ) as session:
+    named = unused_bindings.before(session)
   period = '--gin.CHECKPOINT_PERIOD: nothing in this run can read it'
   assert named.pop(-1).startswith(period)
   assert not [x for x in named if 'gin.' in x.partition(': ')[0] and saved]

@@ -3,11 +3,11 @@
 import pathlib
 import re
 
-import gin
 import pytest
 
 from selective_t5x.bindings import unread_macros
-from selective_t5x.config import apply, entry_points, files, reader
+from selective_t5x.config import files
+from selective_t5x.config.session import Session
 from selective_t5x.errors import UserError
 from tests.support import real_t5x
 
@@ -41,14 +41,6 @@ def own_network(attention):
   return attention
 
 
-@pytest.fixture(autouse=True)
-def _fresh_gin():
-  gin.clear_config()
-  entry_points.register()
-  yield
-  gin.clear_config()
-
-
 @pytest.fixture
 def parse(tmp_path):
   def parse(*loaded, bindings=()):
@@ -59,11 +51,8 @@ def parse(tmp_path):
       if '\n' in text:
         names[-1] = str(tmp_path / f'own_{i}.gin')
         (tmp_path / f'own_{i}.gin').write_text(text)
-    paths = [str(files.search_path())]
-    bindings = ["MODEL_DIR = 'x'", *bindings]
-    config = reader.load(names, bindings, paths)
-    reader.check(config)
-    apply.parse(config, names, bindings, paths)
+    with Session(names, ["MODEL_DIR = 'x'", *bindings]):
+      pass
 
   return parse
 
@@ -110,19 +99,13 @@ def test_the_file_in_place_of_t5xs_is_named(refused, parse, tmp_path):
     message = refused(EXPERIMENT, name, SELECTIVE)
     assert message.startswith(f'{SELECTIVE}:')
     assert f'load gin/models/t5_1_1/small.gin in place of {name}' in message
-    gin.clear_config()
-    entry_points.register()
     parse(EXPERIMENT, name, 'gin/models/t5_1_1/small.gin', SELECTIVE)
 
 
 def test_what_a_network_reads_in_part(refused, parse):
   parse(EXPERIMENT, OWN_MODEL, SELECTIVE)
-  gin.clear_config()
-  entry_points.register()
   message = refused(EXPERIMENT, OWN_MODEL, 'gin/attention/forgetting.gin')
   assert 'does not read ATTENTION_EXTENSION' in message
-  gin.clear_config()
-  entry_points.register()
   message = refused(EXPERIMENT, OWN_MODEL, 'gin/attention/twice_the_heads.gin')
   assert 'nothing in this configuration reads network.DecoderConfig' in message
 

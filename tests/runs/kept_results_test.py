@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import types
 
 import pytest
 import seqio
@@ -56,18 +57,22 @@ class Run:
 
   def __call__(self, *changes, results=(), **values):
     """Claims the folder and writes results; changes replace lines of CONFIG."""
-    config = reader.read(CONFIG + '\n'.join(changes), 'test')
-    bound = {**self.values, **values}
     with kept_results.claimed(
-      self.mode,
-      str(self.folder),
-      config,
-      lambda *names: next((bound[n] for n in names if n in bound), None),
+      str(self.folder), self.session(*changes, **values)
     ):
       for name in results:
         file = self.folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text('{}\n')
+
+  def session(self, *changes, **values):
+    """Returns what `claimed` takes of a Session."""
+    bound = {**self.values, **values}
+    return types.SimpleNamespace(
+      run_mode=self.mode,
+      config=reader.read(CONFIG + '\n'.join(changes), 'test'),
+      bound=lambda *names: next((bound[n] for n in names if n in bound), None),
+    )
 
   def content(self):
     """Returns what is in the folder."""
@@ -209,12 +214,7 @@ def test_results_that_say_nothing_of_themselves_are_refused(run):
 
 def test_a_run_that_left_no_result_claims_nothing(run):
   with pytest.raises(RuntimeError):
-    with kept_results.claimed(
-      'infer',
-      str(run.folder),
-      reader.read(CONFIG, 'test'),
-      lambda *names: run.values.get(names[0]),
-    ):
+    with kept_results.claimed(str(run.folder), run.session()):
       raise RuntimeError
   assert not run.folder.exists()
   run('DECODE_FN = @decoding.beam_search', results=[NAME])

@@ -6,7 +6,7 @@ import pytest
 
 from selective_t5x.comparisons import training as cell_runs
 from selective_t5x.config import files as config_files
-from selective_t5x.config import reader as config_check
+from selective_t5x.config.session import Session
 from selective_t5x.errors import UserError
 from selective_t5x.studies import pruning, reproduction, token_transition
 from selective_t5x.studies.claims import CLAIMS
@@ -97,26 +97,21 @@ def test_variants_of_paired_heads_are_compared_at_an_even_number():
   [('c4_lm', 256), ('c4_contexts', 128), ('c4_pruning', 256)],
 )
 def test_contexts_are_compared_at_batch_128(file, batch):
-  config = config_check.load(
+  config = Session(
     [f'gin/experiments/{file}.gin'],
     ["MODEL_DIR = 'none'", 'CONTEXT_LENGTH = 2048'],
-    ['.', str(config_files.search_path())],
-  )
-  config_check.check(config)
+  ).config
   text = (config_files.gin_dir() / f'experiments/{file}.gin').read_text()
   assert 'batch 128' in text or 'BATCH_SIZE=128' in text
   assert config.macros()['BATCH_SIZE'].value == batch
 
 
 def test_every_gin_file_parses_at_the_scale_of_the_paper():
-  paths = ['.', str(config_files.search_path())]
   files = {claim.paper_scale for claim in CLAIMS.values()} - {''}
   for names in files:
     # A run file of evaluation asks for what only a trained model has.
     pretraining = [f for f in names.split() if 'gin/runs/' not in f]
-    config_check.check(
-      config_check.load(pretraining, ["MODEL_DIR = 'none'"], paths)
-    )
+    Session(pretraining, ["MODEL_DIR = 'none'"])
     for name in names.split():
       assert (config_files.search_path() / name).exists()
 

@@ -1,8 +1,8 @@
 import pathlib
 
-import gin
 import pytest
 
+from selective_t5x.config.session import Session
 from selective_t5x.tasks import train_vocabulary, vocabularies
 
 
@@ -24,11 +24,11 @@ def test_a_run_finds_what_the_command_trained(gin_file, capsys):
   arguments = ['--task=text_files_lm', f'--gin_file={gin_file}']
   assert train_vocabulary.main([*arguments, '--size=300']) == 0
   path = capsys.readouterr().out.split()[-1]
-  with gin.unlock_config():  # the files are still bound
-    gin.bind_parameter('vocabularies.Choice.size', 300)
-  v = vocabularies.task_vocabulary('text_files_lm')
-  assert v.vocab_size == 300
-  assert v.resolve().sentencepiece_model_file == path
+  size = ['vocabularies.Choice.size = 300']
+  with Session([gin_file], size, run_mode=None):
+    v = vocabularies.task_vocabulary('text_files_lm')
+    assert v.vocab_size == 300
+    assert v.resolve().sentencepiece_model_file == path
   assert pathlib.Path(path).is_file()
 
 

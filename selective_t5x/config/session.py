@@ -1,0 +1,103 @@
+"""One gin configuration, from its files to the call of a run's function."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from selective_t5x.config import entry_points, files, reader
+
+
+class Session:
+  """A gin configuration; inside its context gin has it, and no other.
+
+    with Session(gin_files, gin_bindings) as session:
+      model = session.bound('model')
+
+  Making one reads the files and checks their macros, and imports nothing heavy.
+  Entering it gives the configuration to gin and checks every value that the
+  function of the run mode will be given. gin has one configuration, which is
+  empty after the context.
+
+  Attributes:
+    config: what was read.
+    entry: the function of the run mode, once the context was entered.
+    gin_files: paths of gin files, in order.
+    run_mode: one of entry_points.MODULES, None where no such function is run.
+    search_paths: folders to look for the files in.
+  """
+
+  def __init__(
+    self,
+    gin_files: Sequence[str],
+    gin_bindings: Sequence[str] = (),
+    *,
+    run_mode: str | None = 'train',
+    search_paths: Sequence[str] = ('.', str(files.search_path())),
+  ):
+    """Reads and checks a configuration.
+
+    Args:
+      gin_files: paths of gin files, in order.
+      gin_bindings: 'KEY = VALUE' texts, applied after the files.
+      run_mode: one of entry_points.MODULES; None where no such function is run.
+      search_paths: folders to look for the files in, after the current one.
+
+    Raises:
+      UserError: a file is missing, gin cannot parse it, or its macros do not
+        fit together.
+    """
+    self.gin_files = gin_files
+    self.run_mode = run_mode
+    self.search_paths = search_paths
+    self.config = reader.load(gin_files, gin_bindings, search_paths)
+    self._bindings = [*gin_bindings, *self.config.path_bindings()]
+    reader.check(self.config)
+
+  def __enter__(self) -> 'Session':
+    """Gives the configuration to gin.
+
+    Raises:
+      UserError: gin refuses it, or a value is missing or cannot be.
+    """
+    import gin
+
+    from selective_t5x.config import apply, values
+
+    gin.clear_config()
+    try:
+      if self.run_mode is not None:
+        self.entry = entry_points.register()[self.run_mode]
+      apply.parse(
+        self.config, self.gin_files, self._bindings, self.search_paths
+      )
+      if self.run_mode is not None:
+        values.check(self.config, self.entry)
+    except BaseException:
+      gin.clear_config()
+      raise
+    return self
+
+  def __exit__(self, *error) -> None:
+    """Empties gin's configuration."""
+    import gin
+
+    gin.clear_config()
+
+  def bound(self, *names: str) -> Any:
+    """Returns the value of the first of the entry's parameters that is bound.
+
+    Raises:
+      UserError: the object that gin makes for it refuses its values.
+    """
+    from selective_t5x.config import apply
+
+    return apply.bound(self.entry, *names)
+
+  def run(self) -> None:
+    """Calls the entry function with the arguments that gin makes for it.
+
+    Raises:
+      UserError: an object that gin makes for an argument refuses its values.
+    """
+    from selective_t5x.config import apply
+
+    apply.run(self.entry)
