@@ -29,8 +29,7 @@ import sys
 from absl import app, flags, logging
 
 import selective_t5x
-from selective_t5x.cli import distributed as processes
-from selective_t5x.cli import exits, libraries
+from selective_t5x.cli import distributed, exits, libraries
 from selective_t5x.cli import flags as cli_flags
 from selective_t5x.config import entry_points
 from selective_t5x.config import files as config_files
@@ -63,7 +62,7 @@ def define_flags() -> None:
   flags.DEFINE_list(
     'seqio_additional_cache_dirs', [], 'More folders of cached seqio tasks.'
   )
-  processes.define_flags()
+  distributed.define_flags()
   flags.DEFINE_bool(
     'accept_config_change',
     False,
@@ -186,7 +185,7 @@ def make_sessions() -> list[Session]:
 def main(argv: list[str]) -> None:
   """Checks the configuration, then runs what --run_mode says."""
   del argv
-  processes.check(FLAGS)
+  distributed.check(FLAGS)
   sessions = make_sessions()
 
   # Everything below needs TensorFlow and JAX, which take seconds to import.
@@ -194,7 +193,7 @@ def main(argv: list[str]) -> None:
   libraries.import_tensorflow()
   import gin
 
-  processes.connect(FLAGS)
+  distributed.connect(FLAGS)
 
   # Before any gin file imports the t5 package's tasks: their vocabulary.
   importlib.import_module('selective_t5x.tasks')
@@ -225,8 +224,7 @@ def _run(session: Session) -> None:
   import gin
   import jax
 
-  from selective_t5x.config import changes as config_change
-  from selective_t5x.config import learning_rate, microbatches
+  from selective_t5x.config import changes, learning_rate, microbatches
   from selective_t5x.costs import step_costs
   from selective_t5x.runs import kept_results, startup
   from selective_t5x.runs import lock as run_lock
@@ -243,7 +241,7 @@ def _run(session: Session) -> None:
     if jax.process_index() == 0 and is_training:
       stack.enter_context(run_lock.held(folder))
       step_costs.observe_training()
-      config_change.check(
+      changes.check(
         folder, gin.config_str(), accepted=FLAGS.accept_config_change
       )
     elif jax.process_index() == 0:

@@ -15,16 +15,15 @@ import time
 from collections.abc import Sequence
 
 from selective_t5x.cli import exits, flags
-from selective_t5x.comparisons import compare
-from selective_t5x.comparisons import plan as cells
+from selective_t5x.comparisons import compare, plan
 from selective_t5x.comparisons.figures import Comparison
 from selective_t5x.report import examples, page, tables
 from selective_t5x.runs import results
 
 DEFAULT_OUTPUT_DIR = 'results/quickstart'
 VARIANTS = (
-  cells.Variant('baseline', ('gin/attention/baseline.gin',)),
-  cells.Variant('selective', ('gin/attention/selective.gin',)),
+  plan.Variant('baseline', ('gin/attention/baseline.gin',)),
+  plan.Variant('selective', ('gin/attention/selective.gin',)),
 )
 # Name, which is also the gin file's, and what it asks.
 EXPERIMENTS = {
@@ -92,7 +91,7 @@ def main(argv: Sequence[str]) -> None:
   runs = [
     run
     for files, folder in every.values()
-    for run in cells.make_cells(files, VARIANTS, range(1), bindings, folder)
+    for run in plan.make_cells(files, VARIANTS, range(1), bindings, folder)
   ]
   if args.dry_run:
     print(compare.describe(runs, args.jobs))

@@ -80,9 +80,9 @@ def start(
     if max_file_bytes:
       limits = (max_file_bytes, resource.RLIM_INFINITY)
       resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    cell_runs.subprocess = _Subprocess
+    training.subprocess = _Subprocess
 
-  from selective_t5x.comparisons import training as cell_runs
+  from selective_t5x.comparisons import training
 
   return _fork(module, args, prepare)
 

@@ -35,8 +35,7 @@ from selective_t5x.pruning.tova import TOVA
 from selective_t5x.pruning.whole_rows import selects
 from selective_t5x.pruning.window import Window
 from selective_t5x.report import memory, plots, tables
-from selective_t5x.runs import restore as trained
-from selective_t5x.runs import results
+from selective_t5x.runs import restore, results
 
 NAME = 'frontier'
 POLICIES: dict[str, Policy] = {
@@ -81,7 +80,7 @@ def frontier(
   found = [searched(folder) for folder in searches]
   settings = {
     'checkpoints': {
-      name: os.path.relpath(trained.find(path)[1])
+      name: os.path.relpath(restore.find(path)[1])
       for name, path in checkpoints.items()
     },
     'policies': list(policies),
@@ -91,10 +90,10 @@ def frontier(
   }
   depends_on = {}
   for name, path in checkpoints.items():
-    config = trained.configuration(
+    config = restore.configuration(
       path, gin_files=gin_files, gin_bindings=gin_bindings
     )
-    told = search.identity_of(config, trained.find(path)[1])
+    told = search.identity_of(config, restore.find(path)[1])
     depends_on |= {f'{name}: {key}': value for key, value in told.items()}
   state = search.read_state(file, settings, depends_on)
   state = state or {
@@ -108,7 +107,7 @@ def frontier(
   for name, path in checkpoints.items():
     if all((name, policy) in done for policy in policies):
       continue
-    with trained.restored(
+    with restore.restored(
       path, gin_files=gin_files, gin_bindings=gin_bindings
     ) as run:
       data = run.batches(batches)
@@ -211,10 +210,10 @@ def main(argv: Sequence[str]) -> None:
   for folder in args.search:
     searched(folder)
   for path in checkpoints.values():
-    trained.find(path)
+    restore.find(path)
   if args.dry_run:
     for name, path in checkpoints.items():
-      print(f'{name}: {trained.find(path)[1]}, {", ".join(policies)}')
+      print(f'{name}: {restore.find(path)[1]}, {", ".join(policies)}')
     return
   curves = frontier(
     checkpoints,

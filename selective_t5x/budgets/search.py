@@ -36,9 +36,8 @@ from selective_t5x.pruning import greedy
 from selective_t5x.pruning.config import Pruning
 from selective_t5x.pruning.policy import Policy
 from selective_t5x.pruning.window import Window
-from selective_t5x.runs import identity, results
+from selective_t5x.runs import identity, restore, results
 from selective_t5x.runs import lock as run_lock
-from selective_t5x.runs import restore as trained
 
 STATE_FILE = 'search.json'
 BUDGETS_FILE = 'budgets.gin'
@@ -46,7 +45,7 @@ _GIN_FILE = 'gin/runs/search.gin'
 
 
 def search(
-  run: trained.Trained,
+  run: restore.Trained,
   policy: Policy,
   *,
   output_dir: str | os.PathLike,
@@ -252,7 +251,7 @@ def check_state(file: pathlib.Path, state: Any) -> None:
     )
 
 
-def budgets_gin(state: dict[str, Any], run: trained.Trained) -> str:
+def budgets_gin(state: dict[str, Any], run: restore.Trained) -> str:
   """Returns the gin file of the budgets that a finished search has found."""
   settings, full, found = state['settings'], state['path'][0], state['path'][-1]
   binding = run.config.macros()['PRUNING']
@@ -310,7 +309,7 @@ def as_text(state: dict[str, Any]) -> str:
 
 def _baseline_loss(path, gin_files, gin_bindings, count) -> float:
   """Returns the loss of a checkpoint without pruning on the first batches."""
-  with trained.restored(
+  with restore.restored(
     path,
     gin_files=gin_files,
     # It need not have what the policy needs.
@@ -349,7 +348,7 @@ def main(argv: Sequence[str]) -> None:
   args, bindings = flags.parse(made, argv)
   _check(args)
   for path in filter(None, (args.checkpoint, args.baseline)):
-    trained.find(path)
+    restore.find(path)
   # A second search is refused before it restores anything.
   held = run_lock.held(args.output_dir)
   with contextlib.nullcontext() if args.dry_run else held:
@@ -362,7 +361,7 @@ def _run(args, bindings: Sequence[str]) -> None:
   target = args.target_loss
   if args.baseline and not args.dry_run:
     target = _baseline_loss(args.baseline, files, bindings, args.tuning_batches)
-  with trained.restored(
+  with restore.restored(
     args.checkpoint, gin_files=files, gin_bindings=bindings
   ) as run:
     pruning = run.model.module.config.pruning

@@ -9,15 +9,14 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from selective_t5x.comparisons import equal_cost as views
-from selective_t5x.comparisons import quantities
+from selective_t5x.comparisons import equal_cost, quantities
 from selective_t5x.comparisons.plan import (
   CELL_FILE,
   Cell,
   differences,
   used_differences,
 )
-from selective_t5x.report import statistics as spreads
+from selective_t5x.report import statistics
 from selective_t5x.report.statistics import (
   SEEDS_FOR_A_TEST,
   SIGNIFICANT,
@@ -126,8 +125,8 @@ def compare_cells(cells: Sequence[Cell]) -> Comparison:
     for cell in by_key.values()
     for curve in _curves(cell, loss, ['train', *tasks], same_accuracy)
   ]
-  equal_time = views.equal_time(curves, references, seeds)
-  equal_parameters = views.equal_parameters(costs, references)
+  equal_time = equal_cost.equal_time(curves, references, seeds)
+  equal_parameters = equal_cost.equal_parameters(costs, references)
   found = [result(task, variant) for task in tasks for variant in variants]
   return {
     'variants': variants,
@@ -140,7 +139,7 @@ def compare_cells(cells: Sequence[Cell]) -> Comparison:
       *_caveats(seeds, summaries, runs),
       *([] if same_accuracy else [_OTHER_ACCURACIES]),
       *_shared_machine(cells),
-      *views.caveats(equal_time, equal_parameters),
+      *equal_cost.caveats(equal_time, equal_parameters),
     ],
     'results': found,
     'claims': [
@@ -176,9 +175,9 @@ def _claim(entry, reference, loss) -> str:
   names = f'{entry["variant"]} and {reference}'
   if mean is None:
     return f'{of}nothing can be said of {names}: a loss is not finite.'
-  if spreads.is_zero(difference):
+  if statistics.is_zero(difference):
     return f'{of}the losses of {names} are equal within rounding in every seed.'
-  decimals = spreads.decimals(difference, 4)
+  decimals = statistics.decimals(difference, 4)
   if p_value is None:
     return (
       f'{of}the losses of {names} differ by {mean:+.{decimals}f} in every '

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import selective_t5x
-from selective_t5x.config import reader as config_check
+from selective_t5x.config import reader
 from selective_t5x.config.session import Session
 from selective_t5x.errors import UserError, changes, is_integer
 from selective_t5x.runs import identity as run_identity
@@ -216,7 +216,7 @@ def used_differences(
     if not path.exists():
       return None
     used = by_variant.setdefault(cell.variant, {})
-    for key, value in _bindings(config_check.load([str(path)], [], ['.'])):
+    for key, value in _bindings(reader.load([str(path)], [], ['.'])):
       values = used.setdefault(key, [])
       if value not in values:
         values.append(value)
@@ -263,14 +263,14 @@ def _make_cell(gin_files, variant, seed, gin_bindings, output_dir) -> Cell:
   )
 
 
-def _bindings(config: config_check.Config) -> Iterator[tuple[str, str]]:
+def _bindings(config: reader.Config) -> Iterator[tuple[str, str]]:
   """Yields the left and the right side of each binding in force."""
   for binding in config.final():
     scope = f'{binding.scope}/' if binding.scope else ''
     selector = f'{binding.full_selector}.' if binding.selector else ''
     yield (
       f'{scope}{selector}{binding.name}',
-      config_check.gin_text(binding.value),
+      reader.gin_text(binding.value),
     )
 
 
@@ -297,7 +297,7 @@ def _strings(texts: Iterable[str]) -> Iterator[str]:
   """Yields the strings in gin values that are plain Python."""
   for text in texts:
     with contextlib.suppress(ValueError, SyntaxError):
-      for leaf in config_check.leaves(ast.literal_eval(text)):
+      for leaf in reader.leaves(ast.literal_eval(text)):
         if isinstance(leaf, str):
           yield leaf
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import logging
 
-from selective_t5x.config import reader as config_check
+from selective_t5x.config import reader
 from selective_t5x.config.reader import Binding, Config, Macro, Reference
 from selective_t5x.errors import UserError, changes
 
@@ -83,7 +83,7 @@ def _compared(
 ) -> tuple[dict[str, str], dict[str, str]]:
   """Returns {what one would change: gin value} of two gin files."""
   of_there, of_here = (
-    parameters(config_check.read(text, what), _is_free, FREE)
+    parameters(reader.read(text, what), _is_free, FREE)
     for text, what in ((there, name), (here, 'this run'))
   )
   was, now = {}, {}
@@ -120,7 +120,7 @@ class Parameter:
   @property
   def text(self) -> str:
     """The value as gin text."""
-    return config_check.gin_text(self.value)
+    return reader.gin_text(self.value)
 
 
 def parameters(

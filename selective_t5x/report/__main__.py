@@ -18,8 +18,7 @@ import numpy as np
 
 from selective_t5x.cli import exits, flags
 from selective_t5x.errors import UserError
-from selective_t5x.runs import restore as trained
-from selective_t5x.runs import results
+from selective_t5x.runs import restore, results
 
 
 def main(argv: Sequence[str]) -> None:
@@ -44,8 +43,8 @@ def main(argv: Sequence[str]) -> None:
       raise UserError(f'no --{name}: it is needed; --help has an example')
   if args.examples < 1:
     raise UserError(f'--examples={args.examples}: expected 1 or more')
-  trained.find(args.checkpoint)
-  with trained.restored(
+  restore.find(args.checkpoint)
+  with restore.restored(
     args.checkpoint, gin_files=args.gin_file, gin_bindings=bindings
   ) as run:
     # It takes seconds to import.

@@ -5,7 +5,7 @@ import dataclasses
 import io
 from typing import Any
 
-from selective_t5x.report import statistics as spreads
+from selective_t5x.report import statistics
 from selective_t5x.runs import results
 
 _LABELS = {results.LOSS: 'loss (nats/token)', 'loss': 'loss'}
@@ -230,17 +230,17 @@ def _each(value, factor):
 
 def _metric(spread: dict[str, Any]) -> str:
   """Returns a loss or an accuracy, one near zero with significant digits."""
-  return _number(spread, f'.{spreads.significant(spread["mean"] or 0, 4)}f')
+  return _number(spread, f'.{statistics.significant(spread["mean"] or 0, 4)}f')
 
 
 def _difference(spread: dict[str, Any]) -> str:
   """Returns a paired difference with the digits that its interval has."""
   if spread['mean'] is None:
     return 'n/a'
-  form = f'+.{spreads.decimals(spread, 4)}f'
-  if len(spread['values']) == 1 or not spreads.all_equal(spread):
+  form = f'+.{statistics.decimals(spread, 4)}f'
+  if len(spread['values']) == 1 or not statistics.all_equal(spread):
     return _number(spread, form)
-  if spreads.is_zero(spread):
+  if statistics.is_zero(spread):
     return 'equal within rounding'
   return f'{spread["mean"]:{form}} in every seed'
 

@@ -20,7 +20,7 @@ from etils import epath
 
 import selective_t5x
 from selective_t5x import engine_finder
-from selective_t5x.config import changes as config_change
+from selective_t5x.config import changes as config_changes
 from selective_t5x.config import reader
 from selective_t5x.errors import UserError, changes
 from selective_t5x.runs import results
@@ -71,7 +71,7 @@ def trained_alike(binding: reader.Binding) -> bool:
     or binding.scope.split('/')[0] in _TRAINING_SCOPES
     or binding.full_selector.startswith(_OPTIMIZERS)
     or binding.name in _TRAINING_PARAMETERS
-    or config_change.short_name(binding) in _PLACES
+    or config_changes.short_name(binding) in _PLACES
   )
 
 
@@ -85,7 +85,7 @@ def of_config(
     config: what was read of gin files and bindings.
     is_free: tells the bindings that do not count.
   """
-  parameters = config_change.parameters(config, is_free)
+  parameters = config_changes.parameters(config, is_free)
   identity = {'engine': selective_t5x.engine_name()}
   identity |= {name: found.text for name, found in parameters.items()}
   values = (found.value for found in parameters.values())
@@ -190,7 +190,7 @@ def difference(
   """
   labels = {}
   if config is not None:
-    every = config_change.parameters(config, lambda binding: False)
+    every = config_changes.parameters(config, lambda binding: False)
     labels = {name: found.label for name, found in every.items()}
   was, now = {}, {}
   for key in {**there, **here}:

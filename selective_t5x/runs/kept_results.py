@@ -14,8 +14,7 @@ from collections.abc import Iterator, Sequence
 
 from etils import epath
 
-from selective_t5x.config import changes as config_change
-from selective_t5x.config import reader
+from selective_t5x.config import changes, reader
 from selective_t5x.config.session import Session
 from selective_t5x.errors import UserError
 from selective_t5x.runs import identity, results
@@ -82,7 +81,7 @@ def claimed(folder: str, session: Session) -> Iterator[None]:
     return (
       identity.trained_alike(binding)
       or binding.full_selector.split('.')[-1] in unread
-      or config_change.short_name(binding) in _IN_NAMES
+      or changes.short_name(binding) in _IN_NAMES
     )
 
   found = claims(

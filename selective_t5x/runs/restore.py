@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from selective_t5x.config import reader as config_check
+from selective_t5x.config import reader
 from selective_t5x.config.session import Session
 from selective_t5x.errors import UserError, did_you_mean
 
@@ -37,7 +37,7 @@ class Trained:
   """
 
   checkpoint: str
-  config: config_check.Config
+  config: reader.Config
   model: Any
   params: Any
   params_axes: Any
@@ -125,7 +125,7 @@ def restored(
 
 def configuration(
   path: str, *, gin_files: Sequence[str] = (), gin_bindings: Sequence[str] = ()
-) -> config_check.Config:
+) -> reader.Config:
   """Returns the configuration in which `restored` restores a checkpoint.
 
   Raises:

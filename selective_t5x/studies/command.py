@@ -4,8 +4,7 @@ import argparse
 from collections.abc import Callable, Sequence
 
 from selective_t5x.cli import flags
-from selective_t5x.comparisons import compare
-from selective_t5x.comparisons import plan as cells
+from selective_t5x.comparisons import compare, plan
 from selective_t5x.comparisons.figures import Comparison
 
 
@@ -51,7 +50,7 @@ def parse(
 
 def compared(
   gin_files: Sequence[str],
-  variants: Sequence[cells.Variant],
+  variants: Sequence[plan.Variant],
   args: argparse.Namespace,
   bindings: Sequence[str],
 ) -> Comparison | None:
@@ -69,7 +68,7 @@ def compared(
   files = [*gin_files, *args.gin_file]
   if args.dry_run:
     seeds = range(args.seeds)
-    runs = cells.make_cells(files, variants, seeds, bindings, args.output_dir)
+    runs = plan.make_cells(files, variants, seeds, bindings, args.output_dir)
     print(compare.describe(runs, args.jobs))
     return None
   return compare.compare(

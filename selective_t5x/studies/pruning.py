@@ -21,20 +21,19 @@ from typing import Any
 
 from selective_t5x.budgets import search
 from selective_t5x.cli import exits, flags
-from selective_t5x.comparisons import plan as cells
+from selective_t5x.comparisons import plan
 from selective_t5x.pruning import H2O, TOVA, Policy, Selective, Window
 from selective_t5x.report import plots, tables
-from selective_t5x.runs import restore as trained
-from selective_t5x.runs import results
+from selective_t5x.runs import restore, results
 from selective_t5x.studies import command
 
 NAME = 'pruning'
 GIN_FILES = ('gin/experiments/wikipedia_sample_lm.gin',)
 _SELECTIVE = 'gin/attention/selective.gin'
 VARIANTS = (
-  cells.Variant('baseline', ('gin/attention/baseline.gin',)),
-  cells.Variant('selective', (_SELECTIVE,)),
-  cells.Variant(
+  plan.Variant('baseline', ('gin/attention/baseline.gin',)),
+  plan.Variant('selective', (_SELECTIVE,)),
+  plan.Variant(
     'selective_memory_loss', (_SELECTIVE, 'gin/attention/memory_loss.gin')
   ),
 )
@@ -59,23 +58,23 @@ def search_seed(
     return search.search(
       run,
       policy,
-      output_dir=output_dir / 'searches' / cells.folder_name(name, seed),
+      output_dir=output_dir / 'searches' / plan.folder_name(name, seed),
       target_loss=target_loss,
       tolerance=TOLERANCE,
       tuning_batches=tuning_batches,
       report_batches=report_batches,
     )
 
-  with trained.restored(
-    str(output_dir / cells.folder_name('baseline', seed))
+  with restore.restored(
+    str(output_dir / plan.folder_name('baseline', seed))
   ) as run:
     found = {
       name: one(run, name, policy, None) for name, policy in RIVALS.items()
     }
   baseline = found['window_on_baseline']['path'][0]['tuning_loss']
   for name in OWN:
-    with trained.restored(
-      str(output_dir / cells.folder_name(name, seed))
+    with restore.restored(
+      str(output_dir / plan.folder_name(name, seed))
     ) as run:
       found[name] = one(run, name, Selective(), baseline)
   return found

@@ -25,9 +25,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from selective_t5x.cli import exits, flags
-from selective_t5x.comparisons import compare
-from selective_t5x.comparisons import plan as cells
-from selective_t5x.comparisons import training as cell_runs
+from selective_t5x.comparisons import compare, plan, training
 from selective_t5x.errors import UserError, did_you_mean
 from selective_t5x.runs import results
 from selective_t5x.studies import command, pruning, token_transition
@@ -79,16 +77,16 @@ class Study:
     }
     # All are checked before the first is trained.
     self.runs = {
-      name: cells.make_cells(seeds=range(args.seeds), **self._of(name))
+      name: plan.make_cells(seeds=range(args.seeds), **self._of(name))
       for name in wanted
     }
 
-  def _finished(self, name: str, variant: cells.Variant) -> bool:
+  def _finished(self, name: str, variant: plan.Variant) -> bool:
     """Returns whether an earlier command trained a variant with all seeds."""
     folder = self._folder / name
     return all(
       (
-        folder / cells.folder_name(variant.name, seed) / results.SUMMARY_FILE
+        folder / plan.folder_name(variant.name, seed) / results.SUMMARY_FILE
       ).exists()
       for seed in range(self._args.seeds)
     )
@@ -107,7 +105,7 @@ class Study:
     """Runs what is left of an experiment; returns what its rules read.
 
     Raises:
-      cell_runs.CellError: a run failed.
+      training.CellError: a run failed.
     """
     if name is None:
       return None
@@ -145,7 +143,7 @@ def main(argv: Sequence[str]) -> None:
   for experiment in dict.fromkeys(c.experiment for c in claims.values()):
     try:
       figures = study.figures(experiment)
-    except cell_runs.CellError as error:
+    except training.CellError as error:
       failures.append(f'{experiment}: {error}')
       print(f'error: {failures[-1]}')
       continue
@@ -156,7 +154,7 @@ def main(argv: Sequence[str]) -> None:
   if args.keep:
     keep(folder, pathlib.Path(args.keep))
   if failures:
-    raise cell_runs.CellError('; '.join(failures))
+    raise training.CellError('; '.join(failures))
   print(f'{record.table} is a table. Took {record.minutes:.1f} minutes.')
   print(json.dumps(summary({name: verdicts[name] for name in claims})))
 

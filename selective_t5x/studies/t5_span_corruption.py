@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Sequence
 
 from selective_t5x.cli import exits
-from selective_t5x.comparisons import plan as cells
+from selective_t5x.comparisons import plan
 from selective_t5x.comparisons.figures import Comparison
 from selective_t5x.report import tables
 from selective_t5x.runs import results
@@ -26,8 +26,8 @@ GIN_FILES = (
   'gin/test/t5_tiny.gin',
 )
 VARIANTS = (
-  cells.Variant('baseline', ('gin/attention/baseline.gin',)),
-  cells.Variant('selective', ('gin/attention/selective.gin',)),
+  plan.Variant('baseline', ('gin/attention/baseline.gin',)),
+  plan.Variant('selective', ('gin/attention/selective.gin',)),
 )
 
 

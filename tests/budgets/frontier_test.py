@@ -6,7 +6,7 @@ import pytest
 
 from selective_t5x.budgets import frontier
 from selective_t5x.errors import UserError
-from selective_t5x.runs import restore as trained
+from selective_t5x.runs import restore
 
 
 @pytest.mark.slow
@@ -47,7 +47,7 @@ def test_curves_of_a_run_and_of_a_search(
   assert (out / 'frontier.png').read_bytes().startswith(b'\x89PNG')
 
   # Started again, it evaluates nothing, and refuses to mix figures.
-  monkeypatch.setattr(trained, 'restored', None)
+  monkeypatch.setattr(restore, 'restored', None)
   before = (out / 'frontier.json').read_text()
   frontier.main(flags)
   assert (out / 'frontier.json').read_text() == before

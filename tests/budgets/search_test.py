@@ -13,7 +13,7 @@ from selective_t5x.cli import exits
 from selective_t5x.config import reader
 from selective_t5x.errors import UserError
 from selective_t5x.nn import settings
-from selective_t5x.runs import restore as trained
+from selective_t5x.runs import restore
 
 
 class Killed(BaseException):
@@ -200,14 +200,14 @@ def test_checkpoints_are_found(tmp_path):
   for step in (100, 20):
     (run / f'checkpoint_{step}').mkdir(parents=True)
   with pytest.raises(UserError, match='no config.gin'):
-    trained.find(str(run))
+    restore.find(str(run))
   (run / 'config.gin').touch()
-  assert trained.find(str(run)) == (run, run / 'checkpoint_100')
-  assert trained.find(str(run / 'checkpoint_20'))[1] == run / 'checkpoint_20'
+  assert restore.find(str(run)) == (run, run / 'checkpoint_100')
+  assert restore.find(str(run / 'checkpoint_20'))[1] == run / 'checkpoint_20'
   with pytest.raises(UserError, match='no such checkpoint; nearest: checkpoin'):
-    trained.find(str(run / 'checkpoint_10'))
+    restore.find(str(run / 'checkpoint_10'))
   with pytest.raises(UserError, match='no checkpoint; expected the folder'):
-    trained.find(str(tmp_path))
+    restore.find(str(tmp_path))
 
 
 @pytest.mark.slow
@@ -231,7 +231,7 @@ def test_a_run_is_searched_and_takes_its_budgets(
   assert f'{size["pruned"]:,} bytes in place of {size["full"]:,}' in said
   assert size['full'] > 5 * size['pruned']
 
-  with trained.restored(
+  with restore.restored(
     str(selective_run), gin_files=[str(tmp_path / 'budgets.gin')]
   ) as run:
     config = run.model.module.config
@@ -248,7 +248,7 @@ def test_a_run_is_searched_and_takes_its_budgets(
 
   def refused(message, *bindings, files=()):
     with pytest.raises(UserError, match=message):
-      with trained.restored(
+      with restore.restored(
         str(selective_run), gin_files=files, gin_bindings=bindings
       ):
         pass

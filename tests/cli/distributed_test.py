@@ -3,7 +3,7 @@
 import pytest
 from absl import flags
 
-from selective_t5x.cli import distributed as processes
+from selective_t5x.cli import distributed
 from selective_t5x.errors import UserError
 
 
@@ -18,7 +18,7 @@ def parse(monkeypatch):
     monkeypatch.setattr(
       flags, name, lambda *a, of=of: of(*a, flag_values=values)
     )
-  processes.define_flags()
+  distributed.define_flags()
 
   def parsed(*args):
     values(['main', *args])
@@ -32,7 +32,7 @@ ALL = ('--coordinator_address=a:1', '--process_count=2', '--process_index=1')
 
 @pytest.mark.parametrize('given', [(), ('--multiprocess',), ALL])
 def test_flags_that_fit(parse, given):
-  processes.check(parse(*given))
+  distributed.check(parse(*given))
 
 
 @pytest.mark.parametrize(
@@ -48,11 +48,11 @@ def test_flags_that_fit(parse, given):
 )
 def test_flags_that_do_not_fit(parse, given, message):
   with pytest.raises(UserError, match=message):
-    processes.check(parse(*given))
+    distributed.check(parse(*given))
 
 
 def test_one_process_stays_alone(parse):
-  processes.connect(parse())
+  distributed.connect(parse())
   import jax
 
   assert not jax.distributed.is_initialized()

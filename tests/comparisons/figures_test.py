@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from selective_t5x.comparisons import plan as cells
+from selective_t5x.comparisons import plan
 from selective_t5x.comparisons.figures import compare_cells
 from selective_t5x.comparisons.training import run_cells
 from selective_t5x.report import tables
@@ -19,7 +19,7 @@ def setting(tmp_path):
 
 
 def trained(setting, **change):
-  made = cells.make_cells(**{**setting, **change})
+  made = plan.make_cells(**{**setting, **change})
   run_cells(made, program=fake_training.PROGRAM)
   return made
 
@@ -192,7 +192,7 @@ def test_values_that_were_used_and_differ_are_there(setting):
 
 
 def test_runs_that_shared_the_machine_are_said_to(setting):
-  made = cells.make_cells(**{**setting, 'seeds': [0]})
+  made = plan.make_cells(**{**setting, 'seeds': [0]})
   run_cells(made, jobs=2, program=fake_training.PROGRAM)
   assert any('Up to 2 runs' in c for c in compare_cells(made)['caveats'])
 

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from selective_t5x.comparisons import plan as cells
+from selective_t5x.comparisons import plan
 from selective_t5x.comparisons.training import run_cells
 from selective_t5x.errors import UserError
 from tests.support import fake_training
@@ -16,7 +16,7 @@ def setting(tmp_path):
 
 
 def test_every_variant_has_the_same_seeds_and_its_own_folder(setting):
-  made = cells.make_cells(**setting)
+  made = plan.make_cells(**setting)
   assert [cell.name for cell in made] == [
     'baseline-seed0',
     'selective-seed0',
@@ -30,7 +30,7 @@ def test_every_variant_has_the_same_seeds_and_its_own_folder(setting):
 
 
 def test_files_come_in_order_and_flags_last(setting):
-  cell = cells.make_cells(**setting)[3]
+  cell = plan.make_cells(**setting)[3]
   folder = setting['output_dir'].parent
   assert cell.arguments == (
     '--run_mode=train',
@@ -47,7 +47,7 @@ def test_files_come_in_order_and_flags_last(setting):
 
 
 def test_the_command_shown_is_what_a_shell_would_run(setting):
-  cell = cells.make_cells(**setting)[0]
+  cell = plan.make_cells(**setting)[0]
   echo = f'printf "%s\\n" {cell.command}'
   said = subprocess.run(
     ['bash', '-c', echo], capture_output=True, text=True, check=True
@@ -56,7 +56,7 @@ def test_the_command_shown_is_what_a_shell_would_run(setting):
 
 
 def test_differences_are_of_variants_not_of_seeds(setting):
-  assert cells.differences(cells.make_cells(**setting)) == {
+  assert plan.differences(plan.make_cells(**setting)) == {
     'model.attention': {'baseline': '@causal()', 'selective': '@selective()'},
     'selective.head': {'baseline': None, 'selective': '0'},
   }
@@ -74,25 +74,25 @@ def test_differences_are_of_variants_not_of_seeds(setting):
 )
 def test_mistakes_are_found_before_anything_runs(setting, change, message):
   with pytest.raises(UserError, match=message):
-    cells.make_cells(**{**setting, **change})
+    plan.make_cells(**{**setting, **change})
 
 
 def test_a_name_is_a_folder_and_used_once(setting):
   for name in ('../up', '', 'a b', '-'):
     with pytest.raises(UserError, match='expected a name'):
-      cells.Variant(name, ())
+      plan.Variant(name, ())
   with pytest.raises(UserError, match="'baseline' is there twice"):
     twice = [setting['variants'][0]] * 2
-    cells.make_cells(**{**setting, 'variants': twice})
+    plan.make_cells(**{**setting, 'variants': twice})
 
 
 def test_a_run_of_another_configuration_is_not_touched(setting):
-  cell = cells.make_cells(**setting)[0]
+  cell = plan.make_cells(**setting)[0]
   run_cells([cell], program=fake_training.PROGRAM)
   before = {p: p.stat().st_mtime_ns for p in cell.folder.rglob('*')}
   changed = {**setting, 'gin_bindings': ['LEARNING_RATE = 0.3']}
   with pytest.raises(UserError, match='LEARNING_RATE is 0.2 there, 0.3 here'):
-    cells.make_cells(**changed)
+    plan.make_cells(**changed)
   assert {p: p.stat().st_mtime_ns for p in cell.folder.rglob('*')} == before
 
 
@@ -107,39 +107,39 @@ def test_a_file_that_has_changed_is_another_configuration(setting, tmp_path):
     f'train.start = {str(checkpoint.parent)!r}',
   ]
   setting = {**setting, 'gin_bindings': bindings}
-  run_cells([cells.make_cells(**setting)[0]], program=fake_training.PROGRAM)
-  assert cells.make_cells(**setting)[0].finished
+  run_cells([plan.make_cells(**setting)[0]], program=fake_training.PROGRAM)
+  assert plan.make_cells(**setting)[0].finished
   text.write_text('two')
   with pytest.raises(UserError, match='content of .*text.txt is 3 bytes'):
-    cells.make_cells(**setting)
+    plan.make_cells(**setting)
   text.write_text('one')
   (checkpoint / 'state/array').write_text('other weights')
   with pytest.raises(UserError, match='content of .*start is'):
-    cells.make_cells(**setting)
+    plan.make_cells(**setting)
   # Older versions did not write down what files held.
   cell = setting['output_dir'] / 'baseline-seed0/cell.json'
   record = json.loads(cell.read_text())
   del record['files']
   cell.write_text(json.dumps(record))
-  assert cells.make_cells(**setting)[0].finished
+  assert plan.make_cells(**setting)[0].finished
 
 
 def test_another_engine_is_another_configuration(setting, monkeypatch):
-  run_cells([cells.make_cells(**setting)[0]], program=fake_training.PROGRAM)
+  run_cells([plan.make_cells(**setting)[0]], program=fake_training.PROGRAM)
   monkeypatch.setattr('selective_t5x.engine_name', lambda: 'other')
   with pytest.raises(UserError, match='engine is .* there, other here'):
-    cells.make_cells(**setting)
+    plan.make_cells(**setting)
 
 
 def test_a_comment_makes_no_other_configuration(setting):
-  run_cells([cells.make_cells(**setting)[0]], program=fake_training.PROGRAM)
+  run_cells([plan.make_cells(**setting)[0]], program=fake_training.PROGRAM)
   path = pathlib.Path(setting['gin_files'][0])
   path.write_text(f'# What it is.\n{path.read_text()}')
-  assert cells.make_cells(**setting)[0].finished
+  assert plan.make_cells(**setting)[0].finished
 
 
 def test_a_folder_with_something_else_in_it_is_refused(setting):
-  cell = cells.make_cells(**setting)[0]
+  cell = plan.make_cells(**setting)[0]
   (cell.folder / 'checkpoint_10').mkdir(parents=True)
   with pytest.raises(UserError, match='no comparison wrote'):
-    cells.make_cells(**setting)
+    plan.make_cells(**setting)

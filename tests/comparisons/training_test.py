@@ -10,8 +10,7 @@ import sys
 
 import pytest
 
-from selective_t5x.comparisons import plan as cells
-from selective_t5x.comparisons import training as cell_runs
+from selective_t5x.comparisons import plan, training
 from selective_t5x.comparisons.training import CellError, run_cells
 from selective_t5x.runs import results
 from tests.support import fake_training
@@ -27,12 +26,12 @@ def starts(cell):
 
 
 def test_a_finished_cell_is_kept(setting):
-  cell = cells.make_cells(**setting)[0]
+  cell = plan.make_cells(**setting)[0]
   run_cells([cell], program=fake_training.PROGRAM)
   summary = (cell.folder / results.SUMMARY_FILE).read_bytes()
   assert json.loads(summary)['steps'] == 40
   assert 'training --run_mode=train' in (cell.folder / 'log.txt').read_text()
-  again = cells.make_cells(**setting)[0]
+  again = plan.make_cells(**setting)[0]
   assert again.finished
   run_cells([again], program=fake_training.PROGRAM)
   assert starts(cell) == 1
@@ -40,7 +39,7 @@ def test_a_finished_cell_is_kept(setting):
 
 
 def test_a_failed_cell_shows_its_log_and_goes_on_later(setting, capsys):
-  cell = cells.make_cells(**setting)[0]
+  cell = plan.make_cells(**setting)[0]
   setting['output_dir'].mkdir()
   crash = setting['output_dir'] / 'crash'
   crash.touch()
@@ -57,25 +56,25 @@ def test_a_failed_cell_shows_its_log_and_goes_on_later(setting, capsys):
 
 
 def test_a_mistake_that_trained_nothing_can_be_mended_in_place(setting, capsys):
-  cell = cells.make_cells(**setting)[0]
+  cell = plan.make_cells(**setting)[0]
   fails = (sys.executable, '-c', 'raise SystemExit("no such task")')
   with pytest.raises(CellError):
     run_cells([cell], program=fails)
   assert 'no such task' in capsys.readouterr().err
   mended = {**setting, 'gin_bindings': ['LEARNING_RATE = 0.3']}
-  cell = cells.make_cells(**mended)[0]
+  cell = plan.make_cells(**mended)[0]
   run_cells([cell], program=fake_training.PROGRAM)
-  there = results.read_json(cell.folder / cells.CELL_FILE)
+  there = results.read_json(cell.folder / plan.CELL_FILE)
   assert there['bindings']['LEARNING_RATE'] == '0.3'
 
 
 def test_waits_for_another_process_at_the_same_cell(setting):
-  cell = cells.make_cells(**setting)[0]
+  cell = plan.make_cells(**setting)[0]
   code = (
     'import fcntl, pathlib, sys, time\n'
     'sys.path.insert(0, sys.argv[2])\n'
-    'from selective_t5x.comparisons import plan as cells\n'
-    'from selective_t5x.comparisons import training as cell_runs\n'
+    'from selective_t5x.comparisons import plan\n'
+    'from selective_t5x.comparisons import training\n'
     'from selective_t5x.runs import results\n'
     'import fake_training\n'
     'folder = pathlib.Path(sys.argv[1])\n'
@@ -88,7 +87,7 @@ def test_waits_for_another_process_at_the_same_cell(setting):
     '  results.write_summary(folder)\n'
   )
   cell.folder.mkdir(parents=True)
-  results.write_json(cell.folder / cells.CELL_FILE, cells.identity(cell))
+  results.write_json(cell.folder / plan.CELL_FILE, plan.identity(cell))
   here = str(pathlib.Path(fake_training.__file__).parent)
   with subprocess.Popen(
     [sys.executable, '-c', code, str(cell.folder), here],
@@ -103,7 +102,7 @@ def test_waits_for_another_process_at_the_same_cell(setting):
 
 
 def test_a_run_that_sigterm_stopped_goes_on(setting, capsys):
-  cell = cells.make_cells(**setting)[0]
+  cell = plan.make_cells(**setting)[0]
   first = 'import pathlib, runpy, sys\nfake = sys.argv.pop(1)\n'
   first += f'mark = pathlib.Path({str(setting["output_dir"] / "mark")!r})\n'
   first += 'if not mark.exists():\n  mark.touch()\n  sys.exit(75)\n'
@@ -135,11 +134,11 @@ runpy.run_path(fake, run_name='__main__')
 def test_jobs_run_at_the_same_time_and_a_failing_one_stops_no_other(
   setting, capsys
 ):
-  made = cells.make_cells(**setting)
+  made = plan.make_cells(**setting)
   meet = (sys.executable, '-c', MEET, fake_training.__file__)
   run_cells(made[:2], jobs=2, program=(*meet, '2'))
   assert all(cell.finished for cell in made[:2])
-  assert results.read_json(made[0].folder / cells.CELL_FILE)['jobs'] == 2
+  assert results.read_json(made[0].folder / plan.CELL_FILE)['jobs'] == 2
 
   fails = f'import sys\nif "selective" in sys.argv[-1]: sys.exit(7)\n{MEET}'
   program = (sys.executable, '-c', fails, fake_training.__file__, '3')
@@ -150,17 +149,17 @@ def test_jobs_run_at_the_same_time_and_a_failing_one_stops_no_other(
 
 
 def test_an_exception_ends_all_that_run(setting, monkeypatch):
-  made = cells.make_cells(**{**setting, 'gin_bindings': ['TRAIN_SECONDS = 20']})
+  made = plan.make_cells(**{**setting, 'gin_bindings': ['TRAIN_SECONDS = 20']})
 
   def interrupt(seconds):
     if all((cell.folder / 'starts.txt').exists() for cell in made):
       raise KeyboardInterrupt
 
-  monkeypatch.setattr(cell_runs.time, 'sleep', interrupt)
+  monkeypatch.setattr(training.time, 'sleep', interrupt)
   with pytest.raises(KeyboardInterrupt):
     run_cells(made, jobs=4, program=fake_training.PROGRAM)
   for cell in made:  # The lock is the run's too: it is gone.
-    with open(cell.folder / cells.LOCK_FILE) as lock:
+    with open(cell.folder / plan.LOCK_FILE) as lock:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert not cell.finished
 
@@ -175,7 +174,7 @@ def test_a_terminal_has_a_line_for_each_run_and_one_for_all(
 ):
   monkeypatch.setattr(sys, 'stderr', Terminal())
   setting['gin_bindings'] = ['TRAIN_SECONDS = 0.3']
-  made = cells.make_cells(**setting)[:2]
+  made = plan.make_cells(**setting)[:2]
   run_cells(made[:1], program=fake_training.PROGRAM)
   sys.stderr.truncate(0)
   run_cells(made, jobs=2, program=fake_training.PROGRAM)

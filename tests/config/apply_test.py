@@ -7,9 +7,7 @@ import textwrap
 import gin
 import pytest
 
-from selective_t5x.config import apply as config_parse
-from selective_t5x.config import reader as config_check
-from selective_t5x.config import values as config_values
+from selective_t5x.config import apply, reader, values
 from selective_t5x.errors import UserError
 
 FAKES = """
@@ -92,9 +90,9 @@ def parse(tmp_path):
   def parse(text, *bindings):
     file = tmp_path / 'a.gin'
     file.write_text(textwrap.dedent(text))
-    config = config_check.load([str(file)], bindings, [])
-    config_check.check(config)
-    config_parse.parse(config, [str(file)], bindings, [])
+    config = reader.load([str(file)], bindings, [])
+    reader.check(config)
+    apply.parse(config, [str(file)], bindings, [])
     return config
 
   return parse
@@ -108,9 +106,9 @@ def refused(parse, text, *bindings):
 
 def test_gin_has_the_values(parse, fakes):
   parse(CONFIG, 'STEPS = 3')
-  assert config_parse.bound(fakes.train, 'total_steps') == 3
-  assert config_parse.bound(fakes.train, 'model_dir', 'seed') == 7
-  assert config_parse.bound(fakes.train, 'model_dir') is None
+  assert apply.bound(fakes.train, 'total_steps') == 3
+  assert apply.bound(fakes.train, 'model_dir', 'seed') == 7
+  assert apply.bound(fakes.train, 'model_dir') is None
   assert gin.config_is_locked()
 
 
@@ -181,7 +179,7 @@ def test_gin_files_inside_packages_and_plain_folders(parse, fakes):
   folder.mkdir(exist_ok=True)
   (folder / 'steps.gin').write_text('STEPS = 3')
   parse(f"{CONFIG}    include 'plain_folder/steps.gin'\n")
-  assert config_parse.bound(fakes.train, 'total_steps') == 3
+  assert apply.bound(fakes.train, 'total_steps') == 3
 
 
 def test_ambiguous_name_on_the_command_line(parse):
@@ -218,7 +216,7 @@ def test_a_bug_in_an_imported_module_keeps_its_traceback(parse, module, error):
 def value_problem(parse, fakes, text, *bindings):
   config = parse(text, *bindings)
   with pytest.raises(UserError) as error:
-    config_values.check(config, fakes.train)
+    values.check(config, fakes.train)
   return str(error.value)
 
 
@@ -229,7 +227,7 @@ def test_good_values_pass(parse, fakes):
     'fakes.Data.rate = 1',
     'fakes.Data.lengths = None',
   )
-  config_values.check(config, fakes.train)
+  values.check(config, fakes.train)
 
 
 @pytest.mark.parametrize(
@@ -276,7 +274,7 @@ def test_argument_without_a_value(parse, fakes):
 def test_argument_that_the_command_line_gives(parse, fakes):
   text = CONFIG.replace("eval/fakes.Data.name = 'text'", '')
   config = parse(text, "eval/Data.name = 'text'")
-  config_values.check(config, fakes.train)
+  values.check(config, fakes.train)
 
 
 def test_argument_whose_default_is_required(parse, fakes):
@@ -286,19 +284,19 @@ def test_argument_whose_default_is_required(parse, fakes):
 
 def test_what_is_only_passed_on_may_lack_arguments(parse, fakes):
   config = parse(CONFIG, 'fakes_main.train.make = @fakes.Data')
-  config_values.check(config, fakes.train)
+  values.check(config, fakes.train)
 
 
 def test_error_while_gin_makes_an_argument_is_the_users(parse, fakes):
   parse(CONFIG, "eval/Data.name = 'bad'")
   with pytest.raises(UserError, match="Data.name must not be 'bad'"):
-    config_parse.run(fakes.train)
+    apply.run(fakes.train)
 
 
 def test_error_inside_the_run_keeps_its_traceback(parse, fakes):
   parse(CONFIG, 'STEPS = 13')
   with pytest.raises(ValueError, match='broken inside') as error:
-    config_parse.run(fakes.train)
+    apply.run(fakes.train)
   assert not isinstance(error.value, UserError)
 
 
@@ -331,12 +329,12 @@ def test_module_that_registers_a_task(parse, fakes):
     'seqio.MixtureRegistry.add("own_mixture", ["variable_assignment"], 1)\n'
   )
   config = parse(TASK, "MODULE = 'own_tasks'", "NAME = 'own_mixture'")
-  config_values.check(config, fakes.train)
+  values.check(config, fakes.train)
   assert gin.config_is_locked()
 
 
 def test_registered_task_passes(parse, fakes):
-  config_values.check(parse(TASK), fakes.train)
+  values.check(parse(TASK), fakes.train)
 
 
 @pytest.mark.parametrize(

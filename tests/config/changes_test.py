@@ -2,7 +2,7 @@ import logging
 
 import pytest
 
-from selective_t5x.config import changes as config_change
+from selective_t5x.config import changes as config_changes
 from selective_t5x.errors import UserError
 
 CONFIG = """
@@ -40,7 +40,7 @@ def check(folder, *changes, accepted=False):
   for old, new in changes:
     assert old in text
     text = text.replace(old, new)
-  config_change.check(str(folder), text, accepted=accepted)
+  config_changes.check(str(folder), text, accepted=accepted)
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,7 @@ import sys
 import pytest
 
 from selective_t5x.config import files as config_files
-from selective_t5x.config import reader as config_check
-from selective_t5x.config import t5x_files
+from selective_t5x.config import reader, t5x_files
 from selective_t5x.errors import UserError
 from tests.support import real_t5x
 
@@ -45,7 +44,7 @@ def test_a_file_that_only_t5x_has(name, ours, tmp_path, monkeypatch):
   monkeypatch.setattr(sys, 'path', [])
   pathlib.Path('mine.gin').write_text(f'\ninclude "{name}"\n')
   with pytest.raises(UserError) as error:
-    config_check.load(['mine.gin'], [], [])
+    reader.load(['mine.gin'], [], [])
   assert str(error.value).startswith(f"mine.gin:2: include '{name}': no such")
   assert str(error.value).endswith(f'only the real T5X has it, use {ours}')
 

@@ -8,8 +8,7 @@ import time
 
 from absl import flags
 
-from selective_t5x.cli import distributed as processes
-from selective_t5x.cli import failures
+from selective_t5x.cli import distributed, failures
 from selective_t5x.errors import Interrupted
 
 flags.DEFINE_string('model_dir', None, 'Where it trains.')
@@ -26,7 +25,7 @@ def _train():
   from tests.engine import tiny
 
   jax.config.update('jax_num_cpu_devices', FLAGS.devices)
-  processes.connect(FLAGS)
+  distributed.connect(FLAGS)
 
   class Partitioner(partitioning.PjitPartitioner):
     steps = 0
@@ -53,9 +52,9 @@ def _train():
 
 
 if __name__ == '__main__':
-  processes.define_flags()
+  distributed.define_flags()
   FLAGS(sys.argv)
-  processes.check(FLAGS)
+  distributed.check(FLAGS)
   try:
     _train()
   except Interrupted as stopped:
@@ -64,6 +63,6 @@ if __name__ == '__main__':
   except Exception as error:
     line = failures.one_line(error)
     if not line:
-      processes.fail()
+      distributed.fail()
     print(f'error: {line}', file=sys.stderr)
-    processes.leave(1)
+    distributed.leave(1)

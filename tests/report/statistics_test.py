@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from selective_t5x.report import statistics as spreads
-from selective_t5x.report import tables
+from selective_t5x.report import statistics, tables
 from selective_t5x.report.statistics import spread
 
 
@@ -44,10 +43,10 @@ def test_differences_that_are_equal_but_for_rounding_have_no_p_value():
     assert len(set(difference['values'])) > 1
     assert difference['p_value'] is None
     assert difference['interval'] is None and difference['t_interval'] is None
-    assert spreads.all_equal(difference), difference
-    assert not spreads.is_zero(difference)
+    assert statistics.all_equal(difference), difference
+    assert not statistics.is_zero(difference)
   same = spread([x + 1e-8 for x in reference], reference)['difference']
-  assert spreads.is_zero(same)
+  assert statistics.is_zero(same)
 
 
 def test_a_small_difference_that_seeds_agree_on_is_no_rounding():
@@ -55,7 +54,7 @@ def test_a_small_difference_that_seeds_agree_on_is_no_rounding():
   gaps = [2e-5, 2.5e-5, 1.8e-5]
   values = [a + b for a, b in zip(reference, gaps, strict=True)]
   difference = spread(values, reference)['difference']
-  assert not spreads.all_equal(difference)
+  assert not statistics.all_equal(difference)
   assert 0 < difference['p_value'] < 0.05
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from selective_t5x.comparisons import training as cell_runs
+from selective_t5x.comparisons import training
 from selective_t5x.config import files as config_files
 from selective_t5x.config.session import Session
 from selective_t5x.errors import UserError
@@ -235,7 +235,7 @@ def test_searches_go_on_from_the_language_models(fake, monkeypatch, tmp_path):
 def test_a_failed_run_stops_no_other_experiment(fake, tmp_path, capsys):
   (tmp_path / 'copy').mkdir()
   (tmp_path / 'copy' / 'crash').touch()
-  with pytest.raises(cell_runs.CellError, match='copy: .*runs failed'):
+  with pytest.raises(training.CellError, match='copy: .*runs failed'):
     reproduction.main(
       ['--claims=copy,parity', '--seeds=1', '--gin.TRAIN_STEPS=20']
       + [f'--output_dir={tmp_path}']

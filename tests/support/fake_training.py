@@ -38,7 +38,7 @@ train.model = @model
 
 def write_setting(folder):
   """Writes gin files for two variants; returns what make_cells takes."""
-  from selective_t5x.comparisons import plan as cells
+  from selective_t5x.comparisons import plan
 
   (folder / 'common.gin').write_text(COMMON)
   (folder / 'baseline.gin').write_text('model.attention = @causal()\n')
@@ -48,7 +48,7 @@ def write_setting(folder):
   return {
     'gin_files': [str(folder / 'common.gin')],
     'variants': [
-      cells.Variant(name, (str(folder / f'{name}.gin'),))
+      plan.Variant(name, (str(folder / f'{name}.gin'),))
       for name in ('baseline', 'selective')
     ],
     'seeds': [0, 1],
