@@ -17,7 +17,6 @@ Exit codes: 0 done; 1 a run failed; 2 something given is wrong, nothing was run;
 75 stopped by SIGTERM, its runs have saved: the same command goes on.
 """
 
-import ast
 import dataclasses
 import pathlib
 from collections.abc import Sequence
@@ -75,7 +74,7 @@ def main(argv: Sequence[str]) -> None:
   curves = args.frontier and memory.read(args.frontier)
   variants = [_variant(text) for text in args.variant]
   variants = _with_bindings(variants, of_one)
-  variants = plan.sweep(variants, dict(map(_swept, args.sweep)))
+  variants = plan.sweep(variants, flags.swept(args.sweep))
   if args.dry_run:
     runs = plan.make_cells(
       args.gin_file, variants, range(args.seeds), bindings, args.output_dir
@@ -138,21 +137,6 @@ def _with_bindings(
     dataclasses.replace(v, gin_bindings=tuple(bindings[v.name]))
     for v in variants
   ]
-
-
-def _swept(text: str) -> tuple[str, list]:
-  """Returns the key and the values of a --sweep."""
-  key, _, values = text.partition('=')
-  try:
-    found = ast.literal_eval(values.strip())
-  except (ValueError, SyntaxError):
-    found = None
-  if not key.strip() or not isinstance(found, list) or not found:
-    raise UserError(
-      f'--sweep={text}: expected a gin macro or parameter and a list of plain '
-      'values, LEARNING_RATE=[0.001, 0.003]'
-    )
-  return key.strip(), found
 
 
 if __name__ == '__main__':

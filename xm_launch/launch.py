@@ -58,44 +58,13 @@ class Launch:
 MANIFEST = '<manifest>'
 
 
-def parse_sweep(texts: Sequence[str]) -> list[dict[str, object]]:
-  """Returns the bindings of every run: all combinations of the values.
-
-  Args:
-    texts: 'KEY=[value, …]' each, the list a Python literal.
-
-  Raises:
-    UserError: a text that is not so, or a key given twice.
-  """
-  axes = {}
-  for text in texts:
-    key, _, values = text.partition('=')
-    key = key.strip()
-    try:
-      values = ast.literal_eval(values.strip())
-    except (ValueError, SyntaxError):
-      values = None
-    if not key or not isinstance(values, list) or not values:
-      raise UserError(
-        f'--sweep={text}: expected KEY=[value, …], for instance '
-        '--sweep="LEARNING_RATE=[1e-3,3e-3]", strings in quotes inside'
-      )
-    if key in axes:
-      raise UserError(f'--sweep={text}: {key} is swept twice')
-    axes[key] = values
-  return [
-    dict(zip(axes, values, strict=True))
-    for values in itertools.product(*axes.values())
-  ]
-
-
 def runs(
   run_mode: str,
   gin_files: Sequence[str],
-  bindings: Mapping[str, str],
-  sweep: Sequence[Mapping[str, object]],
+  bindings: Sequence[str],
+  grid: Mapping[str, Sequence[object]],
 ) -> list[Run]:
-  """Returns every run's command line.
+  """Returns the command line of a run at each point of a grid.
 
   A run of a sweep gets a folder of its own below MODEL_DIR, which names every
   value that was swept.
@@ -103,23 +72,24 @@ def runs(
   Args:
     run_mode: of the suite's command line.
     gin_files: in order.
-    bindings: values as written after --gin.KEY=.
-    sweep: bindings of each run, from `parse_sweep`.
+    bindings: 'KEY = VALUE' texts.
+    grid: the values of gin macros or parameters.
 
   Raises:
     UserError: a sweep without MODEL_DIR as a string, a key that is also bound,
       or two runs with one folder.
   """
+  shared = dict(text.split(' = ', 1) for text in bindings)
+  for key in grid:
+    if key in shared:
+      raise UserError(f'--sweep={key}=…: --gin.{key} binds it too')
   found = {}
-  for point in sweep:
-    own = dict(bindings)
-    for key, value in point.items():
-      if key in bindings:
-        raise UserError(f'--sweep={key}=…: --gin.{key} binds it too')
-      own[key] = repr(value)
+  for values in itertools.product(*grid.values()):
+    point = dict(zip(grid, values, strict=True))
+    own = shared | {key: repr(value) for key, value in point.items()}
     suffix = ','.join(f'{k}={_in_a_name(v)}' for k, v in point.items())
     if suffix:
-      own['MODEL_DIR'] = repr(f'{_model_dir(bindings)}/{suffix}')
+      own['MODEL_DIR'] = repr(f'{_model_dir(shared)}/{suffix}')
     if suffix in found:
       raise UserError(f'--sweep: two runs would have the folder {suffix!r}')
     found[suffix] = Run(

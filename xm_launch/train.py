@@ -34,6 +34,7 @@ try:
 except ModuleNotFoundError:
   xm = None  # A dry run needs none.
 
+from selective_t5x.cli import flags as cli_flags  # noqa: E402
 from selective_t5x.errors import UserError  # noqa: E402
 from xm_launch import launch  # noqa: E402
 
@@ -59,17 +60,10 @@ flags.DEFINE_string(
 flags.DEFINE_bool('dry_run', False, 'Print what would run, and run nothing.')
 
 
-def _gin_keys() -> list[str]:
-  """Returns KEY of every --gin.KEY=VALUE on the command line, once each."""
-  prefix = '--gin.'
-  words = (w.partition('=')[0] for w in sys.argv if w.startswith(prefix))
-  return list(dict.fromkeys(word.removeprefix(prefix) for word in words))
-
-
+_GIN_WORDS = [word for word in sys.argv if word.startswith(cli_flags.GIN)]
 # XManager parses the flags itself and turns down unknown ones.
-_GIN_KEYS = _gin_keys()
-for _key in _GIN_KEYS:
-  flags.DEFINE_string(f'gin.{_key}', None, 'A gin binding.')
+for _name in {word.partition('=')[0] for word in _GIN_WORDS}:
+  flags.DEFINE_string(_name.removeprefix('--'), None, 'A gin binding.')
 
 
 def _launches() -> list[launch.Launch]:
@@ -78,8 +72,8 @@ def _launches() -> list[launch.Launch]:
   all_runs = launch.runs(
     FLAGS.run_mode,
     FLAGS.gin_file,
-    {key: FLAGS[f'gin.{key}'].value for key in _GIN_KEYS},
-    launch.parse_sweep(FLAGS.sweep),
+    cli_flags.gin_bindings(_GIN_WORDS)[0],
+    cli_flags.swept(FLAGS.sweep),
   )
   return launch.launches(
     all_runs,

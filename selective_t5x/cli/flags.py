@@ -1,14 +1,17 @@
 """Flags that the suite's commands share, and how --gin.KEY=VALUE is read."""
 
 import argparse
+import ast
 import re
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from selective_t5x.errors import UserError, did_you_mean
 
-_GIN = '--gin.'
+# What the name of a flag begins with that binds a gin macro or parameter.
+GIN = '--gin.'
 
 
 def parser(module: str, description: str) -> argparse.ArgumentParser:
@@ -107,14 +110,39 @@ def gin_bindings(argv: Iterable[str]) -> tuple[list[str], list[str]]:
   """
   bindings, rest = [], []
   for argument in argv:
-    if not argument.startswith(_GIN):
+    if not argument.startswith(GIN):
       rest.append(argument)
       continue
-    key, equals, value = argument.removeprefix(_GIN).partition('=')
+    key, equals, value = argument.removeprefix(GIN).partition('=')
     if not equals:
       raise UserError(f'{argument}: expected {argument}=VALUE, in one word')
     bindings.append(f'{key} = {value}')
   return bindings, rest
+
+
+def swept(texts: Iterable[str]) -> dict[str, list[Any]]:
+  """Returns the values of each KEY of --sweep="KEY=[VALUE, ...]" flags.
+
+  Raises:
+    UserError: a value is no list of Python literals, or a key is there twice.
+  """
+  grid = {}
+  for text in texts:
+    key, _, literal = text.partition('=')
+    key = key.strip()
+    try:
+      values = ast.literal_eval(literal.strip())
+    except (ValueError, SyntaxError):
+      values = None
+    if not key or not isinstance(values, list) or not values:
+      raise UserError(
+        f'--sweep={text}: expected KEY=[VALUE, ...], a list of plain values, '
+        'for instance LEARNING_RATE=[0.001, 0.003]'
+      )
+    if key in grid:
+      raise UserError(f'--sweep={text}: {key} is swept twice')
+    grid[key] = values
+  return grid
 
 
 def check_count(flag: str, value: int) -> None:

@@ -11,6 +11,7 @@ import sys
 import jsonschema
 import pytest
 
+from selective_t5x.cli import flags
 from selective_t5x.costs import topologies
 from selective_t5x.errors import UserError
 from xm_launch import jobset, launch, vertex
@@ -97,8 +98,8 @@ def test_names_that_kubernetes_refuses(name):
 
 
 def test_a_sweep_is_all_combinations_each_in_its_folder():
-  sweep = launch.parse_sweep(["KIND=['a b', 'c']", 'RATE=[1e-3, 3e-3]'])
-  found = launch.runs('train', ['f.gin'], {'MODEL_DIR': "'out/'"}, sweep)
+  grid = flags.swept(["KIND=['a b', 'c']", 'RATE=[1e-3, 3e-3]'])
+  found = launch.runs('train', ['f.gin'], ["MODEL_DIR = 'out/'"], grid)
   assert [run.suffix for run in found] == [
     'KIND=a_b,RATE=0.001',
     'KIND=a_b,RATE=0.003',
@@ -112,26 +113,26 @@ def test_a_sweep_is_all_combinations_each_in_its_folder():
     "--gin.KIND='a b'",
     '--gin.RATE=0.001',
   )
-  (alone,) = launch.runs('train', [], {'MODEL_DIR': "'out'"}, [{}])
+  (alone,) = launch.runs('train', [], ["MODEL_DIR = 'out'"], {})
   assert alone.args == ('--run_mode=train', "--gin.MODEL_DIR='out'")
 
 
 @pytest.mark.parametrize(
   'texts, bindings, message',
   [
-    (['RATE'], {}, '--sweep=RATE: expected KEY='),
-    (['RATE=1'], {}, 'expected KEY='),
-    (['RATE=[]'], {}, 'expected KEY='),
-    (['RATE=[__import__("os")]'], {}, 'expected KEY='),
-    (['A=[1]', 'A=[2]'], {}, 'swept twice'),
-    (['A=[1]'], {}, 'needs a folder'),
-    (['A=[1]'], {'A': '2'}, '--gin.A binds it too'),
-    (["A=['a b', 'a_b']"], {'MODEL_DIR': "'x'"}, 'two runs'),
+    (['RATE'], [], '--sweep=RATE: expected KEY='),
+    (['RATE=1'], [], 'expected KEY='),
+    (['RATE=[]'], [], 'expected KEY='),
+    (['RATE=[__import__("os")]'], [], 'expected KEY='),
+    (['A=[1]', 'A=[2]'], [], 'swept twice'),
+    (['A=[1]'], [], 'needs a folder'),
+    (['A=[1]'], ['A = 2'], '--gin.A binds it too'),
+    (["A=['a b', 'a_b']"], ["MODEL_DIR = 'x'"], 'two runs'),
   ],
 )
 def test_sweeps_that_cannot_be(texts, bindings, message):
   with pytest.raises(UserError, match=message):
-    launch.runs('train', [], bindings, launch.parse_sweep(texts))
+    launch.runs('train', [], bindings, flags.swept(texts))
 
 
 def dry_run(*args):
@@ -170,7 +171,7 @@ def test_a_dry_run_of_a_local_run_prints_a_line_for_a_shell():
 
 
 @pytest.mark.parametrize(
-  'flags, message',
+  'changes, message',
   [
     ({'executor': 'gke'}, '--executor=gke needs --tpu'),
     ({'executor': 'vertx'}, 'one of local, gke, vertex; nearest: vertex'),
@@ -181,8 +182,8 @@ def test_a_dry_run_of_a_local_run_prints_a_line_for_a_shell():
     ),
   ],
 )
-def test_flags_that_cannot_be(flags, message):
-  given = {'executor': 'local', 'tpu': None, 'image': None, **flags}
+def test_flags_that_cannot_be(changes, message):
+  given = {'executor': 'local', 'tpu': None, 'image': None, **changes}
   with pytest.raises(UserError, match=message):
     launch.launches([], given.pop('executor'), python='p', name='n', **given)
 
@@ -288,7 +289,7 @@ def test_xmanager_launches(tools, executor):
   ('tpu', 'several'), [('v4-128', True), ('v4-8', False)]
 )
 def test_the_processes_of_several_hosts_look_for_each_other(tpu, several):
-  runs = launch.runs('train', ['a.gin'], {}, [{}])
+  runs = launch.runs('train', ['a.gin'], [], {})
   (found,) = launch.launches(
     runs, 'gke', python='python', tpu=tpu, image='image', name='one'
   )
