@@ -8,7 +8,6 @@ baseline and has FADE_STEPS steps to learn what to mask.
 import copy
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from clu import metrics as clu_metrics
 
+from selective_t5x.attention import capabilities
 from selective_t5x.errors import UserError, is_integer
 from t5x import trainer
 
@@ -140,10 +140,9 @@ def _metric(scale: jax.Array) -> dict[str, clu_metrics.Metric]:
 
 def _check_selects(attention_fn: Callable[..., Any]):
   """Refuses an attention function that has nothing to fade in."""
-  if 'masking_scale' not in inspect.signature(attention_fn).parameters:
-    name = getattr(attention_fn, '__name__', attention_fn)
+  if not capabilities.of(attention_fn).masking_scale:
     raise UserError(
       f'fading.FadingTrainer fades selection in, but the attention function '
-      f'({name}) does not select: use ATTENTION = '
+      f'({capabilities.name(attention_fn)}) does not select: use ATTENTION = '
       '@attention.selective_attention (gin/attention/selective.gin)'
     )

@@ -9,7 +9,6 @@ attend to nothing here and to everything in T5X.
 """
 
 import dataclasses
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +18,7 @@ from flax import linen as nn
 from flax.linen import partitioning
 
 from selective_t5x import attention
+from selective_t5x.attention import capabilities
 from selective_t5x.errors import UserError
 from selective_t5x.nn import layers, settings, t5_layers, t5_stack
 from selective_t5x.nn import stacking as stacks
@@ -50,12 +50,12 @@ class T5Config(t5_stack.StackConfig):
     name = self.gin_name
     settings.check_function(self, name, 'encoder_attention_fn')
     encoder_fn = self.encoder_attention_fn
-    if 'key_ids' not in inspect.signature(encoder_fn).parameters:
-      found = getattr(encoder_fn, '__name__', encoder_fn)
+    if not capabilities.of(encoder_fn).key_ids:
       raise UserError(
-        f'{name}.encoder_attention_fn = {found}: it is causal, '
-        'as selection is, but an encoder reads both ways; selection belongs to '
-        'the decoder (ATTENTION), expected here is @attention.full_attention'
+        f'{name}.encoder_attention_fn = {capabilities.name(encoder_fn)}: it is '
+        'causal, as selection is, but an encoder reads both ways; '
+        'selection belongs to the decoder (ATTENTION), expected here is '
+        '@attention.full_attention'
       )
 
 

@@ -5,6 +5,7 @@ import numbers
 import jax
 
 from selective_t5x.attention import (
+  capabilities,
   checks,
   implementations,
   reference,
@@ -20,6 +21,7 @@ from selective_t5x.attention.selection import (
 from selective_t5x.errors import UserError
 
 
+@capabilities.declare(key_ids=True)
 def full_attention(
   query: jax.Array,
   key: jax.Array,
@@ -66,6 +68,7 @@ def full_attention(
   )
 
 
+@capabilities.declare(implementation=True, prefix=True)
 def causal_attention(
   query: jax.Array,
   key: jax.Array,
@@ -129,6 +132,9 @@ def causal_attention(
   return attend(query, key, value, selection=None, memory_tau=None, **asked)[0]
 
 
+@capabilities.declare(
+  implementation=True, masking=True, masking_scale=True, memory_tau=True
+)
 def selective_attention(
   query: jax.Array,
   key: jax.Array,

@@ -81,16 +81,6 @@ def _lacks(name: str, dtype, asked: Mapping[str, Any]) -> str | None:
   return None
 
 
-def needs_every_key(function: Callable[..., Any]) -> Callable[..., Any]:
-  """Marks an attention function that no pruned cache can serve.
-
-  One that goes by where keys are, or by those between a key and the query: a
-  pruned cache has lost some of them and keeps the others in any order.
-  """
-  function.needs_every_key = True
-  return function
-
-
 @functools.cache
 def _log_once(message: str) -> None:
   logging.info(message)

@@ -23,6 +23,7 @@ from typing import Any
 
 import tqdm
 
+from selective_t5x.attention import capabilities
 from selective_t5x.budgets import losses, search
 from selective_t5x.cli import flags
 from selective_t5x.errors import UserError, did_you_mean
@@ -32,7 +33,6 @@ from selective_t5x.pruning.policy import Policy
 from selective_t5x.pruning.random import Random
 from selective_t5x.pruning.selective import Selective
 from selective_t5x.pruning.tova import TOVA
-from selective_t5x.pruning.whole_rows import selects
 from selective_t5x.pruning.window import Window
 from selective_t5x.report import memory, plots, tables
 from selective_t5x.runs import restore, results
@@ -111,7 +111,8 @@ def frontier(
       path, gin_files=gin_files, gin_bindings=gin_bindings
     ) as run:
       data = run.batches(batches)
-      does_select = selects(run.model.module.config.attention_fn)
+      attention_fn = run.model.module.config.attention_fn
+      does_select = capabilities.of(attention_fn).masking
       bar = tqdm.tqdm(
         policies,
         desc=name,

@@ -11,7 +11,6 @@ the leaves named cache_index, cached_bias and position_embedder_index, so none
 of those names occurs here.
 """
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import partitioning
 
-from selective_t5x.attention import masks
+from selective_t5x.attention import capabilities, masks
 
 
 class Place(NamedTuple):
@@ -145,8 +144,7 @@ class KeyValueCache(nn.Module):
       As query.
     """
     kept = kept or {}
-    taken = inspect.signature(self.attention_fn).parameters
-    selects = 'masking' in taken
+    selects = capabilities.of(self.attention_fn).masking
     tokens = {'key': key, 'value': value, **kept}
     leaves = {
       name: self.variable('cache', f'cached_{name}', jnp.zeros_like, x)

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from selective_t5x.attention import masks, steps
+from selective_t5x.attention import capabilities, masks, steps
 from selective_t5x.attention.selection import spread
 from selective_t5x.nn.cache import Place, partitioned, row_of
 from selective_t5x.pruning import slots
 from selective_t5x.pruning.config import LayerPruning
-from selective_t5x.pruning.whole_rows import pruned_attention, selects
+from selective_t5x.pruning.whole_rows import pruned_attention
 
 
 class EvictingCache(nn.Module):
@@ -88,7 +88,7 @@ class EvictingCache(nn.Module):
     if self.pruning.policy.accumulates:
       leaves['score'] = leaf('cached_score', dtype)
     if where.position is not None:
-      if selects(self.attention_fn):
+      if capabilities.of(self.attention_fn).masking:
         leaves['masking'] = leaf('cached_masking', dtype)
       return self._step(
         leaves, query, tokens, where.position, bias_fn, settings

@@ -4,7 +4,6 @@ Source: arXiv 2410.02703, section 5.
 """
 
 import copy
-import inspect
 import types
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 from clu import metrics as clu_metrics
 from flax import traverse_util
 
-from selective_t5x.attention import memory
+from selective_t5x.attention import capabilities, memory
 from selective_t5x.errors import UserError, is_number
 from t5x import losses
 
@@ -167,10 +166,10 @@ def _layer(path: tuple[str, ...]) -> int | None:
 
 def _check_selects(attention_fn: Callable[..., Any], model: str):
   """Refuses an attention function that has no memory to speak of."""
-  if 'memory_tau' not in inspect.signature(attention_fn).parameters:
+  if not capabilities.of(attention_fn).memory_tau:
     raise UserError(
       f'{model}.memory_loss_weight is on, but the attention '
-      f'function ({attention_fn.__name__}) does not select: use ATTENTION = '
-      '@attention.selective_attention (gin/attention/selective.gin) or '
-      'memory_loss_weight = 0'
+      f'function ({capabilities.name(attention_fn)}) does not select: use '
+      'ATTENTION = @attention.selective_attention '
+      '(gin/attention/selective.gin) or memory_loss_weight = 0'
     )

@@ -4,7 +4,6 @@ Shapes: B batch, N length, M model width, H heads, D head size.
 """
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from selective_t5x.attention import masks
+from selective_t5x.attention import capabilities, masks
 from selective_t5x.errors import UserError
 from selective_t5x.nn import cache, evicting_cache, layers
 from selective_t5x.nn.extensions import Extended, Extension, Heads
@@ -191,14 +190,13 @@ def _position(length, segment_ids, where):
 
 def _check_takes(attention_fn, extension, extended):
   """Refuses an attention function that does not know what is extended."""
-  taken = inspect.signature(attention_fn).parameters
+  taken = capabilities.of(attention_fn).arguments
   for name in (*extended.kept, *extended.given):
     if name not in taken:
       raise UserError(
         f'ATTENTION_EXTENSION = @{type(extension).__name__} gives {name}, '
-        'which the attention function '
-        f'({getattr(attention_fn, "__name__", attention_fn)}) does not take: '
-        'use the gin/attention/ file that provides both'
+        f'which the attention function ({capabilities.name(attention_fn)}) '
+        'does not take: use the gin/attention/ file that provides both'
       )
 
 

@@ -1,7 +1,6 @@
 """Checks of the settings that every network has, and what follows from them."""
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from selective_t5x.attention import capabilities
 from selective_t5x.errors import UserError, is_integer, is_number
 from selective_t5x.nn import cache
 from selective_t5x.nn import stacking as stacks
@@ -157,12 +157,12 @@ def check_takes_prefix(attention_fn: Callable[..., Any]):
   Raises:
     UserError: if it has no argument `prefix`.
   """
-  if 'prefix' not in inspect.signature(attention_fn).parameters:
+  if not capabilities.of(attention_fn).prefix:
     raise UserError(
       'a bidirectional prefix was asked for, but the '
-      f'attention function ({attention_fn.__name__}) takes no prefix, as '
-      'selection is causal: use ATTENTION = @attention.causal_attention '
-      '(gin/attention/baseline.gin), or '
+      f'attention function ({capabilities.name(attention_fn)}) takes no '
+      'prefix, as selection is causal: use ATTENTION = '
+      '@attention.causal_attention (gin/attention/baseline.gin), or '
       'models.LanguageModel.inputs_bidirectional_attention = False (the inputs '
       'are then read causally)'
     )

@@ -1,7 +1,6 @@
 """Attention of whole rows at once, as if keys had been evicted on the way."""
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from selective_t5x import attention
-from selective_t5x.attention import reference
+from selective_t5x.attention import capabilities, reference
 from selective_t5x.attention.selection import spread
 from selective_t5x.errors import UserError
 from selective_t5x.pruning.keep import keep_mask
@@ -34,11 +33,6 @@ class Pruned(NamedTuple):
   masking: jax.Array | None
   scores: jax.Array | None
   memory: jax.Array | None
-
-
-def selects(attention_fn: Callable[..., Any]) -> bool:
-  """Tells whether an attention function has a masking matrix F."""
-  return 'masking' in inspect.signature(attention_fn).parameters
 
 
 def pruned_attention(
@@ -92,14 +86,15 @@ def pruned_attention(
       'models.LanguageModel.inputs_bidirectional_attention = False'
     )
   check_suits(policy, attention_fn)
-  if 'implementation' in inspect.signature(attention_fn).parameters:
+  can = capabilities.of(attention_fn)
+  if can.implementation:
     # Faster ones have no F to return, and save no memory with this bias.
     settings['implementation'] = 'reference'
   attend = functools.partial(
     attention_fn, scale=scale, segment_ids=segment_ids, **settings
   )
   masking = groups = memory = None
-  if selects(attention_fn):
+  if can.masking:
     asked = {} if memory_tau is None else {'memory_tau': memory_tau}
     _, *memory, masking = attend(
       query, key, value, bias=bias, return_masking=True, **asked
@@ -142,16 +137,16 @@ def check_suits(policy: Policy, attention_fn: Callable[..., Any]):
 
   Also if the attention function does without pruning.
   """
-  name = getattr(attention_fn, '__name__', attention_fn)
-  inner = getattr(attention_fn, 'func', attention_fn)
-  if getattr(inner, 'needs_every_key', False):
+  name = capabilities.name(attention_fn)
+  can = capabilities.of(attention_fn)
+  if can.needs_every_key:
     raise UserError(
       f'pruning.{type(policy).__name__}: the attention function ({name}) needs '
       'every key where it is, which a pruned cache has not: use PRUNING = None '
       'or ATTENTION = @attention.selective_attention '
       '(gin/attention/selective.gin)'
     )
-  if policy.reads_masking and not selects(attention_fn):
+  if policy.reads_masking and not can.masking:
     raise UserError(
       f'pruning.{type(policy).__name__} evicts by what selection has masked, '
       f'but the attention function ({name}) does not select: '

@@ -21,13 +21,18 @@ import numpy as np
 from flax import linen as nn
 
 from selective_t5x import attention, fading, ssa
-from selective_t5x.attention import masks, memory, reference, selection
+from selective_t5x.attention import (
+  capabilities,
+  masks,
+  memory,
+  reference,
+  selection,
+)
 from selective_t5x.errors import UserError
 from selective_t5x.nn import extensions
 from selective_t5x.pruning import Selective
 from selective_t5x.pruning.greedy import budget_steps
 from selective_t5x.pruning.keep import keep_mask
-from selective_t5x.pruning.whole_rows import selects
 
 # Masked this much, a token counts as gone: the tau of the paper's memory loss.
 TAU = 1.0
@@ -76,7 +81,9 @@ def capture(
     UserError: if the model has neither.
   """
   attention_fn = getattr(model.module.config, 'attention_fn', None)
-  does_select = attention_fn is not None and selects(attention_fn)
+  does_select = (
+    attention_fn is not None and capabilities.of(attention_fn).masking
+  )
   on, temperatures = _weights(model, params, batch)
   if not does_select and not temperatures:
     raise UserError(
@@ -202,7 +209,7 @@ def _weights(
 
 def _recorder(attention_fn: Callable[..., Any], records: list):
   """Returns an attention function that also records weights and F."""
-  does_select = selects(attention_fn)
+  does_select = capabilities.of(attention_fn).masking
   if not does_select and (
     inspect.unwrap(attention_fn) is not attention.causal_attention
   ):

@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 
 from selective_t5x import attention, network, pruning
-from selective_t5x.attention.implementations import needs_every_key
+from selective_t5x.attention import capabilities
 from selective_t5x.errors import UserError
 from selective_t5x.nn import layers
 from selective_t5x.nn.extensions import Extended, Extension
@@ -172,6 +172,8 @@ def test_what_does_not_fit_is_named():
     network.DecoderConfig(
       8,
       8,
-      attention_fn=functools.partial(needs_every_key(lambda: None)),
+      attention_fn=functools.partial(
+        capabilities.declare(needs_every_key=True)(lambda: None)
+      ),
       pruning=pruning.Pruning(pruning.Window(), 4),
     )

@@ -11,7 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from selective_t5x.attention import api, masks
+from selective_t5x.attention import api, capabilities, masks
 
 
 def initial_share(layer: int) -> float:
@@ -46,6 +46,7 @@ def share(
   )
 
 
+@capabilities.declare(implementation=True)
 def differential_attention(
   query: jax.Array,
   key: jax.Array,
@@ -121,6 +122,7 @@ def differential_attention(
   return (out[..., 0, :] - share * out[..., 1, :]).astype(value.dtype)
 
 
+@capabilities.declare(implementation=True)
 def differential_v2_attention(
   query: jax.Array,
   key: jax.Array,

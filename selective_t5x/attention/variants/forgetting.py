@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from selective_t5x.attention import (
+  capabilities,
   checks,
   implementations,
   masks,
@@ -15,7 +16,6 @@ from selective_t5x.attention import (
   reference,
   steps,
 )
-from selective_t5x.attention.implementations import needs_every_key
 
 # The log of a gate counts as this where it is below: all is forgotten.
 LEAST_LOG = -1024.0
@@ -88,7 +88,7 @@ def forget_bias(
   return levels + (of_query.transpose(0, 2, 1)[..., None] - of_keys(part))
 
 
-@needs_every_key
+@capabilities.declare(implementation=True, needs_every_key=True)
 def forgetting_attention(
   query: jax.Array,
   key: jax.Array,

@@ -10,19 +10,19 @@ import jax
 import jax.numpy as jnp
 
 from selective_t5x.attention import (
+  capabilities,
   checks,
   masks,
   nonfinite,
   reference,
   steps,
 )
-from selective_t5x.attention.implementations import needs_every_key
 from selective_t5x.errors import UserError, did_you_mean
 
 _IMPLEMENTATIONS = ('reference', 'blocked')
 
 
-@needs_every_key
+@capabilities.declare(implementation=True, needs_every_key=True)
 def window_attention(
   query: jax.Array,
   key: jax.Array,
@@ -95,7 +95,7 @@ def window_attention(
   )
 
 
-@needs_every_key
+@capabilities.declare(needs_every_key=True)
 def strided_attention(
   query: jax.Array,
   key: jax.Array,

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from selective_t5x.attention import (
+  capabilities,
   checks,
   masks,
   nonfinite,
   reference,
   steps,
 )
-from selective_t5x.attention.implementations import needs_every_key
 from selective_t5x.errors import UserError
 
 # What becomes of the part of the stick that no key has taken.
@@ -44,7 +44,7 @@ def stick_breaking_weights(logits: jax.Array, visible: jax.Array) -> jax.Array:
   return jnp.where(visible, weights, 0)
 
 
-@needs_every_key
+@capabilities.declare(needs_every_key=True)
 def stick_breaking_attention(
   query: jax.Array,
   key: jax.Array,

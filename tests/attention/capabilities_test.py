@@ -1,0 +1,66 @@
+"""Capabilities say what the signatures of attention functions say."""
+
+import dataclasses
+import functools
+import inspect
+
+import gin
+import pytest
+
+from selective_t5x import attention
+from selective_t5x.attention import capabilities
+
+FUNCTIONS = [
+  function
+  for name, function in vars(attention).items()
+  if name in attention.__all__ and name != 'masking_matrix'
+]
+# By position of keys, or by the keys between a key and the query.
+NEED_EVERY_KEY = {
+  attention.forgetting_attention,
+  attention.stick_breaking_attention,
+  attention.strided_attention,
+  attention.window_attention,
+}
+
+
+@pytest.mark.parametrize('function', FUNCTIONS)
+def test_a_public_function_declares_what_its_signature_says(function):
+  taken = inspect.signature(function).parameters
+  declared = dataclasses.asdict(function.capabilities)
+  assert declared.pop('arguments') == set(taken)
+  assert declared.pop('needs_every_key') == (function in NEED_EVERY_KEY)
+  assert declared == {name: name in taken for name in declared}
+  # One promise: F is given a step, asked for, and asked for by rows.
+  assert len({'masking', 'masking_row', 'return_masking'} & set(taken)) in (
+    {3} if declared['masking'] else {0}
+  )
+
+
+@pytest.mark.parametrize('function', FUNCTIONS)
+def test_partials_and_wrappers_have_the_same_capabilities(function):
+  partial = functools.partial(function, scale=1.0)
+
+  @functools.wraps(partial)
+  def wrapped(*args, **kwargs):
+    return partial(*args, **kwargs)
+
+  by_gin = gin.external_configurable(
+    function, f'capabilities_test.{function.__name__}'
+  )
+  for other in (partial, functools.partial(partial), wrapped, by_gin):
+    assert capabilities.of(other) == function.capabilities
+
+
+def test_a_function_that_declares_nothing_has_what_it_takes():
+  def own(query, key, value, *, segment_ids, prefix=None, masking=None):
+    pass
+
+  assert capabilities.of(functools.partial(own, prefix=1)) == (
+    capabilities.Capabilities(
+      frozenset(['query', 'key', 'value', 'segment_ids', 'prefix', 'masking']),
+      prefix=True,
+      masking=True,
+    )
+  )
+  assert capabilities.name(own) == 'own'
