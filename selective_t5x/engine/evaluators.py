@@ -50,14 +50,23 @@ def prepare(evaluator: seqio.Evaluator, split: str) -> None:
     split: what it evaluates.
 
   Raises:
-    UserError: a task has no example.
+    UserError: a task has no example, or its examples lack the targets.
   """
   if not evaluator.eval_tasks:
     return
   for task in evaluator.eval_tasks:
-    if not int(evaluator.cached_task_datasets[task.name].cardinality()):
+    examples = evaluator.cached_task_datasets[task.name]
+    if not int(examples.cardinality()):
       raise UserError(
         f'{task.name}: no example is left of the split {split!r} to evaluate'
+      )
+    field = evaluator._target_field_name
+    if task.metric_objs and not (
+      {field, f'{field}_pretokenized'} & set(examples.element_spec)
+    ):
+      raise UserError(
+        f'Evaluator.target_field_name = {field!r}: no feature of the examples '
+        f'of {task.name}: expected one of {", ".join(task.output_features)}'
       )
   evaluator._eval_tasks = [_distinct(task) for task in evaluator.eval_tasks]
   evaluator._loggers = tuple(map(metric_values.Logger, evaluator.loggers))

@@ -333,3 +333,18 @@ def test_an_evaluation_of_no_example_is_refused(saved, tmp_path, partitioner):
   message = "tiny_nothing_left: no example is left of the split 'validation'"
   with pytest.raises(UserError, match=message):
     _evaluate(saved, name, tmp_path, partitioner)
+
+
+def test_targets_that_the_examples_lack_are_refused(
+  saved, tmp_path, partitioner
+):
+  evaluator = functools.partial(seqio.Evaluator, target_field_name='answers')
+  message = "target_field_name = 'answers': no feature of the examples of tiny"
+  with pytest.raises(UserError, match=message):
+    _evaluate(
+      saved,
+      _task('tiny_without_answers', _one),
+      tmp_path,
+      partitioner,
+      inference_evaluator_cls=evaluator,
+    )
