@@ -84,6 +84,8 @@ RUNS = {
     ),
     (
       *('FADE_START = 1', 'EVAL_PERIOD = 4', *_SHORT, 'TRAIN_STEPS = 4'),
+      # Its metric is of decoders.
+      'EVAL_WITH_METRICS = None',
       f"INITIAL_CHECKPOINT_PATH = '{_FOLDER}/t5/checkpoint_2'",
     ),
   ),

@@ -33,4 +33,20 @@ def register() -> dict[str, Callable[..., Any]]:
     entries[run_mode] = getattr(importlib.import_module(module), name)
     setattr(sys.modules['__main__'], name, entries[run_mode])
     gin.register(entries[run_mode], '__main__')
+  _register_models()
   return entries
+
+
+def _register_models() -> None:
+  """Makes T5X's model classes known to bindings of the command line.
+
+  T5X's guides name them there. No gin file of the suite imports them: its own
+  classes take what is bound to them, see `bindings.inherited`.
+  """
+  import gin
+
+  from t5x import models
+
+  for cls in (models.EncoderDecoderModel, models.DecoderOnlyModel):
+    gin.register(cls.predict_batch_with_aux)  # A method, once its class is.
+    gin.register(cls, module=models.__name__)

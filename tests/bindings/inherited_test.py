@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from selective_t5x import models
+from selective_t5x.config import entry_points
 from selective_t5x.errors import UserError
 from t5x import decoding
 from tests.engine import models_test
@@ -121,6 +122,22 @@ def test_decodes_and_decoding_function_of_the_guide_act(name):
     params, batch, return_all_decodes=False
   )
   np.testing.assert_array_equal(best, expected[:, -1])
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_the_guides_bindings_act_on_the_command_line(name):
+  """They have no import there."""
+  entry_points.register()
+  model = build(
+    MODELS[name],
+    f'models.{name}.predict_batch_with_aux.num_decodes = 3',
+    f'models.{name}.predict_batch_with_aux.return_all_decodes = True',
+    f'models.{name}.decode_fn = @decoding.beam_search',
+  )
+  assert inspect.unwrap(model.decode_fn) is decoding.beam_search
+  batch, params = batch_and_params(name)
+  tokens, _ = jax.jit(model.predict_batch_with_aux)(params, batch)
+  assert tokens.shape == (3, 3, 7)
 
 
 def test_what_the_guide_binds_is_in_the_operative_configuration():
