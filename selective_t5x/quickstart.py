@@ -18,7 +18,7 @@ from selective_t5x.cli import exits, flags
 from selective_t5x.comparisons import compare, plan
 from selective_t5x.comparisons.figures import Comparison
 from selective_t5x.report import examples, page, tables
-from selective_t5x.runs import results
+from selective_t5x.runs.files import write_json
 
 DEFAULT_OUTPUT_DIR = 'results/quickstart'
 VARIANTS = (
@@ -111,7 +111,7 @@ def main(argv: Sequence[str]) -> None:
     for name, comparison in comparisons.items()
   )
   figures = summary(comparisons)
-  results.write_json(output_dir / 'quickstart.json', figures)
+  write_json(output_dir / 'quickstart.json', figures)
   (output_dir / 'table.txt').write_text(text, encoding='utf-8')
   report = output_dir / 'report.html'
   report.write_text(

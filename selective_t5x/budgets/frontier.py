@@ -35,7 +35,9 @@ from selective_t5x.pruning.selective import Selective
 from selective_t5x.pruning.tova import TOVA
 from selective_t5x.pruning.window import Window
 from selective_t5x.report import memory, plots, tables
-from selective_t5x.runs import restore, results
+from selective_t5x.runs import restore
+from selective_t5x.runs.files import read_json, write_json
+from selective_t5x.runs.record import write_run_record
 
 NAME = 'frontier'
 POLICIES: dict[str, Policy] = {
@@ -131,8 +133,8 @@ def frontier(
             'points': _points(run, POLICIES[policy], data),
           }
         )
-        results.write_json(file, state)
-  results.write_json(file, state)
+        write_json(file, state)
+  write_json(file, state)
   return [*state['curves'], *found]
 
 
@@ -162,7 +164,7 @@ def searched(folder: str) -> dict[str, Any]:
   file = pathlib.Path(folder) / search.STATE_FILE
   if not file.exists():
     raise UserError(f'--search={folder}: no {search.STATE_FILE} in it')
-  state = results.read_json(file)
+  state = read_json(file)
   search.check_state(file, state)
   if not state['finished']:
     raise UserError(
@@ -226,7 +228,7 @@ def main(argv: Sequence[str]) -> None:
     gin_bindings=bindings,
   )
   folder = pathlib.Path(args.output_dir)
-  results.write_run_record(folder, run_mode='frontier', seed=None)
+  write_run_record(folder, run_mode='frontier', seed=None)
   found = memory.table(curves)
   (folder / f'{NAME}.txt').write_text(tables.text(found) + '\n')
   (folder / f'{NAME}.md').write_text(tables.markdown(found))

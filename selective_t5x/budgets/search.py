@@ -36,8 +36,10 @@ from selective_t5x.pruning import greedy
 from selective_t5x.pruning.config import Pruning
 from selective_t5x.pruning.policy import Policy
 from selective_t5x.pruning.window import Window
-from selective_t5x.runs import identity, restore, results
+from selective_t5x.runs import identity, restore
 from selective_t5x.runs import lock as run_lock
+from selective_t5x.runs.files import read_json, write_json
+from selective_t5x.runs.record import write_run_record
 
 STATE_FILE = 'search.json'
 BUDGETS_FILE = 'budgets.gin'
@@ -118,7 +120,7 @@ def search(
     state = {'settings': settings, 'identity': depends_on, 'goal': max(goals)}
     state['finished'] = False
     state['path'] = [_point(start, loss, run.length)]
-    results.write_json(file, state)
+    write_json(file, state)
 
   path = state['path']
   _cut(evaluate, tuning, state, file)
@@ -131,7 +133,7 @@ def search(
     'pruned': losses.cache_bytes(run.model, found, run.length),
   }
   state['finished'] = True
-  results.write_json(file, state)
+  write_json(file, state)
   return state
 
 
@@ -159,7 +161,7 @@ def _cut(evaluate, tuning, state, file) -> None:
   ) as bar:
     for cut in cuts:
       path.append(_point(cut.budgets, cut.loss, settings['context']))
-      results.write_json(file, state)
+      write_json(file, state)
       bar.set_postfix_str(
         f'loss {cut.loss:.4f} of {state["goal"]:.4f}, '
         f'memory / {path[-1]["memory_factor"]:.1f}',
@@ -205,7 +207,7 @@ def read_state(
   """
   if not file.exists():
     return None
-  state = results.read_json(file)
+  state = read_json(file)
   if not isinstance(state, dict) or not isinstance(state.get('settings'), dict):
     raise UserError(f'{file}: has no settings; move it away to begin anew')
   differing = changes(state['settings'], settings, len(settings))
@@ -389,7 +391,7 @@ def _run(args, bindings: Sequence[str]) -> None:
     )
     file = pathlib.Path(args.output_dir) / BUDGETS_FILE
     file.write_text(budgets_gin(state, run))
-    results.write_run_record(args.output_dir, run_mode='search', seed=None)
+    write_run_record(args.output_dir, run_mode='search', seed=None)
   print(as_text(state))
   print(f'{file} has the budgets.')
 

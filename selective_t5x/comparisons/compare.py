@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from selective_t5x.comparisons import plan, quantities, training
 from selective_t5x.comparisons.figures import Comparison, compare_cells
 from selective_t5x.report import events, plots, tables
-from selective_t5x.runs import results
+from selective_t5x.runs.files import read_json, write_json
 
 
 def compare(
@@ -49,7 +49,7 @@ def compare(
   training.run_cells(runs, jobs=jobs, program=program)
   figures = compare_cells(runs)
   folder = pathlib.Path(output_dir)
-  results.write_json(folder / 'comparison.json', figures)
+  write_json(folder / 'comparison.json', figures)
   (folder / 'curves.csv').write_text(
     tables.curves_csv(figures), encoding='utf-8'
   )
@@ -57,7 +57,7 @@ def compare(
   curves = plots.png(plots.learning_curves(figures))
   (folder / 'learning_curves.png').write_bytes(curves)
   events.write(folder, figures, curves)
-  return results.read_json(folder / 'comparison.json')
+  return read_json(folder / 'comparison.json')
 
 
 def describe(runs: Sequence[plan.Cell], jobs: int) -> str:

@@ -22,7 +22,10 @@ from selective_t5x.report.statistics import (
   SIGNIFICANT,
   spread,
 )
-from selective_t5x.runs import results
+from selective_t5x.runs.files import RUN_FILE, read_json
+from selective_t5x.runs.losses import Row
+from selective_t5x.runs.metrics import read_run
+from selective_t5x.runs.summary import read_summary
 
 _COSTS_OF_SEEDS = (
   'steps_per_second',
@@ -58,7 +61,7 @@ def compare_cells(cells: Sequence[Cell]) -> Comparison:
     equal_time, equal_parameters: see `equal_cost`.
     costs: one entry a variant: parameters, steps, flops_per_step, step_bytes,
       and the spreads steps_per_second, tokens_per_second, train_seconds and
-      peak_rss_bytes; see `results.write_summary`.
+      peak_rss_bytes; see `runs.summary`.
     curves: one entry a cell and task: 'step', 'train_seconds', 'loss' and
       'accuracy' as lists; the task 'train' is what the train steps saw, and
       train_seconds what they had taken, or None.
@@ -74,9 +77,7 @@ def compare_cells(cells: Sequence[Cell]) -> Comparison:
   variants = list(references)
   seeds = list(dict.fromkeys(cell.seed for cell in cells))
   by_key = {(cell.variant, cell.seed): cell for cell in cells}
-  summaries = {
-    key: results.read_summary(cell.folder) for key, cell in by_key.items()
-  }
+  summaries = {key: read_summary(cell.folder) for key, cell in by_key.items()}
   runs = {key: _last_train_run(cell) for key, cell in by_key.items()}
   by_name = {cell.name: summaries[key] for key, cell in by_key.items()}
   loss = quantities.loss_metric(by_name)
@@ -210,7 +211,7 @@ def _tasks(cell: Cell, summary) -> list[str]:
 
 def _curves(cell: Cell, loss: str, tasks: Sequence[str], same_accuracy: bool):
   """Yields the curves of a cell's train steps and evaluations."""
-  metrics = results.read_run(cell.folder)
+  metrics = read_run(cell.folder)
   seconds_at = _train_seconds(metrics.train)
   for task, rows in {'train': metrics.train, **metrics.training_eval}.items():
     if task in tasks:
@@ -227,7 +228,7 @@ def _curves(cell: Cell, loss: str, tasks: Sequence[str], same_accuracy: bool):
       }
 
 
-def _train_seconds(rows: list[results.Row]):
+def _train_seconds(rows: list[Row]):
   """Returns a function: what the train steps up to a step took, or None."""
   steps = [row['step'] for row in rows]
   seconds = [row.get('timing/seconds') for row in rows]
@@ -239,14 +240,14 @@ def _train_seconds(rows: list[results.Row]):
 
 def _last_train_run(cell: Cell) -> dict[str, Any]:
   """Returns the newest entry of the cell's run.json, {} without one."""
-  path = cell.folder / results.RUN_FILE
-  return results.read_json(path)['runs'][-1] if path.exists() else {}
+  path = cell.folder / RUN_FILE
+  return read_json(path)['runs'][-1] if path.exists() else {}
 
 
 def _shared_machine(cells) -> list[str]:
   """Returns a line where runs trained beside each other."""
   paths = [cell.folder / CELL_FILE for cell in cells]
-  jobs = [results.read_json(path).get('jobs', 1) for path in paths]
+  jobs = [read_json(path).get('jobs', 1) for path in paths]
   if max(jobs) == 1:
     return []
   return [

@@ -22,7 +22,12 @@ from selective_t5x.config.session import Session
 from selective_t5x.errors import UserError, changes, is_integer
 from selective_t5x.runs import identity as run_identity
 from selective_t5x.runs import lock as run_lock
-from selective_t5x.runs import results
+from selective_t5x.runs.files import (
+  OPERATIVE_CONFIG_FILE,
+  RUN_FILE,
+  SUMMARY_FILE,
+  read_json,
+)
 
 CELL_FILE = 'cell.json'
 LOG_FILE = 'log.txt'
@@ -107,7 +112,7 @@ class Cell:
   @property
   def finished(self) -> bool:
     """Whether it needs no more training."""
-    return (self.folder / results.SUMMARY_FILE).exists()
+    return (self.folder / SUMMARY_FILE).exists()
 
 
 def sweep(
@@ -212,7 +217,7 @@ def used_differences(
   """
   by_variant: dict[str, dict[str, list[str]]] = {}
   for cell in cells:
-    path = cell.folder / results.OPERATIVE_CONFIG_FILE
+    path = cell.folder / OPERATIVE_CONFIG_FILE
     if not path.exists():
       return None
     used = by_variant.setdefault(cell.variant, {})
@@ -307,7 +312,7 @@ def check_folder(cell: Cell) -> None:
   held = os.listdir(cell.folder) if cell.folder.exists() else ()
   # A file that a killed process was writing is not there yet.
   held = {name for name in held if not name.endswith('.tmp')}
-  ours = {LOCK_FILE, CELL_FILE, LOG_FILE, run_lock.LOCK_FILE, results.RUN_FILE}
+  ours = {LOCK_FILE, CELL_FILE, LOG_FILE, run_lock.LOCK_FILE, RUN_FILE}
   if held <= ours:
     return  # Nothing was trained yet: a mistake can be mended in place.
   path = cell.folder / CELL_FILE
@@ -316,7 +321,7 @@ def check_folder(cell: Cell) -> None:
       f'{cell.folder}: holds something that no comparison wrote; move it away '
       'or give another --output_dir'
     )
-  there, here = results.read_json(path), identity(cell)
+  there, here = read_json(path), identity(cell)
   was = {**there['bindings'], 'engine': there['engine']}
   now = {**here['bindings'], 'engine': here['engine']}
   if 'files' in there:  # Older versions did not look at them.

@@ -8,7 +8,9 @@ import tqdm
 
 import selective_t5x
 from selective_t5x.comparisons.plan import Cell
-from selective_t5x.runs import results
+from selective_t5x.runs.files import METRICS_FILE, TRAIN_FOLDER
+from selective_t5x.runs.losses import Row
+from selective_t5x.runs.metrics import read_metrics
 
 _LINE_SECONDS = 20
 
@@ -85,7 +87,7 @@ class _Line:
 
   def update(self) -> None:
     """Looks how far the cell is."""
-    path = _train_folder(self._cell) / results.METRICS_FILE
+    path = _train_folder(self._cell) / METRICS_FILE
     size = path.stat().st_size if path.exists() else 0
     if size != self._size:
       self._size = size
@@ -94,7 +96,7 @@ class _Line:
         self._show(row)
     self._bar.refresh()
 
-  def _show(self, row: results.Row) -> None:
+  def _show(self, row: Row) -> None:
     if self._step is None:
       # Neither start-up nor the steps of an earlier start count for the rate.
       self._bar.reset()
@@ -121,7 +123,7 @@ def _bar(total: int | None, **options) -> tqdm.tqdm:
 
 
 def _train_folder(cell: Cell):
-  return cell.folder / results.TRAIN_FOLDER
+  return cell.folder / TRAIN_FOLDER
 
 
 def _steps_done(cell: Cell) -> int:
@@ -131,10 +133,10 @@ def _steps_done(cell: Cell) -> int:
   return row['step'] if row else 0
 
 
-def _last_row(cell: Cell) -> results.Row | None:
+def _last_row(cell: Cell) -> Row | None:
   """Returns the newest train metrics, None before there are any."""
   folder = _train_folder(cell)
-  if not (folder / results.METRICS_FILE).exists():
+  if not (folder / METRICS_FILE).exists():
     return None
-  rows = results.read_metrics(folder)
+  rows = read_metrics(folder)
   return rows[-1] if rows else None

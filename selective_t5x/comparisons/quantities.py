@@ -5,7 +5,10 @@ from typing import Any
 
 from selective_t5x.comparisons.plan import Cell
 from selective_t5x.errors import UserError
-from selective_t5x.runs import losses, results
+from selective_t5x.runs import losses
+from selective_t5x.runs.files import SUMMARY_FILE, read_json
+from selective_t5x.runs.losses import LOSS
+from selective_t5x.runs.summary import read_summary
 
 Summaries = Mapping[str, Mapping[str, Any]]
 
@@ -17,7 +20,7 @@ def loss_metric(summaries: Summaries) -> str:
   metrics tell results.LOSS and all minimise the same.
 
   Args:
-    summaries: {name of a run: as of `results.summarize`}.
+    summaries: {name of a run: as of `summarize`}.
 
   Raises:
     UserError: the losses are not the same quantity.
@@ -31,9 +34,9 @@ def loss_metric(summaries: Summaries) -> str:
     return 'loss'
   _refuse_several(
     {k: d or 'nothing that is known' for k, d in definitions.items()},
-    results.LOSS,
+    LOSS,
   )
-  return results.LOSS
+  return LOSS
 
 
 def same_accuracy(summaries: Summaries) -> bool:
@@ -52,10 +55,10 @@ def check_resumable(cells: Sequence[Cell]) -> None:
   if len(finished) == len(cells):
     return
   for cell in finished:
-    path = cell.folder / results.SUMMARY_FILE
-    if 'loss_definition' in results.read_json(path):
+    path = cell.folder / SUMMARY_FILE
+    if 'loss_definition' in read_json(path):
       continue
-    found = results.read_summary(cell.folder)['loss_definition']
+    found = read_summary(cell.folder)['loss_definition']
     if found != losses.TOKENS:
       raise UserError(
         f'{cell.folder}: is of an earlier version, whose loss is '

@@ -23,7 +23,8 @@ from selective_t5x.comparisons.plan import (
 )
 from selective_t5x.comparisons.progress import Progress
 from selective_t5x.errors import INTERRUPTED, RunError
-from selective_t5x.runs import results
+from selective_t5x.runs.files import write_json
+from selective_t5x.runs.summary import write_summary
 
 MAIN = (sys.executable, '-m', 'selective_t5x.main')
 
@@ -101,9 +102,7 @@ def _run(
       return True
     log_file = cell.folder / LOG_FILE
     progress.say(f'{cell.name}: training; its log is {log_file}')
-    results.write_json(
-      cell.folder / CELL_FILE, {**identity(cell), 'jobs': jobs}
-    )
+    write_json(cell.folder / CELL_FILE, {**identity(cell), 'jobs': jobs})
     while (code := (yield from _start(cell, program, lock, progress))) == (
       INTERRUPTED
     ):
@@ -116,7 +115,7 @@ def _run(
         f'failed with exit code {code}; the end of {log_file}:\n{tail}',
       )
       return False
-    results.write_summary(cell.folder)
+    write_summary(cell.folder)
     progress.end(cell, 'finished')
     return True
 

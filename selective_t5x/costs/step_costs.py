@@ -5,7 +5,7 @@ import os
 import jax.extend
 
 from selective_t5x.attention.tpu import traffic
-from selective_t5x.runs import results
+from selective_t5x.runs.files import COSTS_FILE, write_json
 
 
 def observe_training() -> None:
@@ -34,8 +34,8 @@ def write(folder: str, jaxpr, compiled) -> None:
     compiled: the step, compiled.
   """
   memory = compiled.memory_analysis()
-  results.write_json(
-    os.path.join(folder, results.COSTS_FILE),
+  write_json(
+    os.path.join(folder, COSTS_FILE),
     {
       'flops_per_step': matmul_flops(jaxpr),
       'step_bytes': memory

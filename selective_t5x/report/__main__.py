@@ -18,7 +18,9 @@ import numpy as np
 
 from selective_t5x.cli import exits, flags
 from selective_t5x.errors import UserError
-from selective_t5x.runs import restore, results
+from selective_t5x.runs import restore
+from selective_t5x.runs.files import write_json
+from selective_t5x.runs.record import write_run_record
 
 
 def main(argv: Sequence[str]) -> None:
@@ -67,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
     checkpoint = run.checkpoint
   figures = packing.figures(rows)
   folder = pathlib.Path(args.output_dir)
-  results.write_json(folder / viewer.FILE, figures)
+  write_json(folder / viewer.FILE, figures)
   file = folder / 'masking.html'
   file.write_text(
     page.fill(
@@ -78,7 +80,7 @@ def main(argv: Sequence[str]) -> None:
     ),
     encoding='utf-8',
   )
-  results.write_run_record(folder, run_mode='report', seed=None)
+  write_run_record(folder, run_mode='report', seed=None)
   print(f'{file} shows {len(rows)} examples.')
 
 

@@ -1,14 +1,15 @@
 """What the selective variants of a comparison mask, for its page's viewer."""
 
 import pathlib
-import re
 import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+from selective_t5x.config import reader
 from selective_t5x.report import viewer
-from selective_t5x.runs import identity, results
+from selective_t5x.runs import identity
+from selective_t5x.runs.files import read_json, write_json
 
 # A longer page tells no more.
 MOST_VARIANTS = 6
@@ -71,8 +72,11 @@ def collect(
 def _selects(folder: pathlib.Path) -> bool:
   """Tells from a run's configuration whether its attention selects."""
   path = folder / 'config.gin'
-  text = path.read_text() if path.exists() else ''
-  return bool(re.search(r'^ATTENTION = @\S*selective_attention$', text, re.M))
+  if not path.exists():
+    return False
+  attention = reader.read(path.read_text(), str(path)).macros().get('ATTENTION')
+  function = getattr(attention and attention.value, 'selector', '')
+  return function.endswith('selective_attention')
 
 
 def _kept(folder, rows) -> dict[str, Any] | None:
@@ -81,7 +85,7 @@ def _kept(folder, rows) -> dict[str, Any] | None:
     return None
   if identity.read(folder / _IDENTITY) != _identity(folder.parent):
     return None
-  figures = results.read_json(folder / viewer.FILE)
+  figures = read_json(folder / viewer.FILE)
   return figures if len(figures['examples']) == rows else None
 
 
@@ -112,8 +116,8 @@ def _run(folder, rows) -> dict[str, Any] | None:
       check=False,
     ).returncode
   if code == 0:
-    results.write_json(into / _IDENTITY, _identity(folder))
-    return results.read_json(into / viewer.FILE)
+    write_json(into / _IDENTITY, _identity(folder))
+    return read_json(into / viewer.FILE)
   print(
     f'{folder}: the viewer goes without it (exit code {code}, {into / _LOG})',
     file=sys.stderr,

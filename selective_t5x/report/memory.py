@@ -6,7 +6,7 @@ from typing import Any
 
 from selective_t5x.errors import UserError
 from selective_t5x.report import page, plots, tables
-from selective_t5x.runs import results
+from selective_t5x.runs.files import read_json
 
 # Of a folder of selective_t5x.pruning.frontier.
 FILE = 'frontier.json'
@@ -24,7 +24,7 @@ def read(folder: str) -> list[dict[str, Any]]:
       f'{folder}: no {FILE}; expected a folder that '
       'selective_t5x.pruning.frontier has written'
     )
-  found = results.read_json(file)
+  found = read_json(file)
   return [*found['curves'], *found['searched']]
 
 

@@ -6,9 +6,9 @@ import io
 from typing import Any
 
 from selective_t5x.report import statistics
-from selective_t5x.runs import results
+from selective_t5x.runs.losses import LOSS
 
-_LABELS = {results.LOSS: 'loss (nats/token)', 'loss': 'loss'}
+_LABELS = {LOSS: 'loss (nats/token)', 'loss': 'loss'}
 
 
 _MIB = 2**-20

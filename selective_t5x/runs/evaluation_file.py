@@ -9,7 +9,15 @@ from typing import Any
 
 from etils import epath
 
-from selective_t5x.runs import results
+from selective_t5x.runs.files import (
+  EVAL_FOLDER,
+  METRICS_FILE,
+  read_json,
+  read_json_lines,
+  write_json,
+)
+from selective_t5x.runs.losses import Row
+from selective_t5x.runs.metrics import read_events, read_metrics
 
 EVALUATION_FILE = 'evaluation.json'
 TASK_METRICS_FOLDER = 'inference_eval'
@@ -22,7 +30,7 @@ _LONGEST = 60  # Characters of a metric that is no number.
 def state(output_dir: str | os.PathLike) -> State:
   """Returns the size of every file of metrics in a folder."""
   folder = epath.Path(output_dir)
-  patterns = (_TASK_METRICS, f'{results.EVAL_FOLDER}/*/*')
+  patterns = (_TASK_METRICS, f'{EVAL_FOLDER}/*/*')
   files = [file for pattern in patterns for file in folder.glob(pattern)]
   return {os.fspath(file): file.stat().length for file in files}
 
@@ -51,34 +59,34 @@ def write(
   tasks = {}
   for file in sorted(changed):
     if file.parent.name == TASK_METRICS_FOLDER:
-      rows = list(results.read_json_lines(file))
+      rows = list(read_json_lines(file))
       if rows:
         tasks[file.name.removesuffix('-metrics.jsonl')] = rows[-1]
   for folder in sorted({file.parent for file in changed}):
-    if folder.parent.name == results.EVAL_FOLDER:
+    if folder.parent.name == EVAL_FOLDER:
       files = [file for file in changed if file.parent == folder]
       row = _last_written(folder, files)
       if row is None:
         continue
-      tasks[f'{results.EVAL_FOLDER}/{folder.name}'] = {
+      tasks[f'{EVAL_FOLDER}/{folder.name}'] = {
         k: v for k, v in row.items() if not k.startswith('timing/')
       }
   file = output_dir / EVALUATION_FILE
-  earlier = results.read_json(file) if before and file.exists() else {}
-  results.write_json(file, dict(sorted({**earlier, **tasks}.items())))
+  earlier = read_json(file) if before and file.exists() else {}
+  write_json(file, dict(sorted({**earlier, **tasks}.items())))
   return tasks
 
 
-def _last_written(folder, changed) -> results.Row | None:
+def _last_written(folder, changed) -> Row | None:
   """Returns the metrics of the step that was evaluated last."""
-  lines = folder / results.METRICS_FILE
+  lines = folder / METRICS_FILE
   written = (
-    results.read_json_lines(lines)
+    read_json_lines(lines)
     if lines in changed
-    else (row for file in sorted(changed) for row in results.read_events(file))
+    else (row for file in sorted(changed) for row in read_events(file))
   )
   last = collections.deque((row['step'] for row in written), maxlen=1)
-  rows = results.read_metrics(folder) if last else ()
+  rows = read_metrics(folder) if last else ()
   return next((row for row in rows if row['step'] == last[0]), None)
 
 
@@ -86,7 +94,7 @@ def text(tasks: dict[str, dict[str, Any]]) -> str:
   """Returns a line for each task: its metrics, and those of teacher forcing."""
   lines = []
   for task, row in tasks.items():
-    forced = task.startswith(f'{results.EVAL_FOLDER}/')
+    forced = task.startswith(f'{EVAL_FOLDER}/')
     names = ('loss', 'accuracy') if forced else [k for k in row if k != 'step']
     values = [f'{name} {_shown(row[name])}' for name in names if name in row]
     lines.append(f'{task}: {", ".join(values)}')

@@ -23,7 +23,7 @@ from selective_t5x import engine_finder
 from selective_t5x.config import changes as config_changes
 from selective_t5x.config import reader
 from selective_t5x.errors import UserError, changes
-from selective_t5x.runs import results
+from selective_t5x.runs.files import read_json
 
 # {what: value}, all texts.
 Identity = dict[str, str]
@@ -209,7 +209,7 @@ def read(file: epath.Path) -> dict[str, Any] | None:
   """
   if not file.exists():
     return None
-  record = results.read_json(file)
+  record = read_json(file)
   if not isinstance(record, dict):
     raise UserError(f'{file}: expected a JSON object; move the results away')
   return record

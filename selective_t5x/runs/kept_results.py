@@ -17,7 +17,9 @@ from etils import epath
 from selective_t5x.config import changes, reader
 from selective_t5x.config.session import Session
 from selective_t5x.errors import UserError
-from selective_t5x.runs import identity, results
+from selective_t5x.runs import identity
+from selective_t5x.runs.files import write_json
+from selective_t5x.runs.record import read_runs
 
 _SUFFIX = '.identity.json'
 _OF_EVALUATION = f'evaluation{_SUFFIX}'
@@ -65,7 +67,7 @@ def claimed(folder: str, session: Session) -> Iterator[None]:
       training run.
   """
   folder = epath.Path(folder)
-  modes = [entry.get('run_mode') for entry in results.read_runs(folder)]
+  modes = [entry.get('run_mode') for entry in read_runs(folder)]
   if 'train' in modes or any(folder.glob('checkpoint_*')):
     raise UserError(
       f'{folder}: is the folder of a training run, whose config.gin and '
@@ -92,7 +94,7 @@ def claimed(folder: str, session: Session) -> Iterator[None]:
     _check(folder, record, here, held, session.config)
   for record, here, held in found:
     there = (identity.read(record) or {}) if any(map(_exists, held)) else {}
-    results.write_json(record, {**there, **here})
+    write_json(record, {**there, **here})
   try:
     yield
   finally:

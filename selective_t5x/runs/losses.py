@@ -9,11 +9,13 @@ they say no more than a mean over batches (BATCHES).
 """
 
 import dataclasses
-import re
 from collections.abc import Iterable
 from typing import Any
 
 from etils import epath
+
+from selective_t5x.config import reader
+from selective_t5x.config.reader import Config, Macro, Reference
 
 LOSS = 'loss_per_token'
 # The metric of the train and evaluation steps, on both engines.
@@ -61,9 +63,9 @@ class Setting:
 def read_setting(model_dir: epath.PathLike) -> Setting:
   """Reads what a run minimised from its config.gin; defaults are T5X's."""
   path = epath.Path(model_dir) / 'config.gin'
-  text = path.read_text() if path.exists() else ''
+  config = reader.read(path.read_text() if path.exists() else '', str(path))
   values = {
-    field.name: _bound(text, field.name)
+    field.name: _bound(config, field.name)
     for field in dataclasses.fields(Setting)
   }
   return Setting(**{k: v for k, v in values.items() if v is not None})
@@ -127,20 +129,14 @@ def loss_per_token(
   return None if mean is None else mean * scale
 
 
-def _bound(text: str, parameter: str) -> str | float | None:
-  """Returns what a parameter of a model is bound to in gin's text."""
-  name, value = rf'\S*\.{parameter}', 'None'
-  while True:
-    # gin breaks a long line after the equals sign.
-    found = re.search(rf'^{name} = (?:\\\n\s*)?(.+)$', text, re.MULTILINE)
-    value = found.group(1).strip() if found else value
-    if not value.startswith('%'):
-      break
-    name, value = re.escape(value[1:]), 'None'
-  if value == 'None':
-    return None
-  try:
-    return float(value)
-  except ValueError:
-    # 'NUM_REAL_TARGET_TOKENS', or T5X's enumeration of the same names.
-    return value.strip('\'"').rpartition('.')[2].upper()
+def _bound(config: Config, parameter: str) -> str | float | None:
+  """Returns what a parameter of a model is bound to."""
+  macros = config.macros()
+  value = next((b.value for b in config.bindings if b.name == parameter), None)
+  while isinstance(value, Macro):
+    value = macros[value.name].value if value.name in macros else None
+  if isinstance(value, Reference):  # T5X's enumeration of the same names.
+    value = value.selector
+  if isinstance(value, str):
+    return value.rpartition('.')[2].upper()
+  return None if value is None else float(value)

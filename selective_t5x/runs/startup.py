@@ -7,8 +7,11 @@ from etils import epath
 
 import selective_t5x
 from selective_t5x.errors import UserError
-from selective_t5x.runs import evaluation_file, results
+from selective_t5x.runs import evaluation_file
 from selective_t5x.runs import vocabulary as run_vocabulary
+from selective_t5x.runs.files import OPERATIVE_CONFIG_FILE, RUN_FILE
+from selective_t5x.runs.record import write_peak_memory, write_run_record
+from selective_t5x.runs.summary import write_summary
 
 
 @contextlib.contextmanager
@@ -47,7 +50,7 @@ def recorded_run(folder: str, *, run_mode: str, seed: int | None, vocabulary):
     yield
     return
   folder = epath.Path(folder)
-  record = folder / results.RUN_FILE
+  record = folder / RUN_FILE
   before = record.read_text() if record.exists() else None
   keeps_vocabulary = vocabulary is not None and run_mode == 'train'
   new = []
@@ -55,7 +58,7 @@ def recorded_run(folder: str, *, run_mode: str, seed: int | None, vocabulary):
   try:
     if keeps_vocabulary and '://' not in str(folder):
       new = run_vocabulary.save(str(folder), vocabulary)
-    results.write_run_record(folder, run_mode=run_mode, seed=seed)
+    write_run_record(folder, run_mode=run_mode, seed=seed)
   except OSError as error:
     raise UserError(f'{folder}: cannot write there: {error}') from error
   try:
@@ -70,11 +73,9 @@ def recorded_run(folder: str, *, run_mode: str, seed: int | None, vocabulary):
       if not any(folder.iterdir()):
         folder.rmdir()
     raise
-  results.write_peak_memory(folder)
-  (folder / results.OPERATIVE_CONFIG_FILE).write_text(
-    gin.operative_config_str()
-  )
+  write_peak_memory(folder)
+  (folder / OPERATIVE_CONFIG_FILE).write_text(gin.operative_config_str())
   if run_mode == 'train' and '://' not in str(folder):
-    results.write_summary(folder)
+    write_summary(folder)
   if run_mode == 'eval':
     print(evaluation_file.text(evaluation_file.write(folder, evaluated)))

@@ -13,7 +13,7 @@ from typing import Any
 import seqio
 
 from selective_t5x.errors import UserError
-from selective_t5x.runs import results
+from selective_t5x.runs.files import read_json, write_json
 from selective_t5x.tasks import vocabularies
 
 RECORD_FILE = 'vocabulary.json'
@@ -41,9 +41,7 @@ def save(folder: str, vocabulary: seqio.Vocabulary) -> list[pathlib.Path]:
     model.write_bytes(source.read_bytes())
     new.append(model)
   # Last: what is recorded is whole.
-  results.write_json(
-    record, {'fingerprint': vocabularies.fingerprint(vocabulary)}
-  )
+  write_json(record, {'fingerprint': vocabularies.fingerprint(vocabulary)})
   return new
 
 
@@ -58,7 +56,7 @@ def check(folder: str, vocabulary: seqio.Vocabulary) -> None:
   record = pathlib.Path(folder) / RECORD_FILE
   if not record.exists():
     return
-  trained = results.read_json(record)['fingerprint']
+  trained = read_json(record)['fingerprint']
   given = vocabularies.fingerprint(vocabulary)
   if trained != given:
     raise UserError(

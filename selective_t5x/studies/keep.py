@@ -15,7 +15,7 @@ from typing import Any
 
 from selective_t5x.cli import exits
 from selective_t5x.errors import UserError
-from selective_t5x.runs import results
+from selective_t5x.runs.files import read_json, write_json
 
 _COMPARISON = 'comparison.json'
 # Of the folder of a study or a comparison, besides the comparison's figures.
@@ -53,8 +53,8 @@ def keep(
   target.mkdir(parents=True, exist_ok=True)
   for path in sorted(source.iterdir()):
     if path.name == _COMPARISON:
-      figures = reduced(results.read_json(path))
-      results.write_json(target / _COMPARISON, figures)
+      figures = reduced(read_json(path))
+      write_json(target / _COMPARISON, figures)
     elif path.is_file() and path.suffix in _SUFFIXES:
       if path.name not in _LEFT:
         shutil.copyfile(path, target / path.name)

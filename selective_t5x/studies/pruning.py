@@ -24,7 +24,9 @@ from selective_t5x.cli import exits, flags
 from selective_t5x.comparisons import plan
 from selective_t5x.pruning import H2O, TOVA, Policy, Selective, Window
 from selective_t5x.report import plots, tables
-from selective_t5x.runs import restore, results
+from selective_t5x.runs import restore
+from selective_t5x.runs.files import write_json
+from selective_t5x.runs.record import write_run_record
 from selective_t5x.studies import command
 
 NAME = 'pruning'
@@ -209,8 +211,8 @@ def main(argv: Sequence[str]) -> None:
   ]
   figures = summary(every)
   text = as_text(every)
-  results.write_run_record(output_dir, run_mode='study', seed=None)
-  results.write_json(
+  write_run_record(output_dir, run_mode='study', seed=None)
+  write_json(
     output_dir / f'{NAME}.json',
     {
       'command': flags.command_line(),

@@ -27,7 +27,8 @@ from typing import Any
 from selective_t5x.cli import exits, flags
 from selective_t5x.comparisons import compare, plan, training
 from selective_t5x.errors import UserError, did_you_mean
-from selective_t5x.runs import results
+from selective_t5x.runs.files import SUMMARY_FILE, read_json, write_json
+from selective_t5x.runs.record import write_run_record
 from selective_t5x.studies import command, pruning, token_transition
 from selective_t5x.studies.claims import CLAIMS, Claim
 from selective_t5x.studies.experiments import (
@@ -85,9 +86,7 @@ class Study:
     """Returns whether an earlier command trained a variant with all seeds."""
     folder = self._folder / name
     return all(
-      (
-        folder / plan.folder_name(variant.name, seed) / results.SUMMARY_FILE
-      ).exists()
+      (folder / plan.folder_name(variant.name, seed) / SUMMARY_FILE).exists()
       for seed in range(self._args.seeds)
     )
 
@@ -111,7 +110,7 @@ class Study:
       return None
     if name == TOKEN_TRANSITION:
       found = token_transition.measure_all()
-      results.write_json(self._folder / f'{name}.json', found)
+      write_json(self._folder / f'{name}.json', found)
       return found
     if name == PRUNING:
       self.figures(PRUNED)
@@ -136,7 +135,7 @@ def main(argv: Sequence[str]) -> None:
       print(f'{name}: {compare.describe(runs, args.jobs)}\n')
     return
   folder = pathlib.Path(args.output_dir)
-  results.write_run_record(folder, run_mode='study', seed=None)
+  write_run_record(folder, run_mode='study', seed=None)
   record = Record(folder / ('fast' if args.fast else 'study'), args)
   verdicts: dict[str, Verdict] = {}
   failures = []
@@ -212,7 +211,7 @@ class Record:
     self._minutes = 0.0
     if not self._json.exists():
       return
-    earlier = results.read_json(self._json)
+    earlier = read_json(self._json)
     if earlier['seeds'] == args.seeds:
       self._minutes = earlier['minutes']
       for name, figures in earlier['claims'].items():
@@ -231,7 +230,7 @@ class Record:
     self._verdicts.update(verdicts)
     known = of_mode(self._args.fast)
     decided = {n: self._verdicts[n] for n in known if n in self._verdicts}
-    results.write_json(
+    write_json(
       self._json,
       {
         'command': flags.command_line(),

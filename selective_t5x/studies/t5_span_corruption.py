@@ -17,7 +17,7 @@ from selective_t5x.cli import exits
 from selective_t5x.comparisons import plan
 from selective_t5x.comparisons.figures import Comparison
 from selective_t5x.report import tables
-from selective_t5x.runs import results
+from selective_t5x.runs.files import write_json
 from selective_t5x.studies import command
 
 NAME = 't5_span_corruption'
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
   if comparison is None:
     return
   figures = summary(comparison)
-  results.write_json(pathlib.Path(args.output_dir) / f'{NAME}.json', figures)
+  write_json(pathlib.Path(args.output_dir) / f'{NAME}.json', figures)
   print(tables.as_text(comparison))
   print(json.dumps(figures))
 

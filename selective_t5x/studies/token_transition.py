@@ -32,7 +32,7 @@ import optax
 from selective_t5x.attention.variants import temperature
 from selective_t5x.cli import exits
 from selective_t5x.errors import UserError
-from selective_t5x.runs import results
+from selective_t5x.runs.files import write_json
 
 NAME = 'token_transition'
 SUCCESSORS = (1, 1, 2, 2, 4, 4, 8, 8)
@@ -167,7 +167,7 @@ def main(argv: Sequence[str]) -> None:
       values = of_sizes[f'size_{size}'][name]
       print(f'D = {size} {name:6}', *(f'{m} {values[m]:.4f}' for m in MEASURES))
   figures = {NAME: of_sizes}
-  results.write_json(pathlib.Path(args.output_dir) / f'{NAME}.json', figures)
+  write_json(pathlib.Path(args.output_dir) / f'{NAME}.json', figures)
   print(json.dumps(figures))
 
 

@@ -9,7 +9,8 @@ from selective_t5x.comparisons import plan
 from selective_t5x.comparisons.figures import compare_cells
 from selective_t5x.comparisons.training import run_cells
 from selective_t5x.report import tables
-from selective_t5x.runs import results
+from selective_t5x.runs.losses import LOSS
+from selective_t5x.runs.summary import write_summary
 from tests.support import fake_training
 
 
@@ -46,14 +47,14 @@ def test_figures_are_what_the_raw_files_say(setting):
   assert {r['task'] for r in figures['results']} == {'toy'}
   assert baseline['step'] == selective['step'] == 40
   for entry, values in zip(figures['results'], losses.values(), strict=True):
-    got = entry['metrics'][results.LOSS]
+    got = entry['metrics'][LOSS]
     assert got['values'] == values
     assert got['mean'] == pytest.approx(sum(values) / 3)
     assert (got['min'], got['max']) == (min(values), max(values))
-  assert 'difference' not in baseline['metrics'][results.LOSS]
+  assert 'difference' not in baseline['metrics'][LOSS]
   pairs = zip(losses['selective'], losses['baseline'], strict=True)
   gaps = [a - b for a, b in pairs]
-  difference = selective['metrics'][results.LOSS]['difference']
+  difference = selective['metrics'][LOSS]['difference']
   assert difference['values'] == pytest.approx(gaps)
   assert difference['mean'] == pytest.approx(sum(gaps) / 3)
   # Student's t with two degrees of freedom has a closed form.
@@ -138,7 +139,7 @@ def test_what_was_not_evaluated_around_equal_time_has_no_loss_there(setting):
   made = trained(setting, seeds=[0])
   path = made[1].folder / 'training_eval/toy/metrics.jsonl'
   path.write_text(path.read_text().splitlines(keepends=True)[-1])
-  results.write_summary(made[1].folder)
+  write_summary(made[1].folder)
   baseline, selective = compare_cells(made)['equal_time']['results']
   assert baseline['loss']['mean'] is not None
   assert selective['loss']['values'] == [None]
@@ -148,7 +149,7 @@ def test_runs_that_measured_no_time_have_no_view_of_it(setting):
   made = trained(setting, seeds=[0])
   path = made[0].folder / 'train/metrics.jsonl'
   path.write_text(path.read_text().replace('timing/seconds', 'other'))
-  results.write_summary(made[0].folder)
+  write_summary(made[0].folder)
   figures = compare_cells(made)
   assert figures['equal_time'] is None
   assert any(c.startswith('No view at equal time') for c in figures['caveats'])
@@ -166,7 +167,7 @@ def test_whether_parameters_agree_is_said(setting, parameters, agree, said):
   made = trained(setting, seeds=[0])
   path = made[1].folder / 'model-info.txt'
   path.write_text(path.read_text().replace('1234', parameters))
-  results.write_summary(made[1].folder)
+  write_summary(made[1].folder)
   figures = compare_cells(made)
   assert figures['equal_parameters']['agree'] is agree
   assert said in figures['caveats'][-1]
@@ -201,14 +202,14 @@ def test_one_seed_makes_no_claim(setting):
   figures = compare_cells(trained(setting, seeds=[0]))
   assert figures['caveats'][0] == 'One seed: no claim about significance.'
   assert not any('trained at a time' in c for c in figures['caveats'])
-  difference = figures['results'][1]['metrics'][results.LOSS]['difference']
+  difference = figures['results'][1]['metrics'][LOSS]['difference']
   assert difference['p_value'] is None
 
 
 def test_two_seeds_show_their_spread_and_no_test(setting):
   figures = compare_cells(trained(setting))
   assert 'too few for a test' in figures['caveats'][0]
-  difference = figures['results'][1]['metrics'][results.LOSS]['difference']
+  difference = figures['results'][1]['metrics'][LOSS]['difference']
   assert difference['p_value'] is None
   assert difference['min'] < difference['max']
 
@@ -221,7 +222,7 @@ def test_a_mixture_as_a_whole_is_left_out(setting):
       folder.mkdir()
       source = cell.folder / 'training_eval/toy/metrics.jsonl'
       (folder / 'metrics.jsonl').write_text(source.read_text())
-    results.write_summary(cell.folder)
+    write_summary(cell.folder)
   figures = compare_cells(made)
   assert [r['task'] for r in figures['results']] == ['one'] * 2 + ['two'] * 2
 
@@ -234,7 +235,7 @@ def test_what_makes_runs_unlike_is_said(setting):
   path.write_text(json.dumps(run))
   path = made[1].folder / 'training_eval/toy/metrics.jsonl'
   path.write_text(''.join(path.read_text().splitlines(keepends=True)[:-1]))
-  results.write_summary(made[1].folder)
+  write_summary(made[1].folder)
   caveats = compare_cells(made)['caveats']
   assert 'commits of the suite: badcafe, c0ffee' in caveats[1]
   assert (
@@ -248,7 +249,7 @@ def test_what_is_not_shown_is_not_claimed(setting):
     path = cell.folder / 'training_eval/toy/metrics.jsonl'
     row = last_row(path) | {'loss': loss, 'cross_ent_loss': loss}
     path.write_text(f'{json.dumps(row)}\n')
-    results.write_summary(cell.folder)
+    write_summary(cell.folder)
   (claim,) = compare_cells(made)['claims']
   assert 'it is not shown that the losses of selective and baseline' in claim
 
@@ -264,7 +265,7 @@ def test_a_claim_neither_tests_rounding_nor_rounds_to_nothing(setting):
       path = cell.folder / 'training_eval/toy/metrics.jsonl'
       row = last_row(path) | {'loss': loss, 'cross_ent_loss': loss}
       path.write_text(f'{json.dumps(row)}\n')
-      results.write_summary(cell.folder)
+      write_summary(cell.folder)
     (line,) = compare_cells(made)['claims']
     return line
 

@@ -9,7 +9,10 @@ from selective_t5x.comparisons.compare import compare
 from selective_t5x.comparisons.figures import compare_cells
 from selective_t5x.comparisons.training import run_cells
 from selective_t5x.errors import UserError
-from selective_t5x.runs import losses, results
+from selective_t5x.runs import losses
+from selective_t5x.runs.files import SUMMARY_FILE, read_json, write_json
+from selective_t5x.runs.losses import LOSS
+from selective_t5x.runs.summary import write_summary
 from tests.support import fake_training
 
 
@@ -31,13 +34,13 @@ def change_rows(cell, **values):
   for path in cell.folder.rglob('metrics.jsonl'):
     rows = [json.loads(line) | values for line in path.read_text().splitlines()]
     path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-  results.write_summary(cell.folder)
+  write_summary(cell.folder)
 
 
 def bind(cell, text):
   """Sets what a cell minimised."""
   (cell.folder / 'config.gin').write_text(text)
-  results.write_summary(cell.folder)
+  write_summary(cell.folder)
 
 
 def test_losses_of_two_definitions_are_not_compared(trained):
@@ -52,7 +55,7 @@ def test_losses_of_two_definitions_are_not_compared(trained):
     change_rows(cell, **{losses.MEASURED: 2.0})
   figures = compare_cells(trained)
   assert figures['loss_definition'] == losses.TOKENS
-  means = {r['metrics'][results.LOSS]['mean'] for r in figures['results']}
+  means = {r['metrics'][LOSS]['mean'] for r in figures['results']}
   assert means == {2.0}
 
 
@@ -83,18 +86,18 @@ def test_accuracies_by_sequence_and_by_token_are_not_compared(trained):
   figures = compare_cells(trained)
   for entry in figures['results']:
     assert entry['metrics']['accuracy']['mean'] is None
-    assert entry['metrics'][results.LOSS]['mean'] == 2.0
+    assert entry['metrics'][LOSS]['mean'] == 2.0
   assert any('Accuracies are not compared' in c for c in figures['caveats'])
   assert {a for c in figures['curves'] for a in c['accuracy']} == {None}
 
 
 def as_by_an_earlier_version(cell):
   """Makes a summary what it was before it said what its loss is."""
-  path = cell.folder / results.SUMMARY_FILE
-  summary = results.read_json(path)
+  path = cell.folder / SUMMARY_FILE
+  summary = read_json(path)
   for name in ('loss_definition', 'loss_setting', 'accuracy_definition'):
     del summary[name]
-  results.write_json(path, summary)
+  write_json(path, summary)
 
 
 def test_results_of_an_earlier_version_are_read(trained):
@@ -108,7 +111,7 @@ def test_results_of_an_earlier_version_are_read(trained):
 def test_nothing_is_trained_that_could_not_be_compared(trained, setting):
   as_by_an_earlier_version(trained[0])
   quantities.check_resumable(trained)
-  (trained[1].folder / results.SUMMARY_FILE).unlink()
+  (trained[1].folder / SUMMARY_FILE).unlink()
   quantities.check_resumable(trained[1:])
   starts = (trained[1].folder / 'starts.txt').read_text()
   setting['seeds'] = len(setting['seeds'])

@@ -12,7 +12,8 @@ import pytest
 
 from selective_t5x.comparisons import plan, training
 from selective_t5x.comparisons.training import CellError, run_cells
-from selective_t5x.runs import results
+from selective_t5x.runs.files import SUMMARY_FILE, read_json, write_json
+from selective_t5x.runs.metrics import read_metrics
 from tests.support import fake_training
 
 
@@ -28,14 +29,14 @@ def starts(cell):
 def test_a_finished_cell_is_kept(setting):
   cell = plan.make_cells(**setting)[0]
   run_cells([cell], program=fake_training.PROGRAM)
-  summary = (cell.folder / results.SUMMARY_FILE).read_bytes()
+  summary = (cell.folder / SUMMARY_FILE).read_bytes()
   assert json.loads(summary)['steps'] == 40
   assert 'training --run_mode=train' in (cell.folder / 'log.txt').read_text()
   again = plan.make_cells(**setting)[0]
   assert again.finished
   run_cells([again], program=fake_training.PROGRAM)
   assert starts(cell) == 1
-  assert (cell.folder / results.SUMMARY_FILE).read_bytes() == summary
+  assert (cell.folder / SUMMARY_FILE).read_bytes() == summary
 
 
 def test_a_failed_cell_shows_its_log_and_goes_on_later(setting, capsys):
@@ -51,7 +52,7 @@ def test_a_failed_cell_shows_its_log_and_goes_on_later(setting, capsys):
   crash.unlink()
   run_cells([cell], program=fake_training.PROGRAM)
   assert starts(cell) == 2
-  rows = results.read_metrics(cell.folder / 'train')
+  rows = read_metrics(cell.folder / 'train')
   assert [row['step'] for row in rows] == [10, 20, 30, 40]
 
 
@@ -64,7 +65,7 @@ def test_a_mistake_that_trained_nothing_can_be_mended_in_place(setting, capsys):
   mended = {**setting, 'gin_bindings': ['LEARNING_RATE = 0.3']}
   cell = plan.make_cells(**mended)[0]
   run_cells([cell], program=fake_training.PROGRAM)
-  there = results.read_json(cell.folder / plan.CELL_FILE)
+  there = read_json(cell.folder / plan.CELL_FILE)
   assert there['bindings']['LEARNING_RATE'] == '0.3'
 
 
@@ -75,7 +76,7 @@ def test_waits_for_another_process_at_the_same_cell(setting):
     'sys.path.insert(0, sys.argv[2])\n'
     'from selective_t5x.comparisons import plan\n'
     'from selective_t5x.comparisons import training\n'
-    'from selective_t5x.runs import results\n'
+    'from selective_t5x.runs.summary import write_summary\n'
     'import fake_training\n'
     'folder = pathlib.Path(sys.argv[1])\n'
     'with open(folder / ".cell.lock", "w") as lock:\n'
@@ -84,10 +85,10 @@ def test_waits_for_another_process_at_the_same_cell(setting):
     '  sys.stdin.readline()\n'
     '  fake_training.write_run(folder, steps=40, seed=0, selective=False,\n'
     '                          pause=0.3)\n'
-    '  results.write_summary(folder)\n'
+    '  write_summary(folder)\n'
   )
   cell.folder.mkdir(parents=True)
-  results.write_json(cell.folder / plan.CELL_FILE, plan.identity(cell))
+  write_json(cell.folder / plan.CELL_FILE, plan.identity(cell))
   here = str(pathlib.Path(fake_training.__file__).parent)
   with subprocess.Popen(
     [sys.executable, '-c', code, str(cell.folder), here],
@@ -138,7 +139,7 @@ def test_jobs_run_at_the_same_time_and_a_failing_one_stops_no_other(
   meet = (sys.executable, '-c', MEET, fake_training.__file__)
   run_cells(made[:2], jobs=2, program=(*meet, '2'))
   assert all(cell.finished for cell in made[:2])
-  assert results.read_json(made[0].folder / plan.CELL_FILE)['jobs'] == 2
+  assert read_json(made[0].folder / plan.CELL_FILE)['jobs'] == 2
 
   fails = f'import sys\nif "selective" in sys.argv[-1]: sys.exit(7)\n{MEET}'
   program = (sys.executable, '-c', fails, fake_training.__file__, '3')

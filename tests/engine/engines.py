@@ -3,7 +3,7 @@
 Without the real T5X these tests skip, see tests/support/real_t5x.py.
 """
 
-from selective_t5x.runs import results
+from selective_t5x.runs.metrics import read_metrics
 from tests.support import real_t5x
 
 ENGINES = ('embedded', 't5x')
@@ -29,5 +29,5 @@ def command(engine, run_mode, *args):
 
 def losses(folder):
   """Returns the training losses of a run, one a step."""
-  records = results.read_metrics(folder / 'train')
+  records = read_metrics(folder / 'train')
   return [record['loss'] for record in records if 'loss' in record]

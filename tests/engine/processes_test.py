@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from selective_t5x.runs import results
+from selective_t5x.runs.metrics import read_metrics
 from t5x import checkpoints
 
 _PROGRAM = 'tests.engine.one_process'
@@ -89,7 +89,7 @@ def test_several_processes_train_as_one(group, tmp_path):
     codes, errors = group(str(count), count, f'--devices={4 // count}').finish()
     assert codes == [0] * count, errors
     run = tmp_path / str(count) / 'run'
-    losses[count] = [row['loss'] for row in results.read_metrics(run / 'train')]
+    losses[count] = [row['loss'] for row in read_metrics(run / 'train')]
     assert checkpoints.all_steps(run) == [0, 4]
   assert len(losses[1]) == 1
   for count in (2, 4):

@@ -7,7 +7,7 @@ import pytest
 
 from selective_t5x import attention, fading
 from selective_t5x.errors import UserError
-from selective_t5x.runs import results
+from selective_t5x.runs.metrics import read_metrics
 from t5x import partitioning, trainer
 from tests.engine import tiny
 from tests.support import real_t5x
@@ -172,7 +172,7 @@ def test_a_gin_file_turns_it_on_with_one_result_on_both_engines(tmp_path):
       engine=engine,
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    rows = results.read_metrics(folder / 'train')
+    rows = read_metrics(folder / 'train')
     losses[engine] = [row['loss'] for row in rows if 'loss' in row]
     scales = [row[fading.METRIC] for row in rows if fading.METRIC in row]
     assert scales == [0, 0.25, 0.5, 0.75]

@@ -7,7 +7,11 @@ import jax.numpy as jnp
 import pytest
 import seqio
 
-from selective_t5x.runs import losses, results
+from selective_t5x.runs import losses
+from selective_t5x.runs.files import write_json
+from selective_t5x.runs.losses import LOSS
+from selective_t5x.runs.metrics import read_run
+from selective_t5x.runs.summary import read_summary, write_summary
 from t5x import metrics as metrics_lib
 from t5x import models, optimizers
 from tests.engine import model_metrics_test
@@ -82,8 +86,8 @@ def test_the_loss_of_a_token_is_the_plain_one_whatever_was_minimised(
   write_run(
     tmp_path, row, loss_normalizing_factor=text, label_smoothing=0.2, z_loss=0.1
   )
-  run = results.read_run(tmp_path)
-  assert run.train[0][results.LOSS] == pytest.approx(plain(), rel=1e-5)
+  run = read_run(tmp_path)
+  assert run.train[0][LOSS] == pytest.approx(plain(), rel=1e-5)
   assert run.loss_definition == losses.TOKENS
 
 
@@ -94,8 +98,8 @@ def test_t5xs_own_metrics_tell_it_or_are_told_apart(
 ):
   row = row_of(batch_size, factor, z_loss=0.1, measured=False)
   write_run(tmp_path, row, loss_normalizing_factor=text, z_loss=0.1)
-  run = results.read_run(tmp_path)
-  loss = run.train[0][results.LOSS]
+  run = read_run(tmp_path)
+  loss = run.train[0][LOSS]
   if factor == 'AVERAGE_PER_SEQUENCE':
     assert loss is None and run.loss_definition is None
   elif factor == 'NUM_REAL_TARGET_TOKENS':
@@ -111,8 +115,8 @@ def test_t5xs_own_metrics_tell_it_or_are_told_apart(
 def test_a_smoothed_loss_is_not_taken_for_the_plain_one(tmp_path):
   row = row_of(7, None, smoothing=0.2, measured=False)
   write_run(tmp_path, row, label_smoothing=0.2)
-  run = results.read_run(tmp_path)
-  assert run.train[0][results.LOSS] is None
+  run = read_run(tmp_path)
+  assert run.train[0][LOSS] is None
   assert run.loss_definition is None
 
 
@@ -122,8 +126,8 @@ def test_rows_from_before_the_measure_are_not_mixed_with_those_after(tmp_path):
   write_run(
     tmp_path, old, {**new, 'step': 2}, loss_normalizing_factor=repr(factor)
   )
-  run = results.read_run(tmp_path)
-  assert [row[results.LOSS] for row in run.train] == [
+  run = read_run(tmp_path)
+  assert [row[LOSS] for row in run.train] == [
     None,
     pytest.approx(plain(), rel=1e-5),
   ]
@@ -135,18 +139,18 @@ def test_an_old_summary_is_read_with_what_its_metrics_mean(tmp_path):
   row = row_of(4, None, z_loss=0.1, measured=False)
   write_run(tmp_path, row, task='toy', z_loss=0.1)
   wrong = {'loss_per_token': row['loss_per_nonpadding_target_token']}
-  results.write_json(
+  write_json(
     tmp_path / 'summary.json',
     {'seed': 3, 'training_eval': {'toy': {'last': wrong, 'best': wrong}}},
   )
-  summary = results.read_summary(tmp_path)
+  summary = read_summary(tmp_path)
   last = summary['training_eval']['toy']['last']
   assert last['loss_per_token'] == pytest.approx(plain(), rel=1e-5)
   assert summary['loss_definition'] == losses.TOKENS
   # A new one is read as it is.
-  written = results.write_summary(tmp_path)
+  written = write_summary(tmp_path)
   (tmp_path / 'train' / 'metrics.jsonl').unlink()
-  assert results.read_summary(tmp_path) == written
+  assert read_summary(tmp_path) == written
 
 
 @pytest.mark.parametrize(
@@ -162,4 +166,4 @@ def test_it_is_known_what_an_accuracy_is_a_mean_over(
 ):
   row = row_of(4, factor, measured=measured)
   write_run(tmp_path, row, loss_normalizing_factor=repr(factor))
-  assert results.read_run(tmp_path).accuracy_definition == expected
+  assert read_run(tmp_path).accuracy_definition == expected

@@ -1,0 +1,120 @@
+"""run.json: what ran in a result folder, where and from which commit."""
+
+import datetime
+import os
+import pathlib
+import platform
+import resource
+import shlex
+import subprocess
+import sys
+from importlib import metadata
+from typing import Any
+
+from etils import epath
+
+import selective_t5x
+from selective_t5x.runs.files import RUN_FILE, read_json, write_json
+
+_PACKAGES = (
+  'selective_t5x',
+  'jax',
+  'jaxlib',
+  'flax',
+  'optax',
+  'orbax-checkpoint',
+  'clu',
+  'gin-config',
+  'numpy',
+  'seqio-nightly',
+  'seqio',
+  't5',
+  't5x',
+  'tensorflow',
+)
+
+
+def read_runs(folder: str | os.PathLike) -> list[dict[str, Any]]:
+  """Returns the entries of run.json, none where it is missing."""
+  path = epath.Path(folder) / RUN_FILE
+  return read_json(path)['runs'] if path.exists() else []
+
+
+def write_run_record(
+  folder: str | os.PathLike, *, run_mode: str, seed: int | None
+) -> None:
+  """Adds what runs here, now, to the list of runs in run.json.
+
+  Call it on one process, after JAX may be initialised. A run that was
+  interrupted and started again has one entry for each start.
+
+  Args:
+    folder: the result folder; made if missing.
+    run_mode: 'train', 'eval', ...
+    seed: RANDOM_SEED, None where it is not fixed.
+  """
+  import jax  # Not above: comparing results needs no accelerator.
+
+  devices = jax.devices()
+  record = {
+    'run_mode': run_mode,
+    'engine': selective_t5x.engine_name(),
+    'seed': seed,
+    'started': datetime.datetime.now(datetime.UTC).isoformat(
+      timespec='seconds'
+    ),
+    'command': shlex.join(sys.orig_argv),
+    'python': platform.python_version(),
+    'packages': _versions(),
+    'git': _git_state(pathlib.Path(__file__).parent),
+    'device': {
+      'platform': devices[0].platform,
+      'kind': devices[0].device_kind,
+      'count': len(devices),
+      'processes': jax.process_count(),
+      'cpu_cores': os.cpu_count(),
+    },
+  }
+  path = epath.Path(folder) / RUN_FILE
+  write_json(path, {'runs': [*read_runs(folder), record]})
+
+
+def write_peak_memory(folder: str | os.PathLike) -> None:
+  """Adds to the newest entry of run.json how much memory this process held.
+
+  peak_rss_bytes: the most of it that was in main memory at one time, libraries
+  and input pipeline included.
+  """
+  runs = read_runs(folder)
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  # macOS counts bytes, Linux kilobytes.
+  runs[-1]['peak_rss_bytes'] = peak * (1 if sys.platform == 'darwin' else 1024)
+  write_json(epath.Path(folder) / RUN_FILE, {'runs': runs})
+
+
+def _versions() -> dict[str, str]:
+  versions = {}
+  for package in _PACKAGES:
+    try:
+      versions[package] = metadata.version(package)
+    except metadata.PackageNotFoundError:
+      pass
+  return versions
+
+
+def _git_state(folder: pathlib.Path) -> dict[str, Any] | None:
+  """Returns {'commit', 'dirty'} of the package's checkout, else None."""
+
+  def git(*arguments):
+    command = ['git', '-C', str(folder), *arguments]
+    return subprocess.run(
+      command, check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+  try:
+    # A package installed below some other checkout is no part of that one.
+    git('ls-files', '--error-unmatch', '__init__.py')
+    changes = git('status', '--porcelain', '--untracked-files=no')
+    return {'commit': git('rev-parse', 'HEAD'), 'dirty': bool(changes)}
+  except (OSError, subprocess.CalledProcessError):
+    return None

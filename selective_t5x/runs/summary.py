@@ -1,0 +1,138 @@
+"""summary.json: the figures of a training run."""
+
+import math
+import os
+import re
+from typing import Any
+
+from etils import epath
+
+from selective_t5x.errors import UserError
+from selective_t5x.runs.files import (
+  COSTS_FILE,
+  SUMMARY_FILE,
+  TRAIN_FOLDER,
+  read_json,
+  write_json,
+)
+from selective_t5x.runs.losses import LOSS, Row
+from selective_t5x.runs.metrics import read_run
+from selective_t5x.runs.record import read_runs
+
+
+def write_summary(model_dir: str | os.PathLike) -> dict[str, Any]:
+  """Writes summary.json, the figures of a run, and returns its content.
+
+  See `summarize`.
+
+  Raises:
+    UserError: the folder has no train metrics.
+  """
+  path = epath.Path(model_dir) / SUMMARY_FILE
+  write_json(path, summarize(model_dir))
+  return read_json(path)
+
+
+def read_summary(model_dir: str | os.PathLike) -> dict[str, Any]:
+  """Reads summary.json.
+
+  One from before it had loss_definition is made anew from the metrics: its
+  losses may be another quantity.
+
+  Raises:
+    UserError: it is not JSON, or the metrics are needed and not there.
+  """
+  summary = read_json(epath.Path(model_dir) / SUMMARY_FILE)
+  if 'loss_definition' in summary:
+    return summary
+  return summary | summarize(model_dir)
+
+
+def summarize(model_dir: str | os.PathLike) -> dict[str, Any]:
+  """Returns the figures of a run.
+
+  loss_definition and accuracy_definition say what LOSS and accuracy are, see
+  `Metrics`, and loss_setting what was minimised. Of each evaluated task there
+  is the last row of metrics and the best, the one with the lowest loss (a
+  choice made on that very task: never report it as held-out). flops_per_step,
+  step_bytes (of one device) and peak_rss_bytes (of the process that trained
+  last) are None where they were not written, as by T5X. train_seconds is the
+  time of the train steps alone, without start-up, compilation and saving;
+  evaluation_seconds that of the evaluations, the compilation for the first
+  included.
+
+  Raises:
+    UserError: the folder has no train metrics.
+  """
+  model_dir = epath.Path(model_dir)
+  metrics = read_run(model_dir)
+  if not metrics.train:
+    raise UserError(f'{model_dir / TRAIN_FOLDER}: no step was trained')
+  trained = [run for run in read_runs(model_dir) if run['run_mode'] == 'train']
+  last_run = trained[-1] if trained else {}
+  costs = model_dir / COSTS_FILE
+  costs = read_json(costs) if costs.exists() else {}
+  seconds = sum(_values(metrics.train, 'timing/seconds'))
+  return {
+    'engine': last_run.get('engine'),
+    'seed': last_run.get('seed'),
+    'steps': metrics.train[-1]['step'],
+    'parameters': _parameter_count(model_dir),
+    'flops_per_step': costs.get('flops_per_step'),
+    'step_bytes': costs.get('step_bytes'),
+    'peak_rss_bytes': last_run.get('peak_rss_bytes'),
+    'train_seconds': seconds,
+    'loss_definition': metrics.loss_definition,
+    'loss_setting': str(metrics.setting),
+    'accuracy_definition': metrics.accuracy_definition,
+    'evaluation_seconds': sum(
+      sum(_values(rows, 'timing/seconds'))
+      for rows in metrics.training_eval.values()
+    ),
+    'steps_per_second': _rate(metrics.train, _steps_per_second),
+    'tokens_per_second': _rate(metrics.train, _tokens_per_second),
+    'train': metrics.train[-1],
+    'training_eval': {
+      task: {'last': rows[-1], 'best': min(rows, key=_loss_order)}
+      for task, rows in metrics.training_eval.items()
+      if rows
+    },
+  }
+
+
+def _steps_per_second(row: Row) -> float | None:
+  return row.get('timing/steps_per_second')
+
+
+def _tokens_per_second(row: Row) -> float | None:
+  """Returns a window's target tokens a second, padding left out."""
+  # Of packed rows, of rows that are not, and of models that say neither.
+  names = ('decoder', 'decoder_target_tokens', 'loss_weights')
+  shares = [row.get(f'non_padding_fraction/{name}') for name in names]
+  share = next((x for x in shares if x is not None), None)
+  tokens = row.get('timing/target_tokens_per_second')
+  return None if None in (share, tokens) else share * tokens
+
+
+def _rate(rows: list[Row], of_row) -> float | None:
+  """Returns a rate over all windows, each weighed by its seconds."""
+  pairs = [(row.get('timing/seconds'), of_row(row)) for row in rows]
+  known = [pair for pair in pairs if None not in pair]
+  seconds = sum(pair[0] for pair in known)
+  return sum(a * b for a, b in known) / seconds if seconds else None
+
+
+def _values(rows: list[Row], name: str) -> list[float]:
+  return [row[name] for row in rows if row.get(name) is not None]
+
+
+def _loss_order(row: Row) -> float:
+  loss = row[LOSS] if row[LOSS] is not None else row['loss']
+  return math.inf if loss is None else loss
+
+
+def _parameter_count(model_dir) -> int | None:
+  path = model_dir / 'model-info.txt'
+  text = path.read_text() if path.exists() else ''
+  found = re.search(r'^Total number of parameters: (\d+)$', text, re.MULTILINE)
+  return int(found.group(1)) if found else None
