@@ -5,8 +5,6 @@ but it was not trained to be masked. Starting with F = 0 it goes on as the
 baseline and has FADE_STEPS steps to learn what to mask.
 """
 
-import copy
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +15,7 @@ from clu import metrics as clu_metrics
 
 from selective_t5x.attention import capabilities
 from selective_t5x.errors import UserError, is_integer
+from selective_t5x.nn import model_copies
 from t5x import trainer
 
 METRIC = 'selection/masking_scale'
@@ -40,15 +39,11 @@ def at_masking_scale(model: Any, scale: jax.Array | float) -> Any:
   Raises:
     UserError: if the attention function has no masking_scale.
   """
-  config = model.module.config
-  _check_selects(config.attention_fn)
-  config = dataclasses.replace(
-    config,
-    attention_fn=functools.partial(config.attention_fn, masking_scale=scale),
+  attention_fn = model.module.config.attention_fn
+  _check_selects(attention_fn)
+  return model_copies.with_config(
+    model, attention_fn=functools.partial(attention_fn, masking_scale=scale)
   )
-  scaled = copy.copy(model)
-  scaled.module = model.module.clone(config=config)
-  return scaled
 
 
 class FadingTrainer(trainer.Trainer):

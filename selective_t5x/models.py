@@ -1,6 +1,5 @@
 """T5X models of the suite."""
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ import seqio
 from flax import linen as nn
 
 from selective_t5x.bindings import inherited
-from selective_t5x.nn import memory_loss, settings, token_loss
+from selective_t5x.nn import memory_loss, model_copies, settings, token_loss
 from t5x import decoding, models, optimizers
 
 
@@ -191,14 +190,11 @@ class LanguageModel(
     if return_intermediates or not self._score_argmax:
       return super().score_batch(params, batch, return_intermediates)
     logits = self._compute_logits(params, batch)
-    given_logits = copy.copy(self)
-    given_logits._score_argmax = False
-    given_logits._compute_logits = lambda *_, **__: logits
+    with_logits = model_copies.with_logits(self, logits)
     right = jnp.argmax(logits, axis=-1) == batch['decoder_target_tokens']
     ignored = batch['decoder_loss_weights'] == 0
-    return given_logits.score_batch(params, batch), {
-      'is_argmax': jnp.all(right | ignored, axis=-1)
-    }
+    scores = super(LanguageModel, with_logits).score_batch(params, batch)
+    return scores, {'is_argmax': jnp.all(right | ignored, axis=-1)}
 
   def predict_batch_with_aux(
     self,

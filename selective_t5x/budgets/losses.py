@@ -1,10 +1,7 @@
 """The loss of a trained model with pruned caches, for any budgets."""
 
-import copy
-import dataclasses
 import functools
 import math
-import types
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from selective_t5x.errors import UserError
+from selective_t5x.nn import model_copies
 from selective_t5x.pruning.config import Pruning
 from selective_t5x.pruning.greedy import Budgets
 from selective_t5x.pruning.policy import Policy
@@ -92,11 +90,7 @@ def with_pruning(model: Any, pruning: Pruning | None) -> Any:
       f'{type(module).__name__} has no pruned cache: expected network.Decoder, '
       't5_network.Transformer or t5_decoder_only.DecoderOnly'
     )
-  pruned = copy.copy(model)
-  pruned.module = module.clone(
-    config=dataclasses.replace(module.config, pruning=pruning)
-  )
-  return pruned
+  return model_copies.with_config(model, pruning=pruning)
 
 
 def decoder_layers(model: Any) -> int:
@@ -140,11 +134,8 @@ def _totals(model, params, batch, candidates):
   """Returns the cross entropy, summed over tokens, of i32[C, L]; f32[C]."""
 
   def total(budgets):
-    asked = copy.copy(model)
-    asked.module = types.SimpleNamespace(
-      apply=functools.partial(model.module.apply, budgets=budgets)
-    )
-    logits = asked._compute_logits(params, batch)
+    with_budgets = model_copies.with_arguments(model, budgets=budgets)
+    logits = with_budgets._compute_logits(params, batch)
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
     targets = batch['decoder_target_tokens'][..., None]
     of_targets = jnp.take_along_axis(log_probs, targets, axis=-1)[..., 0]

@@ -3,10 +3,7 @@
 Source: arXiv 2410.02703, section 5.
 """
 
-import copy
-import types
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -16,6 +13,7 @@ from flax import traverse_util
 
 from selective_t5x.attention import capabilities, memory
 from selective_t5x.errors import UserError, is_number
+from selective_t5x.nn import model_copies
 from t5x import losses
 
 
@@ -77,11 +75,9 @@ class MemoryLossMixin:
     if not self._memory_loss_weight:
       return super().loss_fn(params, batch, dropout_rng)
     logits, layers_memory = self._logits_and_memory(params, batch, dropout_rng)
-    # T5X's own loss and metrics, of logits that are there already.
-    given_logits = copy.copy(self)
-    given_logits._memory_loss_weight = 0.0
-    given_logits._compute_logits = lambda *_: logits
-    cross_entropy, measured = given_logits.loss_fn(params, batch, dropout_rng)
+    cross_entropy, measured = super(
+      MemoryLossMixin, model_copies.with_logits(self, logits)
+    ).loss_fn(params, batch, dropout_rng)
 
     segment_ids = _segment_ids(batch)
     fractions = memory.fractions_of_rows(layers_memory, segment_ids)
@@ -129,11 +125,8 @@ class MemoryLossMixin:
 
   def _logits_and_memory(self, params, batch, dropout_rng):
     """Returns f32[B, N, V] and the M of every layer, f32[L, B, N]."""
-    asking = copy.copy(self)
-    asking.module = types.SimpleNamespace(
-      apply=partial(self.module.apply, memory_tau=self._memory_tau)
-    )
-    logits, changed = asking._compute_logits(
+    model = model_copies.with_arguments(self, memory_tau=self._memory_tau)
+    logits, changed = model._compute_logits(
       params, batch, dropout_rng, mutable=['intermediates']
     )
     sown = traverse_util.flatten_dict(changed['intermediates'])

@@ -3,7 +3,6 @@
 The embedded engine's models measure it; on the real T5X the suite's models do.
 """
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from clu import metrics as clu_metrics
 
+from selective_t5x.nn import model_copies
 from t5x import losses
 
 # The name of the embedded engine's metric, t5x.model_metrics.TOKEN_LOSS.
@@ -36,11 +36,9 @@ class TokenLossMixin:
   ) -> tuple[jax.Array, Mapping[str, clu_metrics.Metric]]:
     """Returns (loss, metrics) as T5X does; no dropout without dropout_rng."""
     logits = self._compute_logits(params, batch, dropout_rng)
-    with_logits = copy.copy(self)
-    with_logits._compute_logits = lambda *_, **__: logits
-    loss, metrics = super(TokenLossMixin, with_logits).loss_fn(
-      params, batch, dropout_rng
-    )
+    loss, metrics = super(
+      TokenLossMixin, model_copies.with_logits(self, logits)
+    ).loss_fn(params, batch, dropout_rng)
     if TOKEN_LOSS in metrics:
       return loss, metrics
     targets = batch['decoder_target_tokens']

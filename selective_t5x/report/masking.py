@@ -7,7 +7,6 @@ temperatures, of models that have them.
 Shapes: L layers, N tokens of a row, H heads.
 """
 
-import copy
 import dataclasses
 import functools
 import inspect
@@ -29,7 +28,7 @@ from selective_t5x.attention import (
   selection,
 )
 from selective_t5x.errors import UserError
-from selective_t5x.nn import extensions
+from selective_t5x.nn import extensions, model_copies
 from selective_t5x.pruning import Selective
 from selective_t5x.pruning.greedy import budget_steps
 from selective_t5x.pruning.keep import keep_mask
@@ -171,15 +170,11 @@ def _weights(
     are of, f32[B, N] of each.
   """
   records, tempered = [], []
-  recorded = copy.copy(model)
-  config = model.module.config
-  recorded.module = model.module.clone(
-    config=dataclasses.replace(
-      config,
-      attention_fn=_recorder(config.attention_fn, records),
-      pruning=None,
-      unroll_layers=True,
-    )
+  recorded = model_copies.with_config(
+    model,
+    attention_fn=_recorder(model.module.config.attention_fn, records),
+    pruning=None,
+    unroll_layers=True,
   )
 
   def record(call, args, kwargs, context):
