@@ -5,7 +5,6 @@ import os
 import pathlib
 import platform
 import resource
-import shlex
 import subprocess
 import sys
 from importlib import metadata
@@ -14,6 +13,7 @@ from typing import Any
 from etils import epath
 
 import selective_t5x
+from selective_t5x.cli import flags
 from selective_t5x.runs.files import RUN_FILE, read_json, write_json
 
 _PACKAGES = (
@@ -63,7 +63,7 @@ def write_run_record(
     'started': datetime.datetime.now(datetime.UTC).isoformat(
       timespec='seconds'
     ),
-    'command': shlex.join(sys.orig_argv),
+    'command': flags.command_line(),
     'python': platform.python_version(),
     'packages': _versions(),
     'git': _git_state(pathlib.Path(__file__).parent),

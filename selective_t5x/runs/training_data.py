@@ -8,12 +8,12 @@ record in the run's folder and refuses what T5X would pass over in silence.
 
 import json
 import pathlib
-import re
 from collections.abc import Callable
 
 from selective_t5x import engine_finder
 from selective_t5x.config import apply
 from selective_t5x.errors import UserError, changes
+from selective_t5x.runs.identity import latest_checkpoint
 
 RECORD_FILE = 'training_data.json'
 _WAYS = (
@@ -80,19 +80,9 @@ def _identity(train: Callable) -> dict[str, str]:
 
 def _restored(folder: pathlib.Path, restore_cfg) -> pathlib.Path | None:
   """Returns the checkpoint that T5X goes on from, None where it begins."""
-  latest = _latest(folder)
+  latest = latest_checkpoint(folder)
   if latest is None and restore_cfg is not None:
     paths = [restore_cfg.path] if isinstance(restore_cfg.path, str) else []
     for path in map(pathlib.Path, paths):
-      latest = path if (path / 'dataset').is_dir() else _latest(path)
+      latest = path if (path / 'dataset').is_dir() else latest_checkpoint(path)
   return latest
-
-
-def _latest(folder: pathlib.Path) -> pathlib.Path | None:
-  names = folder.iterdir() if folder.is_dir() else ()
-  steps = {
-    int(name[1]): path
-    for path in names
-    if (name := re.fullmatch(r'checkpoint_(\d+)', path.name))
-  }
-  return steps[max(steps)] if steps else None

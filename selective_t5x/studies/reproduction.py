@@ -18,8 +18,6 @@ import argparse
 import dataclasses
 import json
 import pathlib
-import re
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,7 +27,7 @@ from selective_t5x.comparisons import compare, plan, training
 from selective_t5x.errors import UserError, did_you_mean
 from selective_t5x.runs.files import SUMMARY_FILE, read_json, write_json
 from selective_t5x.runs.record import write_run_record
-from selective_t5x.studies import command, pruning, token_transition
+from selective_t5x.studies import command, keep, pruning, token_transition
 from selective_t5x.studies.claims import CLAIMS, Claim
 from selective_t5x.studies.experiments import (
   EXPERIMENTS,
@@ -40,8 +38,6 @@ from selective_t5x.studies.experiments import (
 from selective_t5x.studies.verdicts import Verdict
 
 NAME = 'study'
-# What --keep copies.
-_KEPT = ('*.json', '*.jsonl', '*.md', 'table.txt', 'learning_curves.png')
 _BATCHES = 8  # For each of the two splits of a search, see `pruning`.
 
 
@@ -151,7 +147,7 @@ def main(argv: Sequence[str]) -> None:
       print(f'{claim}: {verdict.verdict}; {verdict.text}', flush=True)
     record.write(claims, verdicts)
   if args.keep:
-    keep(folder, pathlib.Path(args.keep))
+    keep.keep(folder, pathlib.Path(args.keep))
   if failures:
     raise training.CellError('; '.join(failures))
   print(f'{record.table} is a table. Took {record.minutes:.1f} minutes.')
@@ -278,28 +274,6 @@ def as_markdown(
   return '\n'.join(lines) + '\n'
 
 
-def keep(folder: pathlib.Path, to: pathlib.Path) -> None:
-  """Copies the small files of a study: figures and tables, no checkpoints.
-
-  Commands lose the path of the Python that ran them.
-  """
-  for pattern in _KEPT:
-    for path in folder.rglob(pattern):
-      inside = path.relative_to(folder)
-      if any(part.startswith('checkpoint_') for part in inside.parts):
-        continue
-      copy = to / inside
-      copy.parent.mkdir(parents=True, exist_ok=True)
-      if path.suffix == '.json':
-        text = path.read_text(encoding='utf-8')
-        text = re.sub(
-          r'"command": "\S*/python[\d.]*', '"command": "python', text
-        )
-        copy.write_text(text, encoding='utf-8')
-      else:
-        shutil.copyfile(path, copy)
-
-
 def _add_flags(made: argparse.ArgumentParser) -> None:
   made.add_argument(
     '--fast',
@@ -314,7 +288,7 @@ def _add_flags(made: argparse.ArgumentParser) -> None:
   made.add_argument(
     '--keep',
     metavar='DIR',
-    help='at the end, copy all small files there: no checkpoints, no logs',
+    help='at the end, copy figures and tables there, see studies.keep',
   )
 
 

@@ -16,7 +16,7 @@ def test_each_start_adds_a_run(tmp_path):
   assert first['engine'] in ('embedded', 't5x')
   assert {'jax', 'flax', 'selective_t5x'} <= first['packages'].keys()
   assert first['device']['count'] >= 1 and first['device']['kind']
-  assert first['command'] == shlex.join(sys.orig_argv)
+  assert first['command'] == shlex.join(['python', *sys.orig_argv[1:]])
 
 
 def test_a_package_below_some_other_checkout_has_no_commit(tmp_path):

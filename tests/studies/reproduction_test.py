@@ -155,14 +155,9 @@ def test_a_fast_study(fake, tmp_path, capsys):
   table = (kept / 'fast.md').read_text()
   assert table.count('\n') == 2 + len(figures)
   assert f'**{REPRODUCED}**' in table
-  kept_files = {str(p.relative_to(kept)) for p in kept.rglob('*')}
+  assert (kept / 'variable_assignment/comparison.json').exists()
+  assert not list(kept.rglob('metrics.jsonl'))
   run = 'language_modelling_250_steps/selective-seed2'
-  assert {
-    f'{run}/summary.json',
-    f'{run}/train/metrics.jsonl',
-    'variable_assignment/comparison.json',
-  } <= kept_files
-  assert not any('log.txt' in name for name in kept_files)
 
   # Again: nothing is trained.
   reproduction.main(argv)
@@ -251,16 +246,3 @@ def test_a_wrong_claim_is_named():
     reproduction.main(['--claims=copies'])
   with pytest.raises(UserError, match="no claim 'memory_loss' with --fast"):
     reproduction.main(['--fast', '--claims=memory_loss'])
-
-
-def test_kept_commands_have_no_path_of_the_machine(tmp_path):
-  (tmp_path / 'a').mkdir()
-  text = '{"command": "/home/x/.venv/bin/python3.11 -m selective_t5x.main"}'
-  (tmp_path / 'a' / 'run.json').write_text(text)
-  (tmp_path / 'checkpoint_1').mkdir()
-  (tmp_path / 'checkpoint_1' / 'state.json').write_text('{}')
-  reproduction.keep(tmp_path / 'a', tmp_path / 'kept')
-  reproduction.keep(tmp_path, tmp_path / 'kept_all')
-  kept = (tmp_path / 'kept' / 'run.json').read_text()
-  assert kept == '{"command": "python -m selective_t5x.main"}'
-  assert not (tmp_path / 'kept_all' / 'checkpoint_1').exists()
