@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TFDS := $(shell grep -i '^tensorflow-datasets==' constraints.txt)
 
 .PHONY: install install-aot install-xm quickstart study study-fast study-t5 \
-  study-pruning test test-all test-aot lint format conformance clean \
+  study-pruning test test-all test-aot api-pages lint format conformance clean \
   bench-attention bench-decode bench-engine bench-report bench-saving \
   bench-scaling bench-tasks bench-tpu bench-variants fuzz torture
 
@@ -51,6 +51,10 @@ test: install
 # The slow families too: what continuous integration runs.
 test-all: install
 	$(PYTEST) tests $(ARGS)
+
+# The API reference, from the docstrings: build/api/index.html.
+api-pages: install
+	$(BIN)/python -m tools.api_pages build/api
 
 lint: install
 	$(BIN)/ruff check .

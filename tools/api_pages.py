@@ -1,0 +1,47 @@
+"""Writes the API reference as HTML pages, made from the docstrings by pdoc.
+
+  python -m tools.api_pages build/api
+
+A page for every module of the suite, and of the engine by T5X's names.
+"""
+
+import importlib
+import pathlib
+import pkgutil
+import warnings
+from collections.abc import Iterator, Sequence
+
+import pdoc
+
+import selective_t5x
+from selective_t5x.cli import exits
+from selective_t5x.errors import UserError
+
+
+def modules() -> Iterator[str]:
+  """Yields the names of the modules that have a page, and of those without.
+
+  pdoc alone would leave out the modules of a package that says in __all__ what
+  it offers.
+  """
+  for package in ('selective_t5x', 't5x'):
+    yield package
+    paths = importlib.import_module(package).__path__
+    for module in pkgutil.walk_packages(paths, f'{package}.'):
+      yield module.name
+  # They are those of t5x, and not to be imported by another name.
+  yield r'!selective_t5x\.engine(\..*)?$'
+
+
+def main(argv: Sequence[str]) -> None:
+  """Writes the pages into a folder."""
+  if len(argv) != 1 or argv[0].startswith('-'):
+    raise UserError('expected one folder: python -m tools.api_pages FOLDER')
+  assert selective_t5x.engine_name()  # Makes t5x importable.
+  warnings.simplefilter('ignore')  # What it cannot evaluate, it shows as text.
+  pdoc.render.configure(docformat='google')
+  pdoc.pdoc(*modules(), output_directory=pathlib.Path(argv[0]))
+
+
+if __name__ == '__main__':
+  exits.run_main(main)
