@@ -13,6 +13,16 @@ from selective_t5x.config.reader import Config
 from selective_t5x.errors import did_you_mean
 from t5x import losses
 
+# What a network gives an attention function in each call.
+_OF_THE_NETWORK = {
+  *('query', 'key', 'value', 'segment_ids', 'prefix', 'position'),
+  *('selection_query', 'selection_key', 'masking_scale', 'memory_tau'),
+  *('return_masking', 'masking_row', 'masking'),
+}
+_OF_THE_NETWORK_BY = {
+  'memory_tau': '; MEMORY_TAU of gin/attention/memory_loss.gin sets it',
+  'masking_scale': '; gin/attention/fade_in.gin does',
+}
 _WARMUPS = ('linear_warmup', 'linear_decay')
 _RSQRT = ('rsqrt_decay', 'rsqrt_normalized_decay')
 # Those of T5X's create_learning_rate_scheduler.
@@ -68,6 +78,13 @@ def problems(run: Sequence[Call], config: Config) -> Iterator[str]:
           f'{call.where(config, "loss_normalizing_factor")}: {factor!r} is no '
           f'number and none of {", ".join(known)}{did_you_mean(factor, known)} '
           f'({call.key("loss_normalizing_factor")})'
+        )
+    if call.taken_by[1] == 'attention_fn':
+      for name in sorted(_OF_THE_NETWORK & set(call.values)):
+        yield (
+          f'{call.where(config, name)}: the network gives the attention '
+          f'function its {name}, gin cannot'
+          f'{_OF_THE_NETWORK_BY.get(name, "")} ({call.key(name)})'
         )
     if entry.name != 'train':
       continue  # Evaluation and inference have no steps.

@@ -81,6 +81,18 @@ def test_other_settings_of_training(binding, expected):
   assert message.startswith(f'--gin.{name}: {expected}')
 
 
+@pytest.mark.parametrize(
+  'name, value', [('memory_tau', '0.5'), ('return_masking', 'True')]
+)
+def test_what_the_network_gives_an_attention_function_is_refused(name, value):
+  key = f'attention.selective_attention.{name}'
+  message = problem(
+    [f'{key} = {value}'], [PARITY, 'gin/attention/selective.gin']
+  )
+  assert message.startswith(f'--gin.{key}: the network gives')
+  assert (name == 'memory_tau') == ('MEMORY_TAU' in message)
+
+
 def test_a_list_for_each_layer_is_of_integers_too():
   files = [PARITY, 'gin/attention/selective.gin', 'gin/pruning/selective.gin']
   message = problem(['CACHE_BUDGETS = [4, True]'], files)
