@@ -65,30 +65,18 @@ def main(argv: Sequence[str]) -> None:
   flags.add_examples_flag(parser)
   of_one = [arg for arg in argv if arg.startswith(_VARIANT_GIN)]
   args, bindings = flags.parse(
-    parser, [arg for arg in argv if arg not in of_one]
+    parser,
+    [arg for arg in argv if arg not in of_one],
+    needed=('gin_file', 'variant', 'output_dir'),
+    counts=('seeds',),
   )
-  for name in ('gin_file', 'variant', 'output_dir'):
-    if not getattr(args, name):
-      raise UserError(f'no --{name}: it is needed; --help has an example')
-  flags.check_count('seeds', args.seeds)
   curves = args.frontier and memory.read(args.frontier)
   variants = [_variant(text) for text in args.variant]
   variants = _with_bindings(variants, of_one)
   variants = plan.sweep(variants, flags.swept(args.sweep))
-  if args.dry_run:
-    runs = plan.make_cells(
-      args.gin_file, variants, range(args.seeds), bindings, args.output_dir
-    )
-    print(compare.describe(runs, args.jobs))
+  figures = compare.of_flags(variants, args, bindings)
+  if figures is None:
     return
-  figures = compare.compare(
-    args.gin_file,
-    variants,
-    output_dir=args.output_dir,
-    seeds=args.seeds,
-    gin_bindings=bindings,
-    jobs=args.jobs,
-  )
   folder = pathlib.Path(args.output_dir)
   report = folder / 'report.html'
   references = dict.fromkeys(figures['references'].values())

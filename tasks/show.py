@@ -15,18 +15,20 @@ import argparse
 import ast
 import importlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
-from absl import flags, logging
+from absl import logging
+from absl.flags import FLAGS
 
-from selective_t5x.cli import libraries
+from selective_t5x import tasks
+from selective_t5x.cli import exits, flags, libraries
+from selective_t5x.config.session import Session
 from selective_t5x.errors import UserError, did_you_mean, is_integer
-from selective_t5x.tasks import command
 
 
-def main(argv: list[str] | None = None) -> int:
-  """Runs the command; returns its exit code, 2 for an error of the user's."""
-  parser = command.parser('show', __doc__)
+def main(argv: Sequence[str]) -> None:
+  """Runs `python -m selective_t5x.tasks.show`."""
+  parser = flags.parser('selective_t5x.tasks.show', __doc__)
   parser.add_argument('--task', help='a task or mixture; without, the list')
   parser.add_argument('--split', help='default: the first of the splits')
   parser.add_argument(
@@ -39,7 +41,13 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument('--shuffle', action='store_true')
   parser.add_argument('--module', help='imported first, to register tasks')
   parser.add_argument('--tfds_data_dir', help='folder of TensorFlow Datasets')
-  return command.run(parser, argv, _show)
+  args, bindings = flags.parse(parser, argv)
+  session = Session(args.gin_file, bindings, run_mode=None)
+  libraries.quiet_libraries()
+  libraries.import_tensorflow()
+  tasks.register_all()  # so that bindings find their names
+  with session:
+    _show(args)
 
 
 def _lengths(text: str) -> Mapping[str, int]:
@@ -64,15 +72,15 @@ def _show(args: argparse.Namespace) -> None:
       importlib.import_module(args.module)
     except ModuleNotFoundError as error:
       raise UserError(f'--module={args.module}: {error}') from error
-  tasks, mixtures = seqio.TaskRegistry.names(), seqio.MixtureRegistry.names()
+  singles, mixtures = seqio.TaskRegistry.names(), seqio.MixtureRegistry.names()
   if args.task is None:
-    for name in sorted(tasks):
+    for name in sorted(singles):
       print(_line(seqio.TaskRegistry.get(name)))
     for name in sorted(mixtures):
       members = seqio.get_subtasks(seqio.MixtureRegistry.get(name))
       print(f'{name}: mixture of {", ".join(task.name for task in members)}')
     return
-  known = {*tasks, *mixtures}
+  known = {*singles, *mixtures}
   if args.task not in known:
     raise UserError(
       f'--task={args.task}: no such task or mixture'
@@ -130,6 +138,6 @@ def _shortened(ids: list[int], count: int = 20) -> str:
 
 
 if __name__ == '__main__':
-  flags.FLAGS.mark_as_parsed()  # absl's log waits for its flags
+  FLAGS.mark_as_parsed()  # absl's log waits for its flags
   logging.use_absl_handler()
-  sys.exit(main())
+  exits.run_main(main)

@@ -11,22 +11,31 @@ size find again. Gin files and bindings say where the text lies.
 
 import argparse
 import dataclasses
-import sys
+from collections.abc import Sequence
 
-from absl import flags, logging
+from absl import logging
+from absl.flags import FLAGS
 
+from selective_t5x import tasks
+from selective_t5x.cli import exits, flags, libraries
+from selective_t5x.config.session import Session
 from selective_t5x.errors import UserError, did_you_mean
-from selective_t5x.tasks import command
 
 
-def main(argv: list[str] | None = None) -> int:
-  """Runs the command; returns its exit code, 2 for an error of the user's."""
-  parser = command.parser('train_vocabulary', __doc__)
+def main(argv: Sequence[str]) -> None:
+  """Runs `python -m selective_t5x.tasks.train_vocabulary`."""
+  parser = flags.parser('selective_t5x.tasks.train_vocabulary', __doc__)
   parser.add_argument('--task', required=True, help='its training split')
   parser.add_argument(
     '--size', type=int, help='pieces, in place of vocabularies.Choice.size'
   )
-  return command.run(parser, argv, _train)
+  args, bindings = flags.parse(parser, argv)
+  session = Session(args.gin_file, bindings, run_mode=None)
+  libraries.quiet_libraries()
+  libraries.import_tensorflow()
+  tasks.register_all()  # so that bindings find their names
+  with session:
+    _train(args)
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -46,7 +55,7 @@ def _train(args: argparse.Namespace) -> None:
 
 
 if __name__ == '__main__':
-  flags.FLAGS.mark_as_parsed()  # absl's log waits for its flags
+  FLAGS.mark_as_parsed()  # absl's log waits for its flags
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
-  sys.exit(main())
+  exits.run_main(main)

@@ -208,7 +208,9 @@ def main(argv: Sequence[str]) -> None:
     help='a finished search of budgets',
   )
   made.add_argument('--batches', type=int, default=8, metavar='N')
-  args, bindings = flags.parse(made, argv)
+  args, bindings = flags.parse(
+    made, argv, needed=('checkpoint', 'output_dir'), counts=('batches',)
+  )
   checkpoints, policies = _check(args)
   for folder in args.search:
     searched(folder)
@@ -243,9 +245,6 @@ def _check(args) -> tuple[dict[str, str], list[str]]:
   Raises:
     UserError: a flag has a value that cannot be.
   """
-  for name in ('checkpoint', 'output_dir'):
-    if not getattr(args, name):
-      raise UserError(f'no --{name}: it is needed; --help has an example')
   checkpoints = {}
   for text in args.checkpoint:
     name, equals, path = text.partition('=')
@@ -258,6 +257,4 @@ def _check(args) -> tuple[dict[str, str], list[str]]:
       raise UserError(
         f'--policies: no policy {policy!r}{did_you_mean(policy, POLICIES)}'
       )
-  if args.batches < 1:
-    raise UserError(f'--batches={args.batches}: expected 1 or more')
   return checkpoints, policies

@@ -347,7 +347,12 @@ def main(argv: Sequence[str]) -> None:
   )
   made.add_argument('--tuning_batches', type=int, default=8, metavar='N')
   made.add_argument('--report_batches', type=int, default=8, metavar='N')
-  args, bindings = flags.parse(made, argv)
+  args, bindings = flags.parse(
+    made,
+    argv,
+    needed=('checkpoint', 'gin_file', 'output_dir'),
+    counts=('tuning_batches', 'report_batches'),
+  )
   _check(args)
   for path in filter(None, (args.checkpoint, args.baseline)):
     restore.find(path)
@@ -398,17 +403,11 @@ def _run(args, bindings: Sequence[str]) -> None:
 
 def _check(args) -> None:
   """Raises UserError for a flag with a value that cannot be."""
-  for name in ('checkpoint', 'gin_file', 'output_dir'):
-    if not getattr(args, name):
-      raise UserError(f'no --{name}: it is needed; --help has an example')
   if args.steps not in greedy.STEPS:
     raise UserError(
       f'--steps={args.steps}: expected one of {", ".join(greedy.STEPS)}'
       f'{did_you_mean(args.steps, greedy.STEPS)}'
     )
-  for name in ('tuning_batches', 'report_batches'):
-    if getattr(args, name) < 1:
-      raise UserError(f'--{name}={getattr(args, name)}: expected 1 or more')
   if args.baseline and args.target_loss is not None:
     raise UserError('--target_loss and --baseline: give one of them')
   if args.target_loss is not None and not 0 < args.target_loss < math.inf:

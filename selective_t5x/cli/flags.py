@@ -76,18 +76,24 @@ def add_examples_flag(flags: argparse.ArgumentParser) -> None:
 
 
 def parse(
-  flags: argparse.ArgumentParser, argv: Sequence[str] | None
+  flags: argparse.ArgumentParser,
+  argv: Sequence[str],
+  *,
+  needed: Iterable[str] = (),
+  counts: Iterable[str] = (),
 ) -> tuple[argparse.Namespace, list[str]]:
   """Returns the flags, and --gin.KEY=VALUE as 'KEY = VALUE' texts.
 
   Args:
     flags: a parser.
-    argv: the arguments; None takes those of this process.
+    argv: the arguments.
+    needed: flags that must have a value.
+    counts: flags whose value must be 1 or more.
 
   Raises:
-    UserError: a flag is unknown or has a value it cannot have.
+    UserError: a flag is unknown, missing or has a value it cannot have.
   """
-  bindings, rest = gin_bindings(sys.argv[1:] if argv is None else argv)
+  bindings, rest = gin_bindings(argv)
   args, unknown = flags.parse_known_args(rest)
   if unknown and not unknown[0].startswith('-'):
     raise UserError(
@@ -97,8 +103,11 @@ def parse(
     known = re.findall(r'--[\w.]+', flags.format_usage())
     name = unknown[0].partition('=')[0]
     raise UserError(f'{name}: no such flag{did_you_mean(name, known)}')
-  if 'jobs' in args:
-    check_count('jobs', args.jobs)
+  for name in (*counts, *(['jobs'] if 'jobs' in args else [])):
+    check_count(name, getattr(args, name))
+  for name in needed:
+    if not getattr(args, name):
+      raise UserError(f'no --{name}: it is needed; --help has an example')
   return args, bindings
 
 

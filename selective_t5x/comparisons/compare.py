@@ -1,5 +1,6 @@
 """Trains the runs of a comparison that are missing, and writes its figures."""
 
+import argparse
 import os
 import pathlib
 from collections.abc import Sequence
@@ -58,6 +59,39 @@ def compare(
   (folder / 'learning_curves.png').write_bytes(curves)
   events.write(folder, figures, curves)
   return read_json(folder / 'comparison.json')
+
+
+def of_flags(
+  variants: Sequence[plan.Variant],
+  args: argparse.Namespace,
+  bindings: Sequence[str],
+  gin_files: Sequence[str] = (),
+) -> Comparison | None:
+  """Trains what a command compares; with --dry_run only says what that is.
+
+  Args:
+    variants: the first is the reference.
+    args: --gin_file, --seeds, --output_dir, --jobs and --dry_run.
+    bindings: 'KEY = VALUE' texts for all runs.
+    gin_files: what all variants share, before those of --gin_file.
+
+  Returns:
+    the comparison, or None for --dry_run.
+  """
+  files = [*gin_files, *args.gin_file]
+  if args.dry_run:
+    seeds = range(args.seeds)
+    runs = plan.make_cells(files, variants, seeds, bindings, args.output_dir)
+    print(describe(runs, args.jobs))
+    return None
+  return compare(
+    files,
+    variants,
+    output_dir=args.output_dir,
+    seeds=args.seeds,
+    gin_bindings=bindings,
+    jobs=args.jobs,
+  )
 
 
 def describe(runs: Sequence[plan.Cell], jobs: int) -> str:

@@ -39,12 +39,9 @@ def main(argv: Sequence[str]) -> None:
   made.add_argument(
     '--examples', type=int, default=3, metavar='N', help='rows without --text'
   )
-  args, bindings = flags.parse(made, argv)
-  for name in ('checkpoint', 'output_dir'):
-    if not getattr(args, name):
-      raise UserError(f'no --{name}: it is needed; --help has an example')
-  if args.examples < 1:
-    raise UserError(f'--examples={args.examples}: expected 1 or more')
+  args, bindings = flags.parse(
+    made, argv, needed=('checkpoint', 'output_dir'), counts=('examples',)
+  )
   restore.find(args.checkpoint)
   with restore.restored(
     args.checkpoint, gin_files=args.gin_file, gin_bindings=bindings

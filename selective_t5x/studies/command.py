@@ -4,8 +4,6 @@ import argparse
 from collections.abc import Callable, Sequence
 
 from selective_t5x.cli import flags
-from selective_t5x.comparisons import compare, plan
-from selective_t5x.comparisons.figures import Comparison
 
 
 def parse(
@@ -42,40 +40,4 @@ def parse(
     made.add_argument(
       f'--{flag}', type=int, default=default, metavar='N', help=text
     )
-  args, bindings = flags.parse(made, argv)
-  for flag in counts:
-    flags.check_count(flag, getattr(args, flag))
-  return args, bindings
-
-
-def compared(
-  gin_files: Sequence[str],
-  variants: Sequence[plan.Variant],
-  args: argparse.Namespace,
-  bindings: Sequence[str],
-) -> Comparison | None:
-  """Trains what a study compares; with --dry_run only says what that is.
-
-  Args:
-    gin_files: what all variants share.
-    variants: the first is the reference.
-    args: of `parse`.
-    bindings: of `parse`.
-
-  Returns:
-    the comparison, or None for --dry_run.
-  """
-  files = [*gin_files, *args.gin_file]
-  if args.dry_run:
-    seeds = range(args.seeds)
-    runs = plan.make_cells(files, variants, seeds, bindings, args.output_dir)
-    print(compare.describe(runs, args.jobs))
-    return None
-  return compare.compare(
-    files,
-    variants,
-    output_dir=args.output_dir,
-    seeds=args.seeds,
-    gin_bindings=bindings,
-    jobs=args.jobs,
-  )
+  return flags.parse(made, argv, counts=counts)

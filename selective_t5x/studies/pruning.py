@@ -21,7 +21,7 @@ from typing import Any
 
 from selective_t5x.budgets import search
 from selective_t5x.cli import exits, flags
-from selective_t5x.comparisons import plan
+from selective_t5x.comparisons import compare, plan
 from selective_t5x.pruning import H2O, TOVA, Policy, Selective, Window
 from selective_t5x.report import plots, tables
 from selective_t5x.runs import restore
@@ -201,7 +201,7 @@ def main(argv: Sequence[str]) -> None:
     tuning_batches=(8, 'for the search'),
     report_batches=(8, 'after them, for the report'),
   )
-  comparison = command.compared(GIN_FILES, VARIANTS, args, bindings)
+  comparison = compare.of_flags(VARIANTS, args, bindings, GIN_FILES)
   if comparison is None:
     return
   output_dir = pathlib.Path(args.output_dir)

@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Sequence
 
 from selective_t5x.cli import exits
-from selective_t5x.comparisons import plan
+from selective_t5x.comparisons import compare, plan
 from selective_t5x.comparisons.figures import Comparison
 from selective_t5x.report import tables
 from selective_t5x.runs.files import write_json
@@ -43,7 +43,7 @@ def summary(comparison: Comparison) -> dict[str, object]:
 def main(argv: Sequence[str]) -> None:
   """Runs `python -m selective_t5x.studies.t5_span_corruption`."""
   args, bindings = command.parse(NAME, __doc__, argv)
-  comparison = command.compared(GIN_FILES, VARIANTS, args, bindings)
+  comparison = compare.of_flags(VARIANTS, args, bindings, GIN_FILES)
   if comparison is None:
     return
   figures = summary(comparison)

@@ -30,8 +30,7 @@ import numpy as np
 import optax
 
 from selective_t5x.attention.variants import temperature
-from selective_t5x.cli import exits
-from selective_t5x.errors import UserError
+from selective_t5x.cli import exits, flags
 from selective_t5x.runs.files import write_json
 
 NAME = 'token_transition'
@@ -158,9 +157,8 @@ def main(argv: Sequence[str]) -> None:
       f'--{flag}', type=int, default=default, metavar='N', help=text
     )
   args = parser.parse_args(argv)
-  for flag in ('seeds', 'steps'):
-    if getattr(args, flag) < 1:
-      raise UserError(f'--{flag}={getattr(args, flag)}: expected 1 or more')
+  flags.check_count('seeds', args.seeds)
+  flags.check_count('steps', args.steps)
   of_sizes = measure_all(args.seeds, args.steps)
   for size in SIZES:
     for name in ('plain', 'ssa'):

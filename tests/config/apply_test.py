@@ -76,13 +76,6 @@ def fakes(tmp_path_factory):
   sys.path.remove(str(folder))
 
 
-@pytest.fixture(autouse=True)
-def empty_gin():
-  gin.clear_config()
-  yield
-  gin.clear_config()
-
-
 @pytest.fixture
 def parse(tmp_path):
   """Parses gin text and command-line bindings as the command line does."""

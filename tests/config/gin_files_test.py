@@ -1,6 +1,5 @@
 """Every gin file parses, in a run that could start."""
 
-import gin
 import pytest
 
 from selective_t5x.config import files
@@ -15,12 +14,6 @@ _INITIAL = "INITIAL_CHECKPOINT_PATH = 'runs/checkpoint_1'"
 _CHECKPOINT = "CHECKPOINT_PATH = 'runs/checkpoint_1'"
 _EVALUATE = (_CHECKPOINT, "EVAL_OUTPUT_DIR = 'out'")
 _INFER = (_CHECKPOINT, "INFER_OUTPUT_DIR = 'out'")
-
-
-@pytest.fixture(autouse=True)
-def _empty_gin():
-  yield
-  gin.clear_config()
 
 
 def test_no_init_file_and_every_folder_is_known():

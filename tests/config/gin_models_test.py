@@ -35,10 +35,7 @@ def take(model):
 
 @pytest.fixture(autouse=True)
 def _fresh_gin():
-  gin.clear_config()
   gin.add_config_file_search_path(str(config_files.search_path()))
-  yield
-  gin.clear_config()
 
 
 def build(*files, bindings=()):

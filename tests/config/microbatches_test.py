@@ -40,8 +40,7 @@ def on_t5x(monkeypatch):
       )
     microbatches.check(train, Model(*args))
 
-  yield check
-  gin.clear_config()
+  return check
 
 
 @pytest.mark.parametrize(

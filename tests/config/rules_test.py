@@ -1,6 +1,5 @@
 """Values that no run can be given: one line that names the setting."""
 
-import gin
 import pytest
 
 from selective_t5x.errors import UserError
@@ -11,12 +10,6 @@ T5_SQUAD = 'gin/experiments/t5_squad.gin'
 FINE_TUNING = ["INITIAL_CHECKPOINT_PATH = 'runs/checkpoint_1'"]
 EVALUATION = ["CHECKPOINT_PATH = 'x'", "EVAL_OUTPUT_DIR = 'x'"]
 INFERENCE = ["CHECKPOINT_PATH = 'x'", "INFER_OUTPUT_DIR = 'x'"]
-
-
-@pytest.fixture(autouse=True)
-def _empty_gin():
-  yield
-  gin.clear_config()
 
 
 def problem(bindings, files=(PARITY,), mode='train'):

@@ -24,12 +24,6 @@ EXPERIMENTS = sorted(
 )
 
 
-@pytest.fixture(autouse=True)
-def _empty_gin():
-  yield
-  gin.clear_config()
-
-
 def warmup_and_cosine(step, peak, warmup, total):
   """gin/optimizers/adamw.gin."""
   if step < warmup:

@@ -42,12 +42,6 @@ PASSED_ON = '@value_types_test.Inherits'
 FUNCTION = '@value_types_test.maker'
 
 
-@pytest.fixture(autouse=True)
-def _empty_gin():
-  yield
-  gin.clear_config()
-
-
 def parsed(text):
   gin.parse_config(f'VALUE = {text}')
   return gin.query_parameter('VALUE/gin.macro.value')

@@ -84,12 +84,6 @@ def evaluated(model, tmp_path_factory):
   return folder, state.params, results
 
 
-@pytest.fixture(autouse=True)
-def no_bindings():
-  yield
-  gin.clear_config()
-
-
 @pytest.fixture(scope='module')
 def logits_of(model, evaluated):
   """Returns f64[n, V] of a list of n tokens, one row at a time."""

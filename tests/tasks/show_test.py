@@ -1,12 +1,13 @@
-import gin
 import pytest
 
+from selective_t5x.cli import failures
+from selective_t5x.errors import UserError
 from selective_t5x.tasks import show
 from tools import official_sets as official
 
 
 def run(capsys, *arguments):
-  assert show.main(list(arguments)) == 0
+  show.main(arguments)
   return capsys.readouterr().out
 
 
@@ -74,22 +75,14 @@ def test_so_many_examples_of_a_split_in_the_lengths_of_a_run(tmp_path, capsys):
     (['--task=copy', '--gin.copy_task.Dificulty.length=3'], 'Dificulty'),
   ],
 )
-def test_errors_are_one_line(arguments, reason, capsys, monkeypatch):
+def test_errors_are_one_line(arguments, reason, monkeypatch):
   monkeypatch.delenv('DATA_DIR', raising=False)
-  assert show.main(arguments) == 2
-  error = capsys.readouterr().err
-  assert error.startswith('error: ') and error.count('\n') == 1
-  assert reason in error
+  with pytest.raises(UserError) as error:
+    show.main(arguments)
+  assert reason in failures.message(error.value)
 
 
 @pytest.mark.parametrize('lengths', ["{'targets'}", "{'targets': 0}", '3'])
-def test_lengths_that_are_none(lengths, capsys):
-  assert show.main(['--task=copy', f'--lengths={lengths}']) == 2
-  assert 'expected for instance' in capsys.readouterr().err
-
-
-@pytest.fixture(autouse=True)
-def unlocked():
-  yield
-  with gin.unlock_config():
-    gin.clear_config()
+def test_lengths_that_are_none(lengths):
+  with pytest.raises(UserError, match='expected for instance'):
+    show.main(['--task=copy', f'--lengths={lengths}'])

@@ -18,13 +18,6 @@ TINY = (
 )
 
 
-@pytest.fixture(autouse=True)
-def _fresh_gin():
-  gin.clear_config()
-  yield
-  gin.clear_config()
-
-
 @pytest.fixture(scope='module')
 def pieces():
   """A small SentencePiece model."""

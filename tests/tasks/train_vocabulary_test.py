@@ -2,7 +2,9 @@ import pathlib
 
 import pytest
 
+from selective_t5x.cli import failures
 from selective_t5x.config.session import Session
+from selective_t5x.errors import UserError
 from selective_t5x.tasks import train_vocabulary, vocabularies
 
 
@@ -22,7 +24,7 @@ text_files.Files.document = 'line'
 
 def test_a_run_finds_what_the_command_trained(gin_file, capsys):
   arguments = ['--task=text_files_lm', f'--gin_file={gin_file}']
-  assert train_vocabulary.main([*arguments, '--size=300']) == 0
+  train_vocabulary.main([*arguments, '--size=300'])
   path = capsys.readouterr().out.split()[-1]
   size = ['vocabularies.Choice.size = 300']
   with Session([gin_file], size, run_mode=None):
@@ -46,11 +48,10 @@ def test_a_run_finds_what_the_command_trained(gin_file, capsys):
     (['--task=text_files_lm', '--gin_file=no.gin'], 'no.gin'),
   ],
 )
-def test_errors_are_one_line(arguments, reason, capsys):
-  assert train_vocabulary.main(arguments) == 2
-  error = capsys.readouterr().err
-  assert error.startswith('error: ') and error.count('\n') == 1
-  assert reason in error
+def test_errors_are_one_line(arguments, reason):
+  with pytest.raises(UserError) as error:
+    train_vocabulary.main(arguments)
+  assert reason in failures.message(error.value)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +62,6 @@ def test_errors_are_one_line(arguments, reason, capsys):
     ('--sise=3', '--sise: no such flag; nearest: --size'),
   ],
 )
-def test_an_argument_that_is_none(argument, reason, capsys):
-  assert train_vocabulary.main(['--task=text_files_lm', argument]) == 2
-  assert reason in capsys.readouterr().err
+def test_an_argument_that_is_none(argument, reason):
+  with pytest.raises(UserError, match=reason):
+    train_vocabulary.main(['--task=text_files_lm', argument])
