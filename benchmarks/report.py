@@ -71,7 +71,8 @@ def main() -> None:
   """Runs the benchmark."""
   rows = [synthetic(seed) for seed in range(EXAMPLES)]
   figures = packing.figures(rows)
-  text = page.fill('Benchmark', '', viewer.section({'': figures}), 'none')
+  more = [viewer.section({'': figures})]
+  text = page.page('Benchmark', '', 'none', more=more)
   script = _SCRIPT.replace('LENGTH', str(LENGTH)).replace('STEPS', str(STEPS))
   repaint = None
   if browser.CHROMIUM is not None:

@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
       title=f'{", ".join(others) or "nothing"} against {", ".join(references)}',
       intro=f'Trained from {", ".join(args.gin_file)}.',
       command=flags.command_line(),
-      sections=[page.Section('Results', '', figures)],
+      sections=[('Results', '', figures)],
       more=[
         *([memory.section(curves)] if curves else []),
         *examples.masking_viewer([('', folder, figures)], args.examples),

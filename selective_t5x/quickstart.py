@@ -120,7 +120,7 @@ def main(argv: Sequence[str]) -> None:
       intro='Two comparisons, trained on one machine with one seed each.',
       command=flags.command_line(),
       sections=[
-        page.Section(name, EXPERIMENTS[name], comparison)
+        (name, EXPERIMENTS[name], comparison)
         for name, comparison in comparisons.items()
       ],
       more=examples.masking_viewer(

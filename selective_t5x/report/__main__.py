@@ -69,11 +69,11 @@ def main(argv: Sequence[str]) -> None:
   write_json(folder / viewer.FILE, figures)
   file = folder / 'masking.html'
   file.write_text(
-    page.fill(
+    page.page(
       title='What selection masks',
       intro=f'{checkpoint}, {len(rows)} examples.',
-      body=viewer.section({'': figures}),
       command=flags.command_line(),
+      more=[viewer.section({'': figures})],
     ),
     encoding='utf-8',
   )

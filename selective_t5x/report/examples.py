@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from selective_t5x.config import reader
 from selective_t5x.report import viewer
 from selective_t5x.runs import identity
@@ -20,7 +22,7 @@ _IDENTITY = 'identity.json'
 
 def masking_viewer(
   comparisons: Sequence[tuple[str, pathlib.Path, dict[str, Any]]], count: int
-) -> list[str]:
+) -> list[Markup]:
   """Returns the viewer as parts of a page, see `collect`.
 
   Args:
@@ -30,7 +32,7 @@ def masking_viewer(
   models = collect(comparisons, count) if count else {}
   if not models:
     return []
-  return [f'<h2>What selection masks</h2>\n{viewer.section(models)}']
+  return [Markup('<h2>What selection masks</h2>\n') + viewer.section(models)]
 
 
 def collect(

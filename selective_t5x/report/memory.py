@@ -4,6 +4,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from selective_t5x.errors import UserError
 from selective_t5x.report import page, plots, tables
 from selective_t5x.runs.files import read_json
@@ -66,18 +68,10 @@ def _budgets(budgets) -> str:
   return ' '.join(map(str, budgets if len(set(budgets)) > 1 else budgets[:1]))
 
 
-def section(curves: Sequence[dict[str, Any]]) -> str:
+def section(curves: Sequence[dict[str, Any]]) -> Markup:
   """Returns the part of a page, as HTML."""
-  title = 'Loss against the size of the cache'
-  return '\n'.join(
-    [
-      f'<section><h2>{title}</h2>',
-      '<p>Each policy prunes the caches of each model that has what it needs; '
-      'searched is the path of a search of budgets.</p>',
-      f'<figure role="img" aria-label="{title}">',
-      plots.svg(figure(curves), 'memory'),
-      '</figure><details><summary>all points</summary>',
-      page.html_table(table(curves)),
-      '</details></section>',
-    ]
+  return page.render(
+    'memory.html',
+    figure=plots.svg(figure(curves), 'memory'),
+    points=table(curves),
   )

@@ -1,139 +1,77 @@
 """A comparison's page: one HTML file that needs no network."""
 
-import dataclasses
-import html
-import pathlib
-import string
+import collections
 from collections.abc import Sequence
 from typing import Any
 
+import jinja2
+from markupsafe import Markup
+
 from selective_t5x.report import plots, tables
 
-_TEMPLATE = pathlib.Path(__file__).with_name('page.html')
-
-
-@dataclasses.dataclass(frozen=True)
-class Section:
-  """One comparison on a page.
-
-  Attributes:
-    title: its heading.
-    text: what it is about, in a sentence or two.
-    comparison: see `figures.compare_cells`.
-  """
-
-  title: str
-  text: str
-  comparison: dict[str, Any]
+_TEMPLATES = jinja2.Environment(
+  loader=jinja2.PackageLoader(__package__),
+  autoescape=True,
+  undefined=jinja2.StrictUndefined,
+  trim_blocks=True,
+  lstrip_blocks=True,
+)
+_TEMPLATES.policies['json.dumps_kwargs'] = {'separators': (',', ':')}
+_TEMPLATES.globals.update(plots=plots, tables=tables)
 
 
 def page(
   title: str,
   intro: str,
   command: str,
-  sections: Sequence[Section],
-  more: Sequence[str] = (),
-) -> str:
+  sections: Sequence[tuple[str, str, dict[str, Any]]] = (),
+  more: Sequence[Markup] = (),
+) -> Markup:
   """Returns an HTML page; all text given is shown as text.
 
   Args:
     title: of the page.
     intro: the line below it.
     command: the shell command that made it.
-    sections: at least one.
-    more: further parts, as HTML.
+    sections: of each comparison its heading, what it is about, in a sentence
+      or two, and its figures, see `figures.compare_cells`.
+    more: further parts, see `render`.
   """
-  parts = [_section(number, s) for number, s in enumerate(sections)]
-  parts += more
-  return fill(title, intro, '\n'.join(parts), command)
-
-
-def fill(title: str, intro: str, body: str, command: str) -> str:
-  """Returns an HTML page with a body of HTML, and the command that made it."""
-  return string.Template(_TEMPLATE.read_text()).substitute(
-    title=html.escape(title),
-    intro=html.escape(intro),
-    sections=f'{body}\n<h2>Run it again</h2>\n{_pre(command)}',
+  return render(
+    'page.html',
+    title=title,
+    intro=intro,
+    command=command,
+    sections=sections,
+    more=more,
+    differences=_differences,
+    what_ran=_what_ran,
   )
 
 
-def _section(number: int, section: Section) -> str:
-  comparison = section.comparison
-  figure = plots.svg(plots.learning_curves(comparison), f'figure{number}')
-  name = html.escape(section.title)
-  return '\n'.join(
-    [
-      f'<section><h2>{name}</h2>',
-      f'<p>{html.escape(section.text)}</p>' if section.text else '',
-      '<div class="note">',
-      *(
-        f'<p>{html.escape(line)}</p>'
-        for line in (*comparison['claims'], *comparison['caveats'])
-      ),
-      '</div>',
-      *map(html_table, tables.tables(comparison)),
-      '<h3>Learning curves</h3>',
-      f'<figure role="img" aria-label="Learning curves of {name}">{figure}',
-      '</figure>',
-      '<h3>How the variants differ</h3>',
-      _differences(comparison, 'differences'),
-      '<details><summary>All values that were used and differ, those that no '
-      'gin file sets among them</summary>',
-      _differences(comparison, 'used_differences'),
-      '</details>',
-      '<h3>What ran</h3>',
-      _what_ran(comparison),
-      '<details><summary>The command of each run</summary>',
-      *(_pre(cell['command']) for cell in comparison['cells']),
-      '</details></section>',
-    ]
+def render(template: str, **values: Any) -> Markup:
+  """Returns a file of the folder templates, filled in; text stays text."""
+  return Markup(_TEMPLATES.get_template(template).render(values))
+
+
+def _differences(comparison, name) -> tables.Table:
+  return tables.Table(
+    '',
+    ('gin binding', *comparison['variants']),
+    tuple(
+      (key, *(value or '(not set)' for value in values.values()))
+      for key, values in comparison[name].items()
+    ),
   )
 
 
-def html_table(table: tables.Table, kind: str = '') -> str:
-  """Returns a table as HTML, of a CSS class; its text is shown as text."""
-  head = ''.join(f'<th scope="col">{html.escape(c)}</th>' for c in table.header)
-  rows = '\n'.join(
-    f'<tr><th scope="row">{html.escape(first)}</th>'
-    + ''.join(f'<td>{html.escape(cell)}</td>' for cell in others)
-    + '</tr>'
-    for first, *others in table.rows
-  )
-  caption = table.title and f'<caption>{html.escape(table.title)}</caption>'
-  return (
-    f'<div class="scroll"><table class="{kind}">{caption}\n'
-    f'<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>'
-  )
-
-
-def _differences(comparison, name) -> str:
-  found = comparison[name]
-  if found is None:
-    return '<p>A run did not write the values that it used.</p>'
-  if not found:
-    return '<p>In nothing that gin sets.</p>'
-  rows = tuple(
-    (key, *(value or '(not set)' for value in values.values()))
-    for key, values in found.items()
-  )
-  header = ('gin binding', *comparison['variants'])
-  return html_table(tables.Table('', header, rows), 'words')
-
-
-def _what_ran(comparison) -> str:
+def _what_ran(comparison) -> dict[str, dict[str, None]]:
   """Returns what the runs' records say; values that differ are all listed."""
-  facts: dict[str, list[str]] = {}
+  facts = collections.defaultdict(dict)
   for cell in comparison['cells']:
     for name, value in _facts(cell['run']).items():
-      values = facts.setdefault(name, [])
-      if value not in values:
-        values.append(value)
-  facts['seeds'] = [', '.join(map(str, comparison['seeds']))]
-  items = ''.join(
-    f'<dt>{html.escape(name)}</dt><dd>{html.escape("; ".join(values))}</dd>'
-    for name, values in facts.items()
-  )
-  return f'<dl>{items}</dl>'
+      facts[name][value] = None
+  return facts
 
 
 def _facts(run: dict[str, Any]) -> dict[str, str]:
@@ -155,7 +93,3 @@ def _facts(run: dict[str, Any]) -> dict[str, str]:
     changed = ' with uncommitted changes' if git['dirty'] else ''
     facts['commit'] = f'{git["commit"]}{changed}'
   return facts
-
-
-def _pre(text: str) -> str:
-  return f'<pre>{html.escape(text)}</pre>'

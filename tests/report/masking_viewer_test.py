@@ -62,8 +62,8 @@ def make_page(*rows, budget=None):
     'budget': budget,
     'kinds': masking.kinds(rows, budget) if budget else {},
   }
-  body = viewer.section({'': figures})
-  return page.fill('a title', 'an intro', body, 'a command')
+  more = [viewer.section({'': figures})]
+  return page.page('a title', 'an intro', 'a command', more=more)
 
 
 def test_masking_is_packed_to_half_a_level():

@@ -123,7 +123,7 @@ class Checker(html.parser.HTMLParser):
 
 
 def make_page(*comparisons, title='A title', text='', command='run it'):
-  sections = [page.Section(title, text, c) for c in comparisons]
+  sections = [(title, text, c) for c in comparisons]
   return page.page(title, text, command, sections)
 
 
