@@ -12,19 +12,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.linen import partitioning
 
 from selective_t5x import attention
 from selective_t5x.errors import UserError
-from selective_t5x.nn import cache, layers, settings
-from selective_t5x.nn import stacking as stacks
+from selective_t5x.nn import decoder, settings
+from selective_t5x.nn.call import Call
 from selective_t5x.nn.extensions import Extension
-from selective_t5x.nn.self_attention import SelfAttention
 from selective_t5x.pruning import Pruning
 
 
 @dataclasses.dataclass(frozen=True)
-class DecoderConfig:
+class DecoderConfig(settings.DecoderSettings):
   """Settings of the decoder; gin/architectures/decoder.gin binds them all.
 
   Attributes:
@@ -66,76 +64,13 @@ class DecoderConfig:
   remat_policy: str = 'none'
   unroll_layers: bool = False
 
-  def __post_init__(self):
-    """Refuses what would fail later and less clearly."""
-
-    settings.check_settings(self, 'network.DecoderConfig')
-    settings.check_function(self, 'network.DecoderConfig', 'attention_fn')
-    settings.check_extension(self, 'network.DecoderConfig')
-    settings.check_pruning(self, 'network.DecoderConfig', self.num_layers)
+  @property
+  def decoder_layers(self) -> int:
+    """L."""
+    return self.num_layers
 
 
-class DecoderLayer(nn.Module):
-  """One block: attention and feed-forward, each normalised first and added.
-
-  Attributes:
-    config: the settings.
-    layer: its number, from 0.
-  """
-
-  config: DecoderConfig
-  layer: int = 0
-
-  @nn.compact
-  def __call__(
-    self,
-    x: jax.Array,
-    segment_ids: jax.Array,
-    *,
-    deterministic: bool,
-    memory_tau: float | None = None,
-    prefix: jax.Array | None = None,
-    where: cache.Place | None = None,
-    budget: jax.Array | None = None,
-  ) -> jax.Array:
-    """Maps [B, N, M] to [B, N, M]; arguments as of SelfAttention."""
-    cfg = self.config
-    drop = nn.Dropout(
-      cfg.dropout_rate, broadcast_dims=(-2,), deterministic=deterministic
-    )
-    y = layers.RMSNorm(dtype=cfg.dtype, name='pre_self_attention_layer_norm')(x)
-    y = SelfAttention(
-      cfg.num_heads,
-      cfg.head_dim,
-      cfg.attention_fn,
-      cfg.dropout_rate,
-      cfg.dtype,
-      pruning=cfg.pruning and cfg.pruning.of_layer(self.layer, cfg.num_layers),
-      extension=cfg.attention_extension,
-      layer=self.layer,
-      split_kernels=cfg.scan_layers,
-      name='self_attention',
-    )(
-      y,
-      segment_ids,
-      deterministic=deterministic,
-      memory_tau=memory_tau,
-      prefix=prefix,
-      where=where,
-      budget=budget,
-    )
-    x = x + drop(y)
-    y = layers.RMSNorm(dtype=cfg.dtype, name='pre_mlp_layer_norm')(x)
-    y = layers.FeedForward(
-      cfg.mlp_dim, ('silu', 'linear'), cfg.dropout_rate, cfg.dtype, name='mlp'
-    )(y, deterministic=deterministic)
-    x = x + drop(y)
-    return partitioning.with_sharding_constraint(
-      x, ('batch', 'length', 'embed')
-    )
-
-
-class Decoder(nn.Module):
+class Decoder(decoder.Decoder):
   """The stack of layers between token embedding and logits."""
 
   config: DecoderConfig
@@ -201,69 +136,20 @@ class Decoder(nn.Module):
         f'network.DecoderConfig.max_length = {cfg.max_length}; raise '
         'MAX_LENGTH or lower TASK_FEATURE_LENGTHS'
       )
-    if decoder_causal_attention is not None:
-      settings.check_takes_prefix(cfg.attention_fn)
-    if prefill and prefill_lengths is None:
-      prefill_lengths = jnp.sum(decoder_target_tokens > 0, axis=1)
-    where = cache.place(
-      self,
-      decoder_input_tokens,
+    if decoder_segment_ids is None:
+      decoder_segment_ids = (decoder_target_tokens > 0).astype(jnp.int32)
+    return super().__call__(
+      decoder_input_tokens.astype(jnp.int32),
+      decoder_target_tokens,
+      Call(
+        decoder_segment_ids,
+        deterministic=not enable_dropout,
+        memory_tau=memory_tau,
+        prefix=decoder_causal_attention,
+      ),
+      positions=decoder_positions,
       decode=decode,
       prefill=prefill,
       prefill_lengths=prefill_lengths,
+      budgets=budgets,
     )
-    if decoder_segment_ids is None:
-      decoder_segment_ids = (decoder_target_tokens > 0).astype(jnp.int32)
-    if where is not None and where.position is not None:
-      # Rows that are over may go on while others decode.
-      decoder_positions = jnp.minimum(where.position, cfg.max_length - 1)
-      decoder_positions = decoder_positions[:, None]
-    elif decoder_positions is None:
-      decoder_positions = jnp.arange(length)[None]
-    deterministic = not enable_dropout
-    drop = nn.Dropout(
-      cfg.dropout_rate, broadcast_dims=(-2,), deterministic=deterministic
-    )
-
-    x = layers.Embed(
-      cfg.vocab_size, cfg.emb_dim, dtype=cfg.dtype, name='token_embedder'
-    )(decoder_input_tokens.astype(jnp.int32))
-    x += layers.Embed(
-      cfg.max_length,
-      cfg.emb_dim,
-      axis='abspos_buckets',
-      embedding_init=layers.POSITION_INIT,
-      dtype=cfg.dtype,
-      name='position_embedder',
-    )(decoder_positions)
-    x = partitioning.with_sharding_constraint(
-      drop(x), ('batch', 'length', 'embed')
-    )
-    scan = settings.scans(self, cfg, budgets, where)
-    budgets = settings.layer_budgets(cfg, cfg.num_layers, budgets, where)
-    x = stacks.run(
-      self,
-      x,
-      make=lambda parent, i, name: DecoderLayer(
-        cfg, i, parent=parent, name=name
-      ),
-      call=lambda layer, x, i: layer(
-        x,
-        decoder_segment_ids,
-        deterministic=deterministic,
-        memory_tau=memory_tau,
-        prefix=decoder_causal_attention,
-        where=where,
-        budget=budgets[i],
-      ),
-      layers=cfg.num_layers,
-      name='decoder',
-      remat_policy=cfg.remat_policy,
-      stacked=cfg.scan_layers,
-      scan=scan,
-    )
-    x = layers.RMSNorm(dtype=cfg.dtype, name='decoder_norm')(x)
-    dtype = jnp.promote_types(cfg.dtype, jnp.float32)
-    return layers.Dense(
-      cfg.vocab_size, ('embed', 'vocab'), dtype, name='logits_dense'
-    )(drop(x))

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from selective_t5x.nn import settings, t5_stack
+from selective_t5x.nn import decoder, t5_stack
+from selective_t5x.nn.call import Call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ class DecoderOnly(nn.Module):
 
   def setup(self):
     """Makes the decoder; all parameters are under `decoder`."""
-    self.decoder = t5_stack.Decoder(self.config)
+    self.decoder = decoder.Decoder(self.config)
 
   def __call__(
     self,
@@ -80,20 +81,17 @@ class DecoderOnly(nn.Module):
       ValueError: if a decoding step does not fit the cache.
     """
     del decoder_positions, max_decode_length
-    if decoder_causal_attention is not None:
-      settings.check_takes_prefix(self.config.attention_fn)
-    if prefill and prefill_lengths is None:
-      prefill_lengths = jnp.sum(decoder_target_tokens > 0, axis=1)
     return self.decoder(
-      None,
       decoder_input_tokens.astype(jnp.int32),
-      t5_stack.segments(decoder_target_tokens, decoder_segment_ids),
-      None,
-      deterministic=not enable_dropout,
+      decoder_target_tokens,
+      Call(
+        t5_stack.segments(decoder_target_tokens, decoder_segment_ids),
+        deterministic=not enable_dropout,
+        memory_tau=memory_tau,
+        prefix=decoder_causal_attention,
+      ),
       decode=decode,
-      prefill=bool(prefill),
+      prefill=prefill,
       prefill_lengths=prefill_lengths,
-      memory_tau=memory_tau,
-      prefix=decoder_causal_attention,
       budgets=budgets,
     )

@@ -20,8 +20,15 @@ from flax.linen import partitioning
 from selective_t5x import attention
 from selective_t5x.attention import capabilities
 from selective_t5x.errors import UserError
-from selective_t5x.nn import layers, settings, t5_layers, t5_stack
-from selective_t5x.nn import stacking as stacks
+from selective_t5x.nn import (
+  decoder,
+  layers,
+  settings,
+  stacking,
+  t5_layers,
+  t5_stack,
+)
+from selective_t5x.nn.call import Call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,14 +54,14 @@ class T5Config(t5_stack.StackConfig):
   def __post_init__(self):
     """Refuses what would fail later and less clearly."""
     super().__post_init__()
-    name = self.gin_name
-    settings.check_function(self, name, 'encoder_attention_fn')
+    settings.check_function(self, 'encoder_attention_fn')
     encoder_fn = self.encoder_attention_fn
     if not capabilities.of(encoder_fn).key_ids:
       raise UserError(
-        f'{name}.encoder_attention_fn = {capabilities.name(encoder_fn)}: it is '
-        'causal, as selection is, but an encoder reads both ways; '
-        'selection belongs to the decoder (ATTENTION), expected here is '
+        f'{self.gin_name}.encoder_attention_fn = '
+        f'{capabilities.name(encoder_fn)}: it is causal, as selection is, but '
+        'an encoder reads both ways; selection belongs to the decoder '
+        '(ATTENTION), expected here is '
         '@attention.full_attention'
       )
 
@@ -65,18 +72,11 @@ class EncoderLayer(nn.Module):
   config: T5Config
 
   @nn.compact
-  def __call__(
-    self,
-    x: jax.Array,
-    segment_ids: jax.Array,
-    bias: jax.Array | None,
-    *,
-    deterministic: bool,
-  ) -> jax.Array:
-    """Maps [B, N, M] to [B, N, M]; bias is [1, H, N, N], None for its own."""
-    cfg = self.config
+  def __call__(self, x: jax.Array, call: Call) -> jax.Array:
+    """Maps [B, N, M] to [B, N, M]."""
+    cfg, ids, bias = self.config, call.segment_ids, call.bias
     if bias is None:
-      bias = t5_stack.relative_bias(cfg, both_ways=True)(x.shape[1])
+      bias = decoder.relative_bias(cfg, both_ways=True)(x.shape[1])
     y = layers.RMSNorm(dtype=cfg.dtype, name='pre_attention_layer_norm')(x)
     y = t5_layers.Attention(
       cfg.num_heads,
@@ -86,9 +86,9 @@ class EncoderLayer(nn.Module):
       cfg.dtype,
       cfg.scan_layers,
       name='attention',
-    )(y, y, segment_ids, segment_ids, deterministic=deterministic, bias=bias)
-    x = x + t5_stack.dropout(cfg, deterministic)(y)
-    return x + t5_stack.feed_forward(cfg, x, deterministic)
+    )(y, y, ids, ids, deterministic=call.deterministic, bias=bias)
+    x = x + decoder.dropout(cfg, call)(y)
+    return decoder.feed_forward(cfg, x, call)
 
 
 class Encoder(nn.Module):
@@ -108,22 +108,18 @@ class Encoder(nn.Module):
   ) -> jax.Array:
     """Maps i32[B, K] to [B, K, M]; segment_ids are i32[B, K]."""
     cfg = self.config
-    bias = None
+    call = Call(segment_ids, deterministic)
     if not cfg.scan_layers:
-      bias = t5_stack.relative_bias(cfg, both_ways=True)(tokens.shape[1])
-    x = t5_stack.dropout(cfg, deterministic)(self.token_embedder(tokens))
-    x = partitioning.with_sharding_constraint(x, ('batch', 'length', 'embed'))
-    x = stacks.run(
+      bias = decoder.relative_bias(cfg, both_ways=True)(tokens.shape[1])
+      call = call.replace(bias=bias)
+    x = decoder.dropout(cfg, call)(self.token_embedder(tokens))
+    x = stacking.run(
       self,
-      x,
-      make=lambda parent, i, name: EncoderLayer(cfg, parent=parent, name=name),
-      call=lambda layer, x, i: layer(
-        x, segment_ids, bias, deterministic=deterministic
-      ),
+      partitioning.with_sharding_constraint(x, ('batch', 'length', 'embed')),
+      call,
+      make=lambda i, **module: EncoderLayer(cfg, **module),
       layers=cfg.num_encoder_layers,
       name='encoder',
-      remat_policy=cfg.remat_policy,
-      stacked=cfg.scan_layers,
       scan=cfg.scan_layers and not cfg.unroll_layers,
     )
     x = layers.RMSNorm(dtype=cfg.dtype, name='encoder_norm')(x)
@@ -142,7 +138,7 @@ class Transformer(nn.Module):
       cfg.vocab_size, cfg.emb_dim, dtype=cfg.dtype
     )
     self.encoder = Encoder(cfg, self.token_embedder)
-    self.decoder = t5_stack.Decoder(cfg, self.token_embedder)
+    self.decoder = decoder.Decoder(cfg, self.token_embedder)
 
   def encode(
     self,
@@ -218,8 +214,6 @@ class Transformer(nn.Module):
     decoding = decode or prefill
     if decoding and encoder_segment_ids is not None:
       raise ValueError('packed rows cannot be decoded: encoder_segment_ids')
-    if prefill and prefill_lengths is None:
-      prefill_lengths = jnp.sum(decoder_target_tokens > 0, axis=1)
     if decoding:
       segment_ids = jnp.ones(decoder_input_tokens.shape, jnp.int32)
     else:
@@ -227,15 +221,20 @@ class Transformer(nn.Module):
         decoder_target_tokens, decoder_segment_ids
       )
     return self.decoder(
-      encoded,
       decoder_input_tokens.astype(jnp.int32),
-      segment_ids,
-      t5_stack.segments(encoder_input_tokens, encoder_segment_ids),
-      deterministic=not enable_dropout,
+      decoder_target_tokens,
+      Call(
+        segment_ids,
+        deterministic=not enable_dropout,
+        memory_tau=memory_tau,
+        encoded=encoded,
+        encoder_ids=t5_stack.segments(
+          encoder_input_tokens, encoder_segment_ids
+        ),
+      ),
       decode=decode,
       prefill=prefill,
       prefill_lengths=prefill_lengths,
-      memory_tau=memory_tau,
       budgets=budgets,
     )
 

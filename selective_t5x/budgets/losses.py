@@ -35,7 +35,7 @@ class Losses:
       UserError: the model cannot prune, or not with this policy.
     """
     model = with_pruning(run.model, Pruning(policy, 2))
-    self.layers = decoder_layers(model)
+    self.layers = model.module.config.decoder_layers
     self._params = run.params
     self._at_once = min(self.layers, _AT_ONCE)
     self._totals = run.partitioner.partition(
@@ -91,13 +91,6 @@ def with_pruning(model: Any, pruning: Pruning | None) -> Any:
       't5_network.Transformer or t5_decoder_only.DecoderOnly'
     )
   return model_copies.with_config(model, pruning=pruning)
-
-
-def decoder_layers(model: Any) -> int:
-  """Returns L, the layers of the decoder."""
-  config = model.module.config
-  name = 'decoder_layers' if hasattr(config, 'decoder_layers') else 'num_layers'
-  return getattr(config, name)
 
 
 def cache_bytes(model: Any, pruning: Pruning | None, length: int) -> int:

@@ -285,7 +285,7 @@ def budgets_gin(state: dict[str, Any], run: restore.Trained) -> str:
     *(f'{b.name} = {b.value!r}' for b in own),
     f'CACHE_BUDGETS = {found["budgets"]}',
     'BUDGETS_FOUND_FOR = '
-    + repr(network_settings.sizes(run.model.module.config, settings['layers'])),
+    + repr(network_settings.sizes(run.model.module.config)),
   ]
   return '\n'.join(lines) + '\n'
 
@@ -379,7 +379,7 @@ def _run(args, bindings: Sequence[str]) -> None:
       )
     if args.dry_run:
       run.batches(args.tuning_batches + args.report_batches)
-      layers = losses.decoder_layers(run.model)
+      layers = run.model.module.config.decoder_layers
       steps = greedy.budget_steps(args.steps, run.length)
       print(f'{pruning.policy}, {layers} layers, each of the budgets {steps}')
       return

@@ -123,7 +123,7 @@ class KeyValueCache(nn.Module):
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    where: Place,
+    place: Place,
     *,
     bias_fn: Callable[..., jax.Array] | None = None,
     kept: Mapping[str, jax.Array] | None = None,
@@ -135,7 +135,7 @@ class KeyValueCache(nn.Module):
       query: [B, N, H, D], or [B, 1, H, D] of a step.
       key: as query.
       value: as query.
-      where: the place of these tokens.
+      place: the place of these tokens.
       bias_fn: gives the bias for (N, position), position None for whole rows.
       kept: of these tokens, [B, N, ...] each, see `extensions.Extended`.
       **settings: of the attention function.
@@ -152,7 +152,7 @@ class KeyValueCache(nn.Module):
     }
     slots = leaves['key'].value.shape[1]
     if bias_fn is not None:
-      settings['bias'] = bias_fn(slots, where.position)
+      settings['bias'] = bias_fn(slots, place.position)
 
     def attend(**asked):
       return self.attention_fn(query, key, value, **kept, **(settings | asked))
@@ -166,9 +166,9 @@ class KeyValueCache(nn.Module):
     if selects:
       masking = self.variable('cache', 'cached_masking', nothing_masked)
 
-    if where.position is not None:
+    if place.position is not None:
       # In place, in the loop of decoding; a row that is over writes nothing.
-      own = jnp.arange(key.shape[0]), where.position
+      own = jnp.arange(key.shape[0]), place.position
       for name, x in tokens.items():
         added = leaves[name].value.at[own].set(x[:, 0])
         leaves[name].value = partitioned(name, added)
@@ -179,7 +179,7 @@ class KeyValueCache(nn.Module):
         query,
         keys,
         values,
-        position=where.position,
+        position=place.position,
         **dict(zip(kept, others, strict=True)),
         **settings,
       )
@@ -187,7 +187,7 @@ class KeyValueCache(nn.Module):
         out, masking.value = out
       return out
 
-    if where.lengths is None:
+    if place.lengths is None:
       return attend()
 
     if key.shape != leaves['key'].value.shape:
@@ -195,13 +195,13 @@ class KeyValueCache(nn.Module):
         f'prompts of {key.shape[1]} tokens and a cache of {slots}: they must '
         'have one length'
       )
-    filled = jnp.arange(slots) < where.lengths[:, None]
+    filled = jnp.arange(slots) < place.lengths[:, None]
     for name, x in tokens.items():
       leaves[name].value = partitioned(name, masks.zero_padding(x, filled))
     if not selects:
       return attend()
     # The row of F that the next token reads. A full row has no next token.
-    following = jnp.minimum(where.lengths, slots - 1)
+    following = jnp.minimum(place.lengths, slots - 1)
     out, masking.value = attend(masking_row=following)
     return out
 

@@ -17,7 +17,7 @@ from selective_t5x.attention import capabilities, masks, steps
 from selective_t5x.attention.selection import spread
 from selective_t5x.nn.cache import Place, partitioned, row_of
 from selective_t5x.pruning import slots
-from selective_t5x.pruning.config import LayerPruning
+from selective_t5x.pruning.policy import Policy
 from selective_t5x.pruning.whole_rows import pruned_attention
 
 
@@ -36,12 +36,15 @@ class EvictingCache(nn.Module):
     attention_fn: `attention.causal_attention`, `attention.selective_attention`
       or a function with their arguments for steps, to which slots are given in
       place of positions: see `pruning.slots`.
-    pruning: which key goes, and the budget K; a cache for shorter rows has a
-      slot for each token.
+    policy: which key goes.
+    budget: K; a cache for shorter rows has a slot for each token.
+    layer: the layer's number, from 0.
   """
 
   attention_fn: Callable[..., Any]
-  pruning: LayerPruning
+  policy: Policy
+  budget: int
+  layer: int
 
   @nn.compact
   def __call__(
@@ -49,7 +52,7 @@ class EvictingCache(nn.Module):
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    where: Place,
+    place: Place,
     *,
     bias_fn: Callable[..., jax.Array] | None = None,
     kept: Mapping[str, jax.Array] | None = None,
@@ -61,7 +64,7 @@ class EvictingCache(nn.Module):
       query: [B, N, H, D], or [B, 1, H, D] of a step.
       key: as query.
       value: as query.
-      where: the place of these tokens.
+      place: the place of these tokens.
       bias_fn: gives the bias for (N, None) of whole rows, and for (i32[B, K],
         i32[B]), the positions of keys and queries, of steps.
       kept: of these tokens, [B, N, ...] each, see `extensions.Extended`.
@@ -72,7 +75,7 @@ class EvictingCache(nn.Module):
     """
     tokens = {'key': key, 'value': value, **(kept or {})}
     batch, length = key.shape[:2]
-    size = min(self.pruning.budget, length)
+    size = min(self.budget, length)
     dtype = jnp.promote_types(key.dtype, jnp.float32)
 
     def leaf(name, dtype, *entry):
@@ -85,23 +88,23 @@ class EvictingCache(nn.Module):
       for name, x in tokens.items()
     }
     leaves['position'] = leaf('cached_key_position', jnp.int32)
-    if self.pruning.policy.accumulates:
+    if self.policy.accumulates:
       leaves['score'] = leaf('cached_score', dtype)
-    if where.position is not None:
+    if place.position is not None:
       if capabilities.of(self.attention_fn).masking:
         leaves['masking'] = leaf('cached_masking', dtype)
       return self._step(
-        leaves, query, tokens, where.position, bias_fn, settings
+        leaves, query, tokens, place.position, bias_fn, settings
       )
 
     pruned = pruned_attention(
       self.attention_fn,
-      self.pruning.policy,
+      self.policy,
       query,
       key,
       value,
-      budget=self.pruning.budget,
-      layer=self.pruning.layer,
+      budget=self.budget,
+      layer=self.layer,
       bias=None if bias_fn is None else bias_fn(length, None),
       **settings,
       **(kept or {}),
@@ -109,8 +112,8 @@ class EvictingCache(nn.Module):
     if pruned.masking is not None:
       groups = pruned.masking.shape[1:-2]
       leaves['masking'] = leaf('cached_masking', dtype, *groups)
-    if where.lengths is not None:
-      self._fill(leaves, tokens, pruned, where.lengths)
+    if place.lengths is not None:
+      self._fill(leaves, tokens, pruned, place.lengths)
     return pruned.out
 
   def _step(self, leaves, query, tokens, position, bias_fn, settings):
@@ -119,13 +122,13 @@ class EvictingCache(nn.Module):
     if bias_fn is not None:
       bias_fn = functools.partial(bias_fn, position=position)
     logits = None
-    if self.pruning.policy.reads_logits:
+    if self.policy.reads_logits:
       logits = _logits(query, tokens['key'], held, position, bias_fn, settings)
     slot, scores = slots.admit(
-      self.pruning.policy,
+      self.policy,
       position,
       held['position'],
-      layer=self.pruning.layer,
+      layer=self.layer,
       scores=held.get('score'),
       masking=_mean(held.get('masking')),
       logits=logits,

@@ -14,8 +14,9 @@ from flax import linen as nn
 from selective_t5x.attention import capabilities, masks
 from selective_t5x.errors import UserError
 from selective_t5x.nn import cache, evicting_cache, layers
+from selective_t5x.nn.call import Call
 from selective_t5x.nn.extensions import Extended, Extension, Heads
-from selective_t5x.pruning import LayerPruning, pruned_attention
+from selective_t5x.pruning import Policy, pruned_attention
 
 
 class SelfAttention(nn.Module):
@@ -40,10 +41,12 @@ class SelfAttention(nn.Module):
     scale: multiplies the logits; None for D ** -0.5.
     kernel_init: gives the initial kernels.
     query_init: gives that of the queries.
-    pruning: which keys are kept, and how many; None for all.
+    policy: which keys are kept; None for all. How many is the budget of the
+      call.
     extension: makes the `extensions.Extension` that goes with the attention
       function, parameters under `extension`; None for none.
-    layer: the layer's number, from 0: what an extension may go by.
+    layer: the layer's number, from 0: which of the budgets is its own, and what
+      an extension or a policy may go by.
     split_kernels: whether heads are an axis of the kernels, as T5X has them in
       scanned layers.
   """
@@ -57,7 +60,7 @@ class SelfAttention(nn.Module):
   scale: float | None = None
   kernel_init: Callable[..., jax.Array] = layers.KERNEL_INIT
   query_init: Callable[..., jax.Array] = layers.KERNEL_INIT
-  pruning: LayerPruning | None = None
+  policy: Policy | None = None
   extension: Callable[..., Extension] | None = None
   layer: int = 0
   split_kernels: bool = False
@@ -66,28 +69,17 @@ class SelfAttention(nn.Module):
   def __call__(
     self,
     x: jax.Array,
-    segment_ids: jax.Array,
-    *,
-    deterministic: bool,
-    memory_tau: float | None = None,
-    prefix: jax.Array | None = None,
+    call: Call,
     bias_fn: Callable[..., jax.Array] | None = None,
-    where: cache.Place | None = None,
-    budget: jax.Array | None = None,
   ) -> jax.Array:
     """Attends; with memory_tau it sows `memory`, M, in 'intermediates'.
 
     Args:
       x: [B, N, M].
-      segment_ids: i32[B, N], 0 for padding; not read where `where` is given.
-      deterministic: whether dropout is off.
-      memory_tau: asks the attention function for M, f32[B, N].
-      prefix: i32[B, N], 1 for tokens that see each other; None for no token.
+      call: what the network hands down.
       bias_fn: gives the logits' bias, as `t5_layers.RelativeBias` does: for (N,
         None) of whole rows, and of steps for (N, position) or, where keys are
         pruned, (positions of the keys, position); None for no bias.
-      where: the place in the cache while decoding, else None.
-      budget: i32[], in place of the pruning's for whole rows; may be traced.
 
     Returns:
       [B, N, M], zero in padding rows.
@@ -95,6 +87,61 @@ class SelfAttention(nn.Module):
     Raises:
       UserError: if the attention function does not take what the extension
         gives.
+    """
+    extended, finish = self._extended(x, call)
+    heads = extended.heads._replace(
+      value=layers.drop_keys(
+        extended.heads.value,
+        self.dropout_rate,
+        deterministic=call.deterministic,
+      )
+    )
+    arguments = {
+      'scale': self.scale,
+      'memory_tau': call.memory_tau,
+      'prefix': call.prefix,
+    }
+    arguments = {k: v for k, v in arguments.items() if v is not None}
+    arguments |= extended.given
+    budget = None if self.policy is None else call.budgets[self.layer]
+    if call.place is not None:
+      keys = (
+        cache.KeyValueCache(self.attention_fn, name='cache')
+        if self.policy is None
+        else evicting_cache.EvictingCache(
+          self.attention_fn, self.policy, budget, self.layer, name='cache'
+        )
+      )
+      out = keys(
+        *heads, call.place, bias_fn=bias_fn, kept=extended.kept, **arguments
+      )
+    else:
+      if bias_fn is not None:
+        arguments['bias'] = bias_fn(x.shape[1], None)
+      attend = self.attention_fn
+      if self.policy is not None:
+        attend = functools.partial(
+          _attend_pruned, attend, self.policy, budget=budget, layer=self.layer
+        )
+      out = attend(
+        *heads, segment_ids=call.segment_ids, **arguments, **extended.kept
+      )
+    if call.memory_tau is not None:
+      out, memory = out
+      self.sow('intermediates', 'memory', memory)
+    return layers.join_heads(
+      finish(out),
+      x.shape[-1],
+      dtype=self.dtype,
+      kernel_init=self.kernel_init,
+      split=self.split_kernels,
+    )
+
+  def _extended(self, x, call):
+    """Projects x to heads and extends these.
+
+    Returns:
+      Extended, and a function of the attention's output that finishes it.
     """
 
     def heads(name, init, per_head=1):
@@ -109,83 +156,53 @@ class SelfAttention(nn.Module):
       )
 
     queries_per_head = getattr(self.extension, 'queries_per_head', 1)
-    query = heads('query', self.query_init, queries_per_head)
-    key = heads('key', self.kernel_init)
-    value = heads('value', self.kernel_init)
-    projected = Heads(query, key, value)
+    projected = normalised = Heads(
+      heads('query', self.query_init, queries_per_head),
+      heads('key', self.kernel_init),
+      heads('value', self.kernel_init),
+    )
     if self.normalise:
-      query = layers.RMSNorm('kv', self.dtype, name='query_norm')(query)
-      key = layers.RMSNorm('kv', self.dtype, name='key_norm')(key)
-    extended = Extended(Heads(query, key, value))
-    if self.extension is not None:
-      extension = self.extension(
-        num_heads=self.num_heads,
-        head_dim=self.head_dim,
-        layer=self.layer,
-        dtype=self.dtype,
-        name='extension',
+      normalised = projected._replace(
+        query=layers.RMSNorm('kv', self.dtype, name='query_norm')(
+          projected.query
+        ),
+        key=layers.RMSNorm('kv', self.dtype, name='key_norm')(projected.key),
       )
-      extended = extension(
-        x,
-        projected,
-        extended.heads,
-        _position(x.shape[1], segment_ids, where),
-        deterministic=deterministic,
-      )
-      _check_takes(self.attention_fn, extension, extended)
-    query, key, value = extended.heads
-    value = layers.drop_keys(
-      value, self.dropout_rate, deterministic=deterministic
-    )
-    asked = {'scale': self.scale, 'memory_tau': memory_tau, 'prefix': prefix}
-    asked = {k: v for k, v in asked.items() if v is not None}
-    asked |= extended.given
-    if where is not None:
-      keys = (
-        cache.KeyValueCache(self.attention_fn, name='cache')
-        if self.pruning is None
-        else evicting_cache.EvictingCache(
-          self.attention_fn, self.pruning, name='cache'
-        )
-      )
-      out = keys(
-        query, key, value, where, bias_fn=bias_fn, kept=extended.kept, **asked
-      )
-    else:
-      if bias_fn is not None:
-        asked['bias'] = bias_fn(x.shape[1], None)
-      attend = self.attention_fn
-      if self.pruning is not None:
-        attend = functools.partial(
-          _attend_pruned, self.attention_fn, self.pruning, budget=budget
-        )
-      out = attend(
-        query, key, value, segment_ids=segment_ids, **asked, **extended.kept
-      )
-    if memory_tau is not None:
-      out, memory = out
-      self.sow('intermediates', 'memory', memory)
-    if self.extension is not None:
-      out = extension.finish(x, out)
-      if where is None:  # A norm with a bias leaves no zeros.
-        out = masks.zero_padding(out, segment_ids)
-    return layers.join_heads(
-      out,
-      x.shape[-1],
+    if self.extension is None:
+      return Extended(normalised), lambda out: out
+    extension = self.extension(
+      num_heads=self.num_heads,
+      head_dim=self.head_dim,
+      layer=self.layer,
       dtype=self.dtype,
-      kernel_init=self.kernel_init,
-      split=self.split_kernels,
+      name='extension',
     )
+    extended = extension(
+      x,
+      projected,
+      normalised,
+      _position(x.shape[1], call.segment_ids, call.place),
+      deterministic=call.deterministic,
+    )
+    _check_takes(self.attention_fn, extension, extended)
+
+    def finish(out):
+      out = extension.finish(x, out)
+      if call.place is None:  # A norm with a bias leaves no zeros.
+        out = masks.zero_padding(out, call.segment_ids)
+      return out
+
+    return extended, finish
 
 
-def _position(length, segment_ids, where):
+def _position(length, segment_ids, place):
   """Returns i32[B or 1, N], positions in the segment, from 1."""
-  if where is None:
+  if place is None:
     return 1 + masks.position_in_segment(length, segment_ids)
   # Nothing is packed while a model decodes.
-  if where.position is None:
+  if place.position is None:
     return 1 + jnp.arange(length)[None]
-  return 1 + where.position[:, None]
+  return 1 + place.position[:, None]
 
 
 def _check_takes(attention_fn, extension, extended):
@@ -200,20 +217,9 @@ def _check_takes(attention_fn, extension, extended):
       )
 
 
-def _attend_pruned(
-  attention_fn, pruning, query, key, value, *, budget, **asked
-):
+def _attend_pruned(attention_fn, policy, *heads, **arguments):
   """Returns out, and M where it is asked for, as the attention function."""
-  pruned = pruned_attention(
-    attention_fn,
-    pruning.policy,
-    query,
-    key,
-    value,
-    budget=pruning.budget if budget is None else budget,
-    layer=pruning.layer,
-    **asked,
-  )
-  if 'memory_tau' in asked:
+  pruned = pruned_attention(attention_fn, policy, *heads, **arguments)
+  if 'memory_tau' in arguments:
     return pruned.out, pruned.memory
   return pruned.out

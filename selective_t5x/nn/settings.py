@@ -1,8 +1,9 @@
 """Checks of the settings that every network has, and what follows from them."""
 
+import abc
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,18 +11,53 @@ from flax import linen as nn
 
 from selective_t5x.attention import capabilities
 from selective_t5x.errors import UserError, is_integer, is_number
-from selective_t5x.nn import cache
-from selective_t5x.nn import stacking as stacks
+from selective_t5x.nn import cache, stacking
 from selective_t5x.nn.extensions import Extension
 from selective_t5x.pruning import Pruning
 
 
-def check_settings(config: Any, name: str):
-  """Checks the fields that every network has: sizes, dropout and dtype.
+class DecoderSettings(abc.ABC):
+  """Base of the networks' configs: what `decoder.Decoder` reads beside fields.
 
-  Args:
-    config: a dataclass.
-    name: what it is called in gin.
+  What is said here is the paper's decoder; T5's configs have their own.
+
+  Attributes:
+    mlp_activations: of the feed-forward block.
+    logits_via_embedding: whether the token embedding also gives the logits.
+    max_length: rows of the position embedding; None without one.
+    has_relative_bias: whether attention logits have T5's biases by distance.
+  """
+
+  mlp_activations: ClassVar[Sequence[str]] = ('silu', 'linear')
+  logits_via_embedding: ClassVar[bool] = False
+  max_length: int | None
+  has_relative_bias: ClassVar[bool] = False
+
+  @property
+  def gin_name(self) -> str:
+    """What it is called in gin."""
+    return f'{type(self).__module__.split(".")[-1]}.{type(self).__name__}'
+
+  @property
+  @abc.abstractmethod
+  def decoder_layers(self) -> int:
+    """L, the layers of the decoder: each kind of network has its own name."""
+
+  @property
+  def self_attention(self) -> Mapping[str, Any]:
+    """Attributes of SelfAttention that are not its defaults."""
+    return {}
+
+  def __post_init__(self):
+    """Refuses what would fail later and less clearly."""
+    check_settings(self)
+    check_function(self, 'attention_fn')
+    _check_extension(self)
+    _check_pruning(self)
+
+
+def check_settings(config: DecoderSettings):
+  """Checks the fields that every network has: sizes, dropout and dtype.
 
   Raises:
     UserError: naming the field and what was expected.
@@ -29,10 +65,10 @@ def check_settings(config: Any, name: str):
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
     if field.type is int and not (is_integer(value) and value > 0):
-      refuse(config, name, field.name, 'an integer of 1 or more')
+      refuse(config, field.name, 'an integer of 1 or more')
   rate = config.dropout_rate
   if not is_number(rate) or not 0 <= rate < 1:
-    refuse(config, name, 'dropout_rate', 'a number from 0 to less than 1')
+    refuse(config, 'dropout_rate', 'a number from 0 to less than 1')
   try:
     # numpy takes None for float64.
     is_float = config.dtype is not None and jnp.issubdtype(
@@ -41,19 +77,17 @@ def check_settings(config: Any, name: str):
   except TypeError:
     is_float = False
   if not is_float:
-    refuse(config, name, 'dtype', "a float type, e.g. 'float32' or 'bfloat16'")
-  stacks.check(config, name)
+    refuse(config, 'dtype', "a float type, e.g. 'float32' or 'bfloat16'")
+  stacking.check(config, config.gin_name)
 
 
-def check_function(config: Any, name: str, field: str):
+def check_function(config: DecoderSettings, field: str):
   """Raises UserError if a field holds no function."""
   if not callable(getattr(config, field)):
-    refuse(
-      config, name, field, 'a function, e.g. @attention.selective_attention'
-    )
+    refuse(config, field, 'a function, e.g. @attention.selective_attention')
 
 
-def check_extension(config: Any, name: str):
+def _check_extension(config):
   """Raises UserError if a config's attention_extension is not a class of it."""
   extension = config.attention_extension
   if extension is None:
@@ -61,57 +95,55 @@ def check_extension(config: Any, name: str):
   if not isinstance(extension, type) or not issubclass(extension, Extension):
     refuse(
       config,
-      name,
       'attention_extension',
       'None or a subclass of extensions.Extension, without brackets (the macro '
       'ATTENTION_EXTENSION)',
     )
 
 
-def check_pruning(config: Any, name: str, layers: int):
+def _check_pruning(config):
   """Raises UserError if a config prunes as its decoder cannot."""
   pruning = config.pruning
   if pruning is None:
     return
   if not isinstance(pruning, Pruning):
-    refuse(config, name, 'pruning', '@pruning.Pruning() or None')
-  pruning.check(layers, config.attention_fn, sizes(config, layers))
+    refuse(config, 'pruning', '@pruning.Pruning() or None')
+  pruning.check(config.decoder_layers, config.attention_fn, sizes(config))
 
 
-def sizes(config: Any, layers: int) -> str:
-  """Writes the sizes of a decoder of so many layers, to know it by."""
+def sizes(config: DecoderSettings) -> str:
+  """Writes the sizes of a decoder, to know it by."""
   return (
-    f'{layers} layers, {config.num_heads} heads of {config.head_dim}, '
-    f'emb_dim {config.emb_dim}, mlp_dim {config.mlp_dim}, '
+    f'{config.decoder_layers} layers, {config.num_heads} heads of '
+    f'{config.head_dim}, emb_dim {config.emb_dim}, mlp_dim {config.mlp_dim}, '
     f'vocab_size {config.vocab_size}'
   )
 
 
 def layer_budgets(
-  config: Any,
-  layers: int,
+  config: DecoderSettings,
   budgets: jax.Array | None,
-  where: cache.Place | None,
-) -> Sequence[jax.Array | None]:
-  """Returns the budget that each layer of whole rows is called with.
+  place: cache.Place | None,
+) -> Sequence[int] | jax.Array | None:
+  """Returns the budget of each layer, None where nothing is pruned.
 
   Args:
     config: of a network; its `pruning` is the default.
-    layers: L, the decoder's.
     budgets: i32[L], what the network was called with; None for the default.
-    where: the place in the cache while decoding, else None.
+    place: the place in the KV cache while decoding, else None.
 
   Raises:
     ValueError: if there are budgets where they cannot be followed.
   """
+  layers = config.decoder_layers
   if budgets is None:
-    return [None] * layers
+    return config.pruning and config.pruning.of_layers(layers)
   if config.pruning is None:
     raise ValueError(
       'budgets are for a network that prunes, but the pruning of its config is '
       'None'
     )
-  if where is not None:
+  if place is not None:
     raise ValueError(
       'budgets are for whole rows: a cache has the size of those in the config'
     )
@@ -122,33 +154,26 @@ def layer_budgets(
   return budgets
 
 
-def scans(
-  module: nn.Module,
-  config: Any,
-  budgets: jax.Array | None,
-  where: cache.Place | None,
-) -> bool:
+def scans(module: nn.Module, place: cache.Place | None) -> bool:
   """Returns whether a decoder scans its layers: whether all do the same.
 
   Args:
     module: the decoder.
-    config: its settings.
-    budgets: i32[L], what it was called with; None for the config's.
-    where: the place in the cache while decoding, else None.
+    place: the place in the KV cache while decoding, else None.
   """
-  if not config.scan_layers or config.unroll_layers or where is not None:
+  config = module.config
+  if not config.scan_layers or config.unroll_layers or place is not None:
     return False
   if module.is_initializing():
     return True  # The parameters are the same whatever the layers do.
   by_layer = getattr(config.attention_extension, 'by_layer', False)
-  return config.pruning is None and budgets is None and not by_layer
+  return config.pruning is None and not by_layer
 
 
-def refuse(config: Any, name: str, field: str, expected: str):
+def refuse(config: DecoderSettings, field: str, expected: str):
   """Raises UserError: this field was expected to be something else."""
-  raise UserError(
-    f'{name}.{field} = {getattr(config, field)!r}: expected {expected}'
-  )
+  value = getattr(config, field)
+  raise UserError(f'{config.gin_name}.{field} = {value!r}: expected {expected}')
 
 
 def check_takes_prefix(attention_fn: Callable[..., Any]):

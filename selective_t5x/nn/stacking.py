@@ -76,46 +76,44 @@ def unstacked(
 def run(
   network: nn.Module,
   x: jax.Array,
+  call: Any,
   *,
-  make: Callable[[nn.Module, int, str], nn.Module],
-  call: Callable[[nn.Module, jax.Array, int], jax.Array],
+  make: Callable[..., nn.Module],
   layers: int,
   name: str,
-  remat_policy: str = 'none',
-  stacked: bool = False,
-  scan: bool = False,
+  scan: bool,
 ) -> jax.Array:
   """Runs x through the layers.
 
   Args:
-    network: what the layers belong to, inside its compact call.
+    network: what the layers belong to, inside its compact call. Its config says
+      whether parameters are stacked, and what is kept for the backward pass.
     x: [B, N, M].
-    make: makes layer i, from (its parent, i, its name).
-    call: calls layer i, from (layer, x, i); returns what the next one reads.
+    call: what each layer is called with beside x.
+    make: makes layer i, from (i, parent=, name=).
     layers: L.
     name: of the scanned layers; single ones are `layers_<i>`.
-    remat_policy: a name in REMAT_POLICIES.
-    stacked: whether the parameters are those of scanned layers.
-    scan: whether they are scanned; only where they are stacked, and where all
-      do the same and nothing is cached: i is 0 for all.
+    scan: whether they are scanned; only where their parameters are stacked, and
+      where all do the same and nothing is cached: i is 0 for all.
 
   Returns:
     [B, N, M].
   """
+  config = network.config
 
-  def one(layer, x, i):
-    if remat_policy == 'none':
-      return call(layer, x, i)
+  def one(layer, x):
+    if config.remat_policy == 'none':
+      return layer(x, call)
     rematerialised = partitioning.remat(
-      lambda layer, x: call(layer, x, i),
+      lambda layer, x: layer(x, call),
       prevent_cse=not scan,
-      policy=REMAT_POLICIES[remat_policy],
+      policy=REMAT_POLICIES[config.remat_policy],
     )
     return rematerialised(layer, x)
 
   def loop(parent, x):
     for i in range(layers):
-      x = one(make(parent, i, f'layers_{i}'), x, i)
+      x = one(make(i, parent=parent, name=f'layers_{i}'), x)
     return x
 
   if scan:
@@ -123,16 +121,16 @@ def run(
     if not network.is_mutable_collection('params'):
       axis = flax.core.lift.In(axis)
     scanned = partitioning.scan_with_axes(
-      lambda layer, x: (one(layer, x, 0), None),
+      lambda layer, x: (one(layer, x), None),
       variable_axes={'params': axis, 'intermediates': 0},
       split_rngs={'params': True, 'dropout': True},
       in_axes=(),
       length=layers,
       axis_name='layers',
     )
-    x, _ = scanned(make(network, 0, name), x)
+    x, _ = scanned(make(0, parent=network, name=name), x)
     return x
-  if not stacked:
+  if not config.scan_layers:
     return loop(network, x)
 
   def unstack(variables):

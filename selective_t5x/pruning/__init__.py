@@ -4,7 +4,7 @@ What is imported here is pure functions of arrays; the commands `search` and
 `frontier` beside them apply it to trained models.
 """
 
-from selective_t5x.pruning.config import LayerPruning, Pruning
+from selective_t5x.pruning.config import Pruning
 from selective_t5x.pruning.h2o import H2O
 from selective_t5x.pruning.keep import keep_mask
 from selective_t5x.pruning.policy import Policy, View
@@ -16,7 +16,6 @@ from selective_t5x.pruning.window import Window
 
 __all__ = [
   'H2O',
-  'LayerPruning',
   'TOVA',
   'Policy',
   'Pruned',

@@ -10,21 +10,6 @@ from selective_t5x.pruning.whole_rows import check_suits
 
 
 @dataclasses.dataclass(frozen=True)
-class LayerPruning:
-  """How one layer prunes.
-
-  Attributes:
-    policy: which key goes.
-    budget: K, the keys that the layer holds at most, 2 or more.
-    layer: its number, from 0.
-  """
-
-  policy: Policy
-  budget: int
-  layer: int
-
-
-@dataclasses.dataclass(frozen=True)
 class Pruning:
   """Which keys a decoder's self-attention keeps, and how many a layer.
 
@@ -94,10 +79,6 @@ class Pruning:
         'of one a layer)'
       )
     return self.budgets
-
-  def of_layer(self, layer: int, layers: int) -> LayerPruning:
-    """Returns how layer number `layer` of so many prunes."""
-    return LayerPruning(self.policy, self.of_layers(layers)[layer], layer)
 
   def check(self, layers: int, attention_fn: Callable[..., Any], sizes: str):
     """Raises UserError unless it suits a decoder.

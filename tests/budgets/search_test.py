@@ -236,7 +236,7 @@ def test_a_run_is_searched_and_takes_its_budgets(
   ) as run:
     config = run.model.module.config
     assert config.pruning == pruning.Pruning(
-      pruning.Selective(), found, settings.sizes(config, 2)
+      pruning.Selective(), found, settings.sizes(config)
     )
     # Fixed budgets and traced ones give the same loss.
     (batch,) = run.batches(1)

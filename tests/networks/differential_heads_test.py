@@ -11,6 +11,7 @@ from selective_t5x.differential_heads import (
   DifferentialV2Heads,
 )
 from selective_t5x.errors import UserError
+from selective_t5x.nn.call import Call
 from selective_t5x.nn.self_attention import SelfAttention
 from tests.nn import extensions_test
 from tests.support import cached_models
@@ -28,7 +29,7 @@ def initial(**settings):
     **settings,
   )
   return jax.eval_shape(
-    lambda: module.init(jax.random.key(0), X, SEGMENTS, deterministic=True)
+    lambda: module.init(jax.random.key(0), X, Call(SEGMENTS))
   )
 
 
@@ -65,7 +66,7 @@ def test_the_second_version_doubles_the_queries(split):
     split_kernels=split,
   )
   params = jax.eval_shape(
-    lambda: module.init(jax.random.key(0), X, SEGMENTS, deterministic=True)
+    lambda: module.init(jax.random.key(0), X, Call(SEGMENTS))
   )['params']
   shapes = jax.tree.map(lambda x: x.shape, params)
   joined = {name: (8, size) for name, size in (('query', 16), ('key', 8))}

@@ -21,6 +21,7 @@ from flax import linen as nn
 from selective_t5x import network
 from selective_t5x.config import files as config_files
 from selective_t5x.nn import cache, t5_layers
+from selective_t5x.nn.call import Call
 from selective_t5x.nn.self_attention import SelfAttention
 from tests.support import attention_formulas as formulas
 
@@ -200,7 +201,7 @@ class Stack(nn.Module):
   def __call__(self, x, segment_ids, decode=False):
     """Maps [B, N, M] to [B, N, M]."""
     cfg, settings, bias_fn = self.config, {}, None
-    where = cache.place(self, x[..., 0], decode=decode)
+    place = cache.place(self, x[..., 0], decode=decode)
     if self.kind == 't5':
       settings = dict(normalise=False, scale=1.0)
       bias_fn = t5_layers.RelativeBias(cfg.num_heads, False, name='bias')
@@ -213,7 +214,7 @@ class Stack(nn.Module):
         layer=i,
         name=f'layers_{i}',
         **settings,
-      )(x, segment_ids, deterministic=True, bias_fn=bias_fn, where=where)
+      )(x, Call(segment_ids, place=place), bias_fn)
     return x
 
 

@@ -13,6 +13,7 @@ from selective_t5x import attention, network, pruning
 from selective_t5x.attention import capabilities
 from selective_t5x.errors import UserError
 from selective_t5x.nn import layers
+from selective_t5x.nn.call import Call
 from selective_t5x.nn.extensions import Extended, Extension
 from selective_t5x.nn.self_attention import SelfAttention
 from tests.support import cached_models
@@ -117,8 +118,8 @@ def attend(extension, attention_fn, x, segments):
 
   @compiled
   def run():
-    variables = layer.init(jax.random.key(0), x, segments, deterministic=True)
-    out = layer.apply(variables, x, segments, deterministic=True)
+    variables = layer.init(jax.random.key(0), x, Call(segments))
+    out = layer.apply(variables, x, Call(segments))
     return out, variables['params']
 
   return run()

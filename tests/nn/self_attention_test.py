@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 
 from selective_t5x import attention
+from selective_t5x.nn.call import Call
 from selective_t5x.nn.self_attention import SelfAttention
 from tests.nn import layers_test
 
 SEGMENTS = jnp.array([[1, 1, 1, 2, 2, 0]])
 
 
-def attend(attention_fn, x, segment_ids=SEGMENTS, **kwargs):
+def attend(attention_fn, x, memory_tau=None, **kwargs):
   module = SelfAttention(num_heads=2, head_dim=4, attention_fn=attention_fn)
-  params, _ = layers_test.init(module, x, segment_ids, deterministic=True)
-  return module.apply(
-    {'params': params}, x, segment_ids, deterministic=True, **kwargs
-  )
+  params, _ = layers_test.init(module, x, Call(SEGMENTS))
+  call = Call(SEGMENTS, memory_tau=memory_tau)
+  return module.apply({'params': params}, x, call, **kwargs)
 
 
 def test_queries_and_keys_reach_the_function_normalised_values_not():
@@ -66,13 +66,12 @@ def test_attention_dropout_is_one_mask_per_key_for_all_queries():
 
   module = SelfAttention(2, 4, spy, dropout_rate=0.5)
   x, ids = layers_test.x_like(3, 40, 8), jnp.ones((3, 40), int)
-  params, _ = layers_test.init(module, x, ids, deterministic=True)
+  params, _ = layers_test.init(module, x, Call(ids))
   for deterministic in (True, False):
     module.apply(
       {'params': params},
       x,
-      ids,
-      deterministic=deterministic,
+      Call(ids, deterministic),
       rngs={'dropout': jax.random.key(1)},
     )
   plain, dropped = seen[-2:]

@@ -13,7 +13,7 @@ from selective_t5x.differential_heads import (
   DifferentialV2Heads,
 )
 from selective_t5x.errors import UserError
-from selective_t5x.nn import stacking as stacks
+from selective_t5x.nn import stacking
 from selective_t5x.stick_breaking_heads import StickBreakingHeads
 from tests.networks import network_test, t5_decoder_only_test, t5_network_test
 
@@ -110,7 +110,7 @@ def single(params, module, rows):
   # Kernels of single layers join the axes of heads.
   return jax.tree.map(
     lambda x, like: x.reshape(like.shape),
-    stacks.unstacked(params, 'decoder', LAYERS),
+    stacking.unstacked(params, 'decoder', LAYERS),
     expected,
   )
 
@@ -120,7 +120,7 @@ def test_unstacked_takes_each_layer_from_the_axis_of_layers():
     'kernel': np.arange(12).reshape(2, 3, 2),
     'b': np.arange(6)[:, None] * [1, 1, 1],
   }
-  found = stacks.unstacked({'decoder': stacked, 'norm': 7}, 'decoder', 3)
+  found = stacking.unstacked({'decoder': stacked, 'norm': 7}, 'decoder', 3)
   assert set(found) == {'norm', 'layers_0', 'layers_1', 'layers_2'}
   assert found['norm'] == 7
   np.testing.assert_array_equal(found['layers_1']['kernel'], [[2, 3], [8, 9]])
@@ -205,7 +205,7 @@ def test_the_less_is_kept_the_less_memory_a_step_takes(scan):
     compiled = lowered.compile({'xla_backend_optimization_level': 0})
     return compiled.memory_analysis().temp_size_in_bytes
 
-  none, minimal, full = map(temporaries, stacks.REMAT_POLICIES)
+  none, minimal, full = map(temporaries, stacking.REMAT_POLICIES)
   assert full < minimal < none
 
 

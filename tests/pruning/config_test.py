@@ -55,7 +55,7 @@ def test_budgets_of_another_model_are_refused(config):
   with pytest.raises(UserError, match='causal_attention.* does not select'):
     dataclasses.replace(prune(4), attention_fn=attention.causal_attention)
   searched = dataclasses.replace(
-    prune([4, 8, 2]).pruning, found_for=settings.sizes(prune(4), 3)
+    prune([4, 8, 2]).pruning, found_for=settings.sizes(prune(4))
   )
   taken = dataclasses.replace(prune(4), pruning=searched)
   with pytest.raises(UserError, match='size 8, this one has .* vocab_size 9'):

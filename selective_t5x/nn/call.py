@@ -1,0 +1,38 @@
+"""What a network hands down to each of its layers."""
+
+from collections.abc import Sequence
+
+import flax
+import jax
+
+from selective_t5x.nn import cache
+
+
+@flax.struct.dataclass
+class Call:
+  """The facts of one call of a network, the same for all layers of a stack.
+
+  Attributes:
+    segment_ids: i32[B, N], 0 for padding; not read where there is a place.
+    deterministic: whether dropout is off.
+    memory_tau: with a number, self-attention sows M, f32[B, N]; None for no M.
+    prefix: i32[B, N], 1 for tokens that see each other; None for no token.
+    encoded: [B, K, M], the encoder's output; None without an encoder.
+    encoder_ids: i32[B, K], segments of the encoder's tokens, 0 for padding.
+    bias: [1, H, N, N], of an encoder's logits; None where each layer has its
+      own.
+    place: the place of the tokens in the KV cache; None unless the network
+      decodes.
+    budgets: i32[L], the keys that each layer of the decoder may hold, 2 or
+      more; may be traced for whole rows. None where nothing is pruned.
+  """
+
+  segment_ids: jax.Array
+  deterministic: bool = flax.struct.field(pytree_node=False, default=True)
+  memory_tau: float | None = flax.struct.field(pytree_node=False, default=None)
+  prefix: jax.Array | None = None
+  encoded: jax.Array | None = None
+  encoder_ids: jax.Array | None = None
+  bias: jax.Array | None = None
+  place: cache.Place | None = None
+  budgets: Sequence[int] | jax.Array | None = None

@@ -1,0 +1,213 @@
+"""The decoder of every network: a stack of layers between tokens and logits.
+
+Names, shapes, logical axes and initial values of parameters are T5X's.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.linen import partitioning
+
+from selective_t5x.nn import cache, layers, settings, stacking, t5_layers
+from selective_t5x.nn.call import Call
+from selective_t5x.nn.self_attention import SelfAttention
+
+
+def dropout(cfg: settings.DecoderSettings, call: Call) -> nn.Dropout:
+  """Makes dropout with one mask for all positions, as in T5X."""
+  return nn.Dropout(
+    cfg.dropout_rate, broadcast_dims=(-2,), deterministic=call.deterministic
+  )
+
+
+def relative_bias(
+  cfg: settings.DecoderSettings, *, both_ways: bool
+) -> nn.Module:
+  """Makes the biases of the calling module, by T5X's name."""
+  return t5_layers.RelativeBias(
+    cfg.num_heads, both_ways=both_ways, dtype=cfg.dtype, name='relpos_bias'
+  )
+
+
+def feed_forward(
+  cfg: settings.DecoderSettings, x: jax.Array, call: Call
+) -> jax.Array:
+  """Adds the normalised feed-forward block of the calling layer to x."""
+  y = layers.RMSNorm(dtype=cfg.dtype, name='pre_mlp_layer_norm')(x)
+  y = layers.FeedForward(
+    cfg.mlp_dim, cfg.mlp_activations, cfg.dropout_rate, cfg.dtype, name='mlp'
+  )(y, deterministic=call.deterministic)
+  return x + dropout(cfg, call)(y)
+
+
+class DecoderLayer(nn.Module):
+  """Self-attention, attention to an encoder's output, and feed-forward.
+
+  Each is normalised first and added. Without an encoder the second is left out.
+
+  Attributes:
+    config: the settings.
+    relative_bias: the decoder's, shared by its layers; None where each has its
+      own, or none has any.
+    layer: its number, from 0.
+  """
+
+  config: settings.DecoderSettings
+  relative_bias: nn.Module | None
+  layer: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array, call: Call) -> jax.Array:
+    """Maps [B, N, M] to [B, N, M]."""
+    cfg = self.config
+    bias_fn = self.relative_bias
+    if cfg.has_relative_bias and bias_fn is None:
+      bias_fn = relative_bias(cfg, both_ways=False)
+    y = layers.RMSNorm(dtype=cfg.dtype, name='pre_self_attention_layer_norm')(x)
+    y = SelfAttention(
+      cfg.num_heads,
+      cfg.head_dim,
+      cfg.attention_fn,
+      cfg.dropout_rate,
+      cfg.dtype,
+      policy=cfg.pruning and cfg.pruning.policy,
+      extension=cfg.attention_extension,
+      layer=self.layer,
+      split_kernels=cfg.scan_layers,
+      name='self_attention',
+      **cfg.self_attention,
+    )(y, call, bias_fn)
+    x = x + dropout(cfg, call)(y)
+    if call.encoded is not None:
+      y = layers.RMSNorm(
+        dtype=cfg.dtype, name='pre_cross_attention_layer_norm'
+      )(x)
+      y = t5_layers.Attention(
+        cfg.num_heads,
+        cfg.head_dim,
+        dropout_rate=cfg.dropout_rate,
+        dtype=cfg.dtype,
+        split_kernels=cfg.scan_layers,
+        name='encoder_decoder_attention',
+      )(
+        y,
+        call.encoded,
+        call.segment_ids,
+        call.encoder_ids,
+        deterministic=call.deterministic,
+      )
+      x = x + dropout(cfg, call)(y)
+    return partitioning.with_sharding_constraint(
+      feed_forward(cfg, x, call), ('batch', 'length', 'embed')
+    )
+
+
+class Decoder(nn.Module):
+  """A stack of decoder layers between token embedding and logits.
+
+  Attributes:
+    config: the settings.
+    token_embedder: shared with the encoder; None makes one of its own.
+  """
+
+  config: settings.DecoderSettings
+  token_embedder: nn.Module | None = None
+
+  @nn.compact
+  def __call__(
+    self,
+    tokens: jax.Array,
+    targets: jax.Array,
+    call: Call,
+    *,
+    positions: jax.Array | None = None,
+    decode: bool = False,
+    prefill: bool | None = False,
+    prefill_lengths: jax.Array | None = None,
+    budgets: jax.Array | None = None,
+  ) -> jax.Array:
+    """Returns f32[B, N, vocab_size], the logits.
+
+    Args:
+      tokens: i32[B, N].
+      targets: i32[B, N], 0 for padding; read for prefill_lengths alone.
+      call: the rest, without place and budgets.
+      positions: i32[B, N], rows of the position embedding; None counts along
+        the row. Read by networks that have one, but not while they decode.
+      decode: as of `cache.place`.
+      prefill: as of `cache.place`.
+      prefill_lengths: i32[B], the tokens of each prompt; None counts the
+        targets that are not 0.
+      budgets: i32[L], in place of the config's for whole rows; may be traced,
+        see `pruning.Pruning`.
+
+    Raises:
+      UserError: if there is a prefix and the attention function takes none.
+      ValueError: if a decoding step does not fit the cache, or budgets not the
+        network.
+    """
+    cfg = self.config
+    if call.prefix is not None:
+      settings.check_takes_prefix(cfg.attention_fn)
+    if prefill and prefill_lengths is None:
+      prefill_lengths = jnp.sum(targets > 0, axis=1)
+    place = cache.place(
+      self,
+      tokens,
+      decode=decode,
+      prefill=prefill,
+      prefill_lengths=prefill_lengths,
+    )
+    call = call.replace(
+      place=place, budgets=settings.layer_budgets(cfg, budgets, place)
+    )
+    shared_bias = None
+    if cfg.has_relative_bias and not cfg.scan_layers:
+      shared_bias = relative_bias(cfg, both_ways=False)
+    embedder = self.token_embedder
+    if embedder is None:
+      embedder = layers.Embed(
+        cfg.vocab_size, cfg.emb_dim, dtype=cfg.dtype, name='token_embedder'
+      )
+    x = embedder(tokens)
+    if cfg.max_length is not None:
+      x += self._embedded_positions(tokens.shape[1], positions, place)
+    x = stacking.run(
+      self,
+      partitioning.with_sharding_constraint(
+        dropout(cfg, call)(x), ('batch', 'length', 'embed')
+      ),
+      call,
+      make=functools.partial(DecoderLayer, cfg, shared_bias),
+      layers=cfg.decoder_layers,
+      name='decoder',
+      scan=settings.scans(self, place),
+    )
+    x = layers.RMSNorm(dtype=cfg.dtype, name='decoder_norm')(x)
+    x = dropout(cfg, call)(x)
+    if cfg.logits_via_embedding:
+      # Its entries are of unit size, those of a logit matrix of M ** -0.5.
+      return embedder.attend(x) * cfg.emb_dim**-0.5
+    dtype = jnp.promote_types(cfg.dtype, jnp.float32)
+    return layers.Dense(
+      cfg.vocab_size, ('embed', 'vocab'), dtype, name='logits_dense'
+    )(x)
+
+  def _embedded_positions(self, length, positions, place):
+    """Returns [B or 1, N, M], of learned positions."""
+    cfg = self.config
+    if place is not None and place.position is not None:
+      # Rows that are over may go on while others decode.
+      positions = jnp.minimum(place.position, cfg.max_length - 1)[:, None]
+    elif positions is None:
+      positions = jnp.arange(length)[None]
+    return layers.Embed(
+      cfg.max_length,
+      cfg.emb_dim,
+      axis='abspos_buckets',
+      embedding_init=layers.POSITION_INIT,
+      dtype=cfg.dtype,
+      name='position_embedder',
+    )(positions)
