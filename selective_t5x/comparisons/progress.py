@@ -16,21 +16,19 @@ _LINE_SECONDS = 20
 
 
 class Progress:
-  """A bar for each running cell and one for all of them; a context manager.
+  """A bar for all cells and one for each that runs; a context manager.
 
   Where stderr is no terminal, a line is printed now and then instead.
   """
 
-  def __init__(self, cells: Sequence[Cell], jobs: int):
-    """Takes all cells, and how many run at a time."""
+  def __init__(self, cells: Sequence[Cell]):
+    """Takes all cells."""
     self._count, self._ended = len(cells), 0
     self._steps = {cell.name: _steps_done(cell) for cell in cells}
-    self._positions = list(range(jobs))
     totals = [cell.total_steps for cell in cells]
     self._bar = _bar(
       None if None in totals else sum(totals),
       desc='all',
-      position=jobs,
       initial=sum(self._steps.values()),
     )
 
@@ -46,7 +44,7 @@ class Progress:
 
   def line(self, cell: Cell) -> '_Line':
     """Returns the line of a cell that starts; a context manager."""
-    return _Line(self, cell, self._positions)
+    return _Line(self, cell)
 
   def end(self, cell: Cell, how: str) -> None:
     """Says how a cell ended, and counts it."""
@@ -65,15 +63,11 @@ class Progress:
 class _Line:
   """The line of one running cell."""
 
-  def __init__(self, progress: Progress, cell: Cell, positions: list[int]):
+  def __init__(self, progress: Progress, cell: Cell):
     self._progress, self._cell = progress, cell
-    self._positions, self._position = positions, min(positions)
-    positions.remove(self._position)
     self._size, self._step = 0, None
     self._said_at = time.monotonic()
-    self._bar = _bar(
-      cell.total_steps, desc=cell.name, position=self._position, leave=False
-    )
+    self._bar = _bar(cell.total_steps, desc=cell.name, leave=False)
     # T5X's metrics are TensorBoard events, which are read at the end alone.
     embedded = selective_t5x.engine_name() == 'embedded'
     self._bar.set_postfix_str('starting' if embedded else 'see its log')
@@ -83,7 +77,6 @@ class _Line:
 
   def __exit__(self, *_):
     self._bar.close()
-    self._positions.append(self._position)
 
   def update(self) -> None:
     """Looks how far the cell is."""

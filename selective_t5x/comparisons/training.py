@@ -58,7 +58,7 @@ def run_cells(
   """
   waiting, running, failed = collections.deque(cells), {}, []
   with contextlib.ExitStack() as stack:
-    progress = stack.enter_context(Progress(cells, jobs))
+    progress = stack.enter_context(Progress(cells))
     while waiting or running:
       while waiting and len(running) < jobs:
         cell = waiting.popleft()

@@ -1,6 +1,5 @@
 """A comparison's figures as a TensorBoard event file."""
 
-import io
 import os
 import pathlib
 import struct
@@ -45,17 +44,15 @@ def write(
   by_step.setdefault(last_step, []).append(
     _value('learning_curves', image=image)
   )
-  file = io.BytesIO()
-  records = record_writer.RecordWriter(file)
-  version = event_pb2.Event(file_version='brain.Event:2')
-  records.write(version.SerializeToString())
   now = time.time()
+  events = [event_pb2.Event(file_version='brain.Event:2')]
   for step, values in sorted(by_step.items()):
-    event = event_pb2.Event(
-      wall_time=now, step=step, summary=summary_pb2.Summary(value=values)
-    )
-    records.write(event.SerializeToString())
-  (pathlib.Path(folder) / EVENTS_FILE).write_bytes(file.getvalue())
+    summary = summary_pb2.Summary(value=values)
+    events.append(event_pb2.Event(wall_time=now, step=step, summary=summary))
+  with open(pathlib.Path(folder) / EVENTS_FILE, 'wb') as file:
+    records = record_writer.RecordWriter(file)
+    for event in events:
+      records.write(event.SerializeToString())
 
 
 def _value(tag: str, **content) -> summary_pb2.Summary.Value:
