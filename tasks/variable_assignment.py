@@ -65,10 +65,6 @@ class Difficulty(synthetic.Difficulty):
     ]
 
 
-# Variables and values in one vocabulary, that of both tasks.
-VariableVocabulary = functools.partial(synthetic.SymbolVocabulary, Difficulty)
-
-
 def _example(seed, difficulty, ood):
   """Makes an example: inputs i32[2 n + 1], targets i32[1]."""
   n, v = difficulty.num_assignments, difficulty.num_variables

@@ -27,11 +27,10 @@ from typing import Any
 
 import tqdm
 
-from selective_t5x.budgets import losses
+from selective_t5x.budgets import losses, result
 from selective_t5x.cli import flags
 from selective_t5x.config import reader
 from selective_t5x.errors import UserError, changes, did_you_mean
-from selective_t5x.nn import settings as network_settings
 from selective_t5x.pruning import greedy
 from selective_t5x.pruning.config import Pruning
 from selective_t5x.pruning.policy import Policy
@@ -253,62 +252,6 @@ def check_state(file: pathlib.Path, state: Any) -> None:
     )
 
 
-def budgets_gin(state: dict[str, Any], run: restore.Trained) -> str:
-  """Returns the gin file of the budgets that a finished search has found."""
-  settings, full, found = state['settings'], state['path'][0], state['path'][-1]
-  binding = run.config.macros()['PRUNING']
-  # What the command line said of the policy.
-  of_policy = {b.name for b in run.config.bindings if b.file == binding.file}
-  own = [
-    b
-    for b in run.config.macros().values()
-    if b.on_command_line and b.name in of_policy
-  ]
-  size = state['cache_bytes_per_row']
-  lines = [
-    '# Budgets of a pruned cache, written by selective_t5x.pruning.search.',
-    '#',
-    f'# Model: {settings["layers"]} layers, context {settings["context"]}, '
-    f'{pathlib.Path(settings["checkpoint"]).name} of',
-    f'#   {pathlib.Path(settings["checkpoint"]).parent}',
-    f'# Loss on {settings["report_batches"]} batches of '
-    f'{settings["task"]}, {settings["split"]}, that the search did not see:',
-    f'#   {found["report_loss"]:.4f} nats a token, without pruning '
-    f'{full["report_loss"]:.4f}.',
-    f'# Memory: {found["memory_factor"]:.1f} times fewer keys; a row of the '
-    f'cache has {size["pruned"]:,}',
-    f'#   bytes, without pruning {size["full"]:,}.',
-    '# Provides: CACHE_BUDGETS, one a layer, and the policy.',
-    "# Use after the config.gin of the run, before gin/runs/'s eval or infer.",
-    f'include {binding.file!r}',
-    '',
-    *(f'{b.name} = {b.value!r}' for b in own),
-    f'CACHE_BUDGETS = {found["budgets"]}',
-    'BUDGETS_FOUND_FOR = '
-    + repr(network_settings.sizes(run.model.module.config)),
-  ]
-  return '\n'.join(lines) + '\n'
-
-
-def as_text(state: dict[str, Any]) -> str:
-  """Returns the result of a finished search in a few lines."""
-  path, size = state['path'], state['cache_bytes_per_row']
-  lines = [f'{"":12}{"tuning loss":>12}{"report loss":>12}{"memory":>10}']
-  for name, point in (('no pruning', path[0]), ('found', path[-1])):
-    lines.append(
-      f'{name:12}{point["tuning_loss"]:12.4f}{point["report_loss"]:12.4f}'
-      f'{"1 / " + format(point["memory_factor"], ".1f"):>10}'
-    )
-  lines += [
-    f'budgets {path[-1]["budgets"]}, at most {state["goal"]:.4f} nats a token '
-    'on the tuning batches',
-    f'cache of a row: {size["pruned"]:,} bytes in place of {size["full"]:,}',
-  ]
-  if len(path) == 1:
-    lines.append('No cut keeps the loss that was asked for.')
-  return '\n'.join(lines)
-
-
 def _baseline_loss(path, gin_files, gin_bindings, count) -> float:
   """Returns the loss of a checkpoint without pruning on the first batches."""
   with restore.restored(
@@ -395,9 +338,9 @@ def _run(args, bindings: Sequence[str]) -> None:
       report_batches=args.report_batches,
     )
     file = pathlib.Path(args.output_dir) / BUDGETS_FILE
-    file.write_text(budgets_gin(state, run))
+    file.write_text(result.as_gin(state, run))
     write_run_record(args.output_dir, run_mode='search', seed=None)
-  print(as_text(state))
+  print(result.as_text(state))
   print(f'{file} has the budgets.')
 
 

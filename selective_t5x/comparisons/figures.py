@@ -48,9 +48,9 @@ def compare_cells(cells: Sequence[Cell]) -> Comparison:
   Returns:
     variants, seeds: names and numbers, in the order of `plan`.
     references: {variant: the one that it is compared to, or itself}.
-    loss: the metric that stands for the loss: results.LOSS, or T5X's 'loss'
+    loss: the metric that stands for the loss: losses.LOSS, or T5X's 'loss'
       where the metrics do not tell that.
-    loss_definition: what results.LOSS is in all runs, see `runs.losses`.
+    loss_definition: what losses.LOSS is in all runs, see `runs.losses`.
     train_task: what is trained on, None where gin does not say it in words.
     caveats: lines that belong beside every table of these figures.
     results: one entry a task and variant, {'task', 'variant', 'step',
@@ -73,81 +73,39 @@ def compare_cells(cells: Sequence[Cell]) -> Comparison:
   Raises:
     UserError: a cell has no metrics, or the losses are not the same quantity.
   """
-  references = {cell.variant: cell.reference for cell in cells}
+  of_cells = _Summaries(cells)
+  references, seeds, loss = of_cells.references, of_cells.seeds, of_cells.loss
   variants = list(references)
-  seeds = list(dict.fromkeys(cell.seed for cell in cells))
-  by_key = {(cell.variant, cell.seed): cell for cell in cells}
-  summaries = {key: read_summary(cell.folder) for key, cell in by_key.items()}
-  runs = {key: _last_train_run(cell) for key, cell in by_key.items()}
-  by_name = {cell.name: summaries[key] for key, cell in by_key.items()}
-  loss = quantities.loss_metric(by_name)
-  same_accuracy = quantities.same_accuracy(by_name)
-  tasks = _tasks(cells[0], summaries[variants[0], seeds[0]])
-
-  def of_seeds(variant, *path):
-    """Returns what stands at a path of the summaries, one value a seed."""
-    found = [summaries[variant, seed] for seed in seeds]
-    if path[-1] == 'accuracy' and not same_accuracy:
-      return [None for _ in seeds]
-    for name in path:
-      found = [value.get(name) for value in found]
-    return found
-
-  def result(task, variant):
-    last = ('training_eval', task, 'last')
-    return {
-      'task': task,
-      'variant': variant,
-      'step': max(of_seeds(variant, *last, 'step')),
-      'metrics': {
-        name: spread(
-          of_seeds(variant, *last, name),
-          reference=of_seeds(references[variant], *last, name)
-          if variant != references[variant]
-          else None,
-        )
-        for name in (loss, 'accuracy')
-      },
-    }
-
-  def cost(variant):
-    return {
-      'variant': variant,
-      'parameters': of_seeds(variant, 'parameters')[0],
-      'steps': max(of_seeds(variant, 'steps')),
-      'flops_per_step': of_seeds(variant, 'flops_per_step')[0],
-      'step_bytes': of_seeds(variant, 'step_bytes')[0],
-      **{name: spread(of_seeds(variant, name)) for name in _COSTS_OF_SEEDS},
-    }
-
-  costs = [cost(variant) for variant in variants]
+  runs = [_last_train_run(cell) for cell in cells]
+  tasks = _tasks(cells[0], of_cells[variants[0], seeds[0]])
+  costs = [of_cells.cost(variant) for variant in variants]
   curves = [
     curve
-    for cell in by_key.values()
-    for curve in _curves(cell, loss, ['train', *tasks], same_accuracy)
+    for cell in cells
+    for curve in _curves(cell, loss, ['train', *tasks], of_cells.same_accuracy)
   ]
   equal_time = equal_cost.equal_time(curves, references, seeds)
   equal_parameters = equal_cost.equal_parameters(costs, references)
-  found = [result(task, variant) for task in tasks for variant in variants]
+  results = [of_cells.result(task, v) for task in tasks for v in variants]
   return {
     'variants': variants,
     'references': references,
     'seeds': seeds,
     'loss': loss,
-    'loss_definition': by_name[cells[0].name]['loss_definition'],
+    'loss_definition': of_cells[variants[0], seeds[0]]['loss_definition'],
     'train_task': cells[0].macro('MIXTURE_OR_TASK_NAME'),
     'caveats': [
-      *_caveats(seeds, summaries, runs),
-      *([] if same_accuracy else [_OTHER_ACCURACIES]),
+      *_caveats(seeds, of_cells, runs),
+      *([] if of_cells.same_accuracy else [_OTHER_ACCURACIES]),
       *_shared_machine(cells),
       *equal_cost.caveats(equal_time, equal_parameters),
     ],
-    'results': found,
+    'results': results,
     'claims': [
-      _claim(entry, references[entry['variant']], loss)
-      for entry in found
+      _claim(result, references[result['variant']], loss)
+      for result in results
       if len(seeds) >= SEEDS_FOR_A_TEST
-      and entry['variant'] != references[entry['variant']]
+      and result['variant'] != references[result['variant']]
     ],
     'equal_time': equal_time,
     'equal_parameters': equal_parameters,
@@ -159,13 +117,75 @@ def compare_cells(cells: Sequence[Cell]) -> Comparison:
         'variant': cell.variant,
         'seed': cell.seed,
         'command': cell.command,
-        'run': runs[key],
+        'run': run,
       }
-      for key, cell in by_key.items()
+      for cell, run in zip(cells, runs, strict=True)
     ],
     'differences': differences(cells),
     'used_differences': used_differences(cells),
   }
+
+
+class _Summaries(dict[tuple[str, int], dict[str, Any]]):
+  """{(variant, seed): summary} of finished cells, and figures over the seeds.
+
+  Attributes:
+    references: {variant: the one that it is compared to, or itself}.
+    seeds: in the order of the values of a spread.
+    loss: the metric that stands for the loss.
+    same_accuracy: whether accuracies of all cells are the same quantity.
+  """
+
+  def __init__(self, cells: Sequence[Cell]):
+    """Reads the summaries of cells."""
+    super().__init__(
+      ((cell.variant, cell.seed), read_summary(cell.folder)) for cell in cells
+    )
+    self.references = {cell.variant: cell.reference for cell in cells}
+    self.seeds = list(dict.fromkeys(cell.seed for cell in cells))
+    by_name = {cell.name: self[cell.variant, cell.seed] for cell in cells}
+    self.loss = quantities.loss_metric(by_name)
+    self.same_accuracy = quantities.same_accuracy(by_name)
+
+  def of_seeds(self, variant: str, *path: str) -> list[Any]:
+    """Returns what stands at a path of the summaries, one value a seed."""
+    values = [self[variant, seed] for seed in self.seeds]
+    if path[-1] == 'accuracy' and not self.same_accuracy:
+      return [None for _ in values]
+    for name in path:
+      values = [value.get(name) for value in values]
+    return values
+
+  def result(self, task: str, variant: str) -> dict[str, Any]:
+    """Returns the last evaluation of a task, with paired differences."""
+    last, reference = ('training_eval', task, 'last'), self.references[variant]
+    return {
+      'task': task,
+      'variant': variant,
+      'step': max(self.of_seeds(variant, *last, 'step')),
+      'metrics': {
+        name: spread(
+          self.of_seeds(variant, *last, name),
+          None
+          if variant == reference
+          else self.of_seeds(reference, *last, name),
+        )
+        for name in (self.loss, 'accuracy')
+      },
+    }
+
+  def cost(self, variant: str) -> dict[str, Any]:
+    """Returns what the runs of a variant took."""
+    return {
+      'variant': variant,
+      'parameters': self.of_seeds(variant, 'parameters')[0],
+      'steps': max(self.of_seeds(variant, 'steps')),
+      'flops_per_step': self.of_seeds(variant, 'flops_per_step')[0],
+      'step_bytes': self.of_seeds(variant, 'step_bytes')[0],
+      **{
+        name: spread(self.of_seeds(variant, name)) for name in _COSTS_OF_SEEDS
+      },
+    }
 
 
 def _claim(entry, reference, loss) -> str:
@@ -273,13 +293,11 @@ def _caveats(seeds, summaries, runs) -> list[str]:
       'comparisons.'
     )
   for what, values in {
-    'engines': {run.get('engine') for run in runs.values()},
+    'engines': {run.get('engine') for run in runs},
     'commits of the suite': {
-      (run.get('git') or {}).get('commit') for run in runs.values()
+      (run.get('git') or {}).get('commit') for run in runs
     },
-    'kinds of device': {
-      run.get('device', {}).get('kind') for run in runs.values()
-    },
+    'kinds of device': {run.get('device', {}).get('kind') for run in runs},
   }.items():
     if len(values) > 1:
       lines.append(

@@ -16,8 +16,8 @@ Summaries = Mapping[str, Mapping[str, Any]]
 def loss_metric(summaries: Summaries) -> str:
   """Returns the metric by which the losses of runs are compared.
 
-  That is results.LOSS; or T5X's 'loss', what is minimised, where no run's
-  metrics tell results.LOSS and all minimise the same.
+  That is losses.LOSS; or T5X's 'loss', what is minimised, where no run's
+  metrics tell losses.LOSS and all minimise the same.
 
   Args:
     summaries: {name of a run: as of `summarize`}.

@@ -7,17 +7,14 @@ answered in under a second. What needs the modules is left to `apply`.
 """
 
 import dataclasses
-import glob
 import os
 import pathlib
-import sys
 import tokenize
 from collections.abc import Iterator, Sequence
 
 from gin import config_parser
 
-from selective_t5x.config import files as config_files
-from selective_t5x.config import t5x_files
+from selective_t5x.config import files
 from selective_t5x.errors import UserError, did_you_mean
 
 # Macros that hold a path of this run; see `Config.path_bindings`.
@@ -284,7 +281,7 @@ def _read_file(
   name, search_paths, including, asked
 ) -> Iterator[Import | Binding]:
   """Yields the statements of one file, its includes in their place."""
-  path = find(name, search_paths, asked)
+  path = files.find(name, search_paths, asked)
   if name in including:
     raise UserError(f'{asked}: a file cannot include itself')
   try:
@@ -382,39 +379,3 @@ def _quoting(key, value, error) -> str:
     )
   bare = value.strip('\'"')
   return f'a string needs quotes inside quotes: --gin.{key}="{bare!r}"'
-
-
-def find(name: str, search_paths: Sequence[str], asked: str = '') -> str:
-  """Returns the path of a gin file.
-
-  Args:
-    name: as it was asked for.
-    search_paths: folders to look in, the first that has the file wins.
-    asked: what asks for it, for the error.
-
-  Raises:
-    UserError: there is none; the message has the nearest names.
-  """
-  # sys.path holds the gin files inside installed packages, T5X's for one.
-  for folder in ('', *search_paths, *sys.path):
-    path = os.path.join(folder, name)
-    if os.path.isfile(path):
-      return path
-  looked = dict.fromkeys(os.path.abspath(f) for f in ('', *search_paths))
-  instead = t5x_files.instead_of(name)
-  raise UserError(
-    f'{asked}: no such file (looked in {", ".join(looked)})'
-    f'{instead or did_you_mean(name, _gin_files(name, search_paths))}'
-  )
-
-
-def _gin_files(name, search_paths) -> Iterator[str]:
-  """Yields names of gin files beside the one asked for, and the suite's own."""
-  for folder in ('', *search_paths):
-    beside = os.path.dirname(os.path.join(folder, name))
-    # Unlike pathlib's, this glob finds nothing where a name cannot be.
-    for path in glob.glob(os.path.join(glob.escape(beside), '*.gin')):
-      yield str(pathlib.Path(name).with_name(os.path.basename(path)))
-  root = config_files.search_path()
-  for path in config_files.gin_dir().rglob('*.gin'):
-    yield str(path.relative_to(root))

@@ -85,7 +85,7 @@ def _is_users(binding: Binding, session: Session) -> bool:
   """Whether a binding was written by the user of this run."""
   if binding.on_command_line:
     return True
-  path = reader.find(binding.file, session.search_paths)
+  path = files.find(binding.file, session.search_paths)
   if files.is_saved(path) or files.part_of_suite(path):
     return False
   inside = (os.path.realpath(folder) + os.sep for folder in t5x.__path__)

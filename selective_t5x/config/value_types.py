@@ -251,11 +251,6 @@ def _options(annotation) -> tuple[object, ...]:
   return (annotation,)
 
 
-def takes_none(parameter: inspect.Parameter) -> bool:
-  """Returns whether None is a value of a parameter."""
-  return parameter.default is None or fits(None, parameter.annotation)
-
-
 def words(annotation: object) -> str:
   """Returns a type as one says it: 'int', 'list of str or None', 'function'."""
   options = _options(annotation)

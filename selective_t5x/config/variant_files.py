@@ -13,7 +13,6 @@ from selective_t5x.config.reader import (
   Binding,
   Config,
   Reference,
-  find,
   gin_text,
   leaves,
 )
@@ -41,7 +40,7 @@ def check(
     UserError: one has no effect; the message says why and what to load.
   """
   ours = {
-    name: files.part_of_suite(find(name, search_paths))
+    name: files.part_of_suite(files.find(name, search_paths))
     for name in {name for b in config.bindings for name in b.files}
   }
   reachable = reads.reachable([*reads.entries(), *reads.called_by_python()])

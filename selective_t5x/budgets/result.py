@@ -1,0 +1,63 @@
+"""What a finished search of budgets has found, as a gin file and as text."""
+
+import pathlib
+from typing import Any
+
+from selective_t5x.nn import settings as network_settings
+from selective_t5x.runs import restore
+
+
+def as_gin(state: dict[str, Any], run: restore.Trained) -> str:
+  """Returns the gin file of the budgets that a finished search has found."""
+  settings, full, found = state['settings'], state['path'][0], state['path'][-1]
+  binding = run.config.macros()['PRUNING']
+  # What the command line said of the policy.
+  of_policy = {b.name for b in run.config.bindings if b.file == binding.file}
+  own = [
+    b
+    for b in run.config.macros().values()
+    if b.on_command_line and b.name in of_policy
+  ]
+  size = state['cache_bytes_per_row']
+  lines = [
+    '# Budgets of a pruned cache, written by selective_t5x.pruning.search.',
+    '#',
+    f'# Model: {settings["layers"]} layers, context {settings["context"]}, '
+    f'{pathlib.Path(settings["checkpoint"]).name} of',
+    f'#   {pathlib.Path(settings["checkpoint"]).parent}',
+    f'# Loss on {settings["report_batches"]} batches of '
+    f'{settings["task"]}, {settings["split"]}, that the search did not see:',
+    f'#   {found["report_loss"]:.4f} nats a token, without pruning '
+    f'{full["report_loss"]:.4f}.',
+    f'# Memory: {found["memory_factor"]:.1f} times fewer keys; a row of the '
+    f'cache has {size["pruned"]:,}',
+    f'#   bytes, without pruning {size["full"]:,}.',
+    '# Provides: CACHE_BUDGETS, one a layer, and the policy.',
+    "# Use after the config.gin of the run, before gin/runs/'s eval or infer.",
+    f'include {binding.file!r}',
+    '',
+    *(f'{b.name} = {b.value!r}' for b in own),
+    f'CACHE_BUDGETS = {found["budgets"]}',
+    'BUDGETS_FOUND_FOR = '
+    + repr(network_settings.sizes(run.model.module.config)),
+  ]
+  return '\n'.join(lines) + '\n'
+
+
+def as_text(state: dict[str, Any]) -> str:
+  """Returns the result of a finished search in a few lines."""
+  path, size = state['path'], state['cache_bytes_per_row']
+  lines = [f'{"":12}{"tuning loss":>12}{"report loss":>12}{"memory":>10}']
+  for name, point in (('no pruning', path[0]), ('found', path[-1])):
+    lines.append(
+      f'{name:12}{point["tuning_loss"]:12.4f}{point["report_loss"]:12.4f}'
+      f'{"1 / " + format(point["memory_factor"], ".1f"):>10}'
+    )
+  lines += [
+    f'budgets {path[-1]["budgets"]}, at most {state["goal"]:.4f} nats a token '
+    'on the tuning batches',
+    f'cache of a row: {size["pruned"]:,} bytes in place of {size["full"]:,}',
+  ]
+  if len(path) == 1:
+    lines.append('No cut keeps the loss that was asked for.')
+  return '\n'.join(lines)
