@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from selective_t5x.costs.costs import ASSUMPTIONS, Costs
 from selective_t5x.costs.topologies import Slice
+from selective_t5x.report import tables
 
 FILE = 'precompile.json'
-_WIDTH = 18
 
 
 def text(part: Slice, configs: Mapping[str, Sequence[Costs]]) -> str:
@@ -27,7 +27,7 @@ def text(part: Slice, configs: Mapping[str, Sequence[Costs]]) -> str:
     f'{chip.ici_bytes_per_second / 1e9:g} GB/s to other chips'
   ]
   for steps in zip(*configs.values(), strict=True):
-    lines += ['', *_table(steps, list(configs))]
+    lines += ['', tables.text(_table(steps, list(configs)))]
   lines += ['', 'Assumptions:', *(f'- {line}' for line in ASSUMPTIONS)]
   for name, steps in configs.items():
     lines += [f'{name}: {line}' for line in problems(part, steps)]
@@ -66,63 +66,48 @@ def write(
   return path
 
 
-def _table(steps: Sequence[Costs], names: Sequence[str]) -> list[str]:
+def _table(steps: Sequence[Costs], names: Sequence[str]) -> tables.Table:
   rows = [
-    ('parameters, GiB', [_gib(c.parameters) for c in steps]),
-    ('optimizer, GiB', [_gib(c.optimizer) for c in steps]),
-    ('temporaries, GiB', [_gib(c.temporaries) for c in steps]),
-    ('memory, GiB', [_gib(c.total) for c in steps], _ratio(steps, 'total')),
-    ('fits', ['yes' if c.fits else 'NO' for c in steps]),
+    ('parameters, GiB', *(_gib(c.parameters) for c in steps)),
+    ('optimizer, GiB', *(_gib(c.optimizer) for c in steps)),
+    ('temporaries, GiB', *(_gib(c.temporaries) for c in steps)),
+    ('memory, GiB', *(_gib(c.total) for c in steps), *_ratios(steps, 'total')),
+    ('fits', *('yes' if c.fits else 'NO' for c in steps)),
   ]
   if all(c.seconds for c in steps):
+    flops = [f'{c.flops / 1e12:.4g}' for c in steps]
+    moved = [f'{c.bytes_moved / 1e9:.4g}' for c in steps]
     rows += [
-      (
-        'operations, TFLOP',
-        [f'{c.flops / 1e12:.4g}' for c in steps],
-        _ratio(steps, 'flops'),
-      ),
-      (
-        'bytes moved, GB',
-        [f'{c.bytes_moved / 1e9:.4g}' for c in steps],
-        _ratio(steps, 'bytes_moved'),
-      ),
+      ('operations, TFLOP', *flops, *_ratios(steps, 'flops')),
+      ('bytes moved, GB', *moved, *_ratios(steps, 'bytes_moved')),
     ]
     for kind in sorted({kind for c in steps for kind in c.collectives}):
       cells = [c.collectives.get(kind) for c in steps]
       rows.append(
         (
           f'{kind}, GB (count)',
-          [
+          *(
             f'{x["bytes"] / 1e9:.4g} ({x["count"]:.0f})' if x else '0'
             for x in cells
-          ],
+          ),
         )
       )
     rows += [
-      (f'{name} alone, ms', [_ms(c.seconds[name]) for c in steps])
+      (f'{name} alone, ms', *(_ms(c.seconds[name]) for c in steps))
       for name in steps[0].seconds
     ]
+    least = [_ms(c.step_seconds) for c in steps]
     rows += [
-      (
-        'step at least, ms',
-        [_ms(c.step_seconds) for c in steps],
-        _ratio(steps, 'step_seconds'),
-      ),
-      ('limited by', [c.limit for c in steps]),
+      ('step at least, ms', *least, *_ratios(steps, 'step_seconds')),
+      ('limited by', *(c.limit for c in steps)),
     ]
-  heads = [name[-_WIDTH:].rjust(_WIDTH) for name in names]
-  lines = [f'{steps[0].step + " step, per device":28}' + ' '.join(heads)]
-  for label, cells, *ratio in rows:
-    cells = ' '.join(str(cell).rjust(_WIDTH) for cell in cells)
-    lines.append(f'  {label:26}{cells}{"".join(ratio)}')
-  return lines
+  title = f'{steps[0].step} step, per device'
+  return tables.Table(title, ('', *names), tuple(rows))
 
 
-def _ratio(steps: Sequence[Costs], field: str) -> str:
-  values = [getattr(costs, field) for costs in steps]
-  if len(values) < 2 or not values[0]:
-    return ''
-  return '  ' + ' '.join(f'x{value / values[0]:.3f}' for value in values[1:])
+def _ratios(steps: Sequence[Costs], field: str) -> list[str]:
+  first, *others = (getattr(costs, field) for costs in steps)
+  return [f'x{value / first:.3f}' for value in others if first]
 
 
 def _help(costs: Costs) -> str:

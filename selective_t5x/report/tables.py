@@ -2,16 +2,22 @@
 
 import csv
 import dataclasses
+import functools
 import io
+import textwrap
 from typing import Any
+
+from tabulate import tabulate
 
 from selective_t5x.report import statistics
 from selective_t5x.runs.losses import LOSS
 
 _LABELS = {LOSS: 'loss (nats/token)', 'loss': 'loss'}
-
-
 _MIB = 2**-20
+
+_aligned = functools.partial(
+  tabulate, disable_numparse=True, stralign='right', colalign=('left',)
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,23 +74,14 @@ def as_text(comparison: dict[str, Any]) -> str:
 
 def text(table: Table) -> str:
   """Returns one table as aligned lines."""
-  lines = [table.header, *table.rows]
-  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  block = [table.title]
-  for first, *others in lines:
-    cells = [first.ljust(widths[0])]
-    cells += [c.rjust(w) for c, w in zip(others, widths[1:], strict=True)]
-    block.append(f'  {"  ".join(cells)}'.rstrip())
-  return '\n'.join(block)
+  lines = _aligned([table.header, *table.rows], tablefmt='plain')
+  return f'{table.title}\n{textwrap.indent(lines, "  ")}'
 
 
 def markdown(table: Table) -> str:
   """Returns one table in Markdown; numbers are aligned to the right."""
-  rule = ('---', *['---:'] * (len(table.header) - 1))
-  lines = [
-    f'| {" | ".join(row)} |' for row in (table.header, rule, *table.rows)
-  ]
-  return '\n'.join([f'**{table.title}**', '', *lines]) + '\n'
+  lines = _aligned(table.rows, table.header, tablefmt='pipe')
+  return f'**{table.title}**\n\n{lines}\n'
 
 
 def curves_csv(comparison: dict[str, Any]) -> str:
