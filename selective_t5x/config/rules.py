@@ -1,10 +1,12 @@
 """Checks values against each other, and knows where None says something."""
 
 import copy
+import inspect
 import math
 from collections.abc import Iterator, Sequence
 
 import gin
+from flax import linen as nn
 from gin.config import ConfigurableReference
 
 import selective_t5x
@@ -85,6 +87,13 @@ def problems(run: Sequence[Call], config: Config) -> Iterator[str]:
           f'{call.where(config, name)}: the network gives the attention '
           f'function its {name}, gin cannot'
           f'{_OF_THE_NETWORK_BY.get(name, "")} ({call.key(name)})'
+        )
+    is_class = inspect.isclass(call.function)
+    if 'parent' in call.values and is_class:
+      if issubclass(call.function, nn.Module):
+        yield (
+          f'{call.where(config, "parent")}: Flax sets the parent of a module, '
+          f'gin cannot ({call.key("parent")})'
         )
     if entry.name != 'train':
       continue  # Evaluation and inference have no steps.

@@ -86,6 +86,13 @@ def test_what_the_network_gives_an_attention_function_is_refused(name, value):
   assert (name == 'memory_tau') == ('MEMORY_TAU' in message)
 
 
+def test_the_parent_of_a_module_is_refused():
+  message = problem(
+    ['ssa.SSA.parent = None'], [PARITY, 'gin/attention/ssa.gin']
+  )
+  assert message.startswith('--gin.ssa.SSA.parent: Flax sets the parent')
+
+
 def test_a_list_for_each_layer_is_of_integers_too():
   files = [PARITY, 'gin/attention/selective.gin', 'gin/pruning/selective.gin']
   message = problem(['CACHE_BUDGETS = [4, True]'], files)
