@@ -7,7 +7,8 @@ what nobody can mean.
 
 import collections.abc
 import inspect
-import math
+import reprlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -27,8 +28,9 @@ class Limits(NamedTuple):
 
   def problem(self, value: float) -> str:
     """Returns what is wrong with a number, or ''."""
-    if not math.isfinite(value):
-      return f'{value!r} is not finite'
+    # An integer may be too large for math.isfinite.
+    if not abs(value) <= sys.float_info.max:
+      return f'{reprlib.repr(value)} is not finite'
     if self.least is not None and value < self.least:
       return f'{value!r} is below {self.least}'
     if self.above is not None and value <= self.above:
