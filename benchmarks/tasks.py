@@ -38,24 +38,28 @@ def main() -> None:
   parser.add_argument('--batches', type=int, default=2000, help='that are read')
   args = parser.parse_args()
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-  with tempfile.TemporaryDirectory() as folder:
+  from selective_t5x.config.session import Session
+
+  session = Session(
+    _GIN_FILES,
+    ["CHECKPOINT_PATH = ''", "EVAL_OUTPUT_DIR = ''", "MODEL_DIR = ''"],
+    run_mode='eval',
+  )
+  with tempfile.TemporaryDirectory() as folder, session:
     figures = {
-      **score(args.questions, folder),
+      **score(session, args.questions, folder),
       'lm_tokens_per_s_input_pipeline': round(read(args.batches)),
     }
   print(json.dumps(figures))
 
 
-def score(questions: int, folder: str) -> dict[str, float]:
+def score(session, questions: int, folder: str) -> dict[str, float]:
   """Returns examples a second and the number of compilations."""
-  import gin
   import jax
   import seqio
 
-  import selective_t5x  # noqa: F401, makes t5x importable
-  from selective_t5x.config import files as config_files
   from t5x import eval as eval_lib
-  from t5x import partitioning, train, utils
+  from t5x import partitioning, utils
 
   if not os.environ.get('DATA_DIR'):
     sys.path.insert(0, str(_ROOT))
@@ -63,17 +67,7 @@ def score(questions: int, folder: str) -> dict[str, float]:
 
     data = official.write(pathlib.Path(folder) / 'data', questions)
     os.environ['DATA_DIR'] = str(data)
-  main_module = '__main__'
-  gin.register(eval_lib.evaluate, main_module)
-  gin.register(train.train, main_module)
-  sys.modules[main_module].evaluate = eval_lib.evaluate
-  sys.modules[main_module].train = train.train
-  gin.add_config_file_search_path(str(config_files.search_path()))
-  gin.parse_config_files_and_bindings(
-    _GIN_FILES, ["CHECKPOINT_PATH = ''", "EVAL_OUTPUT_DIR = ''"]
-  )
-  bound = gin.get_bindings(eval_lib.evaluate)
-  model, cfg = bound['model'], bound['dataset_cfg']
+  model, cfg = session.bound('model'), session.bound('dataset_cfg')
   partitioner = partitioning.PjitPartitioner(num_partitions=1)
   sets = []
 
