@@ -1,4 +1,3 @@
-import functools
 import json
 import os
 import signal
@@ -17,11 +16,6 @@ from selective_t5x.errors import UserError
 from tests.support import fake_training
 
 NEEDED = ('--gin_file=a', '--variant=abc=f', '--output_dir=o')
-
-
-@pytest.fixture
-def setting(tmp_path):
-  return fake_training.write_setting(tmp_path)
 
 
 def run(setting, **change):
@@ -127,8 +121,7 @@ def test_killed_and_started_again_it_gives_the_same_figures(setting, how):
 def test_the_command_prints_the_table_and_writes_the_page(
   setting, monkeypatch, capsys
 ):
-  fake = functools.partial(compare.compare, program=fake_training.PROGRAM)
-  monkeypatch.setattr(compare, 'compare', fake)
+  fake_training.install(monkeypatch)
   command.main([*arguments(setting), '--seeds=1', '--gin.LEARNING_RATE=0.3'])
   said = capsys.readouterr().out
   assert (setting['output_dir'] / 'table.txt').read_text() in said
@@ -141,8 +134,7 @@ def test_the_command_prints_the_table_and_writes_the_page(
 def test_the_page_has_the_memory_curves_of_a_frontier(
   setting, monkeypatch, tmp_path
 ):
-  fake = functools.partial(compare.compare, program=fake_training.PROGRAM)
-  monkeypatch.setattr(compare, 'compare', fake)
+  fake_training.install(monkeypatch)
   point = {'budgets': [4, 4], 'memory_factor': 16.0, 'loss': 3.21}
   curve = {'model': 'm<b>', 'policy': 'window', 'points': [point]}
   searched = {'model': 's', 'policy': 'searched', 'points': [point]}
@@ -171,8 +163,7 @@ def test_dry_run_prints_cells_and_differences_and_writes_nothing(
 def test_a_sweep_compares_at_each_point_of_the_grid(
   setting, monkeypatch, capsys
 ):
-  fake = functools.partial(compare.compare, program=fake_training.PROGRAM)
-  monkeypatch.setattr(compare, 'compare', fake)
+  fake_training.install(monkeypatch)
   command.main(
     [
       *arguments(setting),

@@ -14,11 +14,6 @@ from selective_t5x.runs.summary import write_summary
 from tests.support import fake_training
 
 
-@pytest.fixture
-def setting(tmp_path):
-  return fake_training.write_setting(tmp_path)
-
-
 def trained(setting, **change):
   made = plan.make_cells(**{**setting, **change})
   run_cells(made, program=fake_training.PROGRAM)

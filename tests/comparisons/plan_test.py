@@ -10,11 +10,6 @@ from selective_t5x.errors import UserError
 from tests.support import fake_training
 
 
-@pytest.fixture
-def setting(tmp_path):
-  return fake_training.write_setting(tmp_path)
-
-
 def test_every_variant_has_the_same_seeds_and_its_own_folder(setting):
   made = plan.make_cells(**setting)
   assert [cell.name for cell in made] == [

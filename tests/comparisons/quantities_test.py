@@ -17,11 +17,6 @@ from tests.support import fake_training
 
 
 @pytest.fixture
-def setting(tmp_path):
-  return fake_training.write_setting(tmp_path)
-
-
-@pytest.fixture
 def trained(setting):
   """Cells of two variants and seeds, without the measured loss."""
   made = plan.make_cells(**setting)

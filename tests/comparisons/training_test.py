@@ -17,11 +17,6 @@ from selective_t5x.runs.metrics import read_metrics
 from tests.support import fake_training
 
 
-@pytest.fixture
-def setting(tmp_path):
-  return fake_training.write_setting(tmp_path)
-
-
 def starts(cell):
   return len((cell.folder / 'starts.txt').read_text().splitlines())
 

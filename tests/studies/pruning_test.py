@@ -1,11 +1,9 @@
 """What the study of pruned caches concludes from its searches."""
 
-import functools
 import json
 
 import pytest
 
-from selective_t5x.comparisons import compare
 from selective_t5x.studies import pruning
 from tests.support import fake_training
 
@@ -68,11 +66,7 @@ def test_seeds_are_averaged_and_none_stays_none():
 
 
 def test_the_last_line_has_the_figures(monkeypatch, tmp_path, capsys):
-  monkeypatch.setattr(
-    compare,
-    'compare',
-    functools.partial(compare.compare, program=fake_training.PROGRAM),
-  )
+  fake_training.install(monkeypatch)
   asked = []
 
   def search_seed(*args):

@@ -1,10 +1,8 @@
-import functools
 import json
 import re
 
 import pytest
 
-from selective_t5x.comparisons import compare
 from selective_t5x.config import files as config_files
 from selective_t5x.studies import t5_span_corruption
 from tests.support import fake_training
@@ -13,11 +11,7 @@ from tests.support import fake_training
 def test_the_last_line_has_both_losses_and_the_seeds(
   monkeypatch, tmp_path, capsys
 ):
-  monkeypatch.setattr(
-    compare,
-    'compare',
-    functools.partial(compare.compare, program=fake_training.PROGRAM),
-  )
+  fake_training.install(monkeypatch)
   out = tmp_path / 'out'
   t5_span_corruption.main([f'--output_dir={out}', '--gin.TRAIN_STEPS=40'])
   said = capsys.readouterr().out
