@@ -8,7 +8,6 @@ ships and no run has written.
 """
 
 import os
-import re
 from collections.abc import Collection
 
 import t5x
@@ -137,13 +136,13 @@ def _hint(key: reads.Key, read: Collection[reads.Key]) -> str:
 
 def _readers(macro: str) -> list[str]:
   """Returns the suite's gin files that read a macro, two at most."""
-  reads_it = re.compile(rf'%{re.escape(macro)}\b')
   root = files.search_path()
-  return [
-    str(path.relative_to(root))
-    for path in sorted(files.gin_dir().rglob('*.gin'))
-    if reads_it.search(path.read_text())
-  ][:2]
+  names = [str(f.relative_to(root)) for f in files.gin_dir().rglob('*.gin')]
+  bindings = reader.load(names, [], [str(root)]).bindings
+  readers = {
+    b.file for b in bindings if reader.Macro(macro) in reader.leaves(b.value)
+  }
+  return sorted(readers)[:2]
 
 
 def _of_model(name: str, read: Collection[reads.Key]) -> str:
