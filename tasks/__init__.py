@@ -1,7 +1,7 @@
-"""The suite's seqio tasks; importing this registers them all.
+"""The suite's seqio tasks; importing this package registers them all.
 
-Registration reads no file, touches no network and trains nothing: that waits
-until a data set is built or a vocabulary is used.
+Registration reads no file, uses no network and trains nothing until a data set
+is built or a vocabulary is used.
 """
 
 import importlib
@@ -33,7 +33,7 @@ def register_all() -> None:
     importlib.import_module(f'{__name__}.{module}')
 
 
-# Python imports this package before it runs a command in it, which reads its
-# flags first: a misspelt one is not worth the seconds that TensorFlow takes.
+# Python imports this package before it runs a command in it. The command reads
+# its flags first, so that a misspelt one does not wait for TensorFlow.
 if sys.argv[0] != '-m' or not _COMMANDS & set(sys.orig_argv):
   register_all()

@@ -23,15 +23,15 @@ from selective_t5x.tasks import (
 @gin.configurable(module='selective_t5x.tasks.c4_json')
 @dataclasses.dataclass(frozen=True)
 class Files:
-  """Where the shards are; bound in gin.
+  """Location of the shards; bound in gin.
 
       from selective_t5x.tasks import c4_json
       c4_json.Files.folder = '/data/c4'
 
   Attributes:
-    folder: holds the shards; None is <DATA_DIR>/c4 (see `data_dir`).
-    held_out: share of the training documents kept for validation where the
-      folder holds no validation shard.
+    folder: holds the shards; None: <DATA_DIR>/c4 (see `data_dir`).
+    held_out: share of the training documents for validation, if the folder has
+      no validation shard.
   """
 
   folder: str | None = None
@@ -44,12 +44,12 @@ class Files:
     sources.check_share(self.held_out, 'c4_json.Files.held_out')
 
 
-# `text_reader` says what it does not unpack.
+# `text_reader` refuses those that it cannot unpack.
 _ENDS = ('', '.gz', '.bz2', '.xz', '.zst')
 
 
 def _settings() -> Files:
-  """Returns the bindings, with the folder that they come to."""
+  """Returns the bindings, with the default folder resolved."""
   files = Files()
   folder = data_dir.folder('c4') if files.folder is None else None
   return dataclasses.replace(files, folder=str(folder)) if folder else files
@@ -79,7 +79,7 @@ def _shards(folder: pathlib.Path, split: str) -> list[pathlib.Path]:
   """Returns the shards of a split, in their order.
 
   Raises:
-    UserError: a shard is there twice, packed and unpacked.
+    UserError: a shard exists twice, packed and unpacked.
   """
   shards = {}
   for path in sorted(folder.glob(f'c4-{split}.*.json*')):

@@ -1,9 +1,8 @@
 """c4_en_lm: C4 in English from TensorFlow Datasets, prepared beforehand.
 
-Splits train (365 million documents) and validation. Its preparation takes a
-cluster (`tfds build c4/en`, or a folder that others prepared, named by
---tfds_data_dir); without one, `c4_json_lm` reads the shards of the public JSON
-release.
+It has the splits train (365 million documents) and validation. `tfds build
+c4/en` needs a cluster; --tfds_data_dir may name a folder that others prepared.
+Without either, `c4_json_lm` reads the shards of the public JSON release.
 """
 
 from selective_t5x.tasks import language_modeling, tfds_source

@@ -1,8 +1,8 @@
-"""The cache folder: what is made once from the user's files and kept.
+"""The cache folder: converted files and vocabularies, made once.
 
-$SELECTIVE_T5X_CACHE, else ~/.cache/selective_t5x. Each entry is named by a
-hash of all it was made from, appears whole or not at all, and is made by one
-process while others wait. Deleting the folder costs nothing but time.
+It is $SELECTIVE_T5X_CACHE, else ~/.cache/selective_t5x. Each entry is named by
+a hash of its inputs, appears whole or not at all, and is made by one process
+while others wait. Deleting the folder costs only time.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from absl import logging
 
 from selective_t5x.errors import UserError
 
-# Goes up when what is written changes, so that older entries are not read.
+# Raised when the format of entries changes, so that older ones are not read.
 _LAYOUT = 2
 
 
@@ -34,7 +34,7 @@ def fingerprint(paths: Iterable[pathlib.Path], **settings) -> str:
 
   Args:
     paths: files that exist. Their bytes are not read: a C4 shard is large.
-    **settings: what else decides the result, as JSON takes it.
+    **settings: everything else that determines the result, in JSON types.
   """
   files = [
     (str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns)
@@ -44,16 +44,16 @@ def fingerprint(paths: Iterable[pathlib.Path], **settings) -> str:
 
 
 def digest(text: str) -> str:
-  """Returns 16 hexadecimal digits that tell one text from another."""
+  """Returns a hash of a text, 16 hexadecimal digits."""
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def build(entry: str, write: Callable[[pathlib.Path], None]) -> pathlib.Path:
-  """Returns the path of an entry, made now if it is not there.
+  """Returns the path of an entry, which is made now if it is missing.
 
   Args:
-    entry: path within the cache folder; it holds a hash of the inputs.
-    write: makes the entry, a file or a folder, at the path that it is given.
+    entry: path within the cache folder; it contains a hash of the inputs.
+    write: makes the entry, a file or a folder, at its argument, a path.
 
   Raises:
     UserError: if the cache folder cannot be written.

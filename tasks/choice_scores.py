@@ -1,8 +1,7 @@
-"""From the scores of choices to the share of questions that are answered right.
+"""Accuracy of multiple-choice questions, from the scores of their choices.
 
-An example is a choice. A question whose choices are not all among the examples,
-because something cut the stream of them, is left out: scored as a question of
-fewer choices it would be easier than it is.
+An example is a choice. A question with a missing choice, because something cut
+the stream of examples, is left out: with fewer choices it would be easier.
 """
 
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from selective_t5x.tasks import metrics
 
 
 class Target(NamedTuple):
-  """What the metrics read of an example; the first four are the t5 package's.
+  """The fields of an example for metrics; the first four are the t5 package's.
 
   Attributes:
     idx: (the question's number in the split, the choice's in the question).
@@ -26,7 +25,7 @@ class Target(NamedTuple):
     weight: of the question.
     tokens: number of the choice's tokens.
     characters: number of its characters, without the space before it.
-    truncated: whether a part of context or choice did not fit the row.
+    truncated: whether a part of context or choice did not fit the sequence.
     choices: number of choices of the question.
   """
 
@@ -61,12 +60,12 @@ def choice_accuracy(
 
   Returns:
     accuracy, accuracy_raw, accuracy_per_character, accuracy_per_token, chance
-    (of a uniform guess) and truncated (the share of choices of which a part
-    did not fit the row), each 0 to 1, and questions, their number. All of them
-    are of the whole questions; a warning says how many are left out.
+    (of a uniform guess) and truncated (the share of choices that did not fit
+    the sequence), each 0 to 1, and questions, their number. They cover complete
+    questions only; a warning says how many are left out.
 
   Raises:
-    UserError: no question is whole, or a score is not a number.
+    UserError: no question is complete, or a score is not a number.
   """
   log_likelihoods = metrics.log_likelihoods(scores)
   whole = _of_whole_questions(targets)
@@ -100,13 +99,13 @@ def choice_accuracy(
 
 
 def _of_whole_questions(targets: Sequence[Target]) -> list[int]:
-  """Returns the indices of the targets whose questions are all there.
+  """Returns the indices of the targets of complete questions.
 
-  A choice that comes twice, in a repeated split, counts once.
+  A choice that occurs twice, in a repeated split, counts once.
   """
   there: dict[int, dict[int, int]] = {}
-  for index, one in enumerate(targets):
-    question, choice = map(int, one.idx)
+  for index, target in enumerate(targets):
+    question, choice = map(int, target.idx)
     there.setdefault(question, {}).setdefault(choice, index)
   whole = [
     sorted(indices.values())

@@ -2,11 +2,11 @@
 
     inputs:  c a a f :      targets:  c a a f
 
-Attention must look back to one place, another one at every step, and nothing
-may be forgotten before the end: copying is the paper's example of a task that
-needs the whole context (arXiv 2410.02703, section 1), which selection must
-leave as it is. Guessing is right once in num_symbols for a token, and for the
-whole list once in num_symbols ** length.
+Attention must look back to one position, a different one at every step, and may
+forget nothing before the end: copying is the paper's example of a task that
+needs the whole context (arXiv 2410.02703, section 1), so selection must mask
+nothing. A guess is right with probability 1 / num_symbols for a token, and
+1 / num_symbols ** length for the whole list.
 
 Task: copy. Splits train, validation, test.
 """
@@ -22,7 +22,7 @@ from selective_t5x.tasks import synthetic
 @gin.configurable(module='selective_t5x.tasks.copy_task')
 @dataclasses.dataclass(frozen=True)
 class Difficulty(synthetic.Difficulty):
-  """How hard the task is; bound in gin, read when a data set is built.
+  """Difficulty of the task; bound in gin, read when a data set is built.
 
       from selective_t5x.tasks import copy_task
       copy_task.Difficulty.length = 64

@@ -1,6 +1,6 @@
-"""DATA_DIR: one folder for all data sets that one has as files.
+"""DATA_DIR: one folder for all data sets in files.
 
-It holds a folder for each set, as its makers hand it out:
+It contains a folder for each set, as its makers distribute it:
 
     <DATA_DIR>/hellaswag/hellaswag_val.jsonl
     <DATA_DIR>/wikitext-103/wiki.train.tokens
@@ -19,20 +19,20 @@ from selective_t5x.errors import UserError, did_you_mean
 
 @gin.configurable(module='selective_t5x.tasks.data_dir')
 def root(path: str | None = None) -> pathlib.Path | None:
-  """Returns the folder of all data sets, or None where none is named.
+  """Returns the folder of all data sets, or None if it is not set.
 
   Args:
-    path: the folder; None asks the environment variable DATA_DIR.
+    path: the folder; None: the environment variable DATA_DIR.
 
   Raises:
-    UserError: it is named and not there.
+    UserError: the folder does not exist.
   """
   if path is not None and not isinstance(path, str):
     raise UserError(f'data_dir.root.path = {path!r}: expected text')
-  named = path or os.environ.get('DATA_DIR')
-  if not named:
+  name = path or os.environ.get('DATA_DIR')
+  if not name:
     return None
-  folder = pathlib.Path(named).expanduser().absolute()
+  folder = pathlib.Path(name).expanduser().absolute()
   if not folder.is_dir():
     raise UserError(f'DATA_DIR: there is no folder {folder}')
   return folder
@@ -47,10 +47,10 @@ def folder(name: str) -> pathlib.Path | None:
 
 
 def find(folder: pathlib.Path, *names: str) -> pathlib.Path:
-  """Returns the one file that has one of the names; see `find_any`.
+  """Returns the only file with one of the names; see `find_any`.
 
   Raises:
-    UserError: there is none, or more than one.
+    UserError: there is no such file, or more than one.
   """
   path = find_any(folder, *names)
   if path is None:
@@ -63,21 +63,21 @@ def find(folder: pathlib.Path, *names: str) -> pathlib.Path:
 
 
 def find_any(folder: pathlib.Path, *names: str) -> pathlib.Path | None:
-  """Returns the one file that has one of the names, at any depth, or None.
+  """Returns the only file with one of the names, at any depth, or None.
 
-  The official archives unpack to folders of their own, so that depth varies.
+  The official archives unpack to folders of their own, so the depth varies.
 
   Args:
-    folder: where to look.
+    folder: the folder to search.
     *names: file names, the preferred first.
 
   Raises:
-    UserError: there is more than one of a name.
+    UserError: several files have the same name.
   """
   for name in names:
-    found = sorted(folder.rglob(name))
-    if len(found) > 1:
-      raise UserError(f'{found[0]} and {found[1]}: expected one {name}')
-    if found:
-      return found[0]
+    matches = sorted(folder.rglob(name))
+    if len(matches) > 1:
+      raise UserError(f'{matches[0]} and {matches[1]}: expected one {name}')
+    if matches:
+      return matches[0]
   return None

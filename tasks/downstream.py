@@ -1,10 +1,10 @@
-"""Eight multiple-choice benchmarks, and with LAMBADA the mixture of all nine.
+"""Eight multiple-choice benchmarks, and the mixture of them and LAMBADA.
 
     DATA_DIR=... python -m selective_t5x.main --run_mode=eval
       --gin_file=<run>/config.gin --gin_file=gin/runs/downstream.gin ...
 
-Each function below turns an official record into a `Question`; the folder in
-DATA_DIR and the files' official names stand at the end of this file.
+Each function below turns an official record into a `Question`. The folders in
+DATA_DIR and the files' official names are at the end of this file.
 """
 
 import re
@@ -21,7 +21,7 @@ Record = Mapping[str, Any]
 
 
 def _asked(context: str, choices: Sequence[str], label: int) -> Question:
-  """One context for all choices, which follow it after a space."""
+  """Returns a question with one context; choices follow it after a space."""
   return Question(
     (context,) * len(choices), [f' {c.strip()}' for c in choices], label
   )
@@ -46,7 +46,7 @@ def _index(label: Any, first: int, count: int) -> int:
 
 
 def hellaswag(record: Record) -> Question:
-  """Which ending goes on with a description of an activity?"""
+  """HellaSwag: the ending that continues the description of an activity."""
   context = f'{record["activity_label"]}: {record["ctx"]}'
   endings = [without_wikihow_markup(e) for e in record['endings']]
   label = _index(record['label'], 0, len(endings))
@@ -56,7 +56,7 @@ def hellaswag(record: Record) -> Question:
 def without_wikihow_markup(text: str) -> str:
   """Returns the text without WikiHow's [header], [title], [step] and so on.
 
-  A title ends with it, so that becomes a full stop.
+  A [title] mark ends a title, so it becomes a full stop.
   """
   text = re.sub(r'(?<=\w)\s*\[title\]', '.', text)
   text = re.sub(r'\[[^\]]*\]', '', text)
@@ -74,14 +74,14 @@ def asked_with_labels(record: Record) -> Question:
 
 
 def openbookqa(record: Record) -> Question:
-  """Elementary science; a choice completes the stem."""
+  """OpenBookQA: elementary science; a choice completes the stem."""
   question = record['question']
   choices, label = _labelled(question['choices'], record['answerKey'])
   return _asked(question['stem'], choices, label)
 
 
 def piqa(record: Record) -> Question:
-  """Which of two solutions reaches a practical goal?"""
+  """PIQA: the one of two solutions that reaches a practical goal."""
   return _asked(
     f'Question: {record["goal"]}\nAnswer:',
     [record['sol1'], record['sol2']],
@@ -90,7 +90,7 @@ def piqa(record: Record) -> Question:
 
 
 def siqa(record: Record) -> Question:
-  """What people do, feel and need; three choices, labelled 1-3."""
+  """SIQA: what people do, feel and need; three choices, labelled 1-3."""
   return _asked(
     f'{record["context"]}\nQuestion: {record["question"]}\nAnswer:',
     [record['answerA'], record['answerB'], record['answerC']],
@@ -99,15 +99,15 @@ def siqa(record: Record) -> Question:
 
 
 def winogrande(record: Record) -> Question:
-  """Which of two options fills the blank?
+  """WinoGrande: the one of two options that fills the blank.
 
   The options come before the text that tells them apart, so the text after
-  the blank is scored: after one option and after the other.
+  the blank is scored, once after each option.
   """
   before, blank, after = record['sentence'].partition('_')
   if not blank:
     raise ValueError("'sentence' has no blank, '_'")
-  # The file has the answer too; a label file says it once more.
+  # The file contains the answer; a label file repeats it.
   label = record.get('answer') or record['label']
   if record.get('label', label) != label:
     raise ValueError(f"label {record['label']!r} but 'answer' {label!r}")
@@ -119,7 +119,7 @@ def winogrande(record: Record) -> Question:
 
 
 def _text(value: Any) -> Any:
-  """Returns what NumPy gives for a TFDS example with str for bytes."""
+  """Returns a NumPy example of TFDS with str instead of bytes."""
   if isinstance(value, Mapping):
     return {key: _text(inner) for key, inner in value.items()}
   if isinstance(value, bytes):
@@ -130,7 +130,7 @@ def _text(value: Any) -> Any:
 
 
 def _arc_from_tfds(example: Record) -> Record:
-  """TFDS has the labels as indices of A to E."""
+  """Returns an ARC record; TFDS stores labels as indices of A to E."""
   example = _text(example)
   letters = 'ABCDE'
   texts, labels = example['choices']['text'], example['choices']['label']

@@ -2,8 +2,8 @@
 
     {"inputs": "translate English to German: Hello", "targets": "Hallo"}
 
-Its vocabulary is the model's, its only split is 'infer', and its examples are
-the file's lines in order. gin/runs/infer_file.gin uses it.
+The task uses the model's vocabulary and has one split, 'infer', with the file's
+lines in order. gin/runs/infer_file.gin uses it.
 """
 
 import hashlib
@@ -26,14 +26,14 @@ def read(path: str, keys: Mapping[str, str | None]) -> dict[str, list[str]]:
 
   Args:
     path: the file; `text_reader` has the rules.
-    keys: {feature: the key that has its text, or None for no text}.
+    keys: {feature: the key of its text, or None for no text}.
 
   Returns:
     {feature: its text on each line}.
 
   Raises:
-    UserError: no such file, no line, or a line without a text for a key; it
-      names file and line.
+    UserError: the file is missing or empty, or a line has no text for a key;
+      the error names file and line.
   """
   columns = {feature: [] for feature in keys}
   for line, record in text_reader.objects(path):
@@ -52,7 +52,7 @@ def task_from_file(
   targets_key: str | None = None,
   task_id: str | None = None,
 ) -> str:
-  """Registers a task of a file's lines, and returns its name.
+  """Registers a task made of a file's lines, and returns its name.
 
   Example:
     utils.DatasetConfig.mixture_or_task_name = @json_lines.task_from_file()
@@ -64,13 +64,13 @@ def task_from_file(
   Args:
     path: the file.
     features: 'targets', and 'inputs' for a model that has them.
-    inputs_key: the key of each object that has the inputs.
-    targets_key: the key that has the targets, which scoring needs; None: none.
-    task_id: the task's name; None: made of the file's name and content, so that
-      results of another content are kept apart.
+    inputs_key: the key of the inputs in each object.
+    targets_key: the key of the targets, which scoring needs; None: no targets.
+    task_id: the task's name; None: made from the file's name and content, so
+      that results of different contents have different names.
 
   Raises:
-    UserError: the file is not what it should be.
+    UserError: see `read`.
   """
   keys = {'inputs': inputs_key, 'targets': targets_key}
   keys = {name: key for name, key in keys.items() if name in features}

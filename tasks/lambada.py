@@ -1,11 +1,11 @@
-"""LAMBADA: the last word of a passage, which its last sentence cannot tell.
+"""LAMBADA: the last word of a passage, which needs more than its last sentence.
 
 Source: Paperno et al., "The LAMBADA dataset: Word prediction requiring a broad
 discourse context", ACL 2016, arXiv 1606.06031. The files are the makers' plain
 text, a passage a line, or JSON lines with "text".
 
-The literature reports the test passages, and every copy has them. So that one
-split name evaluates all benchmarks, `validation` is those passages too; the
+The literature reports the test passages, and every copy contains them. So that
+one split name evaluates all benchmarks, `validation` is those passages too; the
 makers' own development passages are the split `development`.
 """
 
@@ -21,7 +21,7 @@ from selective_t5x.tasks.questions import Files, Question, Tfds
 
 
 def _question(record: Mapping[str, Any]) -> Question:
-  """The passage without its last word, and that word as the one choice."""
+  """Returns the passage without its last word, and that word as only choice."""
   context, space, word = record['text'].rstrip().rpartition(' ')
   if not space:
     raise ValueError('expected a passage of more than one word')
@@ -29,7 +29,7 @@ def _question(record: Mapping[str, Any]) -> Question:
 
 
 def _passages(path: pathlib.Path) -> questions.Records:
-  """Yields the lines of a file, all JSON or all plain: its first line tells."""
+  """Yields the lines of a file: all JSON or all plain, as the first line."""
   plain = [line for line in text_reader.lines(path) if line.text.strip()]
   if plain and _is_object(plain[0]):
     for line, record in text_reader.objects(path):
@@ -55,10 +55,10 @@ def last_word(
 
   Returns:
     accuracy: share of passages, 0 to 1, where greedy decoding writes the last
-      word (whether a longer word would follow is not asked).
+      word (it may go on to a longer word).
     perplexity: per word, exp of the mean negative log-likelihood.
     loss: that mean, in nats.
-    truncated: share of passages of which the beginning did not fit the row.
+    truncated: share of passages whose beginning did not fit the sequence.
     passages: their number.
   """
   loss = -np.mean(metrics.log_likelihoods(scores))

@@ -1,9 +1,9 @@
-"""Language modelling: documents to chunks of tokens, and how to add a task.
+"""Language-modelling tasks: they cut documents into chunks of tokens.
 
 The model's only feature is `targets`: seqio's converter makes the decoder's
-inputs of it by shifting in a 0 at the start of every segment, and packs short
+inputs from it by shifting in a 0 at the start of every segment, and packs short
 segments into one row. The tasks themselves add no start of sequence. The
-evaluation also reads how many bytes of text a chunk stands for (`perplexity`),
+evaluation also reads the number of bytes of a chunk's text (`perplexity`),
 which no model sees.
 """
 
@@ -26,7 +26,7 @@ def register(name: str, source: seqio.DataSource) -> seqio.Task:
 
   Args:
     name: of the task.
-    source: gives {'text': document}, with a training split at least.
+    source: gives {'text': document}, with at least a training split.
   """
   cached = [seqio.CacheDatasetPlaceholder()] if source.caching_permitted else []
   return seqio.TaskRegistry.add(
@@ -42,15 +42,15 @@ def register(name: str, source: seqio.DataSource) -> seqio.Task:
 
 
 def tokenize(dataset, output_features, add_eos=True):
-  """Turns {'text': document} into {'targets': i32[n]}, with add_eos ending so.
+  """Turns {'text': document} into {'targets': i32[n]}; add_eos appends EOS.
 
   `source_bytes`, i32[], is the length of the text in UTF-8.
 
-  One function with AUTOTUNE in place of seqio's, which tokenizes 256 documents
-  at a time and so gives the first one late.
+  seqio's own function tokenizes 256 documents at a time and so is slow to give
+  the first one; this one uses AUTOTUNE.
   """
   vocabulary = output_features['targets'].vocabulary
-  # Asked for here: what is wrong with a vocabulary gets no line inside a map.
+  # Read here: an error of the vocabulary inside a map would be unreadable.
   eos_id = vocabulary.eos_id
 
   def tokens(example):
@@ -68,9 +68,9 @@ def tokenize(dataset, output_features, add_eos=True):
 def chunk(dataset, sequence_length):
   """Cuts each document into chunks of the feature length; keeps every token.
 
-  Each chunk becomes a segment of its own, and the last may be short. EOS ends
-  the document, so only the last chunk has it. The document's bytes are shared
-  out in proportion to tokens, in whole numbers that add up to them.
+  Each chunk becomes a segment, and the last one may be short. EOS ends the
+  document, so only the last chunk has it. The document's bytes are distributed
+  in proportion to tokens, in whole numbers that add up to their total.
   """
   if not sequence_length:
     return dataset

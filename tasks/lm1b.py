@@ -1,13 +1,13 @@
 """lm1b_lm: the One Billion Word benchmark; a document is a sentence.
 
-Read from the files of the official archive where <DATA_DIR>/lm1b is there, at
+It is read from the files of the official archive if <DATA_DIR>/lm1b exists, at
 any depth (see `data_dir`):
 
     training-monolingual.tokenized.shuffled/news.en-*-of-00100
     heldout-monolingual.tokenized.shuffled/news.en.heldout-*-of-00050
 
-and from TensorFlow Datasets otherwise. The splits are those of TensorFlow
-Datasets: train, and test for all that is held out.
+and otherwise from TensorFlow Datasets. The splits are those of TensorFlow
+Datasets: train, and test with everything that is held out.
 Source of the benchmark: arXiv 1312.3005.
 """
 
@@ -50,14 +50,14 @@ _LOCAL = sources.DocumentSource(
 
 
 class _Source(seqio.DataSource):
-  """The local files where there are some, TensorFlow Datasets otherwise."""
+  """Reads the local files if there are any, else TensorFlow Datasets."""
 
   @property
   def _chosen(self) -> seqio.DataSource:
     return _TFDS if data_dir.folder('lm1b') is None else _LOCAL
 
   def settings(self):
-    """Returns what decides the documents."""
+    """Returns the settings that determine the documents."""
     return self._chosen.settings()
 
   def data_identity(self, split):
@@ -67,7 +67,7 @@ class _Source(seqio.DataSource):
 
   @property
   def supports_arbitrary_sharding(self) -> bool:
-    """As of both sources."""
+    """Is False for both sources."""
     return False
 
   def list_shards(self, split):

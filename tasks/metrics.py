@@ -1,10 +1,10 @@
-"""Metrics that several tasks share, of a model's log-likelihood scores.
+"""Shared metrics of a model's log-likelihood scores.
 
-A score metric is a function of (targets, scores). Scores are what the model's
-score_batch returned for a whole split: f32[n], or with
-models.LanguageModel.score_argmax a pair of it and {'is_argmax': bool[n]},
-whether every target token was the likeliest one. Given the tokens before it,
-that is what greedy decoding would have written.
+A score metric is a function of (targets, scores). Scores are the results of the
+model's score_batch for a whole split: f32[n], or with
+models.LanguageModel.score_argmax a pair of it and {'is_argmax': bool[n]}:
+whether every target token was the likeliest one after the tokens before it, so
+that greedy decoding would have written the targets.
 
     metric_objs=[metrics.of_scores(metrics.exact_match)]
 """
@@ -32,7 +32,7 @@ def is_argmax(scores: Scores) -> np.ndarray:
   """Returns bool[n], whether greedy decoding would have given the targets.
 
   Raises:
-    UserError: the model did not say.
+    UserError: the scores do not contain it.
   """
   if not isinstance(scores, tuple) or 'is_argmax' not in scores[1]:
     raise UserError(
@@ -43,7 +43,7 @@ def is_argmax(scores: Scores) -> np.ndarray:
 
 
 def exact_match(targets: Sequence[Any], scores: Scores) -> dict[str, float]:
-  """Returns the share of examples, 0 to 1, that greedy decoding gets whole."""
+  """Returns the share of examples, 0 to 1, that greedy decoding gets right."""
   del targets
   return {'exact_match': float(np.mean(is_argmax(scores)))}
 
@@ -57,13 +57,13 @@ def of_scores(
 ) -> type[seqio.metrics.CollectingMetric]:
   """Returns a score metric as a seqio metric, for a task's metric_objs.
 
-  In metric_fns it would be computed just as well, but seqio's JSON logger
-  cannot write a pair of scores and what else the model says.
+  In metric_fns it would be computed as well, but seqio's JSON logger cannot
+  write a pair of scores and further arrays.
 
   Args:
     metric_fn: (targets, scores) -> {name: value}; with the attribute
       reads_argmax = True if it needs `is_argmax`.
-    postprocess_fn: as of a seqio task; makes the targets.
+    postprocess_fn: makes the targets, as in a seqio task.
   """
   base = seqio.metrics.PassthroughLegacyMetric.from_metric_fn(
     metric_fn, postprocess_fn
@@ -110,17 +110,17 @@ def task_reads_argmax(task: str, module: str | None = None) -> bool:
       models.LanguageModel.score_argmax = @metrics.task_reads_argmax()
       metrics.task_reads_argmax.task = %EVAL_TASK_NAME
 
-  A metric says so by an attribute, reads_argmax = True. Others, those of the t5
-  package for one, then get the array that they expect.
+  Such a metric has the attribute reads_argmax = True. Other metrics, such as
+  the t5 package's, then get the plain array that they expect.
 
   Args:
-    task: name of a task or mixture; one that is not registered reads nothing.
+    task: name of a task or mixture; an unregistered one gives False.
     module: imported first, to register the task.
   """
   if module:
     importlib.import_module(module)
   if task not in {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}:
-    return False  # the run itself says so, with the nearest names
+    return False  # the run itself reports it, with the nearest names
   return any(
     getattr(metric, 'reads_argmax', False)
     for subtask in seqio.get_subtasks(seqio.get_mixture_or_task(task))

@@ -2,11 +2,11 @@
 
     inputs:  .3 .0 b 7 .1 .1 .2 e 4 .0 b      targets:  7
 
-Attention must find one key, however much irrelevant text there is around it:
-each filler token takes its share of the softmax, and num_filler says how many
-there are. No key comes twice, so nothing becomes stale: that is variable
-assignment. Guessing is right once in num_values; who finds needles but cannot
-tell their keys apart picks one of num_needles.
+Attention must find one key in much irrelevant text: each of the num_filler
+filler tokens takes its share of the softmax. No key occurs twice, so nothing
+becomes stale, in contrast to variable assignment. A guess is right with
+probability 1 / num_values; a model that finds needles but cannot tell their
+keys apart picks one of num_needles.
 
 Task: needle_retrieval. Splits train, validation, test.
 """
@@ -22,7 +22,7 @@ from selective_t5x.tasks import synthetic
 @gin.configurable(module='selective_t5x.tasks.needle_retrieval')
 @dataclasses.dataclass(frozen=True)
 class Difficulty(synthetic.Difficulty):
-  """How hard the task is; bound in gin, read when a data set is built.
+  """Difficulty of the task; bound in gin, read when a data set is built.
 
       from selective_t5x.tasks import needle_retrieval
       needle_retrieval.Difficulty.num_filler = 250
@@ -30,7 +30,7 @@ class Difficulty(synthetic.Difficulty):
 
   Attributes:
     num_filler: filler tokens; inputs are longer by two a needle and the query.
-    num_needles: pairs of a key and its value, at random places in the filler.
+    num_needles: pairs of a key and its value, at random positions.
     num_keys: distinct keys, at least num_needles.
     num_values: distinct values, at least 2.
     num_filler_words: distinct filler tokens.
@@ -71,15 +71,15 @@ def _example(seed, difficulty):
   )
   filler += d.num_keys + d.num_values
 
-  # A needle takes one of the slots; each one before it adds a token.
+  # A needle occupies one slot, and each needle before it adds a token.
   slots = synthetic.permutation(seeds[3], d.num_filler + d.num_needles)
   starts = tf.sort(slots[: d.num_needles]) + tf.range(d.num_needles)
   tokens = tf.tensor_scatter_nd_update(filler, starts[:, None], keys)
   tokens = tf.tensor_scatter_nd_update(tokens, starts[:, None] + 1, values)
-  asked = synthetic.uniform(seeds[4], [1], d.num_needles)
+  queried = synthetic.uniform(seeds[4], [1], d.num_needles)
   return (
-    tf.concat([tokens, tf.gather(keys, asked)], axis=0),
-    tf.gather(values, asked),
+    tf.concat([tokens, tf.gather(keys, queried)], axis=0),
+    tf.gather(values, queried),
   )
 
 

@@ -1,4 +1,4 @@
-"""Tasks of inputs and targets that an objective makes of plain documents."""
+"""Tasks whose inputs and targets an objective makes from plain documents."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -17,13 +17,13 @@ from selective_t5x.tasks import (
   wikipedia_sample,
 )
 
-# The t5 package's objectives take one random piece of this many tokens of a
-# longer document. Here it is cut before, and all of its pieces are kept.
+# The t5 package's objectives take one random piece of this many tokens from a
+# longer document. Here the document is cut first, and all its pieces are kept.
 _LONGEST_DOCUMENT = 65536
 
 
 def corpora() -> dict[str, seqio.DataSource]:
-  """Returns the sources that have a task of every objective, by their name."""
+  """Returns {name: source} of the sources with a task of every objective."""
   return {
     'wikipedia_sample': wikipedia_sample.SOURCE,
     'c4_json': c4_json.SOURCE,
@@ -39,13 +39,13 @@ def register(
   *,
   extra_ids: int = 0,
 ) -> seqio.Task:
-  """Adds a task with its own vocabulary, its inputs and targets ending in EOS.
+  """Adds a task with its own vocabulary; inputs and targets end in EOS.
 
   Args:
     name: of the task.
-    source: gives {'text': document}, with a training split at least.
-    objective: a seqio preprocessor that makes inputs and targets, without
-      their ends, of {'targets': i32[n]}, documents without an end.
+    source: gives {'text': document}, with at least a training split.
+    objective: a seqio preprocessor that makes inputs and targets, without EOS,
+      from {'targets': i32[n]}, documents without EOS.
     extra_ids: sentinels of the vocabulary, its last ids.
   """
   feature = seqio.Feature(vocabularies.TaskVocabulary(name, extra_ids))
@@ -76,15 +76,15 @@ def lengths(
   """Returns the lengths of inputs and targets.
 
   Raises:
-    UserError: if they are not there.
+    UserError: a length is missing or less than 2.
   """
-  found = {
+  feature_lengths = {
     feature: (sequence_length or {}).get(feature)
     for feature in ('inputs', 'targets')
   }
-  if not all(is_integer(n) and n > 1 for n in found.values()):
+  if not all(is_integer(n) and n > 1 for n in feature_lengths.values()):
     raise UserError(
       f'TASK_FEATURE_LENGTHS is {sequence_length}: {what} needs the lengths of '
       "'inputs' and 'targets', whole numbers of 2 or more"
     )
-  return found
+  return feature_lengths

@@ -1,8 +1,8 @@
 """Prefix language modelling: the start of a text as inputs, the rest to learn.
 
-Source: Raffel et al., arXiv 1910.10683, section 3.2.1; the work is done by
-the t5 package's own preprocessors, as in its task c4_v220_prefix_lm. A piece of
-a document is cut at a random place:
+Source: Raffel et al., arXiv 1910.10683, section 3.2.1. The t5 package's own
+preprocessors make the examples, as in its task c4_v220_prefix_lm. A piece of a
+document is cut at a random position:
 
     text     Thank you for inviting me to your party last week .
     inputs   Thank you for EOS
@@ -31,7 +31,7 @@ def register(name: str, source: seqio.DataSource) -> seqio.Task:
 
   Args:
     name: of the task.
-    source: gives {'text': document}, with a training split at least.
+    source: gives {'text': document}, with at least a training split.
   """
   return objectives.register(name, source, split_at_random)
 
@@ -43,27 +43,27 @@ def split_at_random(
 ) -> tf.data.Dataset:
   """Cuts documents into pieces and each piece in two; all text is used.
 
-  A piece has one token less than the inputs' length, for the end of sequence,
-  and the place of the cut is uniform.
+  A piece has one token less than the inputs' length, for the end of sequence.
+  The position of the cut is uniform.
 
   Args:
-    dataset: of {'targets': i32[n]}, documents.
-    sequence_length: tokens of 'inputs' and 'targets', their ends included.
+    dataset: documents, {'targets': i32[n]}.
+    sequence_length: tokens of 'inputs' and 'targets', including EOS.
     output_features: the features.
 
   Returns:
-    A dataset of {'inputs': i32[n], 'targets': i32[m]}, without ends.
+    A dataset of {'inputs': i32[n], 'targets': i32[m]}, without EOS.
 
   Raises:
     UserError: if the targets are too short for the longest rest.
   """
   lengths = objectives.lengths(sequence_length, 'prefix language modelling')
   # All but the first token of a piece; or the one token of a last piece.
-  needed = max(lengths['inputs'] - 1, 2)
-  if lengths['targets'] < needed:
+  longest_rest = max(lengths['inputs'] - 1, 2)
+  if lengths['targets'] < longest_rest:
     raise UserError(
       f"TASK_FEATURE_LENGTHS['targets'] is {lengths['targets']}: inputs of "
-      f'{lengths["inputs"]} leave up to {needed} tokens to the targets'
+      f'{lengths["inputs"]} leave up to {longest_rest} tokens to the targets'
     )
   return preprocessors.prefix_lm(dataset, sequence_length, output_features)
 

@@ -1,16 +1,16 @@
 """Multiple-choice questions, each choice scored by its likelihood.
 
-Sources: the official files of a benchmark in a folder of DATA_DIR, read in
-Python once when a data set is built, else TensorFlow Datasets. Both give the
-same questions; `downstream` says how each benchmark becomes some.
+Questions come from the official files of a benchmark in a folder of DATA_DIR,
+read in Python once when a data set is built, else from TensorFlow Datasets.
+Both give the same questions; `downstream` converts each benchmark.
 
 The t5 package's rank classification turns a question into one example a choice
 and, from the scores, back into an answer. A choice is scored without an end of
-sequence: the question is what follows, not where it stops.
+sequence, since the question is what follows, not where it stops.
 
-Whatever cuts the stream of choices (seqio.Evaluator.num_examples, shards) may
-cut a question. So an example carries the number of its question in the file and
-how many choices that has, and the metrics count whole questions alone.
+A cut of the stream of choices (seqio.Evaluator.num_examples, shards) may cut a
+question. So an example has the number of its question in the file and the
+question's number of choices, and the metrics count complete questions only.
 """
 
 import dataclasses
@@ -35,16 +35,16 @@ from selective_t5x.tasks import (
 )
 from selective_t5x.tasks.choice_scores import choice_accuracy as choice_accuracy
 
-# The lines of a file that have a record, and the record.
+# Yields the lines of a file with a record, and the record.
 Records = Iterator[tuple[text_reader.Line, Mapping[str, Any]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-  """contexts[i] followed by choices[i] is a text; choices[label] is right.
+  """Contexts and choices of a question; choices[label] is the right one.
 
-  The contexts are mostly equal. They differ where a choice stands before the
-  text that is scored, as in WinoGrande.
+  contexts[i] followed by choices[i] is a text. The contexts are mostly equal;
+  they differ if a choice comes before the scored text, as in WinoGrande.
   """
 
   contexts: Sequence[str]
@@ -64,9 +64,10 @@ class Files:
   """Names of a split's official files, at any depth below the folder.
 
   Attributes:
-    records: of the JSON lines, or the text; the first that is there is read.
-    labels: of a file with a label a line, which becomes the record's 'label'.
-    labelled: False if the makers keep the answers: an error says so.
+    records: names of the JSON lines or text; the first existing one is read.
+    labels: names of a file with a label a line, the record's 'label'.
+    labelled: False if the makers do not publish the answers: reading is an
+      error that says so.
   """
 
   records: Sequence[str]
@@ -79,9 +80,9 @@ class Tfds:
   """A benchmark in TensorFlow Datasets.
 
   Attributes:
-    name: with configuration and version.
+    name: the data set, with configuration and version.
     splits: {our split: theirs}.
-    record: turns an example, as NumPy gives it, into an official record.
+    record: turns a NumPy example into an official record.
   """
 
   name: str
@@ -92,9 +93,8 @@ class Tfds:
 class QuestionSource(seqio.DataSource):
   """A seqio source of {'inputs', 'targets': [c], 'label', 'number': []}.
 
-  c is the number of choices, `number` the question's in the whole split, from
-  0. The training split holds the right choice alone: that is what one trains
-  on.
+  c is the number of choices; `number` counts the questions of the whole split,
+  from 0. The training split contains only right choices, to train on.
   """
 
   def __init__(
@@ -106,17 +106,16 @@ class QuestionSource(seqio.DataSource):
     read: Callable[[pathlib.Path], Records] = text_reader.objects,
     tfds: Tfds | None = None,
   ):
-    """Stores what to read; reads nothing.
+    """Stores the settings; reads nothing.
 
     Args:
-      folder: in DATA_DIR.
+      folder: its name in DATA_DIR.
       files: {split: its files}.
-      question: turns a record into a question. The record has the key 'label'
-        with the line of the label file, where there is one. Raises KeyError,
-        TypeError, ValueError or AttributeError if the record is not as the
-        makers' are.
+      question: turns a record into a question. If there is a label file, the
+        record's key 'label' is its line. Raises KeyError, TypeError, ValueError
+        or AttributeError if the record differs from the makers' format.
       read: yields the lines of a file and the record of each.
-      tfds: where to read from without the folder.
+      tfds: the data set to read if the folder does not exist.
     """
     self._folder = folder
     self._files = files
@@ -127,10 +126,9 @@ class QuestionSource(seqio.DataSource):
     super().__init__(splits=tuple(files), caching_permitted=True)
 
   def settings(self) -> tuple[str | None, str | None]:
-    """Returns what decides the questions: the folder, or the data set's name.
+    """Returns what determines the questions: the folder, or the set's name.
 
-    The question's text is the same where the folder is: a vocabulary that is
-    learnt from one is not that of another.
+    A vocabulary that is learnt from one folder differs from that of another.
     """
     folder = data_dir.folder(self._folder)
     if folder is not None:
@@ -154,7 +152,7 @@ class QuestionSource(seqio.DataSource):
     """Reads a split.
 
     Raises:
-      UserError: naming file and line, if something there is not as expected.
+      UserError: a line is not as expected; the error names file and line.
     """
     if not self._files[split].labelled:
       raise UserError(
@@ -263,8 +261,8 @@ def register(
   Args:
     name: of the task.
     source: of its questions.
-    metric_fn: `choice_accuracy`, or another of (targets, scores), where each
-      of the targets is a `choice_scores.Target`.
+    metric_fn: `choice_accuracy`, or another function of (targets, scores),
+      where each target is a `choice_scores.Target`.
   """
   feature = seqio.Feature(vocabularies.TaskVocabulary(name), add_eos=False)
   return seqio.TaskRegistry.add(
@@ -283,16 +281,16 @@ def register(
 
 @gin.configurable(module='selective_t5x.tasks.questions')
 def first_questions(dataset, count: int | None = None):
-  """Keeps the first questions of a split, of all its shards together.
+  """Keeps the first questions of a split, counted over all its shards.
 
       questions.first_questions.count = %EVAL_QUESTIONS
 
   Args:
     dataset: of a QuestionSource.
-    count: how many; None: all of them.
+    count: their number; None: all of them.
 
   Raises:
-    UserError: that is no number of questions.
+    UserError: `count` is not a valid number.
   """
   if count is None:
     return dataset
@@ -305,9 +303,9 @@ def first_questions(dataset, count: int | None = None):
 
 
 def _examples(dataset):
-  """Turns a question into an example a choice; see `choice_scores.Target`.
+  """Turns a question into one example a choice; see `choice_scores.Target`.
 
-  `idx` is [the question's number in the split, the choice's in the question].
+  `idx` is [number of the question in the split, of the choice in the question].
   """
 
   def counted(question):
@@ -331,10 +329,10 @@ def _examples(dataset):
 
 
 def keep_the_end(dataset, sequence_length):
-  """Drops the beginning of what is too long for a row: the choice comes last.
+  """Drops the beginning of examples that are too long; the choice comes last.
 
-  The row is as long as the longer of the two features' lengths. 'truncated'
-  says that something was dropped. Without lengths nothing is.
+  The limit is the longer of the two features' lengths. 'truncated' tells
+  whether tokens were dropped. Without lengths nothing is dropped.
   """
   row = max((sequence_length or {}).values(), default=2**30)
 
@@ -343,13 +341,13 @@ def keep_the_end(dataset, sequence_length):
     room = row - tf.size(targets)
     inputs = example['inputs']
     inputs = inputs[tf.maximum(tf.size(inputs) - room, 0) :]
-    kept = tf.size(inputs) + tf.size(targets)
+    length = tf.size(inputs) + tf.size(targets)
     whole = tf.size(example['inputs']) + tf.size(example['targets'])
     return {
       **example,
       'inputs': inputs,
       'targets': targets,
-      'truncated': kept < whole,
+      'truncated': length < whole,
     }
 
   return dataset.map(keep, num_parallel_calls=tf.data.AUTOTUNE)

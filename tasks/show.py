@@ -1,4 +1,4 @@
-r"""Lists the registered tasks, or shows what one of them gives a model.
+r"""Lists the registered tasks, or shows examples of one of them.
 
   python -m selective_t5x.tasks.show
   python -m selective_t5x.tasks.show --task=variable_assignment --examples=2
@@ -6,9 +6,8 @@ r"""Lists the registered tasks, or shows what one of them gives a model.
     --lengths="{'targets': 512}" --gin.c4_json.Files.folder="'~/c4'"
   python -m selective_t5x.tasks.show --module=my_package.my_tasks
 
-Gin files and bindings say where data lies, as for a run. With --lengths the
-examples are those of a run with these TASK_FEATURE_LENGTHS; without, those of a
-task that needs none.
+Gin files and bindings give the location of data, as in a run. With --lengths
+the examples are those of a run with these TASK_FEATURE_LENGTHS.
 """
 
 import argparse
@@ -80,11 +79,11 @@ def _show(args: argparse.Namespace) -> None:
       members = seqio.get_subtasks(seqio.MixtureRegistry.get(name))
       print(f'{name}: mixture of {", ".join(task.name for task in members)}')
     return
-  known = {*singles, *mixtures}
-  if args.task not in known:
+  names = {*singles, *mixtures}
+  if args.task not in names:
     raise UserError(
       f'--task={args.task}: no such task or mixture'
-      f'{did_you_mean(args.task, known)}'
+      f'{did_you_mean(args.task, names)}'
     )
   provider = seqio.get_mixture_or_task(args.task)
   print(_line(provider))
@@ -97,7 +96,7 @@ def _line(provider) -> str:
   features = ', '.join(provider.output_features)
   try:
     splits = ', '.join(provider.splits)
-  except ValueError:  # Those of TensorFlow Datasets, say, not prepared here.
+  except ValueError:  # a set of TensorFlow Datasets that is not prepared here
     splits = 'unknown'
   return f'{provider.name}: {features}; splits {splits}'
 

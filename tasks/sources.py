@@ -1,9 +1,9 @@
 """Documents from files: converted once to TFRecords, then read by TensorFlow.
 
-A resumed run reads its examples again up to where it was, as fast as
-TensorFlow can. What Python must parse (a Wikipedia dump, JSON lines) is
-therefore converted once, to files in the cache: a TFRecord holds one document
-as plain UTF-8, may hold any character, and has a checksum.
+A resumed run rereads its examples up to its position, as fast as TensorFlow
+can. So files that Python must parse (a Wikipedia dump, JSON lines) are
+converted once, to files in the cache: a TFRecord holds one document as plain
+UTF-8 with a checksum, and may contain any character.
 """
 
 import dataclasses
@@ -28,8 +28,8 @@ class DocumentSource(seqio.DataSource):
   """A seqio source of {'text': document} from converted files.
 
   Attributes:
-    settings: called with no argument when the source is used, never before;
-      returns the bindings that decide what is read.
+    settings: called without arguments when the source is used, never before;
+      returns the bindings that determine the documents.
   """
 
   def __init__(
@@ -38,12 +38,12 @@ class DocumentSource(seqio.DataSource):
     convert: Callable[[Hashable, str], Sequence[pathlib.Path]],
     splits: Sequence[str] = SPLITS,
   ):
-    """Stores how to convert; converts nothing.
+    """Stores the arguments; converts nothing.
 
     Args:
       settings: see the class.
       convert: (settings, split) -> TFRecord files, in a fixed order.
-      splits: those that there are.
+      splits: names of the splits.
     """
     self.settings = settings
     self._convert = convert
@@ -51,14 +51,14 @@ class DocumentSource(seqio.DataSource):
 
   @property
   def supports_arbitrary_sharding(self) -> bool:
-    """With fewer files than hosts, seqio shares out the documents itself."""
+    """Is False: with fewer files than hosts, seqio splits up the documents."""
     return False
 
   def list_shards(self, split: str) -> list[str]:
-    """Returns the split's TFRecord files that hold a document.
+    """Returns the split's TFRecord files that contain a document.
 
     Raises:
-      UserError: if there is no such split, or no document in it.
+      UserError: there is no such split, or no document in it.
     """
     if split not in self.splits:
       raise UserError(
@@ -73,10 +73,10 @@ class DocumentSource(seqio.DataSource):
     return files
 
   def data_identity(self, split: str) -> dict[str, pathlib.Path]:
-    """Returns {the user's file: what it was converted to}, see the engine."""
+    """Returns {the user's file: its conversion}, see the engine."""
     files = {}
     for shard in map(pathlib.Path, self.list_shards(split)):
-      # The hash in an entry's name is of times and folders, too.
+      # The hash in an entry's name also depends on times and folders.
       entry = shard.parent
       name = re.sub('-?[0-9a-f]{16}$', '', entry.name) or entry.parent.name
       label = f'{name} ({shard.stem})'
@@ -86,7 +86,7 @@ class DocumentSource(seqio.DataSource):
   def get_dataset(
     self, split='train', shuffle=True, seed=None, shard_info=None
   ):
-    """Returns the documents; `shuffle` is of files, the task's of chunks."""
+    """Returns the documents; `shuffle` shuffles files, the task its chunks."""
     files = seqio.FileDataSource(
       lambda file: tf.data.TFRecordDataset(file).map(lambda x: {'text': x}),
       {split: self.list_shards(split)},
@@ -97,14 +97,14 @@ class DocumentSource(seqio.DataSource):
 class TextLineSource(DocumentSource):
   """A seqio source of the lines of text files, each a string.
 
-  As seqio.TextLineDataSource, but with the rules of `text_reader` for
-  encodings, line ends and compression. Blank lines are left out.
+  It is like seqio.TextLineDataSource, but follows the rules of `text_reader`
+  for encodings, line ends and compression, and skips blank lines.
 
       sources.TextLineSource({'train': 'train.tsv', 'validation': 'dev.tsv.gz'})
   """
 
   def __init__(self, files: Mapping[str, str | Sequence[str]]):
-    """Stores what to read; reads nothing.
+    """Stores the file names; reads nothing.
 
     Args:
       files: {split: a file or a glob pattern, or several}.
@@ -122,14 +122,14 @@ class TextLineSource(DocumentSource):
   def get_dataset(
     self, split='train', shuffle=True, seed=None, shard_info=None
   ):
-    """Returns the lines; `shuffle` is of files, the task's of lines."""
+    """Returns the lines; `shuffle` shuffles files, the task its lines."""
     documents = super().get_dataset(split, shuffle, seed, shard_info)
     return documents.map(lambda document: document['text'])
 
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-  """A document and what decides its split: the same key, the same split."""
+  """A document and a key; documents with the same key are in the same split."""
 
   text: str
   key: str
@@ -141,20 +141,20 @@ def write_documents(
   """Writes <folder>/kept.tfrecord and <folder>/held_out.tfrecord.
 
   Args:
-    folder: made here.
-    documents: those that are blank are left out.
+    folder: created here.
+    documents: blank ones are skipped.
     held_out: the share of keys, 0 to 1, that goes to held_out.tfrecord.
   """
   folder.mkdir()
   with (
-    tf.io.TFRecordWriter(str(folder / KEPT)) as kept,
-    tf.io.TFRecordWriter(str(folder / HELD_OUT)) as apart,
+    tf.io.TFRecordWriter(str(folder / KEPT)) as training,
+    tf.io.TFRecordWriter(str(folder / HELD_OUT)) as validation,
   ):
     for document in documents:
       if document.text.strip():
         key = hashlib.sha256(document.key.encode()).digest()
         number = int.from_bytes(key[:8], 'big')  # uniform below 2**64
-        writer = apart if number < held_out * 2**64 else kept
+        writer = validation if number < held_out * 2**64 else training
         writer.write(document.text.encode())
 
 
@@ -171,12 +171,12 @@ def convert_files(
   Args:
     split: 'train' or 'validation'.
     train: the files for training.
-    validation: those for validation; if there are none, a share of the
-      training documents is held out. A document's hash decides, so the
-      share stays the same and copies of a document never lie on both sides.
+    validation: the files for validation; if there is no such file, a share of
+      the training documents is held out. A document's hash decides, so the
+      choice is stable and copies of a document are never on both sides.
     held_out: that share.
     documents: yields the documents of a file.
-    entry: folder of the cache; it tells apart what else decides documents.
+    entry: folder of the cache, one for each way to make documents.
   """
   paths, share, part = train, 0.0, KEPT
   if validation and split == 'validation':
@@ -202,8 +202,8 @@ def convert_file(
 
   Args:
     path: the user's file.
-    documents: yields the documents of it.
-    entry: folder of the cache; it tells apart what else decides documents.
+    documents: yields its documents.
+    entry: folder of the cache, one for each way to make documents.
     held_out: the share of documents that is held out.
   """
   name = cache.fingerprint([path], held_out=held_out)
@@ -227,13 +227,13 @@ def matching_files(
   """Returns the files that match one or more glob patterns, sorted.
 
   Args:
-    patterns: as of the shell, with ** for any number of folders, and ~.
-    what: the binding that holds them, for the error.
+    patterns: shell patterns, with ** for any number of folders, and ~.
+    what: the binding of the patterns, for the error.
 
   Raises:
-    UserError: if a pattern matches no file.
+    UserError: a pattern matches no file.
   """
-  found = set()
+  matches = set()
   for pattern in [patterns] if isinstance(patterns, str) else patterns:
     expanded = str(pathlib.Path(pattern).expanduser())
     files = [
@@ -243,8 +243,8 @@ def matching_files(
     ]
     if not files:
       raise UserError(f'{what}: no file matches {pattern!r}')
-    found.update(path.absolute() for path in files)
-  return sorted(found)
+    matches.update(path.absolute() for path in files)
+  return sorted(matches)
 
 
 def line_texts(path: pathlib.Path) -> Iterable[str]:

@@ -1,9 +1,9 @@
 """Span corruption, T5's pre-training objective, for any source of documents.
 
-Spans of the text are each replaced by a sentinel; the targets are the sentinels
-with what they stand for. Source: Raffel et al., arXiv 1910.10683, section 3.1.4
-and 3.3.4; the work is done by the t5 package's own preprocessors, as in its
-task c4_v220_span_corruption:
+Each span of the text is replaced by a sentinel; the targets are the sentinels,
+each with its span. Source: Raffel et al., arXiv 1910.10683, section 3.1.4 and
+3.3.4. The t5 package's own preprocessors make the examples, as in its task
+c4_v220_span_corruption:
 
     text     Thank you for inviting me to your party last week .
     inputs   Thank you <0> me to your party <1> week . EOS
@@ -33,7 +33,7 @@ NUM_SENTINELS = 100
 @gin.configurable(module='selective_t5x.tasks.span_corruption')
 @dataclasses.dataclass(frozen=True)
 class Corruption:
-  """How much is corrupted; bound in gin, read when a data set is built.
+  """Amount of corruption; bound in gin, read when a data set is built.
 
       from selective_t5x.tasks import span_corruption
       span_corruption.Corruption.mean_noise_span_length = 10.0
@@ -42,8 +42,8 @@ class Corruption:
   targets take 114.
 
   Attributes:
-    noise_density: share of the tokens that is replaced, between 0 and 1.
-    mean_noise_span_length: tokens of a span, on average, 1 or more.
+    noise_density: share of the tokens that are replaced, between 0 and 1.
+    mean_noise_span_length: mean number of tokens in a span, 1 or more.
   """
 
   noise_density: float = 0.15
@@ -63,7 +63,7 @@ class Corruption:
         )
 
   def text_length(self, inputs_length: int) -> int:
-    """Returns how many tokens of text fill inputs of a length."""
+    """Returns the number of tokens of text that fill inputs of this length."""
     return preprocessors.random_spans_helper(
       inputs_length=inputs_length,
       noise_density=self.noise_density,
@@ -73,7 +73,7 @@ class Corruption:
     )[0]
 
   def counts(self, text_length: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Counts what becomes of pieces of text, by the rule of t5's mask.
+    """Counts kept and replaced tokens of pieces of text, as t5's mask does.
 
     Args:
       text_length: i64[n], tokens of each piece, 1 or more.
@@ -98,7 +98,7 @@ def register(name: str, source: seqio.DataSource) -> seqio.Task:
 
   Args:
     name: of the task.
-    source: gives {'text': document}, with a training split at least.
+    source: gives {'text': document}, with at least a training split.
   """
   return objectives.register(name, source, corrupt, extra_ids=NUM_SENTINELS)
 
@@ -108,21 +108,21 @@ def corrupt(
   sequence_length: Mapping[str, int],
   output_features: Mapping[str, seqio.Feature],
 ) -> tf.data.Dataset:
-  """Corrupts spans; all text is used, and rows are full but for the last.
+  """Corrupts spans; all text is used, and all pieces but the last are full.
 
-  Up to 128 documents are joined, as T5 does, and cut into pieces of equal
-  length, so one example may hold the end of one and the start of the next.
+  As in T5, up to 128 documents are joined and cut into pieces of equal length,
+  so one example may hold the end of a document and the start of the next.
 
   Args:
-    dataset: of {'targets': i32[n]}, documents.
-    sequence_length: tokens of 'inputs' and 'targets', their ends included.
+    dataset: documents, {'targets': i32[n]}.
+    sequence_length: tokens of 'inputs' and 'targets', including EOS.
     output_features: the features, with a vocabulary that has sentinels.
 
   Returns:
-    A dataset of {'inputs': i32[n], 'targets': i32[m]}, without ends.
+    A dataset of {'inputs': i32[n], 'targets': i32[m]}, without EOS.
 
   Raises:
-    UserError: if the lengths are too short for what they have to hold.
+    UserError: the lengths would cut an example.
   """
   corruption = Corruption()
   check_lengths(corruption, sequence_length)
@@ -139,7 +139,7 @@ def check_lengths(corruption: Corruption, sequence_length: Mapping[str, int]):
   """Raises UserError if a corrupted piece of any length would not fit."""
   lengths = objectives.lengths(sequence_length, 'span corruption')
   inputs = lengths['inputs']
-  # Pieces are full, but for the last ones, which have any length.
+  # Pieces are full, except the last ones, which have any length.
   pieces = np.arange(1, max(corruption.text_length(inputs), 1) + 1)
   kept, replaced, spans = corruption.counts(pieces)
   if np.any(spans > kept):
@@ -153,15 +153,15 @@ def check_lengths(corruption: Corruption, sequence_length: Mapping[str, int]):
       f'more than the {NUM_SENTINELS} sentinels; shorten it or raise '
       'span_corruption.Corruption.mean_noise_span_length'
     )
-  needed = {
+  needed_lengths = {
     'inputs': int(max(kept + spans)) + 1,
     'targets': int(max(replaced + spans)) + 1,
   }
-  for feature, length in needed.items():
+  for feature, length in needed_lengths.items():
     if lengths[feature] < length:
       raise UserError(
         f"TASK_FEATURE_LENGTHS['{feature}'] is {lengths[feature]}: inputs of "
-        f'{inputs} with {corruption} need {needed}'
+        f'{inputs} with {corruption} need {needed_lengths}'
       )
 
 

@@ -1,17 +1,17 @@
-"""Synthetic tasks: what they share, and how to add one.
+"""Base of the synthetic tasks.
 
 A task is a small file: a frozen dataclass of its difficulty, bound in gin, a
 function that makes one example, and a call of `register`. copy_task.py is the
-shortest; docs/tasks/synthetic.md takes one step by step.
+shortest; docs/tasks/synthetic.md explains one step by step.
 
 Features are `inputs` and `targets`, without an end of sequence; the loss falls
-on the targets only. Splits: train is endless and follows the seed of the data
+on the targets only. The split train is endless and follows the seed of the data
 set; validation and test are 10,000 examples each, always the same. Small
-difficulties have fewer examples than that, so splits then share some.
+difficulties have fewer possible examples, so splits then share some.
 
-Every example is made by stateless random operations from its index, in
-TensorFlow, so that the state of the input pipeline can be saved and any number
-of hosts can share it. Nothing is read from a file.
+Stateless random operations of TensorFlow make every example from its index, so
+the state of the input pipeline can be saved and any number of hosts can share
+it. Nothing is read from a file.
 """
 
 import abc
@@ -25,18 +25,18 @@ import tensorflow as tf
 from selective_t5x.errors import UserError
 from selective_t5x.tasks import metrics
 
-# Ids before it: 0 padding, 1 end of sequence, 2 unknown.
+# The ids before it are 0 padding, 1 end of sequence, 2 unknown.
 FIRST_ID = 3
 _UNKNOWN = 2
 
-# A stream of random numbers for each split. Tasks that share an example
-# function need streams of their own.
+# Each split has a stream of random numbers. Tasks that share an example
+# function need different streams.
 STREAMS = {'train': 0, 'validation': 1, 'test': 2}
 _NUM_EXAMPLES = {'train': 2**40, 'validation': 10_000, 'test': 10_000}
 
 
 class Difficulty(abc.ABC):
-  """How hard a task is: the base of every task's own frozen dataclass.
+  """Difficulty of a task: the base of every task's own frozen dataclass.
 
   It is bound in gin and read whenever a data set or a vocabulary is used.
   """
@@ -47,7 +47,7 @@ class Difficulty(abc.ABC):
     """The task's symbols, in the order of their numbers; no spaces in them."""
 
   def check(self, **least: int):
-    """Refuses fields that are no whole number of at least that much.
+    """Refuses fields that are not whole numbers of at least these values.
 
     Raises:
       UserError: names the field, its value and the least value.
@@ -58,7 +58,7 @@ class Difficulty(abc.ABC):
         self.refuse(field, f'a whole number of at least {minimum}')
 
   def refuse(self, field: str, expected: str) -> NoReturn:
-    """Raises the UserError that says what was expected of a field."""
+    """Raises a UserError with the expected value of a field."""
     module = type(self).__module__.split('.')[-1]
     raise UserError(
       f'{module}.Difficulty.{field} = {getattr(self, field)!r}: '
@@ -70,11 +70,11 @@ class SymbolVocabulary(seqio.Vocabulary):
   """One token a word of a `Difficulty`, whose gin bindings it follows.
 
   Ids: 0 padding, 1 end of sequence (reserved for seqio, no task appends it),
-  2 unknown, then the words. Text is words apart by spaces.
+  2 unknown, then the words. Text is words separated by spaces.
   """
 
   def __init__(self, difficulty: type[Difficulty]):
-    """Stores the class; it is made anew at every use."""
+    """Stores the class; it is instantiated at every use."""
     self.difficulty = difficulty
     super().__init__()
 
@@ -123,7 +123,7 @@ class SymbolVocabulary(seqio.Vocabulary):
     return tf.strings.strip(text)
 
   def __eq__(self, other) -> bool:
-    """There is one vocabulary a difficulty at a time."""
+    """Compares the difficulties: each has one vocabulary at a time."""
     return (
       isinstance(other, SymbolVocabulary)
       and self.difficulty is other.difficulty
@@ -135,13 +135,13 @@ class SymbolVocabulary(seqio.Vocabulary):
     return f'SymbolVocabulary({module}.{self.difficulty()})'
 
 
-# Makes an example of a seed i64[2] and a difficulty: inputs i32[n] and targets
+# Makes an example from a seed i64[2] and a difficulty: inputs i32[n], targets
 # i32[m], symbols numbered from 0 as in `Difficulty.words`. n and m are static.
 ExampleFn = Callable[[tf.Tensor, Difficulty], tuple[tf.Tensor, tf.Tensor]]
 
 
 def letters(count: int) -> list[str]:
-  """Returns that many names: a, b, ... z, a1, b1, ..."""
+  """Returns `count` names: a, b, ... z, a1, b1, ..."""
   alphabet = 'abcdefghijklmnopqrstuvwxyz'
   return [
     alphabet[i % 26] + (str(i // 26) if i >= 26 else '') for i in range(count)
@@ -149,7 +149,7 @@ def letters(count: int) -> list[str]:
 
 
 def split_seed(seed: tf.Tensor, count: int) -> tf.Tensor:
-  """Returns i64[count, 2], independent seeds made of one."""
+  """Returns i64[count, 2], independent seeds made from one."""
   return tf.random.split(seed, count, alg='philox')
 
 
@@ -177,9 +177,9 @@ def register(
   Args:
     name: of the task.
     difficulty: the dataclass, bound in gin; its words are the vocabulary.
-    example: makes an example of a seed and a difficulty.
-    streams: the stream of random numbers of each split that the task has,
-      among train, validation and test.
+    example: makes an example from a seed and a difficulty.
+    streams: {split: its stream of random numbers}, for the task's splits among
+      train, validation and test.
   """
   feature = seqio.Feature(SymbolVocabulary(difficulty), add_eos=False)
   return seqio.TaskRegistry.add(
@@ -208,7 +208,7 @@ class _Source(seqio.DataSource):
 
   @property
   def supports_arbitrary_sharding(self) -> bool:
-    """Every example can be made alone, so any number of hosts can share."""
+    """Is True: every example is made alone, so any hosts can share them."""
     return True
 
   def list_shards(self, split):
@@ -216,7 +216,7 @@ class _Source(seqio.DataSource):
     return [split]
 
   def data_identity(self, split):
-    """Returns what decides the examples, besides the seed."""
+    """Returns what determines the examples, besides the seed."""
     return {
       'difficulty': repr(self._difficulty()),
       'stream': str(self._streams[split]),
@@ -248,17 +248,17 @@ def check_lengths(
   sequence_length: Mapping[str, int] | None,
   task: str,
 ) -> tf.data.Dataset:
-  """Returns the dataset itself, if its examples fit.
+  """Returns the dataset itself if its examples fit.
 
   Raises:
-    UserError: a length would cut an example and so change its answer.
+    UserError: a length would cut an example and change its answer.
   """
-  needed = {name: spec.shape[0] for name, spec in dataset.element_spec.items()}
-  for feature, length in needed.items():
-    given = (sequence_length or needed).get(feature, 0)
-    if given < length:
+  needs = {name: spec.shape[0] for name, spec in dataset.element_spec.items()}
+  for feature, length in needs.items():
+    bound_length = (sequence_length or needs).get(feature, 0)
+    if bound_length < length:
       raise UserError(
-        f"TASK_FEATURE_LENGTHS['{feature}'] is {given}: {task} at this "
-        f'difficulty needs {needed}'
+        f"TASK_FEATURE_LENGTHS['{feature}'] is {bound_length}: {task} at this "
+        f'difficulty needs {needs}'
       )
   return dataset

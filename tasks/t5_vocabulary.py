@@ -1,14 +1,14 @@
-"""The vocabulary of the t5 package's tasks: T5's own, or another by choice.
+"""The vocabulary of the t5 package's tasks: T5's own, or a chosen one.
 
 The package registers GLUE, SuperGLUE, SQuAD, summarisation and translation
 (t5.data.tasks, t5.data.mixtures) with a vocabulary in Google's cloud storage.
-Importing this module before those puts T5Vocabulary in its place, which the
-same bindings decide as every other task's:
+If this module is imported before those, T5Vocabulary replaces it. The same
+bindings choose it as every other task's vocabulary:
 
     vocabularies.Choice.path = 'results/t5/vocabulary.model'
 
-is a ready SentencePiece model, for instance of the run that is fine-tuned. By
-default it is T5's own, downloaded once.
+is a ready SentencePiece model, for instance of the fine-tuned run. The default
+is T5's own, downloaded once.
 """
 
 import os
@@ -31,8 +31,8 @@ _TIMEOUT = 20  # seconds
 class T5Vocabulary(seqio.SentencePieceVocabulary):
   """32,000 pieces of T5, or chosen ones, and 100 sentinels.
 
-  What it holds is found when it is first used. It equals a plain vocabulary of
-  the same pieces, such as that of T5X's own gin files.
+  Its pieces are read when it is first used. It equals a plain vocabulary of the
+  same pieces, such as the one in T5X's own gin files.
   """
 
   def __init__(self):
@@ -41,10 +41,10 @@ class T5Vocabulary(seqio.SentencePieceVocabulary):
 
   @property
   def sentencepiece_model_file(self) -> str:
-    """The path of the pieces.
+    """The path of the SentencePiece model.
 
     Raises:
-      UserError: the bindings lead to none, or T5's own cannot be downloaded.
+      UserError: the bindings name no model, or T5's own cannot be downloaded.
     """
     choice = vocabularies.Choice()
     if choice.kind != 'sentencepiece':

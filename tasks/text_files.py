@@ -1,4 +1,4 @@
-"""text_files_lm: one's own text, files that a pattern names."""
+"""text_files_lm: your own text, from files that match a pattern."""
 
 import dataclasses
 import pathlib
@@ -13,20 +13,20 @@ from selective_t5x.tasks import language_modeling, sources, text_reader
 @gin.configurable(module='selective_t5x.tasks.text_files')
 @dataclasses.dataclass(frozen=True)
 class Files:
-  """Which files, and what a document is; bound in gin.
+  """Files, and the unit that is a document; bound in gin.
 
       from selective_t5x.tasks import text_files
       text_files.Files.train = '~/novels/**/*.txt'
 
   Attributes:
     train: a glob pattern, or several; ** is any number of folders. Required.
-      `text_reader` has what a file may be: encodings, line ends, compression.
-    validation: the same; None holds out a share of the training documents.
-    test: the same; None for no such split.
-    document: 'paragraph' (blank lines lie between them), 'line' or 'file'.
-      A document is cut into chunks of the context length, and no attention
-      passes from one document to another: for long contexts take 'file'.
-    held_out: that share, where validation is None.
+      `text_reader` has the rules for encodings, line ends and compression.
+    validation: the same; None: a share of the training documents is held out.
+    test: the same; None: no such split.
+    document: 'paragraph' (separated by blank lines), 'line' or 'file'. A
+      document is cut into chunks of the context length, and no attention passes
+      from one document to another: use 'file' for long contexts.
+    held_out: that share, if validation is None.
   """
 
   train: str | Sequence[str] | None = None
@@ -36,7 +36,7 @@ class Files:
   held_out: float = 0.05
 
   def __post_init__(self):
-    """Refuses what names no document."""
+    """Refuses invalid values."""
     if self.document not in _DOCUMENTS:
       raise UserError(
         f'text_files.Files.document = {self.document!r}: expected one of '

@@ -2,17 +2,17 @@ r"""The one reader of text, of JSON lines and of label files.
 
 Every task and every file for inference is read here, by these rules:
 
-    encoding     UTF-8. A byte order mark at the start of the file is no part of
-                 the text. UTF-16 and UTF-32 are read if they have one, and are
-                 an error without. A byte that is no text is an error that
-                 names file, line and byte.
+    encoding     UTF-8. A byte order mark at the start of the file is not part
+                 of the text. UTF-16 and UTF-32 need one, and are an error
+                 without. An undecodable byte is an error that names file, line
+                 and byte.
     line ends    \n, \r\n and \r. Nothing else ends a line: not U+2028, U+2029
                  or U+0085, not a form feed.
-    compression  gzip, bzip2 and xz are told by the first bytes of the file,
-                 whatever its name. zstd, LZ4, zip and 7z are an error.
-    JSON lines   One object a line; blank lines are passed over. Half of a
-                 surrogate pair ("\ud83d" alone), which is no character, is read
-                 as "?", with a warning.
+    compression  gzip, bzip2 and xz are recognised by the first bytes of the
+                 file, not by its name. zstd, LZ4, zip and 7z are an error.
+    JSON lines   One object a line; blank lines are skipped. Half of a surrogate
+                 pair ("\ud83d" alone), which is not a character, is read as
+                 "?", with a warning.
 
 Lines count from 1, and every line counts: the number in an error is the one
 that an editor shows.
@@ -35,7 +35,7 @@ from absl import logging
 
 from selective_t5x.errors import UserError, did_you_mean
 
-# By the first bytes. UTF-32's little-endian mark starts as that of UTF-16.
+# The first bytes of a file. UTF-32's little-endian mark starts like UTF-16's.
 _MARKS = {
   codecs.BOM_UTF8: 'utf-8',
   codecs.BOM_UTF32_LE: 'utf-32-le',
@@ -56,8 +56,8 @@ _REFUSED = {
 }
 _HEAD = 6  # bytes; the longest of those above
 
-# Text decoded from whole characters holds no surrogate, so these 256 can stand
-# for the bytes that are none until the number of their line is known.
+# Correctly decoded text has no surrogates, so these 256 can stand for
+# undecodable bytes until their line number is known.
 _FIRST_STAND_IN = 0xDC00
 _BAD_BYTES = 'selective_t5x_bad_bytes'
 codecs.register_error(
@@ -71,7 +71,7 @@ codecs.register_error(
   ),
 )
 
-# In JSON as it is written: the start of what may be half of a surrogate pair.
+# In JSON source: the start of a possible half of a surrogate pair.
 _SURROGATE = re.compile(r'\\u[dD][89a-fA-F]')
 
 
@@ -80,8 +80,8 @@ class Line(NamedTuple):
 
   Attributes:
     path: the file.
-    number: the line's, from 1.
-    text: without the line end.
+    number: line number, from 1.
+    text: the line without its end.
     end: '\n', '\r\n' or '\r', or '' after the last line.
   """
 
@@ -92,7 +92,7 @@ class Line(NamedTuple):
 
   @property
   def where(self) -> str:
-    """Names file and line, for an error."""
+    """File and line, for an error."""
     return f'{self.path}, line {self.number}'
 
 
@@ -100,8 +100,8 @@ def lines(path: str | pathlib.Path) -> Iterator[Line]:
   """Yields the lines of a text file; see the module for the rules.
 
   Raises:
-    UserError: naming file, line and byte, if the file cannot be read, is cut
-      off, or is no text.
+    UserError: the file cannot be read, is truncated, or is not text; the error
+      names file, line and byte.
   """
   path, number = pathlib.Path(path), 0
   with contextlib.ExitStack() as stack:
@@ -121,7 +121,7 @@ def lines(path: str | pathlib.Path) -> Iterator[Line]:
 
 
 def whole(path: str | pathlib.Path) -> str:
-  """Returns the text of a file, its line ends as they are; see `lines`."""
+  """Returns the text of a file with its original line ends; see `lines`."""
   return ''.join(line.text + line.end for line in lines(path))
 
 
@@ -131,7 +131,8 @@ def objects(
   """Yields the lines of a file of JSON lines, and the object of each.
 
   Raises:
-    UserError: naming file and line, if one holds no JSON object; see `lines`.
+    UserError: a line is not a JSON object; the error names file and line. See
+      also `lines`.
   """
   warned = False
   for line in lines(path):
@@ -146,7 +147,7 @@ def objects(
       raise UserError(
         f'{line.where}: not JSON ({error.msg}, column {error.colno})'
       ) from error
-    except (ValueError, RecursionError) as error:  # digits or levels
+    except (ValueError, RecursionError) as error:  # too many digits or levels
       raise UserError(f'{line.where}: not JSON ({error})') from error
     if not isinstance(value, dict):
       raise UserError(f'{line.where}: expected a JSON object')
@@ -161,10 +162,10 @@ def objects(
 
 
 def text_under(key: str, record: Mapping[str, Any], line: Line) -> str:
-  """Returns the text that an object has under a key.
+  """Returns the text under a key of an object.
 
   Raises:
-    UserError: it has none, or something else there.
+    UserError: the key is missing, or its value is not text.
   """
   text = record.get(key)
   if not isinstance(text, str):
@@ -204,7 +205,7 @@ def _as_text(
 
 
 def _head(file: BinaryIO) -> bytes:
-  """Returns the first bytes of a file, which are still to be read."""
+  """Returns the first bytes of a file without consuming them."""
   if not file.seekable():  # a pipe
     return file.peek(_HEAD)[:_HEAD]
   head = file.read(_HEAD)
@@ -213,7 +214,7 @@ def _head(file: BinaryIO) -> bytes:
 
 
 def _check(line: str, path: pathlib.Path, number: int, encoding: str) -> None:
-  """Raises UserError for a line with a byte that is no text."""
+  """Raises UserError for a line with an undecodable byte."""
   try:
     line.encode()
   except UnicodeEncodeError as error:
@@ -226,7 +227,7 @@ def _check(line: str, path: pathlib.Path, number: int, encoding: str) -> None:
 
 
 def _of_characters(value: Any) -> Any:
-  """Returns what JSON holds with '?' for each half of a surrogate pair."""
+  """Returns a JSON value with '?' for each half of a surrogate pair."""
   if isinstance(value, str):
     return value.encode(errors='replace').decode()
   if isinstance(value, list):

@@ -1,7 +1,7 @@
-"""A seqio source of TensorFlow Datasets that fails with one line.
+"""A seqio source of TensorFlow Datasets with a clear error for missing data.
 
-Data that is neither prepared nor reachable otherwise ends in a KeyError of an
-empty list of splits, or in an attempt to download terabytes.
+Without it, data that is neither prepared nor reachable gives a KeyError for an
+empty list of splits, or an attempt to download terabytes.
 """
 
 from collections.abc import Sequence
@@ -16,18 +16,18 @@ class TfdsSource(seqio.TfdsDataSource):
   """Documents of a prepared TensorFlow dataset; nothing is read before use."""
 
   def __init__(self, tfds_name: str, splits: Sequence[str], otherwise: str):
-    """Stores what is read.
+    """Stores the arguments.
 
     Args:
-      tfds_name: with its version, for instance 'c4/en:3.1.0'.
-      splits: those of the dataset; naming them keeps registration offline.
-      otherwise: what a user without TensorFlow Datasets can do, for the error.
+      tfds_name: name with version, for instance 'c4/en:3.1.0'.
+      splits: the dataset's splits; naming them keeps registration offline.
+      otherwise: advice for users without TensorFlow Datasets, for the error.
     """
     self._otherwise = otherwise
     super().__init__(tfds_name, splits=splits)
 
   def settings(self) -> tuple[str, str | None]:
-    """Returns what decides the documents: name and folder."""
+    """Returns what determines the documents: name and folder."""
     return self.tfds_dataset.name, self.tfds_dataset.data_dir
 
   def list_shards(self, split: str) -> Sequence[str]:
@@ -43,11 +43,11 @@ class TfdsSource(seqio.TfdsDataSource):
   def get_dataset(
     self, split='train', shuffle=True, seed=None, shard_info=None
   ) -> tf.data.Dataset:
-    """Returns the documents, {'text': ...} and what else the dataset has."""
+    """Returns the documents, {'text': ...} and the dataset's other features."""
     self._check(split)
     try:
       return super().get_dataset(split, shuffle, seed, shard_info)
-    except Exception as error:  # of downloads, Beam, files: all mean no data
+    except Exception as error:  # downloads, Beam, files: all mean no data
       raise self._not_there(str(error)) from error
 
   def _check(self, split: str):

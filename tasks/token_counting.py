@@ -1,13 +1,13 @@
-"""Token counting: how often does a symbol occur?
+"""Token counting: how often a symbol occurs.
 
     inputs:  b a c a b a d a      targets:  3
 
 The last symbol is the query and does not count. Attention must keep every
-occurrence and nothing else; since its weights sum to one, it gives the share
-of the matches, and the rest of the network makes a number of it. The count is
-drawn first, uniform over 0, ... max_count, then that many places for the
-queried symbol; the others fill the rest. So every answer is as likely as any
-other, and guessing is right once in max_count + 1.
+occurrence and nothing else. Its weights sum to one, so it computes the share of
+the matches, and the rest of the network must turn it into a number. The count
+is drawn first, uniformly from 0, ... max_count, then as many positions for the
+queried symbol; the others fill the rest. So all answers are equally likely, and
+a guess is right with probability 1 / (max_count + 1).
 
 Task: token_counting. Splits train, validation, test.
 """
@@ -23,7 +23,7 @@ from selective_t5x.tasks import synthetic
 @gin.configurable(module='selective_t5x.tasks.token_counting')
 @dataclasses.dataclass(frozen=True)
 class Difficulty(synthetic.Difficulty):
-  """How hard the task is; bound in gin, read when a data set is built.
+  """Difficulty of the task; bound in gin, read when a data set is built.
 
       from selective_t5x.tasks import token_counting
       token_counting.Difficulty.length = 64
@@ -62,7 +62,7 @@ def _example(seed, difficulty):
   count = synthetic.uniform(seeds[1], [1], difficulty.max_count + 1)
   others = synthetic.uniform(seeds[2], [n], num_symbols - 1)
   others += tf.cast(others >= query, tf.int32)  # skips over the query
-  # Of a permutation, exactly `count` places hold less than `count`.
+  # Exactly `count` entries of a permutation are less than `count`.
   is_query = synthetic.permutation(seeds[3], n) < count
   symbols = tf.where(is_query, query, others)
   return tf.concat([symbols, query], axis=0), num_symbols + count

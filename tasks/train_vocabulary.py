@@ -5,8 +5,8 @@ r"""Trains the vocabulary of a language-modelling task before it is needed.
     --size=8192 --gin.text_files.Files.train="'~/novels/*.txt'"
 
 Training and evaluation do this themselves when they first need it. The last
-line printed is the path of the SentencePiece model, which the same text and
-size find again. Gin files and bindings say where the text lies.
+line of the output is the path of the SentencePiece model, which a run with the
+same text and size reuses. Gin files and bindings give the location of the text.
 """
 
 import argparse
@@ -47,9 +47,9 @@ def _train(args: argparse.Namespace) -> None:
   if args.size is not None:
     choice = dataclasses.replace(choice, size=args.size)
   if args.task not in seqio.TaskRegistry.names():
-    known = seqio.TaskRegistry.names()
+    names = seqio.TaskRegistry.names()
     raise UserError(
-      f'--task={args.task}: no such task{did_you_mean(args.task, known)}'
+      f'--task={args.task}: no such task{did_you_mean(args.task, names)}'
     )
   print(vocabularies.train(args.task, choice.size))
 

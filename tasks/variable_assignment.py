@@ -1,13 +1,13 @@
 """Variable assignment: the task with which the paper motivates selection.
 
 An example is a list of assignments "variable value" and then a variable; the
-answer is the value it was given last:
+answer is its last value:
 
     inputs:  a 3 b 7 a 5 c 7 b 1 a      targets:  5
 
-Attention must drop every assignment that a later one made stale, which is
-what selective attention can do and what softmax alone finds hard. Source:
-arXiv 2410.02703, section 2. Guessing is right once in num_values.
+Attention must drop every assignment that a later one made stale: selective
+attention can do this, and softmax alone finds it hard. Source: arXiv
+2410.02703, section 2. A guess is right with probability 1 / num_values.
 
 Two tasks and a mixture that evaluates both, each under its own name:
 
@@ -35,7 +35,7 @@ from selective_t5x.tasks import synthetic
 @gin.configurable(module='selective_t5x.tasks.variable_assignment')
 @dataclasses.dataclass(frozen=True)
 class Difficulty(synthetic.Difficulty):
-  """How hard the task is; bound in gin, read when a data set is built.
+  """Difficulty of the task; bound in gin, read when a data set is built.
 
       from selective_t5x.tasks import variable_assignment
       variable_assignment.Difficulty.num_assignments = 64
@@ -85,7 +85,7 @@ def _example(seed, difficulty, ood):
   return tf.concat([pairs, [query]], axis=0), values[last][None]
 
 
-# Published figures rest on the examples of streams 0, 1 and 2.
+# Published figures depend on the examples of streams 0, 1 and 2.
 synthetic.register(
   'variable_assignment',
   Difficulty,

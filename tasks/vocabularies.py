@@ -1,7 +1,7 @@
 """Vocabularies: SentencePiece trained on a task's own text, or bytes.
 
-Every language-modelling task holds a `TaskVocabulary`, which gin bindings
-decide when it is first used:
+Every language-modelling task has a `TaskVocabulary`, which gin bindings
+determine when it is first used:
 
     from selective_t5x.tasks import vocabularies
     VOCABULARY = @vocabularies.task_vocabulary()
@@ -35,13 +35,13 @@ from selective_t5x.tasks import cache
 
 KINDS = ('sentencepiece', 'bytes')
 
-# SentencePiece learns its pieces from this much text and no more: enough for
-# 32,000 pieces, and minutes rather than hours.
+# SentencePiece learns its pieces from at most this much text: enough for 32,000
+# pieces, in minutes rather than hours.
 _TRAINING_CHARACTERS = 20_000_000
 
-# Text comes back from its ids as it was: spaces, line ends and case are kept,
-# and a character without a piece is spelt in bytes. The one exception is
-# U+2581, SentencePiece's own mark of a space, which comes back as a space.
+# Decoding restores the text: spaces, line ends and case are kept, and a
+# character without a piece is spelt in bytes. The one exception is U+2581,
+# SentencePiece's own mark of a space, which becomes a space.
 _TRAINER_OPTIONS = {
   'pad_id': 0,
   'eos_id': 1,
@@ -52,8 +52,8 @@ _TRAINER_OPTIONS = {
   'remove_extra_whitespaces': False,
   'add_dummy_prefix': False,
   'max_sentence_length': 2**30,  # the default leaves out lines over 4 KiB
-  # The sums of training depend on the number of threads: it is fixed, so the
-  # same text gives the same pieces whatever the number of cores.
+  # Training sums depend on the number of threads. It is fixed, so the same text
+  # gives the same pieces on any number of cores.
   'num_threads': 4,
 }
 
@@ -67,10 +67,10 @@ class Choice:
     kind: 'sentencepiece' or 'bytes' (ids 3 to 258, one a byte of UTF-8).
     size: pieces of a trained SentencePiece model, special ones and the 256
       bytes included.
-    path: a ready SentencePiece model; None trains one on the task's training
-      split, once (see the cache folder).
-    task: the task or mixture whose vocabulary every task uses, sentinels
-      included: what the model is trained on. None: each task has its own.
+    path: a ready SentencePiece model; None: one is trained on the task's
+      training split, once (see the cache folder).
+    task: the task or mixture that the model is trained on; every task uses its
+      vocabulary, sentinels included. None: each task has its own.
   """
 
   kind: str = 'sentencepiece'
@@ -79,7 +79,7 @@ class Choice:
   task: str | None = None
 
   def __post_init__(self):
-    """Refuses what is no choice."""
+    """Refuses invalid values."""
     if self.kind not in KINDS:
       raise UserError(
         f'vocabularies.Choice.kind = {self.kind!r}: expected one of '
@@ -97,26 +97,26 @@ class Choice:
 
 
 class TaskVocabulary(seqio.Vocabulary):
-  """The vocabulary of a task, found or trained when it is first used.
+  """The vocabulary of a task, loaded or trained when it is first used.
 
-  Two of them are equal if they come to the same vocabulary.
+  Two of them are equal if they resolve to the same vocabulary.
   """
 
   def __init__(self, task: str, extra_ids: int = 0):
-    """Stores what it is of; reads nothing.
+    """Stores the arguments; reads nothing.
 
     Args:
-      task: a task whose source has the text to learn pieces from.
+      task: the task whose source has the text to learn pieces from.
       extra_ids: sentinels for span corruption, the last ids.
     """
     self.task = task
     super().__init__(extra_ids)
 
   def resolve(self) -> seqio.Vocabulary:
-    """Returns the vocabulary itself, trained now if it must be.
+    """Returns the vocabulary itself, trained now if necessary.
 
     Raises:
-      UserError: if the bindings lead to none.
+      UserError: the bindings name no usable vocabulary.
     """
     choice = Choice()
     chosen = self if choice.task is None else _text_vocabulary(choice.task)
@@ -124,7 +124,7 @@ class TaskVocabulary(seqio.Vocabulary):
       return chosen
     source = _task(chosen.task).source
     settings = getattr(source, 'settings', lambda: None)()
-    # A tf.data function may be under construction: text is read outside it.
+    # This may run while a tf.data function is traced; the text is read outside.
     with tf.init_scope():
       return _resolve(choice, chosen.task, chosen.extra_ids, repr(settings))
 
@@ -149,7 +149,7 @@ class TaskVocabulary(seqio.Vocabulary):
 
   @property
   def unk_id(self) -> int:
-    """Id of what has no other; a trained vocabulary never gives it."""
+    """Id of unknown text; a trained vocabulary never produces it."""
     return self.resolve().unk_id
 
   def _encode(self, s: str):
@@ -165,7 +165,7 @@ class TaskVocabulary(seqio.Vocabulary):
     return self.resolve().decode_tf(ids)
 
   def __eq__(self, other) -> bool:
-    """Compares the vocabularies that both come to."""
+    """Compares the resolved vocabularies."""
     if isinstance(other, TaskVocabulary):
       return self.task == other.task or self.resolve() == other.resolve()
     return self.resolve() == other
@@ -184,10 +184,10 @@ def task_vocabulary(task: str) -> seqio.Vocabulary:
   Raises:
     UserError: if there is no such task or mixture.
   """
-  known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
-  if task not in known:
+  names = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
+  if task not in names:
     raise UserError(
-      f'No task or mixture is named {task!r}{did_you_mean(task, known)} (a '
+      f'No task or mixture is named {task!r}{did_you_mean(task, names)} (a '
       'task is known once its module is imported: MIXTURE_OR_TASK_MODULE, or '
       'an import in a gin file)'
     )
@@ -196,7 +196,7 @@ def task_vocabulary(task: str) -> seqio.Vocabulary:
 
 
 def fingerprint(vocabulary: seqio.Vocabulary) -> str:
-  """Returns a text that tells vocabularies with other ids apart."""
+  """Returns a text that differs between vocabularies with different ids."""
   if isinstance(vocabulary, TaskVocabulary):
     vocabulary = vocabulary.resolve()
   if isinstance(vocabulary, seqio.SentencePieceVocabulary):
@@ -220,7 +220,7 @@ def _text_vocabulary(task: str) -> seqio.Vocabulary:
 def _resolve(
   choice: Choice, task: str, extra_ids: int, settings: str
 ) -> seqio.Vocabulary:
-  """Settings are the source's: with others the text is another."""
+  """Returns the vocabulary; `settings` of the source determine the text."""
   del settings
   if choice.kind == 'bytes':
     return seqio.ByteVocabulary(extra_ids)
@@ -233,7 +233,7 @@ def _resolve(
 def train(task: str, size: int) -> pathlib.Path:
   """Trains a SentencePiece model of `size` pieces on a task's text, once.
 
-  Unigram pieces, learnt from the lines of the training split. The same text
+  It learns unigram pieces from the lines of the training split. The same text
   and size give the same file.
 
   Args:
@@ -244,7 +244,7 @@ def train(task: str, size: int) -> pathlib.Path:
     The model's path: <cache>/vocabularies/<hash of text and options>.model.
 
   Raises:
-    UserError: if there is no text, or too little for that many pieces.
+    UserError: there is no text, or too little for `size` pieces.
   """
   documents = list(_training_documents(task))
   options = {**_TRAINER_OPTIONS, 'vocab_size': size}
@@ -284,7 +284,7 @@ def train(task: str, size: int) -> pathlib.Path:
 def _training_documents(task: str) -> Iterator[str]:
   """Yields documents of the training split, up to _TRAINING_CHARACTERS.
 
-  Files are shuffled, so that the first few do not speak for a whole corpus.
+  Files are shuffled, so that the text does not come from the first few alone.
   """
   source = _task(task).source
   if 'train' not in source.splits:
@@ -294,7 +294,7 @@ def _training_documents(task: str) -> Iterator[str]:
       'vocabularies.Choice.path to a SentencePiece model'
     )
   dataset = source.get_dataset('train', shuffle=True, seed=0)
-  if not isinstance(dataset.element_spec, dict):  # of lines, for instance
+  if not isinstance(dataset.element_spec, dict):  # e.g. a dataset of lines
     dataset = dataset.map(lambda text: {'text': text})
   spec = dataset.element_spec
   texts = [
@@ -304,21 +304,21 @@ def _training_documents(task: str) -> Iterator[str]:
   ]
   if not texts:
     raise UserError(f'{task} has no text to learn pieces from')
-  left = _TRAINING_CHARACTERS
+  characters_left = _TRAINING_CHARACTERS
   for example in dataset.as_numpy_iterator():
     for name in texts:
       for encoded in np.ravel(example[name]):
-        text = encoded.decode()[:left]
+        text = encoded.decode()[:characters_left]
         yield text
-        left -= len(text)
-        if not left:
+        characters_left -= len(text)
+        if not characters_left:
           return
 
 
 def _task(name: str) -> seqio.Task:
-  known = seqio.TaskRegistry.names()
-  if name not in known:
-    raise UserError(f'no task is named {name!r}{did_you_mean(name, known)}')
+  names = seqio.TaskRegistry.names()
+  if name not in names:
+    raise UserError(f'no task is named {name!r}{did_you_mean(name, names)}')
   return seqio.TaskRegistry.get(name)
 
 
@@ -326,7 +326,7 @@ def load(path: pathlib.Path, extra_ids: int) -> seqio.Vocabulary:
   """Returns the vocabulary of a SentencePiece model.
 
   Raises:
-    UserError: there is no such file, or it does not suit seqio.
+    UserError: there is no such file, or seqio cannot use it.
   """
   if not path.is_file():
     raise UserError(f'vocabularies.Choice.path: there is no file {path}')

@@ -1,7 +1,7 @@
 """wikipedia_sample_lm: real articles without a download.
 
-The PyPI package gensim ships the start of an English Wikipedia dump in its test
-data: 106 articles, 3.0 million characters after gensim's own filter of the
+The PyPI package gensim contains the start of an English Wikipedia dump in its
+test data: 106 articles, 3.0 million characters after gensim's own filter of the
 markup. They are split by a hash of the title.
 """
 
@@ -46,7 +46,7 @@ def _convert(settings: None, split: str) -> list[pathlib.Path]:
 
 
 def _articles(dump: pathlib.Path) -> Iterator[sources.Document]:
-  """Yields the articles of a dump as plain text, redirections left out."""
+  """Yields the articles of a dump as plain text, without redirections."""
   from gensim.corpora import wikicorpus  # takes a second, needed once
 
   with bz2.open(dump) as file:

@@ -1,9 +1,9 @@
 """wikitext_2_lm and wikitext_103_lm: WikiText from its official files.
 
-The files lie in <DATA_DIR>/wikitext-2 and <DATA_DIR>/wikitext-103, at any depth
-(see `data_dir`): wiki.train.tokens, or wiki.train.raw, or train.txt as
-PyTorch's examples name it, and so for valid and test. A document is an article
-with its title, word for word as it is in the file.
+The files are in <DATA_DIR>/wikitext-2 and <DATA_DIR>/wikitext-103, at any depth
+(see `data_dir`): wiki.train.tokens, wiki.train.raw or train.txt, as PyTorch's
+examples name it; valid and test have the same pattern. A document is an article
+with its title, word for word as in the file.
 """
 
 import functools
@@ -24,7 +24,7 @@ _SPLITS = {'train': 'train', 'validation': 'valid', 'test': 'test'}
 def _is_title(line: str) -> bool:
   """Whether an article starts here: ' = Title = ', one '=' on each side.
 
-  ' = = Section = = ' is a section. A title may hold a '=' further inside.
+  ' = = Section = = ' is a section. A title may contain a '=' further inside.
   """
   words = line.split()
   return (
