@@ -1,6 +1,32 @@
-"""The public attention functions: they check, and pick an implementation."""
+"""The public attention functions: they check, and pick an implementation.
 
-import numbers
+Shapes: B batch, N length, H heads, D head size. What the causal attention
+functions of the suite have in common, those of `variants` too, stands here.
+
+Arguments:
+  query: [B, N, H, D].
+  key: [B, N, H, D].
+  value: [B, N, H, D].
+  scale: multiplies the logits; None for D ** -0.5.
+  bias: added to the logits; broadcasts to [B, H, N, N].
+  segment_ids: i32[B, N], 0 for padding, each run of equal ids a segment; None
+    for one segment without padding.
+  implementation: 'reference', 'blocked', 'pallas_tpu', or None for the best one
+    here (`implementations.choose`).
+  position: i32[B], for a step of cached decoding: query is then [B, 1, H, D],
+    the token in this slot, and bias broadcasts to [B, H, 1, N].
+
+Returns:
+  [B, N, H, D] in value's dtype, [B, 1, H, D] of a step; zero in padding rows.
+  The logits are float32 for every input dtype but float64.
+
+Raises:
+  ValueError: if the shapes do not fit together.
+  UserError: if a setting is not valid, or the implementation cannot do what is
+    asked.
+"""
+
+from typing import NamedTuple
 
 import jax
 
@@ -18,7 +44,7 @@ from selective_t5x.attention.selection import (
   masking_at,
   select,
 )
-from selective_t5x.errors import UserError
+from selective_t5x.errors import UserError, is_integer
 
 
 @capabilities.declare(key_ids=True)
@@ -32,7 +58,7 @@ def full_attention(
   query_ids: jax.Array,
   key_ids: jax.Array,
 ) -> jax.Array:
-  """Softmax attention to every token of a segment: encoders, and to encoders.
+  """Softmax attention both ways within a segment, of encoders and to them.
 
   Args:
     query: [B, Q, H, D].
@@ -88,28 +114,9 @@ def causal_attention(
 
   Gin: `ATTENTION = @attention.causal_attention`.
 
-  Args:
-    query: [B, N, H, D].
-    key: [B, N, H, D].
-    value: [B, N, H, D].
-    scale: multiplies the logits; None for D ** -0.5.
-    bias: added to the logits; broadcasts to [B, H, N, N].
-    segment_ids: i32[B, N], 0 for padding, each run of equal ids a segment;
-      None for one segment without padding.
+  Args, beside those of this module:
     prefix: i32[B, N], 1 for the tokens of each segment's prefix, as T5X's
       decoder_causal_attention; None for no prefix. For the reference alone.
-    implementation: as of `selective_attention`.
-    position: i32[B], for a step of cached decoding (`steps.causal_step`): query
-      is then [B, 1, H, D], the token at this position, and bias broadcasts to
-      [B, H, 1, N].
-
-  Returns:
-    [B, N, H, D] in value's dtype, [B, 1, H, D] of a step; zero in padding rows.
-    The logits are float32.
-
-  Raises:
-    ValueError: if the shapes do not fit together.
-    UserError: if implementation is not known, or cannot do what is asked.
   """
   scale = checks.scale('causal_attention', scale, query)
   if position is not None:
@@ -125,11 +132,31 @@ def causal_attention(
     bias=bias is not None,
     prefix=prefix is not None,
   )
-  asked = dict(scale=scale, bias=bias, segment_ids=segment_ids)
+  settings = dict(scale=scale, bias=bias, segment_ids=segment_ids)
   if name == 'reference':
-    return reference.causal_attention(query, key, value, prefix=prefix, **asked)
-  attend = implementations.FAST[name]
-  return attend(query, key, value, selection=None, memory_tau=None, **asked)[0]
+    return reference.causal_attention(
+      query, key, value, prefix=prefix, **settings
+    )
+  out, _ = implementations.FAST[name](
+    query, key, value, selection=None, memory_tau=None, **settings
+  )
+  return out
+
+
+class Attended(NamedTuple):
+  """Selective attention of whole rows.
+
+  Attributes:
+    out: [B, N, H, D].
+    memory: M, f32[B, N]; None without memory_tau.
+    masking: F, f32[B, N, N] or [B, G, N, N]; None unless it was asked for.
+    masking_row: one row of F, f32[B, N] or [B, G, N]; None likewise.
+  """
+
+  out: jax.Array
+  memory: jax.Array | None = None
+  masking: jax.Array | None = None
+  masking_row: jax.Array | None = None
 
 
 @capabilities.declare(
@@ -173,14 +200,7 @@ def selective_attention(
     ATTENTION = @attention.selective_attention
     attention.selective_attention.selection_head = 0
 
-  Args:
-    query: [B, N, H, D].
-    key: [B, N, H, D].
-    value: [B, N, H, D].
-    scale: multiplies the logits; None for D ** -0.5.
-    bias: added to the logits; broadcasts to [B, H, N, N].
-    segment_ids: i32[B, N], 0 for padding, each run of equal ids a segment;
-      None for one segment without padding.
+  Args, beside those of this module:
     selection_head: the head whose logits select, 0 <= selection_head < H / G,
       counted in its group, or 'mean' or 'per_head'.
     selection_groups: G, a divisor of H: heads 0 to H / G - 1 are the first
@@ -199,15 +219,9 @@ def selective_attention(
     masking_scale: multiplies F, zero or more: 0 is plain causal attention, None
       is 1. It may be traced; no gradient for it is promised.
     memory_tau: with a positive number, M is returned too.
-    implementation: 'reference', 'blocked', 'pallas_tpu', or None for the best
-      one here (`implementations.choose`).
     return_masking: whether F is returned too: by the reference alone.
     masking_row: i32[B]: this row of F is returned too, by any implementation;
       for rows of one segment without padding before it.
-    position: i32[B], for a step of cached decoding (`steps.selective_step`):
-      query is then [B, 1, H, D], the token at this position, and bias
-      broadcasts to [B, H, 1, N]. Returns out, [B, 1, H, D], and the masking of
-      the next step.
     masking: f32[B, N], or [B, G, N] where G > 1, with position: row `position`
       of F, zeros at first.
 
@@ -218,88 +232,93 @@ def selective_attention(
         the mean over the G; without relu a key with F below zero counts as one.
       F: f32[B, N, N], or [B, G, N, N] where G > 1.
       its row: f32[B, N], or [B, G, N] where G > 1.
-    Logits, M and F are float32 for every input dtype but float64.
-
-  Raises:
-    ValueError: if the shapes do not fit together.
-    UserError: if selection_head, memory_tau or implementation is not valid, or
-      the implementation cannot do what is asked.
+    Of a step: out, [B, 1, H, D], and the masking of the next step.
+    M and F are float32 for every input dtype but float64.
   """
   if position is None:
     checks.shapes(query, key, value, bias, segment_ids)
   else:
     checks.step(query, key, value, bias, position)
-  own = checks.selection(query, key, selection_query, selection_key)
-  selecting = _selecting_heads(
-    query.shape[2], selection_head, selection_groups, own is not None
-  )
-  if memory_tau is not None:
-    name, expected = (
-      'selective_attention.memory_tau',
-      'a positive number or None',
-    )
-    checks.number(name, memory_tau, expected)
-    if not memory_tau > 0:
-      raise UserError(f'{name} = {memory_tau!r}: expected {expected}')
-  if masking_scale is not None:
-    checks.number('selective_attention.masking_scale', masking_scale)
   constraints = Constraints(relu, protect_bos, protect_self)
-  checks.flags(
-    'selective_attention',
+  _check_settings(
+    memory_tau,
+    masking_scale,
     selection_bias=selection_bias,
     **constraints._asdict(),
   )
   scale = checks.scale('selective_attention', scale, query)
+  own = checks.selection(query, key, selection_query, selection_key)
   selection = select(
     query,
     key,
-    head=selecting,
+    head=_selecting_heads(
+      query.shape[2], selection_head, selection_groups, own is not None
+    ),
     scale=scale,
     bias=bias if selection_bias else None,
     own=own,
     masking_scale=masking_scale,
     constraints=constraints,
   )
+  settings = dict(selection=selection, scale=scale, bias=bias)
   if position is not None:
     checks.masking(masking, selection.key)
     return steps.selective_step(
-      query,
-      key,
-      value,
-      selection=selection,
-      scale=scale,
-      bias=bias,
-      position=position,
-      masking=masking,
+      query, key, value, position=position, masking=masking, **settings
     )
+  attended = _attend_rows(
+    query,
+    key,
+    value,
+    implementation=implementation,
+    return_masking=return_masking,
+    segment_ids=segment_ids,
+    memory_tau=memory_tau,
+    **settings,
+  )
+  if masking_row is not None:
+    row = _without_one_group(masking_at(selection, masking_row))
+    attended = attended._replace(masking_row=row)
+  returned = tuple(x for x in attended if x is not None)
+  return returned if len(returned) > 1 else attended.out
+
+
+def _attend_rows(
+  *heads, selection, bias, implementation, return_masking, **settings
+) -> Attended:
+  """Attends from whole rows by the implementation that is chosen."""
   name = implementations.choose(
     implementation,
     'selective_attention',
-    dtype=query.dtype,
+    dtype=heads[0].dtype,
     bias=bias is not None,
     return_masking=return_masking,
     constraints=selection.constraints,
   )
-  asked = dict(
-    selection=selection,
-    scale=scale,
-    bias=bias,
-    segment_ids=segment_ids,
-    memory_tau=memory_tau,
-  )
+  settings |= dict(selection=selection, bias=bias)
   if name != 'reference':
-    out, seen = implementations.FAST[name](query, key, value, **asked)
-  else:
-    out, seen, rows = reference.selective_attention(query, key, value, **asked)
-  returned = (out,)
+    return Attended(*implementations.FAST[name](*heads, **settings))
+  out, memory, masking = reference.selective_attention(*heads, **settings)
+  masking = _without_one_group(masking) if return_masking else None
+  return Attended(out, memory, masking)
+
+
+def _without_one_group(masking):
+  """Drops the axis of the G where G is 1: [B, 1, ...] to [B, ...]."""
+  return masking[:, 0] if masking.shape[1] == 1 else masking
+
+
+def _check_settings(memory_tau, masking_scale, **flags):
+  """Raises UserError unless these are of the types that they should be."""
   if memory_tau is not None:
-    returned += (seen,)
-  if return_masking:
-    returned += (rows[:, 0] if rows.shape[1] == 1 else rows,)
-  if masking_row is not None:
-    row = masking_at(selection, masking_row)
-    returned += (row[:, 0] if row.shape[1] == 1 else row,)
-  return returned if len(returned) > 1 else out
+    name = 'selective_attention.memory_tau'
+    expected = 'a positive number or None'
+    checks.number(name, memory_tau, expected)
+    if not memory_tau > 0:
+      raise UserError(f'{name} = {memory_tau!r}: expected {expected}')
+  if masking_scale is not None:
+    checks.number('selective_attention.masking_scale', masking_scale)
+  checks.flags('selective_attention', **flags)
 
 
 def _selecting_heads(heads, head, groups, has_own) -> int | str | tuple:
@@ -309,14 +328,13 @@ def _selecting_heads(heads, head, groups, has_own) -> int | str | tuple:
     UserError: if there is no such head or there are no such groups.
   """
   name = 'selective_attention'
-  is_count = isinstance(groups, numbers.Integral) and groups is not True
-  if not is_count or groups < 1 or heads % groups:
+  if not is_integer(groups) or groups < 1 or heads % groups:
     raise UserError(
       f'{name}.selection_groups = {groups!r}: expected a divisor of the '
       f'{heads} heads'
     )
   size = heads // groups
-  is_number = isinstance(head, numbers.Integral) and not isinstance(head, bool)
+  is_number = is_integer(head)
   if head not in (MEAN, PER_HEAD) and not (is_number and 0 <= head < size):
     of = f'there are {heads} heads'
     of = of if groups == 1 else f'{of} in {groups} groups'

@@ -36,6 +36,11 @@ def flags(function, **settings):
 def scale(function, value, query):
   """Returns what multiplies the logits: D ** -0.5 for None.
 
+  Args:
+    function: who asks, for the message.
+    value: a number or None.
+    query: [B, N, H, D].
+
   Raises:
     UserError: if value is no number.
   """

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from selective_t5x.attention import capabilities, masks, steps
+from selective_t5x.attention import capabilities, checks, masks, steps
 from selective_t5x.attention.selection import spread
 from selective_t5x.nn.cache import Place, partitioned, row_of
 from selective_t5x.pruning import slots
@@ -197,8 +197,7 @@ def _mean(masking):
 
 def _logits(query, key, held, position, bias_fn, settings):
   """Returns f32[B, H, K + 1], of the slots and the own key, F subtracted."""
-  scale = settings.get('scale')
-  scale = query.shape[-1] ** -0.5 if scale is None else scale
+  scale = checks.scale('EvictingCache', settings.get('scale'), query)
   logits = jnp.concatenate(
     [steps.query_logits(query, of, scale, None) for of in (held['key'], key)],
     axis=-1,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from selective_t5x import attention
-from selective_t5x.attention import capabilities, reference
+from selective_t5x.attention import capabilities, checks, reference
 from selective_t5x.attention.selection import spread
 from selective_t5x.errors import UserError
 from selective_t5x.pruning.keep import keep_mask
@@ -111,7 +111,7 @@ def pruned_attention(
     )
   logits = None
   if policy.reads_logits:
-    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    factor = checks.scale('pruned_attention', scale, query)
     logits = reference.attention_logits(query, key, factor, bias)
   kept, scores = keep_mask(
     policy,

@@ -22,6 +22,7 @@ from flax import linen as nn
 from selective_t5x import attention, fading, ssa
 from selective_t5x.attention import (
   capabilities,
+  checks,
   masks,
   memory,
   reference,
@@ -226,8 +227,7 @@ def _recorder(attention_fn: Callable[..., Any], records: list):
       masking = jnp.zeros((query.shape[0], query.shape[1], query.shape[1]))
     if masking.ndim == 3:
       masking = masking[:, None]
-    scale = settings.get('scale')
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scale = checks.scale('masking', settings.get('scale'), query)
     logits = reference.attention_logits(query, key, scale, settings.get('bias'))
     visible = masks.visible(query.shape[1], settings.get('segment_ids'))
     # Finite, for padding rows, which see nothing.

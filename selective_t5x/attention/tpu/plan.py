@@ -7,11 +7,12 @@ head; P programs cover the H heads.
 
 import dataclasses
 import math
-import numbers
 from typing import Any
 
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+
+from selective_t5x.errors import is_integer
 
 LANES = 128  # Of a vector register: the last axis comes in these.
 CHUNK = 32  # Rows of one triangular product, see pallas_tile.running_sums.
@@ -19,10 +20,6 @@ CHUNK = 32  # Rows of one triangular product, see pallas_tile.running_sums.
 VECTOR_MEMORY = 16 * 2**20
 # Tiles of float32 that the compiler is seen to keep while it computes one.
 _LIVE_TILES = 8
-
-
-def _is_integer(size) -> bool:
-  return isinstance(size, numbers.Integral) and not isinstance(size, bool)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +43,13 @@ class BlockSizes:
   def __post_init__(self):
     for name, multiple in (('query', CHUNK), ('key', LANES)):
       size = getattr(self, name)
-      if not _is_integer(size) or size < 1 or size % multiple:
+      if not is_integer(size) or size < 1 or size % multiple:
         raise ValueError(
           f'BlockSizes.{name} = {size!r}: expected a positive multiple of '
           f'{multiple}'
         )
     if self.heads is not None and (
-      not _is_integer(self.heads) or self.heads < 1
+      not is_integer(self.heads) or self.heads < 1
     ):
       raise ValueError(
         f'BlockSizes.heads = {self.heads!r}: expected None or 1 or more'

@@ -71,26 +71,10 @@ def differential_attention(
   sets H and D so. Differs from the paper: a bias is added to both logits, and a
   network that normalises queries and keys does so over both halves together.
 
-  Args:
+  Args, beside those of `attention.api`:
     query: [B, N, H, D], D even.
-    key: [B, N, H, D].
-    value: [B, N, H, D].
     share: f32[], lambda; 0 is attention with the first halves alone.
     scale: multiplies the logits; None for (D / 2) ** -0.5.
-    bias: added to the logits; broadcasts to [B, H, N, N].
-    segment_ids: i32[B, N], 0 for padding, each run of equal ids a segment;
-      None for one segment without padding.
-    implementation: as of `api.causal_attention`.
-    position: i32[B], for a step of cached decoding: query is then [B, 1, H, D],
-      the token in this slot, and bias broadcasts to [B, H, 1, N].
-
-  Returns:
-    [B, N, H, D] in value's dtype, [B, 1, H, D] of a step; zero in padding rows.
-    The logits are float32.
-
-  Raises:
-    ValueError: if D is odd or the shapes do not fit together.
-    UserError: as of `api.causal_attention`.
   """
   heads, size = query.shape[2:]
   if size % 2:
@@ -147,29 +131,11 @@ def differential_v2_attention(
 
   Gin: gin/attention/differential_v2.gin.
 
-  Args:
+  Args, beside those of `attention.api`:
     query: [B, N, H, D], the first query of each head.
-    key: [B, N, H, D].
-    value: [B, N, H, D].
     second_query: [B, N, H, D], the second.
     share: f32[B, N, H], lambda of each query token and head, 0 to 1; 0 is
-      attention with the first queries alone.
-    scale: multiplies the logits; None for D ** -0.5.
-    bias: added to the logits; broadcasts to [B, H, N, N].
-    segment_ids: i32[B, N], 0 for padding, each segment contiguous; None for
-      one segment without padding.
-    implementation: as of `api.causal_attention`.
-    position: i32[B], for a step of cached decoding: the queries are then
-      [B, 1, H, D], the token in this slot, share [B, 1, H], and bias broadcasts
-      to [B, H, 1, N].
-
-  Returns:
-    [B, N, H, D] in value's dtype, [B, 1, H, D] of a step; zero in padding rows.
-    The logits are float32.
-
-  Raises:
-    ValueError: if the shapes do not fit together.
-    UserError: as of `api.causal_attention`.
+      attention with the first queries alone. [B, 1, H] in a step.
   """
   if second_query.shape != query.shape or share.shape != query.shape[:3]:
     raise ValueError(

@@ -108,29 +108,12 @@ def forgetting_attention(
   input. Differs from the paper: positions are embedded, or biases added, as
   the network does; there are none.
 
-  Args:
-    query: [B, N, H, D].
-    key: [B, N, H, D].
-    value: [B, N, H, D].
+  Args, beside those of `attention.api`:
     log_forget: [B, N, H], the log of each token's gate, zero or less; below
-      LEAST_LOG it counts as that, -inf too.
-    scale: multiplies the logits; None for D ** -0.5.
-    bias: added to the logits; broadcasts to [B, H, N, N].
-    segment_ids: i32[B, N], 0 for padding, each run of equal ids a segment;
-      None for one segment without padding.
-    implementation: as of `api.causal_attention`.
-    position: i32[B], for a step of cached decoding: query is then [B, 1, H, D],
-      the token in this slot, log_forget that of all slots, and bias broadcasts
-      to [B, H, 1, N].
+      LEAST_LOG it counts as that, -inf too. In a step that of all slots.
 
-  Returns:
-    [B, N, H, D] in value's dtype, [B, 1, H, D] of a step; zero in padding rows.
-    The logits and sums are float32; the sum of the gates between a key and its
-    query is off by 2e-6 where it is above -16 (`gate_sums`), at any length.
-
-  Raises:
-    ValueError: if the shapes do not fit together.
-    UserError: as of `api.causal_attention`.
+  Sums are float32; the sum of the gates between a key and its query is off by
+  2e-6 where it is above -16 (`gate_sums`), at any length.
   """
   if log_forget.shape != key.shape[:3]:
     raise ValueError(

@@ -4,8 +4,6 @@ Shapes: B batch, N length, H heads, D head size. A pattern goes by positions in
 the segment, so a packed row has that of each segment alone.
 """
 
-import numbers
-
 import jax
 import jax.numpy as jnp
 
@@ -17,7 +15,7 @@ from selective_t5x.attention import (
   reference,
   steps,
 )
-from selective_t5x.errors import UserError, did_you_mean
+from selective_t5x.errors import UserError, did_you_mean, is_integer
 
 _IMPLEMENTATIONS = ('reference', 'blocked')
 
@@ -45,27 +43,11 @@ def window_attention(
 
   Gin: gin/attention/window.gin.
 
-  Args:
-    query: [B, N, H, D].
-    key: [B, N, H, D].
-    value: [B, N, H, D].
+  Args, beside those of `attention.api`:
     window: the tokens that a query sees, itself among them; 1 or more.
     keep_first: whether it also sees the first token of its segment.
-    scale: multiplies the logits; None for D ** -0.5.
-    bias: added to the logits; broadcasts to [B, H, N, N].
-    segment_ids: i32[B, N], 0 for padding, each run of equal ids a segment;
-      None for one segment without padding.
     implementation: 'reference'; 'blocked', of O(N * window) time and memory,
       without a bias; None for the best that can.
-    position: i32[B], for a step of cached decoding, as of `causal_attention`.
-
-  Returns:
-    [B, N, H, D] in value's dtype, [B, 1, H, D] of a step; zero in padding rows.
-    The logits are float32.
-
-  Raises:
-    ValueError: if the shapes do not fit together.
-    UserError: if window or implementation is not valid.
   """
   _check_size('window_attention.window', window)
   checks.flags('window_attention', keep_first=keep_first)
@@ -117,24 +99,8 @@ def strided_attention(
 
   Gin: gin/attention/strided.gin.
 
-  Args:
-    query: [B, N, H, D].
-    key: [B, N, H, D].
-    value: [B, N, H, D].
+  Args, beside those of `attention.api`:
     stride: l, 1 or more; near N ** 0.5 in the paper.
-    scale: multiplies the logits; None for D ** -0.5.
-    bias: added to the logits; broadcasts to [B, H, N, N].
-    segment_ids: i32[B, N], 0 for padding, each run of equal ids a segment;
-      None for one segment without padding.
-    position: i32[B], for a step of cached decoding, as of `causal_attention`.
-
-  Returns:
-    [B, N, H, D] in value's dtype, [B, 1, H, D] of a step; zero in padding rows.
-    The logits are float32.
-
-  Raises:
-    ValueError: if the shapes do not fit together.
-    UserError: if stride is not valid.
   """
   _check_size('strided_attention.stride', stride)
 
@@ -147,8 +113,7 @@ def strided_attention(
 
 
 def _check_size(name, size):
-  is_int = isinstance(size, numbers.Integral) and not isinstance(size, bool)
-  if not is_int or size < 1:
+  if not is_integer(size) or size < 1:
     raise UserError(f'{name} = {size!r}: expected an integer of 1 or more')
 
 

@@ -78,27 +78,9 @@ def stick_breaking_attention(
   Gin: gin/attention/stick_breaking.gin, stick_breaking_value.gin,
   stick_breaking_bias.gin.
 
-  Args:
-    query: [B, N, H, D].
-    key: [B, N, H, D].
-    value: [B, N, H, D].
-    scale: multiplies the logits; None for D ** -0.5.
-    bias: added to the logits; broadcasts to [B, H, N, N].
-    segment_ids: i32[B, N], 0 for padding, each run of equal ids a segment;
-      None for one segment without padding.
-    position: i32[B], for a step of cached decoding: query is then [B, 1, H, D],
-      the token in this slot, and bias broadcasts to [B, H, 1, N].
+  Args, beside those of `attention.api`:
     remainder: 'none', 'value' or 'bias'.
     remainder_bias: [H, D], with 'bias' alone.
-
-  Returns:
-    [B, N, H, D] in value's dtype, [B, 1, H, D] of a step; zero in padding rows.
-    The logits are float32.
-
-  Raises:
-    ValueError: if the shapes do not fit together.
-    UserError: if remainder is none of the three, or there is a remainder_bias
-      without 'bias', or none with it.
   """
   _check_remainder(remainder, remainder_bias, query)
   scale = checks.scale('stick_breaking_attention', scale, query)
