@@ -27,51 +27,32 @@ blocks of Q queries, K the keys that a span reads.
 """
 
 import functools
-import operator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from selective_t5x.attention import derivatives, masks, mesh, nonfinite
-from selective_t5x.attention.selection import (
-  ALL,
-  Constraints,
-  Selection,
-  spread,
+from selective_t5x.attention.blocked_tiles import (
+  Keys,
+  Queries,
+  Tile,
+  dot,
+  no_columns,
+  numbered,
+  ones,
+  put_up_to,
+  spans,
+  sum_by,
+  sum_heads,
+  up_to,
 )
+from selective_t5x.attention.selection import ALL, Constraints, Selection
 
 # With S spans (1 + 1 / S) / 2 of the square is computed.
 MAX_SPANS = 8
 # Tokens of a row whose tiles XLA:CPU may hold.
 _SHORT = 512
-
-
-class _Queries(NamedTuple):
-  """The queries, scaled, in blocks.
-
-  query [T, B, H, D, Q]; selection_query [T, B, G, E, Q], None where nothing
-  selects.
-  """
-
-  query: jax.Array
-  selection_query: jax.Array | None = None
-
-
-class _Keys(NamedTuple):
-  """What is read up to some key; keys are axis 2 of each.
-
-  key and value [B, H, N, D], selection_key [B, G, N, E], the biases
-  [b, h, k, q] with each axis whole or of size 1, levels [B, H, N, 1]. What
-  there is none of is None.
-  """
-
-  key: jax.Array
-  value: jax.Array
-  selection_key: jax.Array | None = None
-  bias: jax.Array | None = None
-  selection_bias: jax.Array | None = None
-  levels: jax.Array | None = None
 
 
 class _Static(NamedTuple):
@@ -149,8 +130,8 @@ def attention(
     x = jnp.moveaxis(x, (1, -1), (0, 2)).reshape(batch, -1, *x.shape[2:-1])
     return masks.zero_padding(x[:, :length], segment_ids)
 
-  queries = _Queries(in_blocks(query) * scale)
-  keys = _Keys(whole(key), whole(value), bias=keys_first(bias))
+  queries = Queries(in_blocks(query) * scale)
+  keys = Keys(whole(key), whole(value), bias=keys_first(bias))
   if levels is not None:
     levels = jax.lax.stop_gradient(levels).swapaxes(1, 2).astype(dtype)
     levels = jnp.pad(levels, ((0, 0), (0, 0), (0, added)))[..., None]
@@ -202,13 +183,13 @@ def _attend(queries, keys, start, static):
 
 
 def _forward(queries, keys, start, static):
-  columns = _no_columns(keys)
+  columns = no_columns(keys)
   results = []
-  for blocks, width in _spans(queries, static):
-    span = _up_to(width, keys)
+  for blocks, width in spans(queries, static):
+    span = up_to(width, keys)
 
     def step(columns, block, span=span):
-      tile = _Tile(*block, span, start, static.constraints)
+      tile = Tile(*block, span, start, static.constraints)
       before, masking, seen = columns, None, None
       if columns is not None:
         masking, _, columns = tile.masking(columns)
@@ -221,13 +202,13 @@ def _forward(queries, keys, start, static):
       peak = jnp.max(logits, axis=2)
       weights = jnp.exp(logits - peak[:, :, None])
       total = jnp.sum(weights, axis=2)
-      out = _dot('bhkd,bhkq->bhdq', span.value, weights) / total[:, :, None]
+      out = dot('bhkd,bhkq->bhdq', span.value, weights) / total[:, :, None]
       return columns, (out, peak + jnp.log(total), before, seen)
 
     narrow, result = jax.lax.scan(
-      step, _up_to(width, columns), _numbered(queries, blocks)
+      step, up_to(width, columns), numbered(queries, blocks)
     )
-    columns = _put_up_to(width, columns, narrow)
+    columns = put_up_to(width, columns, narrow)
     results.append(result)
   outs, norms, befores, seens = zip(*results, strict=True)
   out, norm = jnp.concatenate(outs), jnp.concatenate(norms)
@@ -242,45 +223,45 @@ def _backward(static, saved, cotangents):
   delta = jnp.sum(d_out * out, axis=3)
   # Both grow from the last block to the first: the keys' gradients, and the
   # column sums of dF.
-  grown = jax.tree.map(jnp.zeros_like, keys), _no_columns(keys)
+  grown = jax.tree.map(jnp.zeros_like, keys), no_columns(keys)
   d_queries = []
-  spans = list(zip(_spans(queries, static), befores, strict=True))
-  for (blocks, width), before in reversed(spans):
-    span = _up_to(width, keys)
+  parts = list(zip(spans(queries, static), befores, strict=True))
+  for (blocks, width), before in reversed(parts):
+    span = up_to(width, keys)
 
     def step(grown, xs, span=span):
       d_keys, d_columns = grown
       block, before, norm, delta, d_out, d_seen = xs
-      tile = _Tile(*block, span, start, static.constraints)
+      tile = Tile(*block, span, start, static.constraints)
       masking = scored = None
       if before is not None:
         masking, scored, _ = tile.masking(before)
       weights = jnp.exp(tile.logits(masking) - norm[:, :, None])
-      d_weights = _dot('bhkd,bhdq->bhkq', span.value, d_out)
+      d_weights = dot('bhkd,bhdq->bhkq', span.value, d_out)
       d_logits = weights * (d_weights - delta[:, :, None])
-      d_query = _dot('bhkd,bhkq->bhdq', span.key, d_logits)
+      d_query = dot('bhkd,bhkq->bhdq', span.key, d_logits)
       d_keys = d_keys._replace(
-        key=d_keys.key + _dot('bhkq,bhdq->bhkd', d_logits, tile.query),
-        value=d_keys.value + _dot('bhkq,bhdq->bhkd', weights, d_out),
+        key=d_keys.key + dot('bhkq,bhdq->bhkd', d_logits, tile.query),
+        value=d_keys.value + dot('bhkq,bhdq->bhkd', weights, d_out),
         bias=tile.add_to_bias(d_keys.bias, d_logits),
       )
       if masking is None:
-        return (d_keys, None), _Queries(d_query)
-      d_masking = -_sum_heads(d_logits, masking.shape[1])
+        return (d_keys, None), Queries(d_query)
+      d_masking = -sum_heads(d_logits, masking.shape[1])
       if d_seen is not None:
         counted = tile.visible & (masking < static.memory_tau) & (masking >= 0)
         share = d_seen[:, None, None] / (static.memory_tau * masking.shape[1])
         d_masking -= jnp.where(counted, share, 0)
-      later = jnp.tril(_ones(d_masking), -1)
-      d_scores = d_columns[..., None] + _sum_by(d_masking, later)
+      later = jnp.tril(ones(d_masking), -1)
+      d_scores = d_columns[..., None] + sum_by(d_masking, later)
       d_scores = jnp.where(scored, d_scores, 0)
       d_keys = d_keys._replace(
         selection_key=d_keys.selection_key
-        + _dot('bgkq,bgeq->bgke', d_scores, tile.selection_query),
+        + dot('bgkq,bgeq->bgke', d_scores, tile.selection_query),
         selection_bias=tile.add_to_bias(d_keys.selection_bias, d_scores),
       )
-      return (d_keys, d_columns + jnp.sum(d_masking, axis=3)), _Queries(
-        d_query, _dot('bgke,bgkq->bgeq', span.selection_key, d_scores)
+      return (d_keys, d_columns + jnp.sum(d_masking, axis=3)), Queries(
+        d_query, dot('bgke,bgkq->bgeq', span.selection_key, d_scores)
       )
 
     of_blocks = jax.tree.map(
@@ -288,157 +269,14 @@ def _backward(static, saved, cotangents):
     )
     narrow, d_query = jax.lax.scan(
       step,
-      _up_to(width, grown),
-      (_numbered(queries, blocks), before, *of_blocks),
+      up_to(width, grown),
+      (numbered(queries, blocks), before, *of_blocks),
       reverse=True,
     )
-    grown = _put_up_to(width, grown, narrow)
+    grown = put_up_to(width, grown, narrow)
     d_queries.append(d_query)
   d_queries = jax.tree.map(lambda *x: jnp.concatenate(x), *d_queries[::-1])
   return d_queries, grown[0], None
 
 
 _attend.__wrapped__.defvjp(_forward, _backward)
-
-
-class _Tile:
-  """One block of queries and all keys of its span."""
-
-  def __init__(self, index, queries, span, start, constraints):
-    """Finds who may see, and who may mask, whom.
-
-    Args:
-      index: i32[], the number of the block.
-      queries: `_Queries` of the one block.
-      span: `_Keys` up to the span's end.
-      start: i32[B, N], of `masks.segment_starts`; None for one segment.
-      constraints: what is not masked.
-    """
-    self._relu = constraints.relu
-    self.query, self.selection_query = queries
-    self._span = span
-    width, block = span.key.shape[2], self.query.shape[-1]
-    self._start = index * block
-    keys = jnp.arange(width)[:, None]
-    positions = self._start + jnp.arange(block)
-    # All [b, 1, K, Q], b is 1 where there are no segments.
-    self.visible = (keys <= positions)[None, None]
-    first = 0
-    if start is not None:
-      first = self._block_of(start, 1)[:, None, None]
-      self.visible &= first <= keys
-    self._may_mask = self.visible
-    if constraints.protect_self:
-      self._may_mask &= keys < positions
-    if constraints.protect_bos:
-      self._may_mask &= first < keys
-
-  def masking(self, columns):
-    """Returns (F, where scores are the logits, column sums after this block).
-
-    Args:
-      columns: f32[B, G, K], the scores of earlier blocks summed.
-    """
-    span = self._span
-    logits = _dot('bgke,bgeq->bgkq', span.selection_key, self.selection_query)
-    if span.selection_bias is not None:
-      logits += self._of_bias(span.selection_bias)
-    scored = self._may_mask & (logits > 0) if self._relu else self._may_mask
-    scores = jnp.where(scored, logits, 0)
-    earlier = jnp.triu(_ones(scores), 1)
-    masking = columns[..., None] + _sum_by(scores, earlier)
-    return masking, scored, masking[..., -1] + scores[..., -1]
-
-  def logits(self, masking):
-    """Returns what the softmax is of, f32[B, H, K, Q]."""
-    logits = _dot('bhkd,bhdq->bhkq', self._span.key, self.query)
-    if self._span.bias is not None:
-      logits += self._of_bias(self._span.bias)
-    levels = self._span.levels
-    if levels is not None:
-      logits += self._block_of(levels, 2).swapaxes(2, 3) - levels
-    if masking is not None:
-      logits -= spread(masking, logits.shape[1])
-    # Finite: a padding row sees no key, and a softmax of -inf alone is NaN.
-    return jnp.where(self.visible, logits, jnp.finfo(logits.dtype).min)
-
-  def add_to_bias(self, grad, d_logits):
-    """Adds the gradient of this tile's logits to that of a bias."""
-    if grad is None:
-      return None
-    axes = tuple(i for i, size in enumerate(grad.shape) if size == 1)
-    part = self._of_bias(grad) + jnp.sum(d_logits, axis=axes, keepdims=True)
-    start = self._start if grad.shape[3] > 1 else 0
-    return jax.lax.dynamic_update_slice_in_dim(grad, part, start, 3)
-
-  def _of_bias(self, bias):
-    return bias if bias.shape[3] == 1 else self._block_of(bias, 3)
-
-  def _block_of(self, x, axis):
-    return jax.lax.dynamic_slice_in_dim(
-      x, self._start, self.query.shape[-1], axis
-    )
-
-
-def _spans(queries, static):
-  """Yields each span's blocks, a slice, and the keys that it reads."""
-  blocks, block = queries.query.shape[0], queries.query.shape[-1]
-  for start in range(0, blocks, static.blocks_a_span):
-    stop = min(start + static.blocks_a_span, blocks)
-    yield slice(start, stop), stop * block
-
-
-def _numbered(queries, blocks):
-  """Returns (i32[T], queries) of some blocks."""
-  numbers = jnp.arange(blocks.start, blocks.stop)
-  return numbers, jax.tree.map(lambda x: x[blocks], queries)
-
-
-def _up_to(width, tree):
-  """Cuts each array's keys, axis 2; an axis of size 1 stays."""
-  return jax.tree.map(lambda x: x[:, :, :width], tree)
-
-
-def _put_up_to(width, tree, narrow):
-  """Replaces what `_up_to` cuts out."""
-  return jax.tree.map(lambda x, y: x.at[:, :, :width].set(y), tree, narrow)
-
-
-def _no_columns(keys):
-  """Returns column sums of nothing, [B, G, N]; None without selection."""
-  if keys.selection_key is None:
-    return None
-  return jnp.zeros(keys.selection_key.shape[:3], keys.key.dtype)
-
-
-def _ones(tile):
-  """Returns ones, [Q, Q], for a tile of Q queries."""
-  return jnp.ones((tile.shape[-1],) * 2, tile.dtype)
-
-
-def _dot(axes, x, y):
-  return jnp.einsum(axes, x, y, preferred_element_type=x.dtype)
-
-
-def _sum_by(tile, triangle):
-  """Sums [B, G, K, Q] over the queries that a triangular matrix names."""
-  # Without the barrier XLA:CPU computes what the tile comes from again for each
-  # panel of the product: at 2,048 tokens as slow as all the rest together.
-  return jnp.matmul(
-    jax.lax.optimization_barrier(tile),
-    triangle,
-    # A sum of a thousand scores in bfloat16 would lose the small ones.
-    precision=jax.lax.Precision.HIGHEST,
-  )
-
-
-def _sum_heads(tile, groups):
-  """Sums [B, H, K, Q] over the heads of each of G groups, [B, G, K, Q]."""
-  batch, heads, keys, queries = tile.shape
-  tile = tile.reshape(batch, groups, heads // groups, keys, queries)
-  if mesh.platform() != 'cpu':
-    return jnp.sum(tile, axis=2)
-  # XLA:CPU is several times slower at a reduction along an outer axis.
-  return functools.reduce(
-    operator.add, [tile[:, :, i] for i in range(heads // groups)]
-  )
