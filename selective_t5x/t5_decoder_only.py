@@ -56,29 +56,11 @@ class DecoderOnly(nn.Module):
     memory_tau: float | None = None,
     budgets: jax.Array | None = None,
   ) -> jax.Array:
-    """Predicts each target token; arguments as of `network.Decoder`.
+    """Predicts each target token, as `network.Decoder` does.
 
-    Args:
-      decoder_input_tokens: i32[B, N].
-      decoder_target_tokens: i32[B, N], 0 for padding.
-      decoder_segment_ids: i32[B, N] of packed rows, 0 for padding.
-      decoder_positions: T5X's, not needed: biases go by distance.
-      decoder_causal_attention: i32[B, N], 1 for inputs that see each other.
-      enable_dropout: whether dropout is on.
-      decode: makes the decoding cache, or decodes one token of each row.
-      max_decode_length: T5X's, not needed: a cache has its own length.
-      prefill: fills the cache with prompts.
-      prefill_lengths: i32[B], the tokens of each prompt.
-      memory_tau: with a number, every layer sows M ('intermediates', 'memory').
-      budgets: i32[L], as of `network.Decoder`.
-
-    Returns:
-      f32[B, N, vocab_size], the logits.
-
-    Raises:
-      UserError: if a bidirectional prefix is asked for and the attention
-        function takes none.
-      ValueError: if a decoding step does not fit the cache.
+    The arguments, the result and the errors are the same, but for
+    decoder_positions, which are not needed: biases go by distance. So no row is
+    too long.
     """
     del decoder_positions, max_decode_length
     return self.decoder(

@@ -16,7 +16,7 @@ from flax import linen as nn
 from selective_t5x.attention import capabilities, checks, masks, steps
 from selective_t5x.attention.selection import spread
 from selective_t5x.nn.cache import Place, partitioned, row_of
-from selective_t5x.pruning import slots
+from selective_t5x.pruning import eviction
 from selective_t5x.pruning.policy import Policy
 from selective_t5x.pruning.whole_rows import pruned_attention
 
@@ -35,7 +35,7 @@ class EvictingCache(nn.Module):
   Attributes:
     attention_fn: `attention.causal_attention`, `attention.selective_attention`
       or a function with their arguments for steps, to which slots are given in
-      place of positions: see `pruning.slots`.
+      place of positions: see `pruning.eviction`.
     policy: which key goes.
     budget: K; a cache for shorter rows has a slot for each token.
     layer: the layer's number, from 0.
@@ -124,7 +124,7 @@ class EvictingCache(nn.Module):
     logits = None
     if self.policy.reads_logits:
       logits = _logits(query, tokens['key'], held, position, bias_fn, settings)
-    slot, scores = slots.admit(
+    slot, scores = eviction.admit(
       self.policy,
       position,
       held['position'],
@@ -139,9 +139,9 @@ class EvictingCache(nn.Module):
       held['score'], new['score'] = scores[:, :-1], scores[:, -1]
     if 'masking' in held:
       new['masking'] = jnp.zeros_like(held['masking'][:, 0])
-    last = slots.last_slot(position, held['position'].shape[1])
+    last = eviction.last_slot(position, held['position'].shape[1])
     for name, x in held.items():
-      held[name] = partitioned(name, slots.put(x, new[name], slot, last))
+      held[name] = partitioned(name, eviction.put(x, new[name], slot, last))
     if bias_fn is not None:
       settings['bias'] = bias_fn(held['position'])
     if 'masking' in held:
@@ -175,7 +175,7 @@ class EvictingCache(nn.Module):
       found['masking'] = _swap_groups(row_of(pruned.masking, following))
     if pruned.scores is not None:
       found['score'] = row_of(pruned.scores, last)
-    index = slots.gather_kept(row_of(pruned.kept, last), size)
+    index = eviction.gather_kept(row_of(pruned.kept, last), size)
     filled = jnp.arange(size) < lengths[:, None]
     rows = jnp.arange(index.shape[0])[:, None]
     for name, x in found.items():

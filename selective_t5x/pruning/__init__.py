@@ -5,8 +5,8 @@ What is imported here is pure functions of arrays; the commands `search` and
 """
 
 from selective_t5x.pruning.config import Pruning
+from selective_t5x.pruning.eviction import keep_mask
 from selective_t5x.pruning.h2o import H2O
-from selective_t5x.pruning.keep import keep_mask
 from selective_t5x.pruning.policy import Policy, View
 from selective_t5x.pruning.random import Random
 from selective_t5x.pruning.selective import Selective

@@ -1,9 +1,10 @@
 """What a cache policy is: which key goes when more are held than a budget.
 
-Shapes: B batch, S slots, H heads. A slot holds one key. The scan over whole
-rows (keep.py) has a slot for every position of a row, the decoding cache
-(slots.py) has as many as its budget and one for the key that comes. Both call
-`Policy.step` and nothing else of a policy, so they keep the same keys.
+Shapes: B batch, S slots, H heads. A slot holds one key. Whole rows
+(`eviction.keep_mask`) have a slot for every position, the decoding cache
+(`eviction.admit`) has as many as its budget and one for the key that comes.
+Both call `Policy.step` and nothing else of a policy, so they keep the same
+keys.
 """
 
 import abc

@@ -11,7 +11,7 @@ from selective_t5x import attention
 from selective_t5x.attention import capabilities, checks, reference
 from selective_t5x.attention.selection import spread
 from selective_t5x.errors import UserError
-from selective_t5x.pruning.keep import keep_mask
+from selective_t5x.pruning.eviction import keep_mask
 from selective_t5x.pruning.policy import Policy
 
 

@@ -31,8 +31,8 @@ from selective_t5x.attention import (
 from selective_t5x.errors import UserError
 from selective_t5x.nn import extensions, model_copies
 from selective_t5x.pruning import Selective
+from selective_t5x.pruning.eviction import keep_mask
 from selective_t5x.pruning.greedy import budget_steps
-from selective_t5x.pruning.keep import keep_mask
 
 # Masked this much, a token counts as gone: the tau of the paper's memory loss.
 TAU = 1.0

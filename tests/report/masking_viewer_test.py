@@ -15,7 +15,7 @@ import pytest
 from selective_t5x import attention, ssa
 from selective_t5x.errors import UserError
 from selective_t5x.pruning import Selective
-from selective_t5x.pruning.keep import keep_mask
+from selective_t5x.pruning.eviction import keep_mask
 from selective_t5x.report import __main__ as report
 from selective_t5x.report import masking, packing, page, viewer
 from tests.support import cached_models

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from selective_t5x.pruning import slots
+from selective_t5x.pruning import eviction
 
 
 def test_a_new_key_comes_last_and_the_one_there_moves():
@@ -11,7 +11,7 @@ def test_a_new_key_comes_last_and_the_one_there_moves():
   new = -np.ones((3, 2))
   # Two full rows, of which one gives up its last key, and one that fills up.
   slot, last = np.array([1, 3, 2]), np.array([3, 3, 2])
-  got = slots.put(*map(jnp.asarray, (x, new, slot, last)))
+  got = eviction.put(*map(jnp.asarray, (x, new, slot, last)))
   wanted = x.copy()
   wanted[0, 1] = x[0, 3]
   for row in range(3):
@@ -21,6 +21,6 @@ def test_a_new_key_comes_last_and_the_one_there_moves():
 
 def test_a_prompt_leaves_its_keys_in_order():
   kept = jnp.array([[1, 0, 0, 1, 1, 0], [1, 1, 0, 0, 0, 0]], bool)
-  index = slots.gather_kept(kept, 3)
+  index = eviction.gather_kept(kept, 3)
   assert index[0].tolist() == [0, 3, 4]
   assert index[1, :2].tolist() == [0, 1]
