@@ -26,7 +26,7 @@ Raises:
     asked.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -260,7 +260,7 @@ def selective_attention(
     masking_scale=masking_scale,
     constraints=constraints,
   )
-  settings = dict(selection=selection, scale=scale, bias=bias)
+  settings: dict[str, Any] = dict(selection=selection, scale=scale, bias=bias)
   if position is not None:
     checks.masking(masking, selection.key)
     return steps.selective_step(

@@ -55,7 +55,7 @@ def of(function: Callable[..., Any]) -> Capabilities:
   A function that declares nothing, as a user's own may, is taken to have each
   capability that is the name of one of its parameters.
   """
-  inner = function
+  inner: Any = function
   while inner is not None:
     if isinstance(getattr(inner, 'capabilities', None), Capabilities):
       return inner.capabilities

@@ -8,8 +8,7 @@ import jax
 from selective_t5x.nn import cache
 
 
-@flax.struct.dataclass
-class Call:
+class Call(flax.struct.PyTreeNode):
   """The facts of one call of a network, the same for all layers of a stack.
 
   Attributes:

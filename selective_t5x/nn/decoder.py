@@ -72,7 +72,7 @@ class DecoderLayer(nn.Module):
       cfg.attention_fn,
       cfg.dropout_rate,
       cfg.dtype,
-      policy=cfg.pruning and cfg.pruning.policy,
+      policy=None if cfg.pruning is None else cfg.pruning.policy,
       extension=cfg.attention_extension,
       layer=self.layer,
       split_kernels=cfg.scan_layers,

@@ -89,23 +89,20 @@ class SelfAttention(nn.Module):
         gives.
     """
     extended, finish = self._extended(x, call)
-    heads = extended.heads._replace(
-      value=layers.drop_keys(
-        extended.heads.value,
-        self.dropout_rate,
-        deterministic=call.deterministic,
-      )
+    query, key, value = extended.heads
+    value = layers.drop_keys(
+      value, self.dropout_rate, deterministic=call.deterministic
     )
-    arguments = {
+    arguments: dict[str, Any] = {
       'scale': self.scale,
       'memory_tau': call.memory_tau,
       'prefix': call.prefix,
     }
     arguments = {k: v for k, v in arguments.items() if v is not None}
     arguments |= extended.given
-    budget = None if self.policy is None else call.budgets[self.layer]
+    budget: Any = None if self.policy is None else call.budgets[self.layer]
     if call.place is not None:
-      keys = (
+      keys: Any = (
         cache.KeyValueCache(self.attention_fn, name='cache')
         if self.policy is None
         else evicting_cache.EvictingCache(
@@ -113,7 +110,13 @@ class SelfAttention(nn.Module):
         )
       )
       out = keys(
-        *heads, call.place, bias_fn=bias_fn, kept=extended.kept, **arguments
+        query,
+        key,
+        value,
+        call.place,
+        bias_fn=bias_fn,
+        kept=extended.kept,
+        **arguments,
       )
     else:
       if bias_fn is not None:
@@ -124,7 +127,12 @@ class SelfAttention(nn.Module):
           _attend_pruned, attend, self.policy, budget=budget, layer=self.layer
         )
       out = attend(
-        *heads, segment_ids=call.segment_ids, **arguments, **extended.kept
+        query,
+        key,
+        value,
+        segment_ids=call.segment_ids,
+        **arguments,
+        **extended.kept,
       )
     if call.memory_tau is not None:
       out, memory = out

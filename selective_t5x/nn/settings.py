@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,10 @@ from selective_t5x.pruning import Pruning
 
 
 class DecoderSettings(abc.ABC):
-  """Base of the networks' configs: what `decoder.Decoder` reads beside fields.
+  """Base of the networks' configs: what `decoder.Decoder` reads of them.
 
-  What is said here is the paper's decoder; T5's configs have their own.
+  The values here are those of the paper's decoder; T5's configs have their own.
+  What has none here is a field of each config.
 
   Attributes:
     mlp_activations: of the feed-forward block.
@@ -28,10 +29,24 @@ class DecoderSettings(abc.ABC):
     has_relative_bias: whether attention logits have T5's biases by distance.
   """
 
-  mlp_activations: ClassVar[Sequence[str]] = ('silu', 'linear')
-  logits_via_embedding: ClassVar[bool] = False
+  mlp_activations: Sequence[str] = ('silu', 'linear')
+  logits_via_embedding: bool = False
+  has_relative_bias: bool = False
+
+  vocab_size: int
   max_length: int | None
-  has_relative_bias: ClassVar[bool] = False
+  emb_dim: int
+  num_heads: int
+  head_dim: int
+  mlp_dim: int
+  dropout_rate: float
+  dtype: Any
+  attention_fn: Callable[..., Any]
+  pruning: Pruning | None
+  attention_extension: Callable[..., Extension] | None
+  scan_layers: bool
+  remat_policy: str
+  unroll_layers: bool
 
   @property
   def gin_name(self) -> str:
@@ -56,7 +71,7 @@ class DecoderSettings(abc.ABC):
     _check_pruning(self)
 
 
-def check_settings(config: DecoderSettings):
+def check_settings(config: Any):
   """Checks the fields that every network has: sizes, dropout and dtype.
 
   Raises:
@@ -135,10 +150,10 @@ def layer_budgets(
   Raises:
     ValueError: if there are budgets where they cannot be followed.
   """
-  layers = config.decoder_layers
+  layers, pruning = config.decoder_layers, config.pruning
   if budgets is None:
-    return config.pruning and config.pruning.of_layers(layers)
-  if config.pruning is None:
+    return None if pruning is None else pruning.of_layers(layers)
+  if pruning is None:
     raise ValueError(
       'budgets are for a network that prunes, but the pruning of its config is '
       'None'

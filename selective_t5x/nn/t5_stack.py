@@ -5,7 +5,7 @@ Source: Raffel et al., arXiv 1910.10683, and for T5 1.1 the t5 package.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,8 +49,8 @@ class StackConfig(settings.DecoderSettings):
     unroll_layers: unrolls it always; the parameters stay stacked.
   """
 
-  max_length: ClassVar[None] = None
-  has_relative_bias: ClassVar[bool] = True
+  max_length = None
+  has_relative_bias = True
 
   vocab_size: int
   dtype: Any = jnp.float32
