@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from selective_t5x.attention import capabilities
-from selective_t5x.errors import UserError, is_integer, is_number
+from selective_t5x.errors import UserError, did_you_mean, is_integer, is_number
 from selective_t5x.nn import cache, stacking
 from selective_t5x.nn.extensions import Extension
 from selective_t5x.pruning import Pruning
@@ -72,7 +72,7 @@ class DecoderSettings(abc.ABC):
 
 
 def check_settings(config: Any):
-  """Checks the fields that every network has: sizes, dropout and dtype.
+  """Checks sizes, dropout, dtype, and how layers run.
 
   Raises:
     UserError: naming the field and what was expected.
@@ -93,7 +93,15 @@ def check_settings(config: Any):
     is_float = False
   if not is_float:
     refuse(config, 'dtype', "a float type, e.g. 'float32' or 'bfloat16'")
-  stacking.check(config, config.gin_name)
+  if not isinstance(config.scan_layers, bool):
+    refuse(config, 'scan_layers', 'True or False')
+  policy, policies = config.remat_policy, stacking.REMAT_POLICIES
+  if policy not in policies:
+    refuse(
+      config,
+      'remat_policy',
+      f'one of {", ".join(policies)}{did_you_mean(str(policy), policies)}',
+    )
 
 
 def check_function(config: DecoderSettings, field: str):

@@ -15,8 +15,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import partitioning
 
-from selective_t5x.errors import UserError, did_you_mean
-
 # The axis of layers among those of a parameter: T5X's param_scan_axis.
 LAYERS_AXIS = 1
 
@@ -27,28 +25,6 @@ REMAT_POLICIES = {
   'minimal': jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
   'full': jax.checkpoint_policies.nothing_saveable,
 }
-
-
-def check(config: Any, name: str) -> None:
-  """Checks `scan_layers` and `remat_policy` of a network's config.
-
-  Args:
-    config: a dataclass that has them.
-    name: what it is called in gin.
-
-  Raises:
-    UserError: naming the field and what was expected.
-  """
-  if not isinstance(config.scan_layers, bool):
-    raise UserError(
-      f'{name}.scan_layers = {config.scan_layers!r}: expected True or False'
-    )
-  policy = config.remat_policy
-  if policy not in REMAT_POLICIES:
-    raise UserError(
-      f'{name}.remat_policy = {policy!r}: expected one of '
-      f'{", ".join(REMAT_POLICIES)}{did_you_mean(str(policy), REMAT_POLICIES)}'
-    )
 
 
 def unstacked(
