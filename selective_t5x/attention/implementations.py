@@ -22,7 +22,7 @@ FAST: Mapping[str, Callable[..., Any]] = {
 
 
 def choose(
-  implementation: str | None, caller: str, *, dtype=jnp.float32, **asked: Any
+  implementation: str | None, caller: str, *, dtype=jnp.float32, **needs: Any
 ) -> str:
   """Names the implementation that runs, and logs a choice once.
 
@@ -33,7 +33,7 @@ def choose(
     implementation: 'reference', a name in FAST, or None.
     caller: the function that asks, for messages.
     dtype: of the queries.
-    **asked: bias, prefix, return_masking: whether there is one; constraints: of
+    **needs: bias, prefix, return_masking: whether there is one; constraints: of
       the selection.
 
   Returns:
@@ -46,7 +46,7 @@ def choose(
   where = f'{caller}.implementation'
   if implementation is None:
     chosen = next(
-      (name for name in FAST if not _lacks(name, dtype, asked)), names[0]
+      (name for name in FAST if not _lacks(name, dtype, needs)), names[0]
     )
     _log_once(f'{where} = None: {chosen} runs (on {platform()})')
     return chosen
@@ -55,7 +55,7 @@ def choose(
       f'{where} = {implementation!r}: expected None or one of '
       f'{", ".join(map(repr, names))}{did_you_mean(str(implementation), names)}'
     )
-  lack = _lacks(implementation, dtype, asked)
+  lack = _lacks(implementation, dtype, needs)
   if lack:
     raise UserError(
       f'{where} = {implementation!r} cannot run here: {lack}; expected None, '
@@ -64,19 +64,19 @@ def choose(
   return implementation
 
 
-def _lacks(name: str, dtype, asked: Mapping[str, Any]) -> str | None:
+def _lacks(name: str, dtype, needs: Mapping[str, Any]) -> str | None:
   """Says what an implementation cannot do of what is asked, or None."""
   if name == 'reference':
     return None
-  if asked.get('return_masking'):
+  if needs.get('return_masking'):
     return 'it never holds F, which return_masking asks for'
-  if asked.get('prefix'):
+  if needs.get('prefix'):
     return 'it is causal, and a bidirectional prefix is asked for'
   if name == 'pallas_tpu':
     return pallas_tpu.unsupported(
       dtype,
-      bias=asked.get('bias', False),
-      constraints=asked.get('constraints', ALL),
+      bias=needs.get('bias', False),
+      constraints=needs.get('constraints', ALL),
     )
   return None
 

@@ -168,9 +168,9 @@ class KeyValueCache(nn.Module):
 
     if place.position is not None:
       # In place, in the loop of decoding; a row that is over writes nothing.
-      own = jnp.arange(key.shape[0]), place.position
+      slot = jnp.arange(key.shape[0]), place.position
       for name, x in tokens.items():
-        added = leaves[name].value.at[own].set(x[:, 0])
+        added = leaves[name].value.at[slot].set(x[:, 0])
         leaves[name].value = partitioned(name, added)
       if selects:
         settings['masking'] = masking.value

@@ -165,20 +165,20 @@ class EvictingCache(nn.Module):
         'as many'
       )
     last = jnp.maximum(lengths - 1, 0)
-    found = {
+    entries = {
       **tokens,
       'position': jnp.broadcast_to(jnp.arange(length), (batch, length)),
     }
     if pruned.masking is not None:
       # The row of F that the next token reads. A full row has no next token.
       following = jnp.minimum(lengths, length - 1)
-      found['masking'] = _swap_groups(row_of(pruned.masking, following))
+      entries['masking'] = _swap_groups(row_of(pruned.masking, following))
     if pruned.scores is not None:
-      found['score'] = row_of(pruned.scores, last)
+      entries['score'] = row_of(pruned.scores, last)
     index = eviction.gather_kept(row_of(pruned.kept, last), size)
     filled = jnp.arange(size) < lengths[:, None]
     rows = jnp.arange(index.shape[0])[:, None]
-    for name, x in found.items():
+    for name, x in entries.items():
       left = masks.zero_padding(x[rows, index], filled)
       leaves[name].value = partitioned(name, left)
 

@@ -85,12 +85,12 @@ def search(
   """
   budgets = start
   while tried := candidates(budgets, steps, uniform=uniform):
-    found = list(losses(tried))
-    best = min(range(len(tried)), key=found.__getitem__)
-    if not found[best] <= target:
+    results = list(losses(tried))
+    best = min(range(len(tried)), key=results.__getitem__)
+    if not results[best] <= target:
       return
     budgets = tried[best]
-    yield Point(budgets, found[best])
+    yield Point(budgets, results[best])
 
 
 def memory_factor(budgets: Budgets, length: int) -> float:

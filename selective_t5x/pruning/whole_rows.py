@@ -95,9 +95,9 @@ def pruned_attention(
   )
   masking = groups = memory = None
   if can.masking:
-    asked = {} if memory_tau is None else {'memory_tau': memory_tau}
+    tau = {} if memory_tau is None else {'memory_tau': memory_tau}
     _, *memory, masking = attend(
-      query, key, value, bias=bias, return_masking=True, **asked
+      query, key, value, bias=bias, return_masking=True, **tau
     )
     memory = memory[0] if memory else None
     groups = masking if masking.ndim == 4 else masking[:, None]
