@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from selective_t5x.nn import decoder, t5_stack
+from selective_t5x.nn import decoder, t5_settings
 from selective_t5x.nn.call import Call
 
 
 @dataclasses.dataclass(frozen=True)
-class DecoderOnlyConfig(t5_stack.StackConfig):
+class DecoderOnlyConfig(t5_settings.StackConfig):
   """Settings by T5X's names; gin/architectures/t5_decoder_only.gin binds them.
 
   Attributes:
@@ -67,7 +67,7 @@ class DecoderOnly(nn.Module):
       decoder_input_tokens.astype(jnp.int32),
       decoder_target_tokens,
       Call(
-        t5_stack.segments(decoder_target_tokens, decoder_segment_ids),
+        t5_settings.segments(decoder_target_tokens, decoder_segment_ids),
         deterministic=not enable_dropout,
         memory_tau=memory_tau,
         prefix=decoder_causal_attention,

@@ -26,13 +26,13 @@ from selective_t5x.nn import (
   settings,
   stacking,
   t5_layers,
-  t5_stack,
+  t5_settings,
 )
 from selective_t5x.nn.call import Call
 
 
 @dataclasses.dataclass(frozen=True)
-class T5Config(t5_stack.StackConfig):
+class T5Config(t5_settings.StackConfig):
   """Settings of T5, by T5X's names; gin/architectures/t5.gin binds them all.
 
   Attributes:
@@ -158,7 +158,7 @@ class Transformer(nn.Module):
     """
     return self.encoder(
       encoder_input_tokens.astype(jnp.int32),
-      t5_stack.segments(encoder_input_tokens, encoder_segment_ids),
+      t5_settings.segments(encoder_input_tokens, encoder_segment_ids),
       deterministic=not enable_dropout,
     )
 
@@ -217,7 +217,7 @@ class Transformer(nn.Module):
     if decoding:
       segment_ids = jnp.ones(decoder_input_tokens.shape, jnp.int32)
     else:
-      segment_ids = t5_stack.segments(
+      segment_ids = t5_settings.segments(
         decoder_target_tokens, decoder_segment_ids
       )
     return self.decoder(
@@ -228,7 +228,7 @@ class Transformer(nn.Module):
         deterministic=not enable_dropout,
         memory_tau=memory_tau,
         encoded=encoded,
-        encoder_ids=t5_stack.segments(
+        encoder_ids=t5_settings.segments(
           encoder_input_tokens, encoder_segment_ids
         ),
       ),
