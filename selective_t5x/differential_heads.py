@@ -12,7 +12,7 @@ from flax.linen import partitioning
 from selective_t5x.attention.variants import differential
 from selective_t5x.errors import UserError
 from selective_t5x.nn import layers
-from selective_t5x.nn.extensions import Extended, Extension, Heads
+from selective_t5x.nn.extensions import Extended, Extension
 
 
 class DifferentialHeads(Extension):
@@ -48,21 +48,13 @@ class DifferentialHeads(Extension):
     ]
     self.norm = layers.RMSNorm('kv', self.dtype, epsilon=1e-5)
 
-  def __call__(
-    self,
-    x: jax.Array,
-    projected: Heads,
-    heads: Heads,
-    position: jax.Array,
-    *,
-    deterministic: bool,
-  ) -> Extended:
+  def __call__(self, x, projected, heads, position, *, deterministic):
     """Adds the share; arguments as of Extension."""
     del x, projected, position, deterministic
     share = differential.share(*self.vectors, initial=self.initial)
     return Extended(heads, given={'share': share})
 
-  def finish(self, x: jax.Array, out: jax.Array) -> jax.Array:
+  def finish(self, x, out):
     """Normalises each head; arguments as of Extension."""
     del x
     return (1 - self.initial) * self.norm(out)
@@ -86,15 +78,7 @@ class DifferentialV2Heads(Extension):
     dtype = jnp.promote_types(self.dtype, jnp.float32)
     self.share = layers.Dense(self.num_heads, ('embed', 'heads'), dtype)
 
-  def __call__(
-    self,
-    x: jax.Array,
-    projected: Heads,
-    heads: Heads,
-    position: jax.Array,
-    *,
-    deterministic: bool,
-  ) -> Extended:
+  def __call__(self, x, projected, heads, position, *, deterministic):
     """Splits the queries and adds the share; arguments as of Extension."""
     del projected, position, deterministic
     return Extended(

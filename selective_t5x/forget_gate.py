@@ -9,7 +9,7 @@ from flax import linen as nn
 from flax.linen import partitioning
 
 from selective_t5x.nn import layers
-from selective_t5x.nn.extensions import Extended, Extension, Heads
+from selective_t5x.nn.extensions import Extended, Extension
 
 
 class ForgetGate(Extension):
@@ -38,15 +38,7 @@ class ForgetGate(Extension):
       axes=('heads',),
     )
 
-  def __call__(
-    self,
-    x: jax.Array,
-    projected: Heads,
-    heads: Heads,
-    position: jax.Array,
-    *,
-    deterministic: bool,
-  ) -> Extended:
+  def __call__(self, x, projected, heads, position, *, deterministic):
     """Adds log_forget; arguments as of Extension."""
     del projected, position, deterministic
     gates = jax.nn.log_sigmoid(self.kernel(x) + self.bias)

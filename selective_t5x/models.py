@@ -42,17 +42,8 @@ class EncoderDecoder(
   ):
     """Takes T5X's arguments, and those of the memory loss.
 
-    Args:
+    Args, beside T5X's:
       module: `t5_network.Transformer`.
-      input_vocabulary: T5X's.
-      output_vocabulary: T5X's.
-      optimizer_def: T5X's; None where nothing is trained.
-      decode_fn: T5X's.
-      feature_converter_cls: None for seqio.EncDecFeatureConverter.
-      label_smoothing: T5X's.
-      z_loss: T5X's.
-      loss_normalizing_factor: T5X's.
-      default_decoder_params: T5X's.
       memory_loss_weight: epsilon, zero or more; 0 for no memory loss.
       memory_tau: tau, positive: masked this much, a token counts as gone.
 
@@ -134,17 +125,10 @@ class LanguageModel(
   ):
     """Takes T5X's arguments, and those of predictions, memory loss, scoring.
 
-    Args:
+    Args, beside T5X's:
       module: `network.Decoder` or `t5_decoder_only.DecoderOnly`.
-      vocabulary: of inputs and targets.
-      optimizer_def: T5X's; None where nothing is trained.
-      decode_fn: T5X's: decoding.temperature_sample, beam_search or one's own.
       inputs_bidirectional_attention: T5X's: inputs see each other. For
         attention that takes a prefix, the baseline's; selection is causal.
-      feature_converter_cls: None for seqio.DecoderFeatureConverter.
-      label_smoothing: T5X's.
-      z_loss: T5X's.
-      loss_normalizing_factor: T5X's.
       default_decoder_params: as of T5X's EncoderDecoderModel: how many decodes
         predict_batch makes and returns where the caller does not say.
       memory_loss_weight: epsilon, zero or more; 0 for no memory loss.

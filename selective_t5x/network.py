@@ -25,27 +25,9 @@ from selective_t5x.pruning import Pruning
 class DecoderConfig(settings.DecoderSettings):
   """Settings of the decoder; gin/architectures/decoder.gin binds them all.
 
-  Attributes:
-    vocab_size: rows of the token embedding and of the output.
+  Attributes, beside those of `settings.DecoderSettings`:
     max_length: rows of the position embedding: the longest row it can read.
-    emb_dim: M, the model's width.
-    num_heads: H.
-    head_dim: D, size of a head.
     num_layers: L.
-    mlp_dim: hidden size of the feed-forward block.
-    dropout_rate: of embeddings, attention weights, block outputs and hidden
-      activations, as in T5X.
-    dtype: of activations; parameters, logits and F stay float32.
-    attention_fn: `attention.causal_attention`, `attention.selective_attention`
-      or a function with their leading signature.
-    pruning: which keys the layers keep, and how many; None for all.
-    attention_extension: makes what an attention function with parameters of its
-      own needs: a subclass of `extensions.Extension`, or None.
-    scan_layers: whether the layers' parameters are stacked and their loop is
-      compiled once. Decoding, pruning and what differs by layer unroll it.
-    remat_policy: what a layer keeps for the backward pass, a name in
-      `stacking.REMAT_POLICIES`.
-    unroll_layers: unrolls it always; the parameters stay stacked.
   """
 
   vocab_size: int

@@ -95,15 +95,7 @@ class SSA(Extension):
         )[0]
     self.weights, self.alphas = weights, alphas
 
-  def __call__(
-    self,
-    x: jax.Array,
-    projected: Heads,
-    heads: Heads,
-    position: jax.Array,
-    *,
-    deterministic: bool,
-  ) -> Extended:
+  def __call__(self, x, projected, heads, position, *, deterministic):
     """Tempers the heads; arguments as of Extension."""
     del x, deterministic
     by = self.temperatures(projected, position)

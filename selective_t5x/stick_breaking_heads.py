@@ -11,7 +11,7 @@ from flax.linen import partitioning
 
 from selective_t5x.attention.variants import stick_breaking
 from selective_t5x.errors import UserError
-from selective_t5x.nn.extensions import Extended, Extension, Heads
+from selective_t5x.nn.extensions import Extended, Extension
 
 
 class StickBreakingHeads(Extension):
@@ -58,15 +58,7 @@ class StickBreakingHeads(Extension):
       self.norm_scale = of_each_feature('norm_scale', ones)
       self.norm_bias = of_each_feature('norm_bias', zeros)
 
-  def __call__(
-    self,
-    x: jax.Array,
-    projected: Heads,
-    heads: Heads,
-    position: jax.Array,
-    *,
-    deterministic: bool,
-  ) -> Extended:
+  def __call__(self, x, projected, heads, position, *, deterministic):
     """Says where the remainder goes; arguments as of Extension."""
     del x, projected, position, deterministic
     settings = {'remainder': self.remainder}
@@ -74,7 +66,7 @@ class StickBreakingHeads(Extension):
       settings['remainder_bias'] = self.remainder_bias
     return Extended(heads, given=settings)
 
-  def finish(self, x: jax.Array, out: jax.Array) -> jax.Array:
+  def finish(self, x, out):
     """Normalises each head; arguments as of Extension."""
     del x
     if not self.group_norm:

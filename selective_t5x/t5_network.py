@@ -181,27 +181,11 @@ class Transformer(nn.Module):
   ) -> jax.Array:
     """Predicts each target token from the inputs and the targets before it.
 
-    Args:
+    Args, beside those of `network.Decoder`:
       encoded: [B, K, M], from `encode`.
       encoder_input_tokens: i32[B, K]; tells which inputs are padding.
-      decoder_input_tokens: i32[B, N], the targets shifted right. Id 0 is T5's
-        start token too, so padding is never told from it.
-      decoder_target_tokens: i32[B, N], 0 for padding.
       encoder_segment_ids: i32[B, K] of packed rows, 0 for padding.
-      decoder_segment_ids: i32[B, N] of packed rows, 0 for padding.
-      decoder_positions: T5X's, not needed: biases go by distance.
-      enable_dropout: whether dropout is on.
-      decode: makes the decoding cache for rows of N, or with one decodes the
-        next token of each row, i32[B, 1]; no target is padding then. See
-        `cache`.
-      max_decode_length: T5X's, not needed: a cache has its own length.
-      prefill: fills the cache with prompts; what follows a prompt is ignored.
-      prefill_lengths: i32[B], the tokens of each prompt, the start included;
-        None counts the target tokens that are not 0.
-      memory_tau: with a number, every layer of the decoder sows M
-        ('intermediates', 'memory').
-      budgets: i32[L] of the decoder's layers, in place of the config's for
-        whole rows; may be traced, see `pruning.Pruning`.
+      decoder_positions: not needed: biases go by distance.
 
     Returns:
       f32[B, N, vocab_size], the logits.

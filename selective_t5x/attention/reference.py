@@ -96,27 +96,9 @@ def causal_attention(query, key, value, *, scale, bias, segment_ids, prefix):
 
 
 def selective_attention(
-  query,
-  key,
-  value,
-  *,
-  selection,
-  scale,
-  bias,
-  segment_ids,
-  memory_tau,
+  query, key, value, *, selection, scale, bias, segment_ids, memory_tau
 ):
-  """Attention under selection.
-
-  Args:
-    query: [B, N, H, D].
-    key: [B, N, H, D].
-    value: [B, N, H, D].
-    selection: a `selection.Selection` with G dividing H.
-    scale: multiplies the logits.
-    bias: added to the logits; broadcasts to [B, H, N, N]; or None.
-    segment_ids: i32[B, N], 0 for padding; None for one segment.
-    memory_tau: positive; None without M.
+  """Attention under selection; arguments as of `blocked.attention`.
 
   Returns:
     (out [B, N, H, D], M f32[B, N] or None, F f32[B, G, N, N]); M is the mean

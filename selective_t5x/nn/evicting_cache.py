@@ -58,20 +58,11 @@ class EvictingCache(nn.Module):
     kept: Mapping[str, jax.Array] | None = None,
     **settings,
   ) -> jax.Array:
-    """Attends causally; nothing is padding while a model decodes.
+    """Attends causally, as `cache.KeyValueCache` with all keys.
 
-    Args:
-      query: [B, N, H, D], or [B, 1, H, D] of a step.
-      key: as query.
-      value: as query.
-      place: the place of these tokens.
-      bias_fn: gives the bias for (N, None) of whole rows, and for (i32[B, K],
-        i32[B]), the positions of keys and queries, of steps.
-      kept: of these tokens, [B, N, ...] each, see `extensions.Extended`.
-      **settings: of the attention function.
-
-    Returns:
-      As query.
+    The arguments are the same, but for bias_fn, which gives the bias for (N,
+    None) of whole rows, and for (i32[B, K], i32[B]), the positions of keys and
+    queries, of steps.
     """
     tokens = {'key': key, 'value': value, **(kept or {})}
     batch, length = key.shape[:2]

@@ -25,8 +25,29 @@ class DecoderSettings(abc.ABC):
   Attributes:
     mlp_activations: of the feed-forward block.
     logits_via_embedding: whether the token embedding also gives the logits.
-    max_length: rows of the position embedding; None without one.
     has_relative_bias: whether attention logits have T5's biases by distance.
+    vocab_size: rows of the token embedding and of the output.
+    max_length: rows of the position embedding; None without one.
+    emb_dim: M, the model's width.
+    num_heads: H.
+    head_dim: D, size of a head.
+    mlp_dim: hidden size of the feed-forward block.
+    dropout_rate: of embeddings, attention weights, block outputs and hidden
+      activations, as in T5X.
+    dtype: of activations; parameters, logits and F stay float32.
+    attention_fn: of the decoder's self-attention: `attention.causal_attention`,
+      `attention.selective_attention` or a function with their arguments.
+    pruning: which keys the decoder's self-attention keeps, and how many in each
+      layer; None for all.
+    attention_extension: makes what an attention function with parameters of its
+      own needs: a subclass of `extensions.Extension`, or None.
+    scan_layers: whether the layers' parameters are stacked and their loop is
+      compiled once; every layer then has relative biases of its own, as in
+      T5X's examples/scalable_t5. Decoding, pruning and what differs by layer
+      unroll it.
+    remat_policy: what a layer keeps for the backward pass, a name in
+      `stacking.REMAT_POLICIES`.
+    unroll_layers: unrolls it always; the parameters stay stacked.
   """
 
   mlp_activations: Sequence[str] = ('silu', 'linear')

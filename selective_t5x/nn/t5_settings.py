@@ -21,32 +21,10 @@ from selective_t5x.pruning import Pruning
 class StackConfig(settings.DecoderSettings):
   """Settings that every network of T5's kind has, by T5X's names.
 
-  Attributes:
-    vocab_size: rows of the token embedding and of the output.
-    dtype: of activations; parameters, logits and F stay float32.
-    emb_dim: M, the model's width.
-    num_heads: H.
-    head_dim: D, size of a head.
-    mlp_dim: hidden size of the feed-forward block.
+  Attributes, beside those of `settings.DecoderSettings`:
     mlp_activations: ('gelu', 'linear') for T5 1.1, ('relu',) for T5 1.0.
-    dropout_rate: of embeddings, attention weights, block outputs and hidden
-      activations.
     logits_via_embedding: whether the token embedding also gives the logits, as
       in T5 1.0, or a matrix of their own, as in T5 1.1.
-    attention_fn: of the decoder's self-attention: `attention.causal_attention`,
-      `attention.selective_attention` or a function with their arguments.
-    pruning: which keys the decoder's self-attention keeps, and how many a
-      layer; None for all.
-    attention_extension: of the decoder's self-attention: makes what an
-      attention function with parameters of its own needs, a subclass of
-      `extensions.Extension`, or None.
-    scan_layers: whether the layers' parameters are stacked and their loop is
-      compiled once; every layer then has relative biases of its own, as in
-      T5X's examples/scalable_t5. Decoding, pruning and what differs by layer
-      unroll it.
-    remat_policy: what a layer keeps for the backward pass, a name in
-      `stacking.REMAT_POLICIES`.
-    unroll_layers: unrolls it always; the parameters stay stacked.
   """
 
   max_length = None

@@ -85,25 +85,12 @@ def attention(
   Under a mesh (`with mesh:` or `jax.set_mesh`) the batch is split over the axes
   'replica' and 'data' and the heads over 'model', see `mesh`.
 
-  Args:
-    query: [B, N, H, D], bfloat16 or float32.
-    key: [B, N, H, D].
-    value: [B, N, H, D].
-    selection: what selects, its G a divisor of H; None for plain causal
-      attention.
-    scale: multiplies the logits.
+  Arguments and results are those of `blocked.attention`, but for:
+    query: bfloat16 or float32.
     bias: None, see Raises.
-    segment_ids: i32[B, N], 0 for padding, each run of equal ids a segment;
-      None for one segment without padding.
-    memory_tau: positive; None without M. Only with selection.
     block_sizes: None for the default.
     interpret: whether to run in Pallas' interpreter, on any platform and very
       slowly.
-
-  Returns:
-    out, [B, N, H, D] in value's dtype, and M, f32[B, N], the mean over the G
-    (`memory.visible_tokens`), or None. Logits and F are float32. Both are zero
-    in padding rows, as are all gradients.
 
   Raises:
     ValueError: what `unsupported` says, block_sizes that do not fit, a G that
