@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from selective_t5x.errors import UserError
+from selective_t5x.errors import UserError, is_number
 
 
 def difference(minuend: float, subtrahend: float) -> float:
@@ -62,8 +62,7 @@ def with_learning_rate_factors(
       first seen, if an expression matches none of them.
   """
   for pattern, factor in factors.items():
-    is_number = isinstance(factor, int | float) and not isinstance(factor, bool)
-    if not is_number or not factor > 0:
+    if not is_number(factor) or not factor > 0:
       raise UserError(
         f'LEARNING_RATE_FACTORS[{pattern!r}] = {factor!r}: expected a number '
         'above 0'

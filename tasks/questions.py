@@ -24,7 +24,7 @@ import seqio
 import t5.data.preprocessors
 import tensorflow as tf
 
-from selective_t5x.errors import UserError
+from selective_t5x.errors import UserError, is_integer
 from selective_t5x.tasks import (
   choice_scores,
   data_dir,
@@ -294,7 +294,7 @@ def first_questions(dataset, count: int | None = None):
   """
   if count is None:
     return dataset
-  if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+  if not is_integer(count) or count < 1:
     raise UserError(
       f'questions.first_questions.count = {count!r}: expected a whole number '
       'of 1 or more, or None for all questions'
