@@ -15,8 +15,9 @@ class Capabilities:
     implementation: whether it takes `implementation`.
     key_ids: whether it takes `query_ids` and `key_ids`, and so reads both ways,
       as an encoder does.
-    masking: whether it has a masking matrix F: it takes `masking` in a step of
-      decoding, and `masking_row` and `return_masking` with whole rows.
+    masking: whether it selects, and so has a masking matrix F: it takes
+      `masking` in a step of decoding, and `masking_row` and `return_masking`
+      with whole rows.
     masking_scale: whether it takes `masking_scale`, which multiplies F.
     memory_tau: whether it takes `memory_tau` and then returns M too.
     prefix: whether it takes `prefix`, tokens that see each other.

@@ -1,5 +1,4 @@
-"""How the equal layers of a network run: one by one or scanned, and what of
-them is kept for the backward pass.
+"""Runs the equal layers of a network, one by one or scanned.
 
 Settings, names and the tree of parameters are those of T5X's
 examples/scalable_t5: scanned layers are one module whose parameters have an
