@@ -1,4 +1,4 @@
-"""Actions: look at metrics as they come, and may stop training."""
+"""Actions watch metrics during training and may stop it."""
 
 import abc
 import enum
@@ -13,7 +13,7 @@ from t5x.train_state import TrainState
 
 @enum.unique
 class ActionMode(enum.Enum):
-  """After what an action runs: train steps, or an evaluation."""
+  """The event after which an action runs: train steps, or an evaluation."""
 
   TRAIN = 1
   TRAIN_EVAL = 2
@@ -21,7 +21,7 @@ class ActionMode(enum.Enum):
 
 
 class BaseAction(abc.ABC):
-  """Looks at metrics as they come and may stop training."""
+  """Watches metrics during training and may stop it."""
 
   @abc.abstractmethod
   def run(
@@ -61,12 +61,12 @@ class EarlyStoppingAction(BaseAction):
     atol: float = 0.0,
     rtol: float = 0.0,
   ):
-    """Sets what is watched.
+    """Stores the settings.
 
     Args:
       metric: (task, metric name); the task of train steps is 'train'.
-      mode: 'min' where lower is better, 'max' where higher is.
-      patience: how many values to compare.
+      mode: 'min' if lower is better, 'max' if higher is better.
+      patience: number of values to compare.
       atol: an improvement is larger than atol + rtol * |previous value|.
       rtol: see atol.
 

@@ -1,9 +1,9 @@
-"""Adafactor as T5X trains with it: factored by rules on axes.
+"""T5X's Adafactor, factored by rules on axes.
 
 Adafactor (Shazeer and Stern, arXiv 1804.04235) keeps the second moments of a
-matrix as the means of its rows and columns. Parameters of higher rank, those of
-attention heads for instance, need to be told which axes are rows and which are
-columns, and stacked parameters which axis only counts them.
+matrix as the means of its rows and columns. For parameters of higher rank, such
+as attention heads, rules say which axes are rows and which are columns, and for
+stacked parameters which axis only counts them.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ import numpy as np
 
 from t5x import factor_rules, optimizers
 
-# T5X has these under this module's name.
+# T5X exports these from this module.
 from t5x.factor_rules import (  # noqa: F401
   HEURISTIC_RULE,
   FactorDim,
@@ -53,7 +53,7 @@ class _AdafactorHyperParams:
 
 @flax.struct.dataclass
 class _AdafactorParamState:
-  """Moments of one parameter; f32[1] where one is not kept."""
+  """Moments of one parameter; f32[1] for a moment that is not kept."""
 
   v_row: jax.Array  # f32, second moments averaged over the columns
   v_col: jax.Array  # f32, the same over the rows
@@ -64,7 +64,7 @@ class _AdafactorParamState:
 class Adafactor(optimizers.OptimizerDef):
   """Adafactor (arXiv 1804.04235) with factoring by rules.
 
-  Example, as T5 was trained:
+  Example, T5's own settings:
     OPTIMIZER = @adafactor.Adafactor()
     adafactor.Adafactor:
       decay_rate = 0.8
@@ -96,35 +96,35 @@ class Adafactor(optimizers.OptimizerDef):
 
     Args:
       learning_rate: relative to the scale of each parameter, unless
-        multiply_by_parameter_scale is off; the trainer gives its own.
+        multiply_by_parameter_scale is off; the trainer passes its own.
       factored: whether second moments of matrices are factored.
       multiply_by_parameter_scale: whether a parameter's step is proportional to
-        its root mean square; an HParamMap says so for each.
-      beta1: decay of the first moment; None keeps none.
+        its root mean square; an HParamMap sets it for each parameter.
+      beta1: decay of the first moment; None: no first moment.
       decay_rate: c of the second moment's decay 1 - t ** -c.
       step_offset: subtracted from the step in that decay: the step at which
         fine-tuning begins, to forget the second moments.
-      clipping_threshold: root mean square that an update is clipped to; None
-        does not clip.
-      weight_decay_rate: fraction of each parameter taken off a step.
-      min_dim_size_to_factor: the heuristic factors axes this long alone.
+      clipping_threshold: root mean square that an update is clipped to; None:
+        no clipping.
+      weight_decay_rate: fraction of each parameter subtracted in a step.
+      min_dim_size_to_factor: the heuristic factors only axes this long.
       epsilon1: added to squared gradients.
       epsilon2: the least scale of a parameter.
-      dtype_momentum: of the first moment.
+      dtype_momentum: dtype of the first moment.
       factor_map: a FactorRule for each parameter. Rules for matrices without a
-        BATCH axis are not read: the heuristic takes these.
+        BATCH axis are ignored: the heuristic applies to these.
       logical_factor_rules: a FactorDim, or its name, for each logical axis;
-        replaces factor_map where the model names its axes.
+        replaces factor_map if the model names its axes.
       weight_decay_rate_lr_exponent: multiplies the weight decay by the learning
         rate to this power.
-      global_norm_clip_threshold: norm that all gradients together are clipped
-        to first.
+      global_norm_clip_threshold: norm that all gradients together are first
+        clipped to.
       max_parameter_scale: the largest scale of a parameter.
-      skip_nan_updates: whether an element that would become NaN stays.
+      skip_nan_updates: whether an element that would become NaN is not changed.
 
     Raises:
       ValueError: factor_map without `factored`.
-      TypeError: a map is none.
+      TypeError: a map has another type.
     """
     if not factored and factor_map is not None:
       raise ValueError('Adafactor.factored = False, but it has a factor_map')
@@ -260,8 +260,8 @@ class Adafactor(optimizers.OptimizerDef):
       weight_decay = (weight_decay or 1.0) * (
         hyper_params.learning_rate**hyper_params.weight_decay_rate_lr_exponent
       )
-    kept = param if weight_decay is None else (1.0 - weight_decay) * param
-    new_param = (kept - update).astype(param.dtype)
+    decayed = param if weight_decay is None else (1.0 - weight_decay) * param
+    new_param = (decayed - update).astype(param.dtype)
     new_state = state.replace(**moments)
     if hyper_params.skip_nan_updates:
       new_param, new_state = jax.tree.map(
@@ -272,7 +272,7 @@ class Adafactor(optimizers.OptimizerDef):
     return new_param, new_state
 
   def set_param_axes(self, param_logical_axes) -> None:
-    """Makes the factor rules from logical_factor_rules, where these are set.
+    """Makes the factor rules from logical_factor_rules, if these are set.
 
     Args:
       param_logical_axes: a PartitionSpec of logical names for each parameter.
@@ -293,9 +293,9 @@ class Adafactor(optimizers.OptimizerDef):
   def derive_logical_axes(
     self, optimizer: optimizers.Optimizer, param_logical_axes
   ) -> optimizers.Optimizer:
-    """Puts the parameters' logical axes where the state has their shape.
+    """Gives the parameters' logical axes to state arrays of the same shape.
 
-    Factored moments are small and on every device.
+    Factored moments are small and replicated on every device.
 
     Args:
       optimizer: the Optimizer whose tree is annotated.
@@ -358,7 +358,7 @@ def _precondition(
   v_col = moving(state.v_col, jnp.mean(square, axis=axes.rows))
   rows = jnp.expand_dims(v_row, axes.columns)
   columns = jnp.expand_dims(v_col, axes.rows)
-  # Square roots of the factors, not of their product: that is below the
-  # smallest float where gradients are tiny.
+  # Takes square roots of the factors, not of their product, which underflows
+  # for tiny gradients.
   rows /= jnp.mean(rows, axis=axes.rows, keepdims=True)
   return grad * rows**-0.5 * columns**-0.5, {'v_row': v_row, 'v_col': v_col}

@@ -1,4 +1,4 @@
-"""What the models share: vocabularies, loss, metrics, scores, decoding.
+"""Base classes of the models: vocabularies, loss, metrics, scores, decoding.
 
 Shapes: B batch, N length, K decodes of each row, V vocabulary.
 """
@@ -27,7 +27,7 @@ LossNormalizingFactor = (
 
 
 class TokensIdsToLogitsCallable(Protocol):
-  """What a model gives a decoding function: one step of decoding."""
+  """One decoding step, which a model passes to a decoding function."""
 
   def __call__(
     self, decoding_state: decoding.DecodingState
@@ -37,7 +37,7 @@ class TokensIdsToLogitsCallable(Protocol):
 
 
 class DecodeFnCallable(Protocol):
-  """A decoding function: beam_search, temperature_sample or one's own."""
+  """A decoding function: beam_search, temperature_sample or a user's own."""
 
   def __call__(
     self,
@@ -51,10 +51,10 @@ class DecodeFnCallable(Protocol):
     cache_offset: int,
     **kwargs,
   ) -> tuple[jax.Array, jax.Array]:
-    """Continues prompts; arguments as of decoding.temperature_sample.
+    """Continues prompts; the arguments are decoding.temperature_sample's.
 
-    A function with an argument initial_index, i32[B], gets the cache filled
-    with the prompts, and decodes after them.
+    A function with an argument initial_index, i32[B], receives a KV cache that
+    contains the prompts, and decodes after them.
 
     Returns:
       (tokens i32[B, K, N], scores f32[B, K]), the best last.
@@ -63,7 +63,7 @@ class DecodeFnCallable(Protocol):
 
 
 class BaseModel(abc.ABC):
-  """What training, evaluation and inference need of a model."""
+  """Interface of a model for training, evaluation and inference."""
 
   FEATURE_CONVERTER_CLS: Callable[..., seqio.FeatureConverter]
 
@@ -74,15 +74,15 @@ class BaseModel(abc.ABC):
   def loss_fn(
     self, params: PyTree, batch: Batch, dropout_rng: jax.Array | None
   ) -> tuple[jax.Array, metrics_lib.MetricsMap]:
-    """Returns (scalar loss, metrics); no dropout where dropout_rng is None."""
+    """Returns (scalar loss, metrics); dropout_rng None: no dropout."""
 
   def for_parts_of(self, batch: Batch) -> 'BaseModel':
-    """Returns the model for parts of a batch, which gradients are summed of.
+    """Returns the model for parts of a batch, whose gradients are summed.
 
-    The losses of the parts, taken with that model, must add up to this model's
-    loss of `batch`. That holds for a loss that is a sum over rows, and then the
-    model is this one. A loss that is divided by what the batch holds must be
-    divided by the whole batch's number.
+    The losses of the parts, computed with that model, must add up to this
+    model's loss of `batch`. For a loss that is a sum over rows, this model has
+    the property. A loss that is divided by a count of the batch must be divided
+    by the whole batch's count.
 
     Args:
       batch: the whole batch, arrays [B, ...].
@@ -99,14 +99,14 @@ class BaseModel(abc.ABC):
   def predict_batch(
     self, params: PyTree, batch: Batch, rng: jax.Array | None = None
   ) -> jax.Array:
-    """Returns the predictions alone; rng is the key of sampling."""
+    """Returns only the predictions; rng is the key of sampling."""
     return self.predict_batch_with_aux(params=params, batch=batch, rng=rng)[0]
 
   @abc.abstractmethod
   def predict_batch_with_aux(
     self, params: PyTree, batch: Batch, rng: jax.Array | None = None
   ) -> Predictions:
-    """Returns (predictions, what else there is to say of them)."""
+    """Returns (predictions, {name: auxiliary values})."""
 
   @abc.abstractmethod
   def score_batch(
@@ -125,7 +125,7 @@ class BaseModel(abc.ABC):
 
 
 class BaseTransformerModel(BaseModel):
-  """A model trained with cross entropy on `decoder_target_tokens`."""
+  """A model trained with cross-entropy on `decoder_target_tokens`."""
 
   def __init__(
     self,
@@ -179,7 +179,7 @@ class BaseTransformerModel(BaseModel):
   def loss_fn(
     self, params: PyTree, batch: Batch, dropout_rng: jax.Array | None
   ) -> tuple[jax.Array, metrics_lib.MetricsMap]:
-    """Returns (cross entropy with z-loss, metrics)."""
+    """Returns (cross-entropy with z-loss, metrics)."""
     logits = self._compute_logits(params, batch, dropout_rng)
     factor, weights = losses.get_loss_normalizing_factor_and_weights(
       self._loss_normalizing_factor, batch
@@ -212,7 +212,7 @@ class BaseTransformerModel(BaseModel):
     }
 
   def _compute_metrics(self, **kwargs) -> metrics_lib.MetricsMap:
-    """Returns the metrics of a step; subclasses may add theirs."""
+    """Returns the metrics of a step; subclasses may add more."""
     return model_metrics.compute_base_metrics(**kwargs)
 
   def score_batch(
@@ -220,8 +220,9 @@ class BaseTransformerModel(BaseModel):
   ) -> jax.Array:
     """Returns the log-likelihood of each example's targets, f32[B].
 
-    With return_intermediates also what the module sowed, as a nested dict with
-    'decoder' holding target_tokens, loss_weights and token_scores f32[B, N].
+    With return_intermediates it also returns the module's sown values, a nested
+    dict whose 'decoder' has target_tokens, loss_weights and token_scores
+    f32[B, N].
     """
     targets, weights = (
       batch['decoder_target_tokens'],
@@ -259,7 +260,7 @@ class BaseTransformerModel(BaseModel):
     rng: jax.Array | None,
     decoder_params: Mapping[str, Any] | None,
   ) -> Predictions:
-    """Calls the decoding function; arguments as of predict_batch_with_aux.
+    """Calls the decoding function; see also predict_batch_with_aux.
 
     Args:
       inputs: i32[B, N], the prompts: the start token, then tokens, then zeros.
@@ -279,10 +280,10 @@ class BaseTransformerModel(BaseModel):
     """
     decoder_params = dict(decoder_params or {})
     if rng is not None:
-      if (given := decoder_params.get('decode_rng')) is not None:
+      if (key := decoder_params.get('decode_rng')) is not None:
         raise ValueError(
           f'Got RNG both from the `rng` argument ({rng}) and '
-          f"`decoder_params['decode_rng']` ({given}). Please specify one or "
+          f"`decoder_params['decode_rng']` ({key}). Please specify one or "
           'the other.'
         )
       decoder_params['decode_rng'] = rng
@@ -303,12 +304,12 @@ class BaseTransformerModel(BaseModel):
 
 
 def takes_argument(fn: Callable[..., Any], name: str) -> bool:
-  """Tells whether a function has an argument of that very name."""
+  """Tells whether a function has an argument with this name."""
   return name in inspect.signature(fn).parameters
 
 
 def _segment_ids(batch: Batch) -> Mapping[str, jax.Array]:
-  """Returns the segment ids of each side, from tokens where not packed."""
+  """Returns the segment ids of each side, from the tokens if not packed."""
   suffix = '_segment_ids'
   packed = {
     k.removesuffix(suffix): v for k, v in batch.items() if k.endswith(suffix)

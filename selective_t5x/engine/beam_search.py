@@ -40,7 +40,7 @@ class BeamState:
 
 
 def brevity_penalty(alpha: float, length: int | jax.Array) -> jax.Array:
-  """Returns what log-probabilities are divided by: ((5 + length) / 6) ** alpha.
+  """Returns ((5 + length) / 6) ** alpha, the divisor of log-probabilities.
 
   Source: arXiv 1609.08144, section 7.
   """
@@ -64,8 +64,8 @@ def beam_init(
     max_decode_len: N, with the start token.
     cache: the model's cache of B rows.
     offset: 1 where the cache has a layer axis first.
-    live_seqs: i32[B, K, N], what beams start from where a prompt is in the
-      cache; None for zeros.
+    live_seqs: i32[B, K, N], the start of the beams if a prompt is in the cache;
+      None: zeros.
     initial_index: i32[B], see BeamState.
   """
   shape = (batch_size, beam_size)
@@ -104,29 +104,29 @@ def beam_search(
   """Searches for the likeliest continuations.
 
   A row's search ends when no live beam can overtake its finished ones; the
-  loop ends when that is so for every row. Rows with no finished beam return
+  loop ends when every row's search has. Rows without a finished beam return
   their live ones, scored by log-probability alone.
 
-  With prompts in the cache, all rows take the same number of steps: as many as
-  the shortest prompt leaves room for, so a longer prompt's beams may be cut.
+  With prompts in the cache, all rows take the same number of steps, determined
+  by the shortest prompt, so a longer prompt's beams may be truncated.
 
   Args:
     inputs: i32[B, N], the prompts: the start token 0, the tokens of the prompt,
       then zeros. Tokens of the prompt are kept.
     cache: the model's cache of B rows.
-    tokens_to_logits: gives f32[B * K, V], the logits of the next token, and the
-      new cache.
+    tokens_to_logits: returns f32[B * K, V], the logits of the next token, and
+      the new cache.
     eos_id: the end token.
     num_decodes: K.
     alpha: exponent of the brevity penalty, see brevity_penalty.
-    max_decode_len: tokens of a result at most; None for N.
-    max_decode_step: steps at most, after a prompt in the cache; 0 or less for
-      no limit.
+    max_decode_len: maximum number of tokens in a result; None: N.
+    max_decode_step: maximum number of steps after a prompt in the cache; 0 or
+      less: no limit.
     min_log_prob: the search ends when all live beams are less likely.
-    decode_rng: not read, since nothing is random.
+    decode_rng: unused, since nothing is random.
     cache_offset: 1 where the cache has a layer axis first.
     initial_index: i32[B], lengths of the prompts that are in the cache, so that
-      decoding starts after them; None to read the prompts step by step.
+      decoding starts after them; None: the prompts are read step by step.
 
   Returns:
     (tokens i32[B, K, N] without the start token, scores f32[B, K]), the best
@@ -181,7 +181,7 @@ def beam_search(
   scores = jnp.where(
     finished[:, None], final.finished_scores, final.live_logprobs
   )
-  # What comes first is the start token, or the end of the prompt.
+  # The first token is the start token, or the end of the prompt.
   tokens = tokens[:, :, 1:]
   if prefilled:
     tokens = jnp.concatenate(
@@ -205,7 +205,7 @@ def _goes_on(
   # A step writes the token after the current one.
   has_room = state.cur_index + jnp.min(state.initial_index) < width - 1
   has_steps = (max_decode_step <= 0) | (state.cur_index < max_decode_step)
-  # What the best live beam could still score, if all its tokens were certain.
+  # The best possible score of the best live beam, with certain tokens.
   longest = brevity_penalty(alpha, width)
   best_live = state.live_logprobs[:, -1] / longest
   worst_finished = jnp.where(
@@ -231,8 +231,8 @@ def _step(
   """Grows every live beam by a token; forced i32[B, N] is not 0 in prompts."""
   batch_size, beam_size, _ = state.live_seqs.shape
   logits, cache = _next_logits(state, tokens_to_logits, cache_offset, prefilled)
-  # Twice as many candidates as beams: were as many as beams to end now, there
-  # would still be beams to go on with.
+  # With twice as many candidates as beams, enough live beams are left even if
+  # `beam_size` candidates end now.
   candidates = 2 * beam_size
   vocab_size = logits.shape[-1]
   log_probs = jax.nn.log_softmax(logits) + state.live_logprobs[:, :, None]
@@ -240,7 +240,7 @@ def _step(
     log_probs.reshape(batch_size, -1), candidates
   )
   parents, tokens = chosen // vocab_size, chosen % vocab_size
-  # In a prompt all candidates would be the same: one stays possible.
+  # In a prompt all candidates would be the same, so only one stays possible.
   forced = forced[:, state.cur_index + 1, None]
   first = jnp.arange(candidates) == 0
   log_probs = jnp.where(
@@ -258,13 +258,13 @@ def _step(
   )
   ended = tokens == eos_id
 
-  # The best that have not ended go on.
+  # The best candidates that have not ended stay live.
   live_log_probs = log_probs + ended * NEG_INF_VALUE
   best = jnp.flip(jax.lax.top_k(live_log_probs, beam_size)[1], axis=1)
   live_seqs, live_log_probs, parents = pick(
     (sequences, live_log_probs, parents), best
   )
-  # The best that have ended, now or before, are kept.
+  # The best beams that have ended, now or before, are kept.
   lengths = state.initial_index[:, None] + position
   scores = log_probs / brevity_penalty(alpha, lengths)
   scores += ~ended * NEG_INF_VALUE
@@ -300,7 +300,7 @@ def _next_logits(
   cache_offset: int,
   prefilled: bool,
 ) -> tuple[jax.Array, beams.Cache]:
-  """Asks the model: logits f32[B, K, V] and the new cache, [B, K, ...] each."""
+  """Returns the model's logits f32[B, K, V] and its new cache, [B, K, ...]."""
   batch_size, beam_size, _ = state.live_seqs.shape
   sequences = beams.flatten_beam_dim(state.live_seqs)
   logits, cache = tokens_to_logits(

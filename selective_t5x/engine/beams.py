@@ -2,7 +2,7 @@
 
 Shapes: B batch, K beams (or decodes) of each row, N length, V vocabulary. A
 model sees beams as more rows, [B * K, ...], the beams of a row side by side.
-A cache is a tree of arrays [B, ...], or [layers, B, ...] with offset 1 where
+A KV cache is a tree of arrays [B, ...], or [layers, B, ...] with offset 1 if
 layers are scanned.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 PyTree = Any
 Cache = Mapping[str, Any]
 
-# Stands for minus infinity where a sum must stay a number.
+# Replaces minus infinity in sums, which must stay finite.
 NEG_INF_VALUE = -1.0e7
 NEG_INF = np.array(NEG_INF_VALUE)
 
@@ -28,7 +28,7 @@ _SHARED_LEAVES = ('cached_bias', 'position_embedder_index')
 
 @flax.struct.dataclass
 class DecodingState:
-  """What a model is told when it is asked for the next token.
+  """The state of decoding that a model receives for the next token.
 
   Attributes:
     cur_index: i32[B * K] in sampling, i32[] in beam search: the position of
@@ -54,13 +54,13 @@ def cache_map(
 ) -> Cache:
   """Maps fn over the leaves of a cache that have rows.
 
-  A leaf named cache_index is a scalar, left alone, until a prompt is in the
-  cache: it then counts each row's tokens and apply_to_index must be True.
+  A leaf named cache_index is a scalar and not mapped, until a prompt is in the
+  cache: then it counts each row's tokens and apply_to_index must be True.
   """
-  kept = _SHARED_LEAVES + (() if apply_to_index else ('cache_index',))
+  fixed = _SHARED_LEAVES + (() if apply_to_index else ('cache_index',))
   flat = flax.traverse_util.flatten_dict(flax.core.unfreeze(cache))
   mapped = {
-    path: leaf if path[-1] in kept else fn(leaf) for path, leaf in flat.items()
+    path: leaf if path[-1] in fixed else fn(leaf) for path, leaf in flat.items()
   }
   mapped = flax.traverse_util.unflatten_dict(mapped)
   if isinstance(cache, flax.core.FrozenDict):
@@ -116,7 +116,7 @@ def cache_gather_beams(
   one_hot: bool = True,
   offset: int = 0,
 ) -> Cache:
-  """As gather_beams, for the leaves of a cache that have rows."""
+  """Does gather_beams for the leaves of a cache that have rows."""
   del batch_size, old_beam_size, new_beam_size  # the arrays' shapes say them
   return cache_map(lambda x: _gather(x, beam_indices, one_hot, offset), nested)
 
@@ -137,7 +137,7 @@ def gather_beams(
     batch_size: B.
     old_beam_size: old.
     new_beam_size: new.
-    one_hot: whether by a product with one-hot rows rather than by indexing.
+    one_hot: whether to multiply with one-hot rows instead of indexing.
 
   Returns:
     Tree of [B, new, ...].
@@ -170,10 +170,10 @@ def gather_topk_beams(
 
 
 def top_k_two_stage(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-  """jax.lax.top_k of f32[B, M], arranged for TPUs where B is small.
+  """Computes jax.lax.top_k of f32[B, M] efficiently on TPUs for small B.
 
-  A few long rows would fill a few lanes of a TPU: each row is then cut in 128
-  and the best k of the best k of every piece are taken.
+  A few long rows would fill only a few lanes of a TPU. So each row is cut into
+  128 pieces, and the best k are taken from the best k of every piece.
 
   Returns:
     (the k largest f32[B, k], their positions i32[B, k]).

@@ -1,7 +1,7 @@
 """Top-k and top-p masks by bisection over the bits of a threshold.
 
-A mask keeps what is at least a threshold, found in 32 sums over the last axis.
-That needs no sort of the vocabulary, and reads well on every backend.
+A mask keeps the values above a threshold, which 32 sums over the last axis
+determine. That needs no sort of the vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,17 +16,17 @@ _SIGN_BIT = np.uint32(1 << 31)
 def _bisect(
   batch_shape: Sequence[int], holds: Callable[[jax.Array], jax.Array]
 ) -> jax.Array:
-  """Returns the largest u32[batch_shape] for which `holds`; 0 if for none.
+  """Returns the largest u32[batch_shape] for which `holds` is true, or 0.
 
   `holds` must be true up to some number and false from there on.
   """
 
-  def set_bit(step, found):
-    candidate = found | (_SIGN_BIT >> jnp.uint32(step))
-    return jnp.where(holds(candidate), candidate, found)
+  def set_bit(step, lower):
+    candidate = lower | (_SIGN_BIT >> jnp.uint32(step))
+    return jnp.where(holds(candidate), candidate, lower)
 
-  found = jnp.zeros(batch_shape, jnp.uint32)
-  return jax.lax.fori_loop(0, 32, set_bit, found)
+  lower = jnp.zeros(batch_shape, jnp.uint32)
+  return jax.lax.fori_loop(0, 32, set_bit, lower)
 
 
 def int32_bsearch(
@@ -63,7 +63,7 @@ def float32_bsearch(
 
   def holds(x):
     number = to_float32(x)
-    # Beyond the finite floats: below them it holds, above them it does not.
+    # Beyond the finite floats `holds` is true below and false above.
     below = jnp.logical_not(predicate(number))
     return jnp.where(jnp.isfinite(number), below, x < _SIGN_BIT)
 
@@ -73,12 +73,12 @@ def float32_bsearch(
 def topk_mask(
   x: jax.Array, k: int | jax.Array, replace_val: float | jax.Array
 ) -> jax.Array:
-  """Keeps the k largest of f32[..., V], and what ties with the k-th.
+  """Keeps the k largest of f32[..., V], and ties with the k-th.
 
   Args:
     x: f32[..., V].
     k: 1 or more; it may be traced.
-    replace_val: what the others become.
+    replace_val: the new value of the others.
 
   Returns:
     f32[..., V].
@@ -94,14 +94,14 @@ def topk_mask(
 def topp_mask(
   logits: jax.Array, p: float | jax.Array, replace_val: float | jax.Array
 ) -> jax.Array:
-  """Keeps the fewest likeliest choices that have probability p together.
+  """Keeps the fewest likeliest choices whose total probability is at least p.
 
   Ties with the last of them stay too. With p = 0 nothing is masked.
 
   Args:
     logits: f32[..., V].
     p: 0 to 1; it may be traced.
-    replace_val: what the others become.
+    replace_val: the new value of the others.
 
   Returns:
     f32[..., V].
@@ -109,8 +109,8 @@ def topp_mask(
   probs = jax.nn.softmax(logits, axis=-1)
 
   def too_little(threshold):
-    kept = jnp.where(probs >= threshold[..., None], probs, 0.0)
-    return jnp.sum(kept, axis=-1) < p
+    selected = jnp.where(probs >= threshold[..., None], probs, 0.0)
+    return jnp.sum(selected, axis=-1) < p
 
   threshold = float32_bsearch(probs.shape[:-1], too_little)
   masked = (probs < threshold[..., None]) & (p > 0)

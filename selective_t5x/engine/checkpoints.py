@@ -3,13 +3,13 @@
     model_dir/checkpoint_100/state/    {'target': params, 'state': {'step',
                                        'param_states'}}, arrays of any sharding
     model_dir/checkpoint_100/dataset/  the position in the training data, a file
-                                       a shard; none of the data
-    model_dir/checkpoint_100/window/   where a run was interrupted within a
-                                       window of metrics: what it had of it
+                                       a shard, without any data
+    model_dir/checkpoint_100/window/   the unfinished window of metrics of a run
+                                       that was interrupted within it
     model_dir/checkpoint_100/checksums.json
 
-Orbax writes a checkpoint beside its final place and renames it, so what is
-there is whole. Parameters cross engines: T5X reads these and this reads T5X's.
+Orbax writes a checkpoint beside its final place and renames it, so a checkpoint
+in place is complete. Both engines read each other's parameters.
 """
 
 import dataclasses
@@ -57,17 +57,17 @@ def put_aside(path: str) -> str:
   aside = os.path.join(folder, f'broken_{name}')
   if jax.process_index() == 0:
     if os.path.exists(aside):
-      shutil.rmtree(aside)  # It has broken twice.
+      shutil.rmtree(aside)  # This step has broken twice.
     epath.Path(path).rename(aside)
   multihost_utils.sync_global_devices(aside)
   return aside
 
 
 def find_checkpoint(path: str) -> str:
-  """Returns `path` where it is a checkpoint, else the latest one in it.
+  """Returns `path` if it is a checkpoint, else the latest one in it.
 
   Raises:
-    UserError: there is none.
+    UserError: there is no checkpoint.
   """
   if any(
     (epath.Path(path) / name).exists() for name in ('state', 'checkpoint')
@@ -82,10 +82,10 @@ def find_checkpoint(path: str) -> str:
   if steps:
     return checkpoint_path(path, steps[-1])
   parent = os.path.dirname(os.path.abspath(path))
-  known = [f'{PREFIX}_{step}' for step in all_steps(parent)]
+  names = [f'{PREFIX}_{step}' for step in all_steps(parent)]
   raise UserError(
     f'No checkpoint at {path}: expected a folder checkpoint_N, or one that '
-    f'holds such folders{did_you_mean(os.path.basename(path), known)}'
+    f'holds such folders{did_you_mean(os.path.basename(path), names)}'
   )
 
 
@@ -145,7 +145,7 @@ class _WindowArgs(ocp.args.CheckpointArgs):
 
 
 class CheckpointManager:
-  """Saves train states, and the train iterator with them, into a folder."""
+  """Saves train states, with the train iterator, into a folder."""
 
   def __init__(
     self,
@@ -158,12 +158,12 @@ class CheckpointManager:
     """Opens the folder and removes what an interrupted save left there.
 
     Args:
-      directory: the model folder, made where it is absent.
-      partitioner: tells the data shard of this process.
-      iterator: the train iterator to save along, or None.
+      directory: the model folder; created if it is missing.
+      partitioner: gives the data shard of this process.
+      iterator: the train iterator to save too, or None.
       save_dtype: dtype of the saved parameters (not of the optimiser's state);
-        None keeps theirs.
-      keep: number of latest checkpoints to keep; None keeps all.
+        None: their own.
+      keep: number of latest checkpoints to keep; None: all.
     """
     layout = partitioner.get_data_layout()
     self._iterator = iterator
@@ -192,7 +192,7 @@ class CheckpointManager:
     )
 
   def _write_checksums(self) -> None:
-    """Called by Orbax when all is written, before it is moved to its place."""
+    """Writes checksums; Orbax calls it before it moves a written checkpoint."""
     if jax.process_index() == 0:
       for folder in self._directory.glob(
         f'{PREFIX}_{self._saving}.orbax-checkpoint-tmp*'
@@ -200,7 +200,7 @@ class CheckpointManager:
         integrity.write(folder)
 
   def remove_remains(self) -> None:
-    """Removes what a save that failed has left: the disk may be full."""
+    """Removes the remains of a failed save, since the disk may be full."""
     if jax.process_index() == 0:
       for folder in self._directory.glob(f'{PREFIX}_*.orbax-checkpoint-tmp*'):
         shutil.rmtree(folder, ignore_errors=True)
@@ -213,8 +213,8 @@ class CheckpointManager:
     """Starts saving; the arrays are copied before this returns.
 
     Args:
-      train_state: what is saved.
-      window: of a window of metrics that is not finished, see `restore_window`.
+      train_state: the state to save.
+      window: arrays of an unfinished window of metrics, see `restore_window`.
     """
     state_dict = train_state.state_dict()
     dtype = jnp.dtype(self._save_dtype) if self._save_dtype else None
@@ -251,14 +251,14 @@ class SavedArray:
 
   Attributes:
     name: its path in the checkpoint joined by '/'.
-    shape: of the whole array.
+    shape: the shape of the whole array.
   """
 
   name: str
   shape: tuple[int, ...]
 
 
-# {name in the checkpoint: (how it is split, its dtype or None for as saved)}
+# {name in the checkpoint: (its sharding, its dtype or None: as saved)}
 ReadRequests = Mapping[str, tuple[jax.sharding.Sharding, Any]]
 
 
@@ -270,7 +270,7 @@ class OrbaxReader:
     self._handler = ocp.PyTreeCheckpointHandler(use_ocdbt=True)
 
   def arrays(self) -> dict[str, SavedArray]:
-    """Returns {name: array} of all that the checkpoint holds."""
+    """Returns {name: array} of all arrays in the checkpoint."""
     with ocp.Checkpointer(self._handler) as checkpointer:
       metadata = checkpointer.metadata(self._path).item_metadata
     if metadata is None:
@@ -282,7 +282,7 @@ class OrbaxReader:
     }
 
   def read(self, requests: ReadRequests) -> dict[str, jax.Array]:
-    """Returns {name: array} of those that are asked for."""
+    """Returns {name: array} of the requested arrays."""
     if not requests:
       return {}
     restore_args = {
@@ -305,7 +305,7 @@ class OrbaxReader:
 
 
 def restore_window(path: str) -> list[np.ndarray]:
-  """Returns the arrays of the window that was not finished, or none."""
+  """Returns the arrays of the unfinished window; an empty list without one."""
   return _read_window(epath.Path(path) / 'window')
 
 
@@ -323,16 +323,16 @@ def restore_iterator(
   iterator: dataset_iterator.DatasetIterator,
   step: int,
 ) -> None:
-  """Puts a train iterator where it was when a checkpoint was made.
+  """Moves a train iterator to its position in a checkpoint.
 
   Args:
-    path: of the checkpoint.
-    partitioner: tells the data shard of this process.
-    iterator: what is put there.
-    step: of the checkpoint.
+    path: path of the checkpoint.
+    partitioner: gives the data shard of this process.
+    iterator: the iterator to move.
+    step: step of the checkpoint.
 
   Raises:
-    UserError: the checkpoint holds no iterator, or one of other data.
+    UserError: the checkpoint has no iterator, or one of other data.
   """
   folder = epath.Path(path) / 'dataset'
   if not folder.is_dir():
@@ -350,7 +350,7 @@ def restore_iterator(
     error = UserError(f'{path}: {refusal}')
   except Exception as other:
     error = other
-  # All processes go on, or none.
+  # Either all processes continue, or none does.
   if jax.process_count() > 1:
     severity = {type(None): 0, UserError: 1}.get(type(error), 2)
     worst = int(np.max(multihost_utils.process_allgather(np.array(severity))))

@@ -1,15 +1,15 @@
-"""What a training run reads, told so that two runs can be compared.
+"""Describes the data of a training run, so that two runs can be compared.
 
-`describe` names everything that decides the batches of a data set and their
+`describe` names everything that determines the batches of a data set and their
 order: the settings of DatasetConfig, the tasks with their preprocessors and
-vocabularies, and the files, or the TensorFlow data set, behind them. Nothing of
-the data itself is in it.
+vocabularies, and the files, or the TensorFlow data set, behind them. The
+description contains no data.
 
-A data source that knows better than this module what decides its examples has
-a method `data_identity(split)`, which returns {label: text, or the path of a
-file that is read, or another data source}. Functions and classes are told by
-their names and arguments, not by their code or module; that the batches
-themselves are the same is for who compares to see (`train_iterator`).
+A data source that describes itself better than this module has a method
+`data_identity(split)`, which returns {label: text, or the path of a file that
+is read, or another data source}. Functions and classes are described by their
+names and arguments, not by their code or module; `train_iterator` checks that
+the batches themselves are the same.
 """
 
 import contextlib
@@ -28,10 +28,10 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-# Files are told apart by their content where all of them together are not
-# longer than this, else by the time of their last change.
+# Files are identified by their content if all of them together are not longer
+# than this, else by the time of their last change.
 _HASHED_BYTES = 1 << 28
-_NAMED_FILES = 100  # More are told as one.
+_NAMED_FILES = 100  # More files are described together.
 _CHUNK = 1 << 22
 _DEPTH = 6
 _LONGEST_TEXT = 80
@@ -55,14 +55,13 @@ def describe(
   feature_converter: Callable[..., Any],
   num_shards: int | None = None,
 ) -> dict[str, str]:
-  """Returns {what: value} of all that decides the batches.
+  """Returns {aspect: value} of everything that determines the batches.
 
   Args:
     cfg: T5X's DatasetConfig.
     provider: the task or mixture that it names.
     feature_converter: turns task features into model features.
-    num_shards: number of parts of a batch that are read apart; None where that
-      is not known.
+    num_shards: number of data shards of a batch; None: unknown.
   """
   identity = {'task': provider.name}
   for name in _OF_THE_DATASET_CONFIG:
@@ -99,11 +98,11 @@ def _of_task(task: seqio.Task, split: str, use_cached: bool) -> dict[str, str]:
 
 
 def _of_feature(feature: seqio.Feature) -> str:
-  told = {
+  fields = {
     field.name: getattr(feature, field.name)
     for field in dataclasses.fields(feature)
   }
-  return ', '.join(f'{k}={text(v)}' for k, v in told.items())
+  return ', '.join(f'{k}={text(v)}' for k, v in fields.items())
 
 
 def _of_source(source: seqio.DataSource, split: str) -> dict[str, str]:
@@ -127,7 +126,7 @@ def _of_source(source: seqio.DataSource, split: str) -> dict[str, str]:
 
 
 def _of_own_account(source: Any, split: str) -> dict[str, str]:
-  """Returns what a source says itself, with the checksums of its files."""
+  """Returns a source's own description, with the checksums of its files."""
   identity, files = {'source': _name(type(source))}, []
   for label, value in source.data_identity(split).items():
     if isinstance(value, pathlib.Path):
@@ -160,30 +159,30 @@ def _is_file(path: str) -> bool:
 def _of_files(files: Sequence[tuple[str, str]]) -> dict[str, str]:
   """Returns {'file <name>': its size, and its checksum or time of change}.
 
-  The folder that a file is in does not count: data may be moved.
+  The folder of a file does not count: data may be moved.
 
   Args:
-    files: (name, path) of each, in the order in which they are read.
+    files: (name, path) of each, in reading order.
   """
   stats = [(name, path, tf.io.gfile.stat(path)) for name, path in files]
   total = sum(stat.length for _, _, stat in stats)
-  told = []
+  lines = []
   for name, path, stat in stats:
     mark = (
       f'checksum {_checksum(path, stat.length, stat.mtime_nsec):08x}'
       if total <= _HASHED_BYTES
       else f'changed at {stat.mtime_nsec / 1e9:.3f}'
     )
-    told.append((f'file {name}', f'{stat.length} bytes, {mark}'))
-  if len(told) <= _NAMED_FILES and len(dict(told)) == len(told):
-    return {'files': str(len(told))} | dict(told)
-  digest = hashlib.sha256(repr(told).encode()).hexdigest()[:16]
-  return {'files': f'{len(told)} of {total} bytes, digest {digest}'}
+    lines.append((f'file {name}', f'{stat.length} bytes, {mark}'))
+  if len(lines) <= _NAMED_FILES and len(dict(lines)) == len(lines):
+    return {'files': str(len(lines))} | dict(lines)
+  digest = hashlib.sha256(repr(lines).encode()).hexdigest()[:16]
+  return {'files': f'{len(lines)} of {total} bytes, digest {digest}'}
 
 
 @functools.lru_cache(maxsize=4096)
 def _checksum(path: str, length: int, mtime: int) -> int:
-  """Returns the CRC-32 of a file; length and mtime tell an old answer."""
+  """Returns the CRC-32 of a file; length and mtime invalidate the cache."""
   del length, mtime
   total = 0
   with tf.io.gfile.GFile(path, 'rb') as file:
@@ -193,7 +192,7 @@ def _checksum(path: str, length: int, mtime: int) -> int:
 
 
 def _brief(text: str) -> str:
-  """Returns a text, or a digest in place of one so long that it may be data."""
+  """Returns a text, or the digest of one so long that it may be data."""
   if len(text) <= _LONGEST_TEXT:
     return text
   digest = hashlib.sha256(text.encode(errors='replace')).hexdigest()[:16]
@@ -201,7 +200,7 @@ def _brief(text: str) -> str:
 
 
 def text(value: Any, depth: int = _DEPTH) -> str:
-  """Returns what tells a value from others, the same in every process."""
+  """Returns a description of a value, the same in every process."""
   if isinstance(value, str | bytes | bool | int | float | type(None)):
     return _brief(repr(value))
   if not depth:
@@ -230,7 +229,7 @@ def text(value: Any, depth: int = _DEPTH) -> str:
     array = np.asarray(value)
     content = array.tobytes() if array.dtype != object else repr(array).encode()
     return f'{array.dtype.name}{list(array.shape)} {zlib.crc32(content):08x}'
-  # Never repr, which may hold an address, another in the next process.
+  # Never repr: it may contain an address, which differs between processes.
   is_set_up = callable(value) or dataclasses.is_dataclass(value)
   attributes = _attributes(value) if is_set_up else {}
   return _name(type(value)) + _arguments(_texts(attributes, depth - 1))
@@ -241,8 +240,8 @@ def _texts(values: Mapping[Any, Any], depth: int) -> dict[Any, str]:
 
 
 def _arguments(texts: Mapping[Any, str]) -> str:
-  told = ', '.join(f'{name}={text}' for name, text in texts.items())
-  return f'({told})' if told else ''
+  listed = ', '.join(f'{name}={text}' for name, text in texts.items())
+  return f'({listed})' if listed else ''
 
 
 _BASE_ATTRIBUTES = {
@@ -257,7 +256,7 @@ _PLAIN = (
 
 
 def _attributes(value: Any) -> dict[str, Any]:
-  """Returns the attributes of an object that say how it was set up."""
+  """Returns the attributes with which an object was set up."""
   return {
     name.strip('_'): attribute
     for name, attribute in sorted(getattr(value, '__dict__', {}).items())
@@ -266,16 +265,16 @@ def _attributes(value: Any) -> dict[str, Any]:
 
 
 def _of_function(value: Callable, depth: int) -> str:
-  """Returns a function's name, its arguments, and what it closes over."""
+  """Returns a function's name, its arguments and its closure's variables."""
   positional, keywords = (), {}
   while isinstance(value, functools.partial):
     positional = (*value.args, *positional)
     keywords = value.keywords | keywords
     value = value.func
-  bound = _texts(dict(enumerate(positional)) | keywords, depth - 1)
+  arguments = _texts(dict(enumerate(positional)) | keywords, depth - 1)
   if not isinstance(value, types.FunctionType):
-    return text(value, depth - 1) + _arguments(bound)
-  # What decorates a function says less than the function inside.
+    return text(value, depth - 1) + _arguments(arguments)
+  # The function inside a decorator says more than the decorator.
   function = inspect.unwrap(value)
   defaults = {
     name: parameter.default
@@ -284,11 +283,11 @@ def _of_function(value: Callable, depth: int) -> str:
     and parameter.default is not None
   }
   outer = _texts(defaults | _closure(function), depth - 1)
-  return _name(function) + _arguments(outer | bound)
+  return _name(function) + _arguments(outer | arguments)
 
 
 def _closure(function: types.FunctionType) -> dict[str, Any]:
-  """Returns the variables that a function takes from those around it."""
+  """Returns the variables that a function takes from enclosing ones."""
   values = {}
   for name, cell in zip(
     function.__code__.co_freevars, function.__closure__ or (), strict=True
@@ -299,14 +298,14 @@ def _closure(function: types.FunctionType) -> dict[str, Any]:
 
 
 def _of_vocabulary(vocabulary: seqio.Vocabulary) -> str:
-  """Returns what tells vocabularies with other ids apart."""
+  """Returns a text that differs between vocabularies with different ids."""
   if hasattr(vocabulary, 'resolve'):
     vocabulary = vocabulary.resolve()
-  told = f'{_name(type(vocabulary))} of {vocabulary.vocab_size} ids'
+  description = f'{_name(type(vocabulary))} of {vocabulary.vocab_size} ids'
   if isinstance(vocabulary, seqio.SentencePieceVocabulary):
     pieces = hashlib.sha256(vocabulary.sp_model).hexdigest()[:16]
-    told += f', {vocabulary.extra_ids} extra, pieces {pieces}'
-  return told
+    description += f', {vocabulary.extra_ids} extra, pieces {pieces}'
+  return description
 
 
 def _name(value: Any) -> str:

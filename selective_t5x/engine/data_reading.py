@@ -1,7 +1,7 @@
-"""Reading a tf.data pipeline so that a signal can end the wait for it.
+"""Reads a tf.data pipeline in a thread, so that a signal can end the wait.
 
 A pipeline that filters everything out of an endless data set never returns from
-TensorFlow, and Python handles no signal before it does. So a thread asks for
+TensorFlow, and Python handles no signal before it does. So a thread requests
 the element, the caller waits for the thread, and the request can be cancelled.
 """
 
@@ -15,50 +15,50 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-# TensorFlow offers cancellation of a call of a function here alone.
+# Only this module of TensorFlow can cancel the call of a function.
 from tensorflow.python.eager import cancellation
 
 from selective_t5x.errors import RunError
 
-# Of the thread that waits for TensorFlow.
+# The name of the thread that waits for TensorFlow.
 THREAD = 'reads_data'
 _POLL_SECONDS = 0.2
 _CANCEL_SECONDS = 30
 
 
 class Stopped(Exception):
-  """The caller no longer waits for the element that it asked for."""
+  """The caller no longer waits for the requested element."""
 
 
 @contextlib.contextmanager
 def reading(what: str) -> Iterator[None]:
-  """Turns what goes wrong while data is read into one line.
+  """Turns errors while data is read into one line.
 
   Raises:
-    RunError: a file is gone or broken, or there is no data.
+    RunError: a file is missing or broken, or there is no data.
   """
   try:
     yield
   except tf.errors.OpError as error:
-    # A Python function in the pipeline adds its traceback; its error is last.
-    said = re.findall(r'\w+Error: .*', error.message) or [error.message]
-    told = f'{type(error).__name__}: {said[-1]}'.splitlines()[0]
-    raise RunError(f'{what} cannot be read: {told}') from error
+    # The traceback of a Python function in the pipeline ends in its error.
+    reasons = re.findall(r'\w+Error: .*', error.message) or [error.message]
+    reason = f'{type(error).__name__}: {reasons[-1]}'.splitlines()[0]
+    raise RunError(f'{what} cannot be read: {reason}') from error
   except StopIteration:
     # With a cause, contextlib would take it for Python's own RuntimeError.
     raise RunError(f'{what} gives no batch, or no more') from None
 
 
 def never(*_) -> bool:
-  """Returns False: the caller waits as long as it takes."""
+  """Returns False: the caller waits without limit."""
   return False
 
 
 class InterruptibleIterator:
   """The elements of a tf.data.Dataset, as NumPy arrays.
 
-  Whatever ends the wait for an element, a signal's handler that raises, Ctrl-C
-  or `stopped`, cancels the pipeline; the iterator is of no use after it.
+  A signal handler that raises, Ctrl-C or `stopped` ends the wait for an element
+  and cancels the pipeline; the iterator cannot be used afterwards.
 
   Attributes:
     iterator: TensorFlow's own iterator, whose state can be read and written
@@ -72,9 +72,9 @@ class InterruptibleIterator:
 
     Args:
       dataset: its elements are dictionaries of tensors, or tensors.
-      stopped: called several times a second while an element is waited for,
-        with the seconds since it was asked for; where it returns True the wait
-        ends with `Stopped`.
+      stopped: called several times a second during the wait for an element,
+        with the seconds since the request; if it returns True, the wait ends
+        with `Stopped`.
     """
     self.iterator = iter(dataset)
     self._stopped = stopped
@@ -91,8 +91,8 @@ class InterruptibleIterator:
     """Returns the next element.
 
     Raises:
-      StopIteration: there is none.
-      Stopped: `stopped` said so while it was waited for.
+      StopIteration: there is no further element.
+      Stopped: `stopped` returned True during the wait.
     """
     return tf.nest.map_structure(to_numpy, self.next_tensors())
 
@@ -102,16 +102,16 @@ class InterruptibleIterator:
     """Returns the next element as TensorFlow's tensors.
 
     Args:
-      patience: seconds after which `out_of_patience` is called, once; None does
-        not call it.
-      out_of_patience: called while the element is still waited for; what it
-        raises ends the wait.
+      patience: seconds after which `out_of_patience` is called, once; None:
+        never.
+      out_of_patience: called during the wait; an exception from it ends the
+        wait.
 
     Raises:
-      StopIteration: there is none.
-      Stopped: `stopped` said so while it was waited for.
+      StopIteration: there is no further element.
+      Stopped: `stopped` returned True during the wait.
     """
-    if self._ended:  # TensorFlow would call a further request cancelled.
+    if self._ended:  # TensorFlow would report a further request as cancelled.
       raise StopIteration
     started = time.monotonic()
     request = _Request(self._get_next, self.iterator, self._cancellation)
@@ -135,7 +135,7 @@ class InterruptibleIterator:
 
 
 def to_numpy(tensor: tf.Tensor) -> np.ndarray | bytes:
-  """Returns an array that shares a tensor's memory; bytes of one string."""
+  """Returns an array that shares a tensor's memory; bytes for one string."""
   if tensor.dtype == tf.string:
     return tensor.numpy()
   return np.asarray(tensor)
@@ -157,7 +157,7 @@ class _Request:
       finally:
         self.done.set()
 
-    # A daemon: an ordinary exit must not wait for what cannot be cancelled.
+    # A daemon, since an exit must not wait for an uncancellable call.
     threading.Thread(target=call, daemon=True, name=THREAD).start()
 
   def result(self):

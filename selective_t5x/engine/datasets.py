@@ -1,4 +1,4 @@
-"""From a seqio task to sharded batches, for training and for evaluation."""
+"""Sharded batches of seqio tasks, for training and for evaluation."""
 
 import dataclasses
 import importlib
@@ -20,7 +20,7 @@ from t5x.train_iterator import TrainIterator
 
 @dataclasses.dataclass
 class DatasetConfig:
-  """Which examples are read, and how they become batches.
+  """The examples to read, and how they become batches.
 
   Attributes:
     mixture_or_task_name: a registered seqio task or mixture, or the object.
@@ -28,7 +28,8 @@ class DatasetConfig:
     split: for instance 'train'.
     batch_size: examples (rows, when packed) in the global batch.
     shuffle: whether examples are shuffled.
-    seed: of the shuffle and of random preprocessors; None is a new one a run.
+    seed: seed of the shuffle and of random preprocessors; None: a new one for
+      each run.
     use_cached: whether to read seqio's offline cache of the task.
     pack: whether several examples share a row.
     use_custom_packing_ops: whether packing uses the t5 package's compiled ops.
@@ -58,8 +59,8 @@ def import_module(module: str) -> None:
   """Imports a module that registers tasks.
 
   Raises:
-    RuntimeError: it has gin configurables, which a locked configuration can no
-      longer take.
+    RuntimeError: it has gin configurables, which a locked configuration cannot
+      accept any more.
   """
   try:
     importlib.import_module(module)
@@ -82,11 +83,11 @@ def get_mixture_or_task(cfg: DatasetConfig) -> seqio.Task | seqio.Mixture:
     import_module(cfg.module)
   provider = cfg.mixture_or_task_name
   if isinstance(provider, str):
-    known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
-    if provider not in known:
+    names = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
+    if provider not in names:
       raise UserError(
         f'No task or mixture is named {provider!r}'
-        f'{did_you_mean(provider, known)} (a task is known once its module is '
+        f'{did_you_mean(provider, names)} (a task is known once its module is '
         'imported: MIXTURE_OR_TASK_MODULE, or an import in a gin file)'
       )
     provider = seqio.get_mixture_or_task(provider)
@@ -99,7 +100,7 @@ def get_vocabulary(
   """Returns the vocabularies of a task's inputs and targets.
 
   Raises:
-    ValueError: not both features are there, and the vocabularies differ.
+    ValueError: a feature is missing, and the vocabularies differ.
   """
   features = get_mixture_or_task(cfg).output_features
   if 'inputs' in features and 'targets' in features:
@@ -118,23 +119,23 @@ def get_vocabulary(
 
 
 def verify_matching_vocabs(cfg: DatasetConfig, model) -> None:
-  """Checks that the model was given the vocabularies of the task.
+  """Checks that the model has the vocabularies of the task.
 
   Raises:
-    UserError: it was given others.
+    UserError: it has others.
   """
   task = get_vocabulary(cfg)
-  given = (model.input_vocabulary, model.output_vocabulary)
-  if task != given:
+  of_model = (model.input_vocabulary, model.output_vocabulary)
+  if task != of_model:
     raise UserError(
       'Model and Task vocabularies do not match: task '
       f'{cfg.mixture_or_task_name} has {task[0]}, {task[1]}; the model has '
-      f'{given[0]}, {given[1]}'
+      f'{of_model[0]}, {of_model[1]}'
     )
 
 
 def check_split(provider: seqio.Task | seqio.Mixture, split: str) -> None:
-  """Raises UserError where a task or mixture has no such split, or no data."""
+  """Raises UserError if a task or mixture lacks the split, or its data."""
   for task in seqio.get_subtasks(provider):
     if isinstance(task.source, seqio.TfdsDataSource) and not task.source.splits:
       tfds = task.source.tfds_dataset
@@ -171,11 +172,11 @@ def get_dataset(
   """Returns a dataset of batches of this shard.
 
   Args:
-    cfg: what to read.
+    cfg: the data to read.
     shard_id: the shard, in [0, num_shards).
     num_shards: number of shards that the batch is divided into.
     feature_converter_cls: turns task features into model features.
-    num_epochs: times the data is repeated; None is without end.
+    num_epochs: number of repetitions of the data; None: endless.
 
   Raises:
     UserError: the batch cannot be divided; no such task or split.
@@ -191,7 +192,7 @@ def get_dataset(
     _check_cached(provider)
   seed = cfg.seed
   if seed is None:
-    # One seed for all processes: they must read parts of the same order.
+    # All processes use one seed: they must read parts of the same order.
     seed = int(multihost_utils.broadcast_one_to_all(np.int32(time.time())))
   return seqio.get_dataset(
     mixture_or_task_name=provider,
@@ -211,13 +212,13 @@ def get_dataset(
 
 
 def whole_batches(rows: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
-  """Returns batches of all rows, the last one filled up with zeros."""
+  """Returns batches of all rows; zeros fill up the last one."""
   padding = tf.data.Dataset.from_tensors(
     tf.nest.map_structure(
       lambda spec: tf.zeros(spec.shape, spec.dtype), rows.element_spec
     )
   )
-  # Too much of it: what makes no whole batch is dropped.
+  # This adds too many rows; an incomplete batch of padding is dropped.
   rows = rows.concatenate(padding.repeat(batch_size - 1))
   return rows.batch(batch_size, drop_remainder=True)
 
@@ -232,20 +233,20 @@ def get_training_eval_datasets(
   """Returns up to `eval_steps` batches of every task that has the split.
 
   No row is read twice: a task with fewer rows has fewer batches, and rows of
-  padding, which have no weight, fill up its last one. T5X repeats the rows, so
-  that some count more than others and which do depends on the batch size. A
-  mixture is evaluated as a whole too, under its own name.
+  padding without weight fill up its last one. T5X repeats the rows, so that
+  some count more than others, depending on the batch size. A mixture is also
+  evaluated as a whole, under its own name.
 
   Args:
-    cfg: what to read.
+    cfg: the data to read.
     shard_id: the shard, in [0, num_shards).
     num_shards: number of shards that the batch is divided into.
-    eval_steps: number of batches, at most.
+    eval_steps: maximum number of batches.
     feature_converter_cls: turns task features into model features.
 
   Raises:
-    UserError: the batch cannot be divided, no task has the split, or nothing is
-      left of it.
+    UserError: the batch cannot be divided, no task has the split, or it is
+      empty.
   """
   provider = get_mixture_or_task(cfg)
   if cfg.batch_size % num_shards:
@@ -293,10 +294,10 @@ def get_training_eval_datasets(
 def prepare_train_iter(
   train_iter: tf.data.Dataset, *, partitioner, checkpoint_cfg, data_layout
 ) -> TrainIterator:
-  """Returns an iterator over a dataset's batches, T5X's spelling.
+  """Returns an iterator over a dataset's batches, with T5X's signature.
 
-  checkpoint_cfg and data_layout are not needed here: the position can always
-  be saved, and the partitioner knows the layout.
+  checkpoint_cfg and data_layout are unused: the position can always be saved,
+  and the partitioner knows the layout.
   """
   del checkpoint_cfg, data_layout
   return TrainIterator(train_iter, partitioner)

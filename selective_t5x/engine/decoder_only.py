@@ -120,13 +120,12 @@ class DecoderOnlyModel(base_models.BaseTransformerModel):
   def _compute_kv_cache(
     self, params: PyTree, inputs: jax.Array, causal_attention_mask: jax.Array
   ) -> tuple[decoding.Cache, jax.Array]:
-    """Makes a cache and reads the prompts into it in one go.
+    """Makes a KV cache and prefills it with the prompts.
 
     Args:
-      params: of the module.
+      params: the module's parameters.
       inputs: i32[B, N], the prompts: the start token, tokens, then zeros.
-      causal_attention_mask: i32[B, N], 1 where inputs has the start token or a
-        token.
+      causal_attention_mask: i32[B, N], 1 for the start token and the prompt.
 
     Returns:
       (the cache, lengths of the prompts i32[B]). The last token of a prompt is
@@ -145,7 +144,7 @@ class DecoderOnlyModel(base_models.BaseTransformerModel):
     _, variables = self.module.apply(
       {'params': params, 'cache': variables['cache']},
       decoder_input_tokens=inputs,
-      # Targets of 0 are padding to a module, and the start token is none.
+      # A module takes targets of 0 for padding; the start token is not padding.
       decoder_target_tokens=causal_attention_mask,
       decoder_causal_attention=self._get_decoder_causal_attention(
         {'decoder_causal_attention': causal_attention_mask}
@@ -167,11 +166,11 @@ class DecoderOnlyModel(base_models.BaseTransformerModel):
     num_decodes: int = 1,
     decoder_params: Mapping[str, Any] | None = None,
   ) -> base_models.Predictions:
-    """Writes what follows the inputs of a batch.
+    """Generates the continuation of a batch's inputs.
 
-    decoder_causal_attention says which tokens are inputs, as
-    seqio.DecoderFeatureConverter makes it: it covers the start token and the
-    inputs. With inputs 9 4 1 and targets 3 1,
+    decoder_causal_attention marks the inputs, as made by
+    seqio.DecoderFeatureConverter: the start token and the inputs. With inputs
+    9 4 1 and targets 3 1,
 
       decoder_input_tokens      0 9 4 1 3 0
       decoder_causal_attention  1 1 1 1 0 0
@@ -179,9 +178,9 @@ class DecoderOnlyModel(base_models.BaseTransformerModel):
       result                    a b c 0 0 0
 
     Args:
-      params: of the module.
-      batch: decoder_input_tokens and decoder_causal_attention, i32[B, N]. N is
-        the room for inputs and outputs together.
+      params: the module's parameters.
+      batch: decoder_input_tokens and decoder_causal_attention, i32[B, N], with
+        N the length of inputs and outputs together.
       rng: the key of sampling.
       return_all_decodes: whether to return all K decodes or the best.
       num_decodes: K.
@@ -193,8 +192,8 @@ class DecoderOnlyModel(base_models.BaseTransformerModel):
       best decode last.
 
     Raises:
-      ValueError: the batch does not say what is an input, or rng and
-        decoder_params both give a key.
+      ValueError: the batch does not mark its inputs, or rng and decoder_params
+        both give a key.
     """
     if 'decoder_causal_attention' not in batch:
       raise ValueError(

@@ -1,7 +1,7 @@
 """Decoding: sampling with a temperature, and beam search (beam_search.py).
 
-Both take a function that gives the logits of the next token and a cache, and
-run in one compiled loop. Shapes as in beams.py.
+Both take a KV cache and a function that returns the logits of the next token,
+and run in one compiled loop. Shapes as in beams.py.
 """
 
 import functools
@@ -39,10 +39,10 @@ from t5x.beams import (  # noqa: F401
   unflatten_beam_dim,
 )
 
-# Dividing by less than this would not be safe: it is greedy decoding.
+# Below this temperature a division would be unsafe, so decoding is greedy.
 MIN_TEMPERATURE = np.array(1e-4)
 
-# Columns of SamplingLoopState.sequences beyond N, see there.
+# Columns of SamplingLoopState.sequences beyond N.
 _EXTRA_COLUMNS = 2
 
 
@@ -53,13 +53,13 @@ class SamplingLoopState:
   Attributes:
     step: i32[], steps taken.
     cur_index: i32[B * K], position of each row's current token.
-    sequences: i32[B * K, N + 2]: the start token or prompt, what was sampled,
-      and a last column for what rows that have ended would write.
+    sequences: i32[B * K, N + 2]: the start token or prompt, the sampled tokens,
+      and a last column for the discarded writes of ended rows.
     cache: the model's cache.
     cur_token: i32[B * K, 1], each row's current token.
-    ended: bool[B * K, 1], whether a row writes no more.
+    ended: bool[B * K, 1], whether a row has ended.
     rng: the key of the next steps.
-    log_prob: f32[B * K], log-probability of what was sampled.
+    log_prob: f32[B * K], log-probability of the sampled tokens.
   """
 
   step: jax.Array
@@ -96,41 +96,41 @@ def temperature_sample(
 ) -> tuple[jax.Array, jax.Array]:
   """Samples continuations of prompts; greedy with the default, topk = 1.
 
-  Tokens of a prompt are kept. A row that has written the end token gets zeros
-  from there on; the loop ends when all rows have, or are full. End tokens of a
-  prompt do not count.
+  Tokens of a prompt are kept. A row gets zeros after its end token; the loop
+  ends when all rows have ended or are full. End tokens in a prompt are ignored.
 
   Args:
     inputs: i32[B, N], the prompts: the start token 0, the tokens of the prompt,
       then zeros.
     cache: the model's cache of B rows.
-    tokens_to_logits: gives f32[B * K, V], the logits of the next token, and the
-      new cache.
+    tokens_to_logits: returns f32[B * K, V], the logits of the next token, and
+      the new cache.
     eos_id: the end token.
-    decode_rng: the key; None for jax.random.PRNGKey(0).
-    num_decodes: K, how often each prompt is continued.
-    temperature: what logits are divided by, one number or f32[B]; below 1e-4
+    decode_rng: the key; None: jax.random.PRNGKey(0).
+    num_decodes: K, the number of continuations of each prompt.
+    temperature: divisor of the logits, one number or f32[B]; below 1e-4
       decoding is greedy.
-    topk: sample from the k likeliest tokens; 0 for no such limit.
-    topp: sample from the fewest tokens of probability p together; 0 for no such
-      limit. Not with topk.
-    cache_offset: 1 where the cache has a layer axis first.
+    topk: sample from the k likeliest tokens; 0: no limit.
+    topp: sample from the fewest tokens with total probability p; 0: no limit.
+      Not with topk.
+    cache_offset: 1 if the cache's first axis is the layer.
     initial_index: i32[B], lengths of the prompts that are in the cache, so that
-      decoding starts at their last token; None to read the prompts step by
-      step. The cache's index is then i32[B] too.
-    max_decode_steps: tokens after the prompt at most; None fills the row.
+      decoding starts at their last token; the cache's index is then i32[B] too.
+      None: the prompts are read step by step.
+    max_decode_steps: maximum number of tokens after the prompt; None: the row
+      is filled.
     max_decode_steps_hard_limit: a static bound of max_decode_steps, which may
-      be traced; None or 0 for none.
-    rescale_log_probs: whether log-probabilities are those of what was sampled
-      from, after temperature, topk and topp, rather than the model's.
+      be traced; None or 0: no bound.
+    rescale_log_probs: whether log-probabilities belong to the distribution that
+      was sampled, after temperature, topk and topp, or to the model's.
     state_callback_fn: called before every step and at the end; returns the
-      state to go on with.
+      next state.
     logit_callback_fn: called with (logits, state) before a token is sampled;
       returns the logits to sample from.
 
   Returns:
     (tokens i32[B, K, N] without the start token, log-probabilities f32[B, K]),
-    rising, so the likeliest is the last.
+    in rising order: the likeliest is the last.
 
   Raises:
     ValueError: topk and topp are both on, or max_decode_steps is above N.
@@ -195,7 +195,7 @@ def _temperature_sample_single_trial(
 ) -> tuple[jax.Array, jax.Array]:
   """Samples one continuation of every row.
 
-  Arguments as of temperature_sample, with rows repeated num_decodes times.
+  The arguments are temperature_sample's, with rows repeated num_decodes times.
 
   Returns:
     (tokens i32[B * K, N], log-probabilities f32[B * K]).
@@ -242,9 +242,9 @@ def _temperature_sample_single_trial(
     # A row that is full while others go on stays at its limit.
     index = jnp.minimum(state.cur_index, limit)
     target = (index + 1)[:, None]
-    given = jnp.take_along_axis(state.sequences, target, axis=1)
-    is_new = (given == 0) & ~state.ended
-    token = jnp.where(given == 0, sampled[:, None], given)
+    prompt_token = jnp.take_along_axis(state.sequences, target, axis=1)
+    is_new = (prompt_token == 0) & ~state.ended
+    token = jnp.where(prompt_token == 0, sampled[:, None], prompt_token)
     token = jnp.where(state.ended, 0, token)
     columns = jnp.arange(length + _EXTRA_COLUMNS)
     sequences = jnp.where(columns == target, token, state.sequences)
@@ -315,7 +315,7 @@ def _sample(
       scaled = binary_search.topp_mask(scaled, topp, NEG_INF_VALUE)
     tokens = jax.random.categorical(rng, scaled).astype(jnp.int32)
     tokens = jnp.where(is_warm, tokens, greedy)
-    # What is sampled greedily has probability 1.
+    # A greedily sampled token has probability 1.
     return tokens, jnp.where(is_warm, log_prob_of(tokens, scaled), 0.0)
 
   def take_greedy():

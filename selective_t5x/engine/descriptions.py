@@ -1,9 +1,8 @@
-"""Says in words what an object computes with, to compare it with another run's.
+"""Describes a model in words, to compare it with another run's.
 
-A model's results depend on its module, on how it decodes and on the functions
-that these name. What neither is data nor has fields is described by the name of
-its class or function, so two descriptions that are equal do not prove that the
-objects are.
+A model's results depend on its module, its decoding and the functions that
+these name. An object without fields that is not data is described by the name
+of its class or function, so equal descriptions do not prove equal objects.
 """
 
 import dataclasses
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-# What training alone reads of a model, and flax's link to what made a module.
+# Attributes that only training reads, and flax's link to a module's parent.
 _UNREAD = frozenset(
   {'optimizer_def', '_optimizer_def', '_loss_normalizing_factor', 'parent'}
 )
@@ -24,21 +23,21 @@ _UNREAD = frozenset(
 def of_model(model: Any) -> dict[str, Any]:
   """Returns {'model.module.num_layers': 2, ...} of a model's attributes.
 
-  The values are those of JSON.
+  The values have JSON's types.
   """
-  found = {'model': _name(type(model))}
+  description = {'model': _name(type(model))}
   for name, value in sorted(vars(model).items()):
     if name not in _UNREAD:
-      found |= of(value, f'model.{name.lstrip("_")}')
-  return found
+      description |= of(value, f'model.{name.lstrip("_")}')
+  return description
 
 
 def of(value: Any, name: str) -> dict[str, Any]:
-  """Returns {name of each part: what it is}, `name` for the whole.
+  """Returns {name of each part: its description}.
 
   Args:
     value: dataclasses, partial functions, mappings and sequences have parts.
-    name: what it is called; that of a part follows after a dot.
+    name: name of the whole; the name of a part follows after a dot.
   """
   if isinstance(value, functools.partial):
     parts = {'': value.func, **dict(enumerate(value.args)), **value.keywords}
@@ -55,14 +54,14 @@ def of(value: Any, name: str) -> dict[str, Any]:
     parts = dict(enumerate(value))
   else:
     return {name: _leaf(value)}
-  found = {}
+  descriptions = {}
   for key, part in parts.items():
-    found |= of(part, f'{name}.{key}' if key != '' else name)
-  return found or {name: repr(value)}
+    descriptions |= of(part, f'{name}.{key}' if key != '' else name)
+  return descriptions or {name: repr(value)}
 
 
 def _leaf(value: Any) -> Any:
-  """Returns what a value without parts is."""
+  """Returns the description of a value without parts."""
   if value is None or isinstance(value, str | int):
     return value
   if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""Whether arrays can be divided over a mesh as their axes ask for."""
+"""Checks that arrays can be divided over a mesh."""
 
 import math
 from typing import Any
@@ -8,13 +8,13 @@ from jax.sharding import Mesh, PartitionSpec
 
 from selective_t5x.errors import UserError
 
-# What an axis is, where its logical name does not tell.
+# Descriptions of axes whose logical name is unclear.
 _AXES = {
   'joined_kv': 'heads times their size',
   'kv': "a head's size",
   'embed': "the model's width",
 }
-# What sets the number of devices along an axis of the mesh.
+# The setting for the number of devices along each axis of the mesh.
 _SETTINGS = {
   'model': 'PjitPartitioner.num_partitions or model_parallel_submesh',
   'data': 'the devices that PjitPartitioner.num_partitions leaves',
@@ -22,16 +22,16 @@ _SETTINGS = {
 
 
 def check(shapes: Any, logical_axes: Any, mesh_axes: Any, mesh: Mesh) -> None:
-  """Checks that the devices of a mesh divide what is divided over them.
+  """Checks that the devices of a mesh divide the axes that are split over them.
 
   Args:
-    shapes: nested dict of what has a shape.
+    shapes: nested dict of objects with a shape.
     logical_axes: the same with a PartitionSpec of logical names, or None.
     mesh_axes: the same with a PartitionSpec of the mesh's axes, or None.
     mesh: the devices.
 
   Raises:
-    UserError: the first array that they do not divide.
+    UserError: names the first array that they do not divide.
   """
   if math.prod(mesh.shape.values()) == 1:
     return

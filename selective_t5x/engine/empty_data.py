@@ -1,7 +1,7 @@
-"""Data sets of which nothing is left, told before anybody waits for them.
+"""Detects empty data sets before a run waits for them.
 
-What is repeated without end and filtered to nothing is searched for ever; one
-pass over it, unshuffled, ends.
+A data set that is repeated without end and filtered to nothing is searched for
+ever; one pass over it, unshuffled, ends.
 """
 
 import seqio
@@ -12,15 +12,14 @@ from t5x import data_reading
 
 
 def check(cfg, provider: seqio.Task | seqio.Mixture) -> None:
-  """Reads one example of each task that takes part in a data set.
+  """Reads one example of each task in a data set.
 
   Args:
     cfg: T5X's DatasetConfig.
     provider: the task or mixture that it names.
 
   Raises:
-    UserError: the mixture takes no example of any task, or nothing is left of a
-      task that it takes examples of.
+    UserError: all rates of the mixture are 0, or a task has no example.
   """
   tasks = _tasks(cfg, provider)
   if isinstance(provider, seqio.Mixture):
@@ -31,7 +30,7 @@ def check(cfg, provider: seqio.Task | seqio.Mixture) -> None:
 
 
 def check_rates(cfg, mixture: seqio.Mixture) -> None:
-  """Raises UserError where a mixture takes no example of any task."""
+  """Raises UserError if all rates of a mixture are 0."""
   tasks = _tasks(cfg, mixture)
   if not any(mixture.get_rate(task) for task in tasks):
     raise UserError(
@@ -52,7 +51,7 @@ def check_task(cfg, task: seqio.Task) -> None:
     task: has the split of the config.
 
   Raises:
-    UserError: nothing is left of it.
+    UserError: it has no example.
   """
   with data_reading.reading(f'split {cfg.split!r} of task {task.name}'):
     examples = task.get_dataset(

@@ -14,7 +14,7 @@ from flax import linen as nn
 from t5x import base_models, decoding, optimizers
 from t5x.base_models import Batch, PyTree
 
-# Features of packed batches; others have no such shapes.
+# Features that only packed batches have.
 _PACKING_FEATURES = (
   'encoder_positions',
   'decoder_positions',
@@ -25,7 +25,7 @@ _PACKING_FEATURES = (
 
 @dataclasses.dataclass(frozen=True)
 class DecoderParams:
-  """What predictions are unless the caller says otherwise.
+  """Defaults of predictions.
 
   Attributes:
     return_all_decodes: whether to return all decodes, or the best.
@@ -134,8 +134,8 @@ class EncoderDecoderModel(base_models.BaseTransformerModel):
 
     Args:
       decoding_state: the current tokens and the cache.
-      params: of the module.
-      encoded_inputs: f32[B * K, N, M], what the encoder makes of the inputs.
+      params: the module's parameters.
+      encoded_inputs: f32[B * K, N, M], the encoder's output.
       raw_inputs: i32[B * K, N], the inputs, where 0 is padding.
       max_decode_length: length of the cache.
     """
@@ -162,15 +162,15 @@ class EncoderDecoderModel(base_models.BaseTransformerModel):
     decoder_input_tokens: jax.Array,
     prefill_decoder_prompt: bool = False,
   ) -> tuple[decoding.Cache, jax.Array | None]:
-    """Makes a cache, and reads the prompts into it in one go if asked to.
+    """Makes a KV cache, and prefills it with the prompts if requested.
 
     Args:
-      params: of the module.
-      encoded_inputs: f32[B, N, M], what the encoder makes of the inputs.
+      params: the module's parameters.
+      encoded_inputs: f32[B, N, M], the encoder's output.
       encoder_input_tokens: i32[B, N], the inputs, where 0 is padding.
       decoder_input_tokens: i32[B, N], the prompts: the start token, tokens,
         then zeros.
-      prefill_decoder_prompt: whether to read the prompts.
+      prefill_decoder_prompt: whether to prefill.
 
     Returns:
       (the cache, lengths of the prompts in it i32[B] or None).
@@ -201,7 +201,7 @@ class EncoderDecoderModel(base_models.BaseTransformerModel):
       method=self.module.decode,
     )
     cache = flax.core.unfreeze(variables['cache'])
-    # Learned positions count their calls, and prefilling is one call.
+    # Learned positions count calls, and prefilling is one call.
     if 'position_embedder' in cache.get('decoder', {}):
       embedder = cache['decoder']['position_embedder']
       embedder['position_embedder_index'] = lengths
@@ -217,18 +217,18 @@ class EncoderDecoderModel(base_models.BaseTransformerModel):
     num_decodes: int | None = None,
     prompt_with_targets: bool = False,
   ) -> base_models.Predictions:
-    """Writes outputs for a batch of inputs.
+    """Generates outputs for a batch of inputs.
 
     Args:
-      params: of the module.
+      params: the module's parameters.
       batch: encoder_input_tokens i32[B, N]; decoder_input_tokens i32[B, N],
-        whose length is that of the outputs.
+        as long as the outputs.
       rng: the key of sampling.
       decoder_params: more arguments of the decoding function, e.g. `alpha` of
         beam search; arrays among them may be traced.
-      return_all_decodes: whether to return all K decodes or the best; None for
+      return_all_decodes: whether to return all K decodes or the best; None:
         default_decoder_params.
-      num_decodes: K; None for default_decoder_params.
+      num_decodes: K; None: default_decoder_params.
       prompt_with_targets: whether outputs must start with the given
         decoder_input_tokens, end tokens left out.
 

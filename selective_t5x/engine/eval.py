@@ -1,4 +1,4 @@
-"""The evaluation run: a checkpoint, scored on a task or mixture."""
+"""The evaluation run: it scores a checkpoint on a task or mixture."""
 
 import contextlib
 import dataclasses
@@ -44,11 +44,11 @@ class InferenceEvaluator:
     """Loads the examples.
 
     Args:
-      infer_eval_dataset_cfg: what is evaluated.
+      infer_eval_dataset_cfg: the data to evaluate on.
       inference_evaluator_cls: makes the seqio Evaluator.
       model: scores the examples.
       partitioner: shards the work.
-      log_dir: folder for seqio's loggers; None logs nothing.
+      log_dir: folder for seqio's loggers; None: no logs.
       verify_matching_vocabs_fn: checks task against model, or None.
     """
     cfg = infer_eval_dataset_cfg
@@ -87,7 +87,7 @@ class InferenceEvaluator:
     self._infer_fns = {}
 
   def keep_until(self, step: int) -> None:
-    """Drops what JSONLogger wrote of later steps, which are taken again."""
+    """Drops JSONLogger's lines of later steps, which will be repeated."""
     if self._log_dir and jax.process_index() == 0:
       for file in epath.Path(self._log_dir).glob('*-metrics.jsonl'):
         metric_managers.keep_lines_until(file, step)
@@ -118,7 +118,7 @@ class InferenceEvaluator:
           self._batch_size,
           train_state_axes,
           self._partitioner,
-          # Causal or masked, a score does not depend on the padding after it.
+          # A score does not depend on the padding after it.
           trim_rows=name == 'score_batch',
         )
       return lambda ds: self._infer_fns[name](ds, train_state, **kwargs)
@@ -152,17 +152,17 @@ def evaluate(
 ):
   """Evaluates checkpoints with the tasks' metrics and with teacher forcing.
 
-  In mode 'all' one after the other; those of an earlier run that was
-  interrupted are passed over: eval.<task>.ckpt in output_dir lists them.
+  Mode 'all' evaluates one after the other and skips those that an interrupted
+  earlier run has evaluated: eval.<task>.ckpt in output_dir lists them.
 
   Args:
-    model: what is evaluated.
-    dataset_cfg: what it is evaluated on.
+    model: the model to evaluate.
+    dataset_cfg: the data to evaluate on.
     restore_checkpoint_cfg: the checkpoints; only parameters are read.
     partitioner: shards the work.
     output_dir: folder of the results.
-    inference_evaluator_cls: a seqio Evaluator for the metrics that the tasks
-      name, or None.
+    inference_evaluator_cls: a seqio Evaluator for the tasks' own metrics, or
+      None.
     training_evaluator_cls: a Trainer for loss and accuracy with teacher
       forcing, or None.
     summarize_config_fn: writes the configuration.
@@ -172,12 +172,12 @@ def evaluate(
     fallback_init_rng: seed for RestoreCheckpointConfig.fallback_to_scratch.
 
   Returns:
-    {task: {metric: value}} of the last checkpoint; those of teacher forcing
-    under 'training_eval/<task>'.
+    {task: {metric: value}} of the last checkpoint; the metrics of teacher
+    forcing under 'training_eval/<task>'.
 
   Raises:
-    UserError: no checkpoint, the tasks have no metric for what is asked, or in
-      mode 'all' output_dir has evaluations of other settings.
+    UserError: there is no checkpoint, the tasks lack the requested metrics, or
+      in mode 'all' output_dir has evaluations of other settings.
   """
   _, paths = utils.get_first_valid_restore_config_and_paths(
     [restore_checkpoint_cfg]
@@ -214,7 +214,7 @@ def evaluate(
       f'no split {dataset_cfg.split!r}'
     )
 
-  # Written now that the data is known to be there.
+  # The folder is written only after the data was found.
   os.makedirs(output_dir, exist_ok=True)
   summarize_config_fn(model_dir=output_dir, summary_writer=None, step=0)
   initializer = train_state_initializer_cls(
@@ -247,7 +247,7 @@ def evaluate(
         trainer = stack.enter_context(
           training_evaluator_cls(
             model=model,
-            # Lines of later steps than a trainer's are dropped.
+            # A trainer drops lines of steps later than its own.
             train_state=train_state.replace_step(np.int32(2**31 - 1)),
             partitioner=partitioner,
             eval_names=eval_datasets.keys(),
@@ -279,12 +279,12 @@ def task_metrics(
   """Evaluates a train state; returns {task: {metric: value}}.
 
   Raises:
-    UserError: a metric turned down what the user gave.
+    UserError: a metric refused the user's settings or data.
   """
   future = evaluator.evaluate(train_state, train_state_axes)
   try:
     results = future.result() or {}
-  except ValueError as error:  # seqio says which task, and that it failed
+  except ValueError as error:  # seqio adds the task, and that it failed
     if isinstance(error.__cause__, UserError):
       raise error.__cause__ from error
     raise
@@ -310,7 +310,7 @@ def _training_eval(trainer, eval_datasets) -> dict[str, dict[str, float]]:
 
 
 def _floats(metrics) -> dict[str, float]:
-  """Returns the metrics that are one number; clu's and seqio's hold it."""
+  """Returns the metrics of clu and seqio that are one number."""
   numbers = {
     k: metric_values.number(getattr(v, 'value', v)) for k, v in metrics.items()
   }
@@ -318,10 +318,10 @@ def _floats(metrics) -> dict[str, float]:
 
 
 class _EvaluatedCheckpoints:
-  """The checkpoints that are evaluated already, in a file like T5X's.
+  """The checkpoints that are already evaluated, in a file like T5X's.
 
-  Beside it, and not T5X's, a JSON file says with what settings, and what the
-  checkpoints were.
+  A JSON file beside it, which T5X does not have, records the settings and the
+  content of the checkpoints.
   """
 
   def __init__(
@@ -347,10 +347,10 @@ class _EvaluatedCheckpoints:
     }
 
   def left(self, paths: Sequence[str]) -> list[str]:
-    """Returns those of some checkpoints that are not evaluated yet.
+    """Returns the checkpoints of `paths` that are not evaluated yet.
 
     Raises:
-      UserError: others were evaluated with other settings, or have changed.
+      UserError: the evaluated ones had other settings, or have changed.
     """
     done = [path for path in paths if path in self.paths]
     if done and self._there is not None:
@@ -368,13 +368,13 @@ class _EvaluatedCheckpoints:
     return [path for path in paths if path not in self.paths]
 
   def add(self, path: str) -> None:
-    """Writes down one more."""
+    """Records one more evaluated checkpoint."""
     if jax.process_index() != 0:
       return
     there = dict(self._there or {})
     contents = there.pop('checkpoints', {})
     if self._there is not None and there != self._settings:
-      self.paths, contents = [], {}  # Those of other settings.
+      self.paths, contents = [], {}  # The file has other settings.
     contents[path] = integrity.fingerprint(path)
     self._there = {**self._settings, 'checkpoints': contents}
     _write_whole(self._record, json.dumps(self._there))

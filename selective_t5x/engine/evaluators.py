@@ -1,4 +1,4 @@
-"""seqio's Evaluator, without what ends an evaluation that has already run."""
+"""Makes seqio's Evaluator accept every metric of a finished evaluation."""
 
 import contextlib
 import copy
@@ -18,12 +18,12 @@ from t5x import metric_values
 def optional_features(tasks: Sequence[seqio.Task], **dataset) -> Iterator[None]:
   """Hides the optional output features that some task's examples lack.
 
-  seqio.Evaluator measures every output feature of every task when it is made,
-  those with required=False too: make it in this context.
+  The constructor of seqio.Evaluator measures every output feature of every
+  task, including those with required=False: call it in this context.
 
   Args:
-    tasks: those that it evaluates.
-    **dataset: what it gets their examples with, see seqio.Task.get_dataset.
+    tasks: the tasks that it evaluates.
+    **dataset: its arguments of seqio.Task.get_dataset.
   """
   lacking = set()
   for task in tasks:
@@ -43,11 +43,11 @@ def optional_features(tasks: Sequence[seqio.Task], **dataset) -> Iterator[None]:
 
 
 def prepare(evaluator: seqio.Evaluator, split: str) -> None:
-  """Makes an evaluator take every metric, and equal names of several.
+  """Makes an evaluator accept every metric, and metrics of equal names.
 
   Args:
     evaluator: changed in place.
-    split: what it evaluates.
+    split: the split that it evaluates.
 
   Raises:
     UserError: a task has no example, or its examples lack the targets.
@@ -77,25 +77,25 @@ def _distinct(task: seqio.Task) -> seqio.Task:
   if len(task.metric_objs) < 2:
     return task
   task = copy.copy(task)
-  named: list[_Named] = []
+  metrics: list[_Named] = []
   for metric in task.metric_objs:
-    named.append(_Named(metric, task.name, tuple(named)))
-  task.metric_objs = named
+    metrics.append(_Named(metric, task.name, tuple(metrics)))
+  task.metric_objs = metrics
   return task
 
 
 class _Named:
-  """A metric object whose values are not called as those before it."""
+  """A metric object whose names differ from those of the metrics before it."""
 
   def __init__(self, metric: Any, task: str, before: tuple['_Named', ...]):
     self._metric, self._task, self._before = metric, task, before
-    self._targets: Sequence[Any] = ()  # They are the same every time.
+    self._targets: Sequence[Any] = ()  # These are the same every time.
     self._names: set[str] = set()
     self.model_output_type = metric.model_output_type
     self.targets_and_inferences = None
 
   def from_model_output(self, inputs, model_output, features, target_field):
-    """Takes what the model gave, see seqio.metrics.Metric."""
+    """Takes the model's output, see seqio.metrics.Metric."""
     self._instance = self._metric.from_model_output(
       inputs, model_output, features, target_field
     )
@@ -103,23 +103,23 @@ class _Named:
     return self
 
   def compute(self) -> dict[str, Any]:
-    """Returns the values; one whose name was there ends in _2, _3 and so on."""
+    """Returns the values; a repeated name gets the suffix _2, _3 and so on."""
     if isinstance(self._instance, metrics.CollectingMetric):
-      values, told = self._instance.actual_compute(
+      values, logged = self._instance.actual_compute(
         *self._examples, self._targets
       )
-      self._targets = told['targets']
+      self._targets = logged['targets']
     else:
       values = self._instance.compute()
-      told = getattr(self._instance, 'targets_and_inferences', None)
-    self.targets_and_inferences = told
-    taken = set().union(*(metric._names for metric in self._before))
-    named = {}
+      logged = getattr(self._instance, 'targets_and_inferences', None)
+    self.targets_and_inferences = logged
+    earlier_names = set().union(*(metric._names for metric in self._before))
+    renamed = {}
     for name, value in values.items():
       names = itertools.chain(
         [name], (f'{name}_{i}' for i in itertools.count(2))
       )
-      other = next(n for n in names if n not in taken)
+      other = next(n for n in names if n not in earlier_names)
       if other != name:
         logging.warning(
           '%s: two metrics give %r; the later one is %r',
@@ -127,6 +127,6 @@ class _Named:
           name,
           other,
         )
-      named[other] = value
-    self._names = set(named)
-    return named
+      renamed[other] = value
+    self._names = set(renamed)
+    return renamed

@@ -1,9 +1,9 @@
 """Event loops that wait for their tasks before they close.
 
-Orbax writes the arrays of a checkpoint as tasks of one loop. Where one fails,
-a full disk for instance, the loop is closed at once while TensorStore's threads
-still write the others; each of these then prints a traceback, "Event loop is
-closed", past all handlers.
+Orbax writes the arrays of a checkpoint as tasks of one loop. If one fails, on a
+full disk for instance, the loop is closed at once while TensorStore's threads
+still write the others. Each of these then prints a traceback, "Event loop is
+closed", which no handler catches.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ class _PatientLoop(asyncio.SelectorEventLoop):
         waiting = asyncio.wait(tasks, timeout=_LONGEST_SECONDS)
         ended, _ = self.run_until_complete(waiting)
         for task in ended:
-          task.cancelled() or task.exception()  # The first one was raised.
+          task.cancelled() or task.exception()  # Only the first was raised.
     super().close()
 
 

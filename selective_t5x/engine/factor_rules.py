@@ -1,4 +1,4 @@
-"""Which axes of a parameter Adafactor's second moments are averaged over."""
+"""Rules for the axes over which Adafactor averages second moments."""
 
 import dataclasses
 import enum
@@ -14,22 +14,22 @@ from selective_t5x.errors import UserError, did_you_mean
 
 
 class FactorDim(enum.Enum):
-  """What an axis of a parameter is to the factored second moments."""
+  """The role of a parameter's axis in the factored second moments."""
 
-  NONE = None  # kept as it is
-  BATCH = 1  # counts separate parameters: no mean is taken over it
+  NONE = None  # not averaged
+  BATCH = 1  # counts separate parameters: not averaged
   ROW = 2
   COLUMN = 3
 
 
 class HeuristicRule(enum.Enum):
-  """The rule of the paper: the two largest axes, of matrices alone."""
+  """The rule of the paper: the two largest axes, for matrices only."""
 
   token = 1
 
 
 HEURISTIC_RULE = HeuristicRule.token
-# A FactorDim for each axis, the heuristic, or None: not factored.
+# A FactorDim for each axis, or the heuristic; None: not factored.
 FactorRule = HeuristicRule | tuple[FactorDim, ...] | None
 
 
@@ -86,8 +86,8 @@ def standard_logical_factor_rules() -> Mapping[str, FactorDim]:
 class HParamMap:
   """Values for parameters, by regular expressions on their names.
 
-  A name is the path of a parameter joined by '/'; the first expression found in
-  it wins.
+  A name is the path of a parameter joined by '/'; the first expression that
+  occurs in it wins.
   """
 
   def __init__(self, rules: Sequence[tuple[str, Any]]):
@@ -110,9 +110,9 @@ class HParamMap:
 
 @dataclasses.dataclass(frozen=True)
 class Axes:
-  """How a parameter's axes are used."""
+  """The roles of a parameter's axes."""
 
-  averaged: tuple[int, ...]  # those of one parameter: all but BATCH
+  averaged: tuple[int, ...]  # the axes of one parameter: all but BATCH
   rows: tuple[int, ...] = ()
   columns: tuple[int, ...] = ()
 
@@ -128,14 +128,14 @@ def parameter_axes(
   rule: FactorRule,
   min_dim_size_to_factor: int,
 ) -> Axes:
-  """Returns how a parameter's axes are used.
+  """Returns the roles of a parameter's axes.
 
   Args:
-    name: of the parameter, for the errors.
-    shape: of the parameter.
-    rule: a rule for a matrix without a BATCH axis is not read, as in T5X: the
-      heuristic takes these.
-    min_dim_size_to_factor: the heuristic factors axes this long alone.
+    name: the parameter's name, for errors.
+    shape: the parameter's shape.
+    rule: as in T5X, a rule for a matrix without a BATCH axis is ignored: the
+      heuristic applies to these.
+    min_dim_size_to_factor: the heuristic factors only axes this long.
 
   Raises:
     ValueError: the rule does not fit the rank, or is the heuristic for a
@@ -177,11 +177,11 @@ def rule_of_logical_axes(
 ) -> tuple[FactorDim, ...]:
   """Returns the factor rule of a parameter with named axes.
 
-  A parameter is factored where it has both rows and columns.
+  A parameter is factored if it has both rows and columns.
 
   Args:
     rules: a FactorDim, or its name, for each logical axis.
-    name: of the parameter, for the errors.
+    name: the parameter's name, for errors.
     axes: its logical axes.
 
   Raises:

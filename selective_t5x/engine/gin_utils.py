@@ -22,7 +22,7 @@ def parse_gin_flags(
   skip_unknown: bool | Sequence[str] = False,
   finalize_config: bool = True,
 ) -> None:
-  """Parses gin files, then bindings; what comes later wins.
+  """Parses gin files, then bindings; later ones win.
 
   Args:
     gin_search_paths: folders in which relative files are looked up, in order.
@@ -74,7 +74,7 @@ def summarize_gin_config(
   config = get_gin_config_str()
   folder = epath.Path(model_dir)
   folder.mkdir(parents=True, exist_ok=True)
-  # Written beside and renamed: a kill leaves the old file or the new one.
+  # The file is renamed into place: a kill leaves the old file or the new one.
   temporary = folder / 'config.gin.tmp'
   temporary.write_text(config)
   os.replace(temporary, folder / 'config.gin')
@@ -84,7 +84,7 @@ def summarize_gin_config(
 
 
 def run(main) -> None:
-  """Runs `main(argv)` with absl's flags, --gin.NAME=VALUE among them."""
+  """Runs `main(argv)` with absl's flags, including --gin.NAME=VALUE."""
   app.run(
     main,
     flags_parser=lambda args: app.parse_flags_with_usage(

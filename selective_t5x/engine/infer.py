@@ -1,7 +1,7 @@
 """The inference run: predictions or scores of a task's examples, as JSON lines.
 
-`inference_results` has the files. A run that was killed goes on with the first
-chunk that is not there: no line is repeated or lost.
+`inference_results` manages the files. A killed run resumes with the first
+missing chunk: no line is repeated or lost.
 """
 
 import dataclasses
@@ -67,29 +67,29 @@ def infer(
 
   Args:
     mode: 'predict' decodes, 'score' gives the log-likelihood of the targets,
-      'predict_with_aux' decodes and keeps what the model says besides.
-    model: what predicts.
+      'predict_with_aux' decodes and writes the model's auxiliary values too.
+    model: the model that predicts.
     dataset_cfg: the examples, in order; not packed.
     restore_checkpoint_cfg: the checkpoint; only parameters are read.
     partitioner: shards the work over devices.
     output_dir: folder of the results.
-    checkpoint_period: batches of a chunk: what a killed run does again.
-    shard_id: number of this job, where several share the examples.
+    checkpoint_period: batches of a chunk, which a killed run repeats.
+    shard_id: number of this job, if several share the examples.
     num_shards: number of jobs.
-    merge_chunked_results: whether the chunks become one file in the end.
-    write_fn: writes a chunk; None is write_inferences_to_file, whose arguments
-      it takes.
+    merge_chunked_results: whether the chunks become one file at the end.
+    write_fn: writes a chunk, with write_inferences_to_file's arguments; None:
+      that function.
     train_state_initializer_cls: makes the train state.
     fallback_init_rng: seed for RestoreCheckpointConfig.fallback_to_scratch.
     summarize_config_fn: writes the configuration.
     verify_matching_vocabs_fn: checks task against model, or None.
     output_vocab_feature_name: the feature whose vocabulary decodes.
-    file_extension: of the results' names.
+    file_extension: extension of the results' names.
     keep_aux_as_numpy: whether auxiliary values stay arrays; else lists.
 
   Raises:
-    UserError: a setting that cannot be, no checkpoint, no examples, or results
-      of other settings, of another model or checkpoint in output_dir.
+    UserError: a setting is invalid, there is no checkpoint or no example, or
+      output_dir has results of other settings, another model or checkpoint.
   """
   if mode not in _METHODS:
     raise UserError(
@@ -147,7 +147,7 @@ def infer(
       dataset_cfg, provider, model.FEATURE_CONVERTER_CLS
     ),
   }
-  # All are looked at before anything in the folder is changed.
+  # All tasks are checked before anything in the folder is changed.
   missing = []
   for task in seqio.get_subtasks(provider):
     if dataset_cfg.split not in task.splits:
@@ -231,8 +231,8 @@ def write_inferences_to_file(
 ) -> None:
   """Writes a JSON line for each example.
 
-  It has 'inputs' (the text features of the example), 'prediction' (text, or a
-  list of several decodes) or 'score' (log-likelihood in nats), and 'aux'.
+  A line has 'inputs' (the text features of the example), 'prediction' (text, or
+  a list of several decodes) or 'score' (log-likelihood in nats), and 'aux'.
 
   Args:
     path: the file.
@@ -265,7 +265,7 @@ def write_inferences_to_file(
 
 
 def _plain(value):
-  """Returns a feature's value as JSON has it."""
+  """Returns a feature's value in JSON's types."""
   if isinstance(value, bytes):
     return value.decode('utf-8')
   if isinstance(value, np.ndarray):
@@ -276,7 +276,7 @@ def _plain(value):
 def _decoded(ids: Sequence[Any], vocabulary: seqio.Vocabulary):
   """Returns the text of token ids, or a list for several decodes."""
   if ids and isinstance(ids[0], list):
-    return [_decoded(one, vocabulary) for one in ids]
+    return [_decoded(decode, vocabulary) for decode in ids]
   return vocabulary.decode(list(ids))
 
 
@@ -288,7 +288,7 @@ def _dataset_of(rows: Sequence[Mapping[str, np.ndarray]]) -> tf.data.Dataset:
 
 @dataclasses.dataclass
 class _Examples:
-  """A task's examples with the model's features of them."""
+  """A task's examples with their model features."""
 
   model: models.BaseTransformerModel
   cfg: utils.DatasetConfig
@@ -315,14 +315,14 @@ class _Examples:
   def chunks(
     self, task: seqio.Task, first: int, size: int
   ) -> Iterator[tuple[int, list]]:
-    """Yields (number, [(example, model features)]) from a chunk on.
+    """Yields (number, [(example, model features)]), starting at a chunk.
 
     Raises:
       UserError: there are no examples for the chunks before it.
     """
     dataset = self.task_dataset(task)
     pairs = tf.data.Dataset.zip((dataset, self.model_features(dataset)))
-    last = max(first - 1, 0)  # The last chunk that is there.
+    last = max(first - 1, 0)  # The last existing chunk.
     rows = data_reading.InterruptibleIterator(pairs.skip(last * size))
     if first and not list(itertools.islice(rows, size)):
       raise UserError(

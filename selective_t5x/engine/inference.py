@@ -10,8 +10,8 @@ import tensorflow as tf
 
 from selective_t5x.errors import UserError
 
-# Rows are scored at the shortest of these lengths that they fit, so that the
-# number of compilations stays small: 32, 64, 128, ... tokens.
+# Rows are scored at the shortest sufficient length among 32, 64, 128, ...
+# tokens, so that the number of compilations stays small.
 _SHORTEST_ROW = 32
 Row = tuple[int, Mapping[str, np.ndarray]]
 
@@ -26,8 +26,8 @@ def get_infer_fn(
 ) -> Callable[..., Any]:
   """Returns a function from an enumerated dataset to (index, output) pairs.
 
-  Every batch of a length has one shape, the last one filled up, so the step is
-  compiled once, or with trim_rows once for each of a few lengths.
+  All batches have one shape, with the last one filled up, so the step is
+  compiled once; with trim_rows it is compiled once for each of a few lengths.
 
   Args:
     infer_step: (params, batch) or (params, batch, rng) -> a tree of arrays
@@ -36,14 +36,14 @@ def get_infer_fn(
     train_state_axes: the train state with a PartitionSpec, or None, as leaves.
     partitioner: shards the step.
     keep_aux_as_numpy: whether auxiliary arrays stay arrays; else lists.
-    trim_rows: whether examples of similar length are put together and the
-      padding after all of them is left out. It must not change the outputs,
-      nor may the outputs depend on the length. Not T5X's.
+    trim_rows: whether examples of similar length are batched together without
+      the padding after all of them. The outputs must not depend on padding or
+      length. T5X does not have it.
 
   Returns:
-    infer(ds, train_state, rng=None), ds a dataset of (index, model features);
-    it returns the pairs in the dataset's order, and with auxiliary arrays
-    (pairs, {name: list}).
+    infer(ds, train_state, rng=None), where ds is a dataset of (index, model
+    features); it returns the pairs in the dataset's order, and with auxiliary
+    arrays (pairs, {name: list}).
   """
   takes_rng = 'rng' in inspect.signature(infer_step).parameters
 
@@ -106,9 +106,9 @@ def get_infer_fn(
 
 
 def _batches(rows: Iterator[Row], batch_size: int) -> Iterator[list[Row]]:
-  """Yields batches in order, the last filled up with the very first example.
+  """Yields batches in order; the first example fills up the last one.
 
-  As T5X fills it: with beams, how a row ends depends on the rows beside it.
+  T5X fills it so too, and with beams the end of a row depends on other rows.
   """
   batch, first = [], None
   for row in rows:
@@ -128,16 +128,16 @@ def _filled(batch: list[Row], batch_size: int, row: Row) -> list[Row]:
 
 
 def _can_trim(spec: Mapping[str, tf.TensorSpec]) -> bool:
-  """Whether every feature is a row of token ids or the like, 0 for padding."""
+  """Tells whether every feature is a sequence of integers, with padding 0."""
   return all(s.dtype.is_integer and s.shape.rank == 1 for s in spec.values())
 
 
 def _trimmed_batches(
   rows: Iterator[Row], batch_size: int
 ) -> Iterator[list[Row]]:
-  """Yields batches of rows of similar length, cut to a length of few.
+  """Yields batches of rows of similar length, cut to one of a few lengths.
 
-  What is left over in the end is put together, longest first.
+  The remaining rows form the last batches, longest first.
   """
   waiting: dict[tuple[int, ...], list[Row]] = {}
   for index, features in rows:
@@ -147,20 +147,20 @@ def _trimmed_batches(
     if len(batch) == batch_size:
       yield _cut(batch, lengths)
       del waiting[lengths]
-  left = [(n, row) for n in sorted(waiting, reverse=True) for row in waiting[n]]
-  for start in range(0, len(left), batch_size):
-    lengths, batch = zip(*left[start : start + batch_size], strict=True)
+  rest = [(n, row) for n in sorted(waiting, reverse=True) for row in waiting[n]]
+  for start in range(0, len(rest), batch_size):
+    lengths, batch = zip(*rest[start : start + batch_size], strict=True)
     longest = tuple(max(side) for side in zip(*lengths, strict=True))
     yield _cut(_filled(list(batch), batch_size, batch[0]), longest)
 
 
 def _side(feature: str) -> str:
-  """Returns 'encoder' or 'decoder', whose features have one length."""
+  """Returns 'encoder' or 'decoder': the features of a side have one length."""
   return feature.split('_')[0]
 
 
 def _lengths(features: Mapping[str, np.ndarray]) -> tuple[int, ...]:
-  """Returns the length to cut to of each side, in the order of their names."""
+  """Returns the cut length of each side, in the order of their names."""
   sides: dict[str, int] = {}
   for name, values in sorted(features.items()):
     used = int(np.flatnonzero(values).max(initial=0)) + 1

@@ -1,11 +1,11 @@
-"""The files of an inference run: they say what they are of.
+"""The result files of an inference run, with the run's settings.
 
     output_dir/<task>-<mode>.jsonl-00000-of-00001            the merged lines
-    output_dir/<task>-<mode>.jsonl-00000-of-00001.COMPLETED  once they are whole
+    output_dir/<task>-<mode>.jsonl-00000-of-00001.COMPLETED  once all are there
     output_dir/tmp-<task>-<mode>.jsonl-00000-of-00001/       chunks until then
 
-The settings of the run, checkpoint and model among them, stand in COMPLETED and
-in the folder of the chunks: only a run of the same settings goes on from there.
+COMPLETED and the folder of the chunks contain the settings of the run, with
+checkpoint and model: only a run with the same settings resumes from them.
 """
 
 import json
@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 
 from selective_t5x.errors import UserError
 
-# Of settings that differ, so many are named.
+# An error names this many of the settings that differ.
 _MOST_NAMED = 3
 
 
@@ -30,8 +30,8 @@ class Results:
   def __init__(
     self, output_dir: str, name: str, settings: Mapping[str, Any], merge: bool
   ):
-    """Takes a folder and a name in it, what the results depend on, and whether
-    the chunks become one file.
+    """Stores the folder, the results' name in it, the settings that the results
+    depend on, and whether the chunks become one file.
     """
     self.path = epath.Path(output_dir) / name
     self._settings, self._merge = settings, merge
@@ -39,10 +39,10 @@ class Results:
     self._chunks = self.path.with_name(f'tmp-{name}')
 
   def completed(self) -> bool:
-    """Whether all is there.
+    """Returns whether the results are complete.
 
     Raises:
-      UserError: what is there was made with other settings.
+      UserError: existing results have other settings.
     """
     record = self._chunks / 'settings.json'
     if record.exists():
@@ -61,9 +61,9 @@ class Results:
     return not self._merge and self._count() > 0
 
   def chunks_done(self) -> int:
-    """Returns how many chunks are whole; makes the folder for them.
+    """Returns the number of complete chunks; creates the folder for them.
 
-    Call it where `completed` says no.
+    Call it if `completed` returns False.
     """
     record = self._chunks / 'settings.json'
     if not record.exists() and jax.process_index() == 0:
@@ -73,7 +73,7 @@ class Results:
     return int(multihost_utils.broadcast_one_to_all(np.int32(done)))
 
   def write(self, number: int, write: Callable[[str], None]) -> None:
-    """Writes a chunk: `write` is given the path to write to."""
+    """Writes a chunk: `write` is called with the path of its file."""
     if jax.process_index() == 0:
       temporary = self._chunks / 'unfinished'
       write(os.fspath(temporary))
@@ -81,7 +81,7 @@ class Results:
     multihost_utils.sync_global_devices(f'{self.path}: chunk {number}')
 
   def finish(self) -> None:
-    """Merges the chunks, if so wished, and says that all is there.
+    """Merges the chunks, if requested, and marks the results as complete.
 
     Raises:
       UserError: there were no examples.

@@ -1,8 +1,8 @@
-"""Checksums of a checkpoint: nothing else would notice a flipped bit.
+"""Checksums of a checkpoint, which detect flipped bits.
 
 checksums.json in checkpoint_N has the size and CRC-32 of every file of its
 items. It is written before Orbax moves the checkpoint to its final place, so
-there is none without it, those of the real T5X and of older versions apart.
+only checkpoints of the real T5X and of older versions lack it.
 """
 
 import json
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from etils import epath
 
 FILE = 'checksums.json'
-# Rewritten by Orbax when it moves the checkpoint.
+# Orbax rewrites this file when it moves the checkpoint.
 _NOT_OURS = 'commit_success.txt'
 _CHUNK = 1 << 22
 
@@ -29,7 +29,7 @@ def write(folder: pathlib.Path) -> None:
 
 
 def problem(folder: pathlib.Path) -> str:
-  """Returns what is wrong with a checkpoint, '' if nothing or not known."""
+  """Returns the first problem of a checkpoint; '': none, or unknown."""
   if not (folder / FILE).exists():
     return ''
   try:
@@ -51,15 +51,15 @@ def problem(folder: pathlib.Path) -> str:
 def fingerprint(path: str) -> str:
   """Returns a text that changes with the files of a checkpoint.
 
-  The CRC-32 of its checksums; where it has none, of its files' names, sizes and
-  modification times.
+  It is the CRC-32 of its checksums or, without them, of its files' names, sizes
+  and modification times.
   """
   folder = epath.Path(path)
   if (folder / FILE).exists():
     return f'{zlib.crc32((folder / FILE).read_bytes()):08x}'
-  # In a bucket each look at a file is a request.
-  told = sorted(_stats(folder, 1 if '://' in path else 9))
-  return f'{zlib.crc32(json.dumps(told).encode()):08x} by names and times'
+  # In a bucket each stat of a file is a request.
+  stats = sorted(_stats(folder, 1 if '://' in path else 9))
+  return f'{zlib.crc32(json.dumps(stats).encode()):08x} by names and times'
 
 
 def _stats(folder, depth) -> Iterator[tuple[str, int, float]]:

@@ -1,11 +1,11 @@
-"""T5X's older checkpoint layout, that of the published T5 checkpoints.
+"""Reads T5X's older checkpoint layout, used by the published T5 checkpoints.
 
     checkpoint_1000000/checkpoint    msgpack: {'version': 3, 'optimizer':
                                      {'target': parameters, 'state': …}}
     checkpoint_1000000/target.encoder.…kernel/    a zarr array for each large
                                      one, whose TensorStore spec is in msgpack
 
-It is read, never written.
+This layout is never written.
 """
 
 import os
@@ -31,13 +31,13 @@ class LegacyReader:
     """Reads the msgpack file.
 
     Raises:
-      UserError: it is none, or of a version that no T5X reads any more.
+      UserError: it is not msgpack, or of a version that no T5X reads any more.
     """
     self._path = path
     file = epath.Path(path) / FILE
     try:
       contents = serialization.msgpack_restore(file.read_bytes())
-    except Exception as error:  # msgpack has many, some of them ValueErrors
+    except Exception as error:  # msgpack raises many types
       raise UserError(f'{file} is no T5X checkpoint: {error}') from error
     if 'optimizer' in contents:
       version = contents.get('version', 0)
@@ -52,7 +52,7 @@ class LegacyReader:
     self._leaves = state_utils.flatten_state_dict(contents)
 
   def arrays(self) -> dict[str, checkpoints.SavedArray]:
-    """Returns {name: array} of all that the checkpoint holds."""
+    """Returns {name: array} of all arrays in the checkpoint."""
     return {
       name: checkpoints.SavedArray(
         name,
@@ -65,8 +65,8 @@ class LegacyReader:
     }
 
   def read(self, requests: checkpoints.ReadRequests) -> dict[str, jax.Array]:
-    """Returns {name: array} of those that are asked for."""
-    # Opened all at once: a file system far away takes its time for each.
+    """Returns {name: array} of the requested arrays."""
+    # Opens all at once, since a remote file system is slow for each.
     opened = {
       name: ts.open(self._spec(name), open=True, read=True)
       for name in requests
@@ -86,8 +86,8 @@ class LegacyReader:
   def _spec(self, name: str) -> dict[str, Any]:
     """Returns the TensorStore spec of an array in this checkpoint's folder.
 
-    The saved spec has the path within the folder, and the file system that the
-    checkpoint was written to, not the one it is read from.
+    The saved spec has the path within the folder and the file system that the
+    checkpoint was written to, which may not be the present one.
     """
     saved = self._leaves[name]
     if saved['metadata'].get('dtype') == '<u2':
@@ -111,9 +111,9 @@ def _read(array, sharding: jax.sharding.Sharding, dtype) -> jax.Array:
     dtype = dtype or array.dtype.numpy_dtype
 
   def part(index):
-    found = array[index]
-    if isinstance(found, ts.TensorStore):
-      found = found.read().result()
-    return np.asarray(found, dtype=dtype and jnp.dtype(dtype))
+    values = array[index]
+    if isinstance(values, ts.TensorStore):
+      values = values.read().result()
+    return np.asarray(values, dtype=dtype and jnp.dtype(dtype))
 
   return jax.make_array_from_callback(tuple(array.shape), sharding, part)

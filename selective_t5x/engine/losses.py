@@ -1,4 +1,4 @@
-"""Cross entropy with z-loss and label smoothing, and what it is divided by."""
+"""Cross-entropy with z-loss and label smoothing, and its normalising factor."""
 
 import dataclasses
 import enum
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 def cross_entropy_with_logits(
   logits: jax.Array, targets: jax.Array, z_loss: float = 0.0
 ) -> tuple[jax.Array, jax.Array]:
-  """Cross entropy against a distribution, plus z_loss * log(Z)^2.
+  """Computes the cross-entropy with a distribution, plus z_loss * log(Z)^2.
 
   The z-loss keeps log(Z), the log of the softmax normaliser, near zero.
 
@@ -22,7 +22,7 @@ def cross_entropy_with_logits(
     z_loss: coefficient of the auxiliary term.
 
   Returns:
-    (loss with the z-loss in it, the z-loss alone), both f32[...].
+    (loss including the z-loss, the z-loss alone), both f32[...].
   """
   log_z = jax.nn.logsumexp(logits, axis=-1)
   loss = jnp.sum(targets * (log_z[..., None] - logits), axis=-1)
@@ -38,7 +38,7 @@ def compute_weighted_cross_entropy(
   z_loss: float = 0.0,
   loss_normalizing_factor: float | jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Sum over tokens of the weighted cross entropy.
+  """Computes the sum over tokens of the weighted cross-entropy.
 
   With label smoothing the entropy of the smoothed target is subtracted, so
   that a perfect prediction costs zero.
@@ -46,10 +46,10 @@ def compute_weighted_cross_entropy(
   Args:
     logits: f32[B, N, V].
     targets: i32[B, N].
-    weights: f32[B, N], or None for all ones.
+    weights: f32[B, N]; None: all ones.
     label_smoothing: probability spread evenly over the other classes.
     z_loss: coefficient of the auxiliary z-loss.
-    loss_normalizing_factor: what both sums are divided by; None is 1.
+    loss_normalizing_factor: divisor of both sums; None: 1.
 
   Returns:
     (loss, z-loss, sum of the weights), scalars.
@@ -65,7 +65,7 @@ def compute_weighted_cross_entropy(
   vocab_size = logits.shape[-1]
   on_value = 1.0 - label_smoothing
   off_value = label_smoothing / max(vocab_size - 1, 1)
-  # sum_v target_v * (log_z - logit_v), without building the one-hot targets.
+  # sum_v target_v * (log_z - logit_v), without materialising one-hot targets.
   log_z = jax.nn.logsumexp(logits, axis=-1)
   target_logits = jnp.take_along_axis(
     logits, targets[..., None].astype(jnp.int32), axis=-1
@@ -107,12 +107,12 @@ class SpecialLossNormalizingFactor(enum.Enum):
 class WholeBatchFactor:
   """A special normalising factor for parts of a batch.
 
-  Each part weighs its tokens as `special` says, and all of them are divided by
-  the whole batch's number, so that the parts' losses add up to the batch's.
+  Each part weights its tokens by `special`, and all of them are divided by the
+  whole batch's number, so that the parts' losses add up to the batch's.
 
   Attributes:
-    special: which factor it is.
-    number: what it is for the whole batch, f32[] or a number.
+    special: the kind of factor.
+    number: its value for the whole batch, f32[] or a number.
   """
 
   special: SpecialLossNormalizingFactor
@@ -146,7 +146,7 @@ def _sum_weights_per_segment(positions, segment_ids, weights):
   """
   live = segment_ids != 0
   starts = (positions == 0) & live
-  # Segments are contiguous, so counting starts numbers them 0..N-1 in a row.
+  # Segments are contiguous, so counting their starts numbers them from 0.
   index = jnp.cumsum(starts, axis=1) - 1
   sums = jax.vmap(
     lambda i, w: jax.ops.segment_sum(w, i, num_segments=i.shape[0])
@@ -164,8 +164,8 @@ def factor_for_parts_of(
 ) -> float | int | WholeBatchFactor | None:
   """Returns the factor with which the losses of a batch's parts add up.
 
-  Arguments as of `get_loss_normalizing_factor_and_weights`. A number and None
-  are the same for every part.
+  For arguments see `get_loss_normalizing_factor_and_weights`. A number or None
+  is the same for every part.
   """
   factor = loss_normalizing_factor
   if not isinstance(factor, str | SpecialLossNormalizingFactor):
@@ -187,8 +187,8 @@ def get_loss_normalizing_factor_and_weights(
 ) -> tuple[float | jax.Array | None, jax.Array | None]:
   """Turns a normalising factor, possibly special, into a number and weights.
 
-  A batch whose weights are all 0 is divided by 1, so that its loss is 0. T5X
-  divides it by 0.
+  The loss of a batch whose weights are all 0 is divided by 1, so that it is 0.
+  T5X divides it by 0.
 
   Args:
     loss_normalizing_factor: a number, None, a special factor or its name, or
@@ -198,7 +198,7 @@ def get_loss_normalizing_factor_and_weights(
       decoder_segment_ids and decoder_positions, i32[B, N].
 
   Returns:
-    (what the loss is divided by, weights f32[B, N] or None).
+    (divisor of the loss, weights f32[B, N] or None).
   """
   weights = batch.get('decoder_loss_weights')
   factor = loss_normalizing_factor
@@ -230,8 +230,8 @@ def get_loss_normalizing_factor_and_weights(
 def token_weights(batch: Mapping[str, jax.Array]) -> jax.Array:
   """Returns the loss weights of a batch's targets, f32[B, N].
 
-  They are decoder_loss_weights; where a batch has none, every token but
-  padding counts 1.
+  They are decoder_loss_weights; in a batch without them every token but padding
+  counts 1.
   """
   weights = batch.get('decoder_loss_weights')
   if weights is None:
@@ -240,6 +240,6 @@ def token_weights(batch: Mapping[str, jax.Array]) -> jax.Array:
 
 
 def _sum_or_1(weights: jax.Array) -> jax.Array:
-  """Returns the sum of weights, or 1 where all of them are 0."""
+  """Returns the sum of weights, or 1 if all of them are 0."""
   total = jnp.sum(weights)
   return jnp.where(total == 0, 1, total)

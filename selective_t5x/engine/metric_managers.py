@@ -23,26 +23,26 @@ def keep_lines_until(path: epath.Path, step: int) -> None:
   """Drops the lines of later steps, and a broken one, from a JSON lines file.
 
   Args:
-    path: the file; where there is none nothing is done.
+    path: the file; it may be missing.
     step: the last step to keep.
   """
   if not path.exists():
     return
-  kept = []
+  lines = []
   for line in path.read_text().splitlines():
     try:
       record = json.loads(line)
     except json.JSONDecodeError:
       continue
     if record['step'] <= step:
-      kept.append(line + '\n')
+      lines.append(line + '\n')
   temporary = path.with_suffix('.tmp')
-  temporary.write_text(''.join(kept))
+  temporary.write_text(''.join(lines))
   os.replace(temporary, path)
 
 
 class JsonLinesWriter:
-  """Appends {'step': …, name: number, …} lines; each step stands once.
+  """Appends {'step': …, name: number, …} lines; each step appears once.
 
   A line is written with one write call, so a killed process leaves at most
   one broken line, the last, which `keep_until` drops.
@@ -52,11 +52,11 @@ class JsonLinesWriter:
     self._path = epath.Path(folder) / METRICS_FILE
 
   def keep_until(self, step: int) -> None:
-    """Drops the lines of later steps: a resumed run writes them again."""
+    """Drops the lines of later steps, which a resumed run writes again."""
     keep_lines_until(self._path, step)
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
-    """Appends a line; NaN and infinities, which JSON has not, become null."""
+    """Appends a line; NaN and infinities, which JSON lacks, become null."""
     numbers = {
       k: v if math.isfinite(v) else None for k, v in sorted(values.items())
     }
@@ -77,8 +77,8 @@ class MetricsManager:
 
     Args:
       name: subfolder of summary_dir.
-      summary_dir: the model folder; None writes no files.
-      step: the step that training goes on from; JSON lines of later steps are
+      summary_dir: the model folder; None: no files.
+      step: the step that training resumes from; JSON lines of later steps are
         dropped.
     """
     self._name = name
@@ -128,7 +128,7 @@ class MetricsManager:
     Args:
       metrics: metrics merged over `num_steps` steps, on the device.
       step: the step after them.
-      num_steps: how many steps they were merged over.
+      num_steps: number of merged steps.
 
     Returns:
       a future of {name: clu value}.
@@ -142,8 +142,8 @@ class MetricsManager:
 
   def _summarize(self, metrics, step, num_steps, started):
     metrics = jax.tree.map(np.asarray, metrics)  # waits for the last step
-    # Steps are dispatched ahead: the device may have begun later, when it was
-    # done with the window before.
+    # Steps are dispatched ahead: the device may have begun later, when it had
+    # finished the previous window.
     started, self._ended = max(started, self._ended), time.time()
     metrics = metrics_lib.set_time_metrics_duration(
       metrics, self._ended - started
@@ -165,7 +165,7 @@ class MetricsManager:
       self._writer.flush()
 
   def close(self) -> None:
-    """Writes what is left and stops the thread."""
+    """Writes the remaining metrics and stops the thread."""
     self._pool.shutdown(wait=True)
     with self._lock:
       self._writer.close()

@@ -1,8 +1,8 @@
-"""What a task's metric may be: numbers, texts, arrays, whatever seqio logs.
+"""Converts the metrics of tasks to values that seqio's loggers accept.
 
-seqio's loggers take a number where a metric is no MetricValue, and end the
-evaluation where it is none. Here every value becomes one that they take, and
-JSON stays strict: what is not finite is null.
+A metric that is not a MetricValue must be a number for seqio's loggers, or they
+end the evaluation. Here texts and arrays are converted too, and JSON stays
+strict: a number that is not finite is null.
 """
 
 import json
@@ -21,15 +21,15 @@ MOST_IN_JSON = 1000
 
 
 def loggable(value: Any) -> metrics.MetricValue:
-  """Returns what a metric function gave as a value that seqio's loggers take.
+  """Converts the result of a metric function to a value for seqio's loggers.
 
   Args:
     value: a MetricValue, a number, a text, or an array of numbers of any shape.
 
   Returns:
     Scalar for one number, also in an array of size 1, with NaN for None; Text
-    for a text, and for what is nothing of these; Generic for several numbers.
-    MetricValues other than Scalar stay as they are.
+    for a text and for any other type; Generic for several numbers. MetricValues
+    other than Scalar are not changed.
   """
   if isinstance(value, metrics.MetricValue):
     if not isinstance(value, metrics.Scalar):
@@ -41,7 +41,7 @@ def loggable(value: Any) -> metrics.MetricValue:
     return metrics.Text(value)
   try:
     array = np.asarray(value)
-  except (TypeError, ValueError):  # A list of rows of different lengths.
+  except (TypeError, ValueError):  # a list of rows of different lengths
     array = np.asarray(None)
   if array.dtype.kind == 'V' and isinstance(value, jax.Array):  # bfloat16
     array = np.asarray(value, np.float32)
@@ -53,7 +53,7 @@ def loggable(value: Any) -> metrics.MetricValue:
 
 
 def number(value: Any) -> float | None:
-  """Returns a metric that is one number as a float, else None."""
+  """Returns a metric as a float if it is one number, else None."""
   value = loggable(value)
   return float(value.value) if isinstance(value, metrics.Scalar) else None
 
@@ -62,8 +62,8 @@ def strict(value: Any) -> Any:
   """Returns a value with None for each number in it that is not finite.
 
   Args:
-    value: of dicts, lists, arrays and what JSON has; arrays of numbers that are
-      not finite become lists, other things stay as they are.
+    value: dicts, lists, arrays and JSON's types; arrays with numbers that are
+      not finite become lists, other values are not changed.
   """
   if isinstance(value, Mapping):
     return {key: strict(item) for key, item in value.items()}
@@ -79,7 +79,7 @@ def strict(value: Any) -> Any:
 
 
 class StrictEncoder(seqio.TensorAndNumpyEncoder):
-  """seqio's JSON encoder, which writes null where Python's writes NaN."""
+  """seqio's JSON encoder, with null instead of Python's NaN."""
 
   def encode(self, o):
     """Returns the JSON text of a value."""
@@ -94,7 +94,7 @@ class Logger:
   """A logger of seqio that takes any metric."""
 
   def __init__(self, logger: seqio.Logger):
-    """Takes the logger; one that writes JSON writes it strictly from now on."""
+    """Stores the logger, and makes one that writes JSON write it strictly."""
     self._logger = logger
     self._writes_json = isinstance(logger, seqio.JSONLogger)
     if self._writes_json:
@@ -124,7 +124,7 @@ class Logger:
 
 
 def _for_json(values: Mapping[str, metrics.MetricValue]):
-  """Returns the values that JSON can hold, each as a Scalar of it."""
+  """Returns the values that JSON can represent, each as a Scalar."""
   out = {}
   for name, value in values.items():
     if isinstance(value, metrics.Scalar):

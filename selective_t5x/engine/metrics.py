@@ -1,7 +1,7 @@
-"""Metrics that T5X adds to clu: sums, averages per step, rates over time.
+"""T5X's additions to clu's metrics: sums, averages per step, rates over time.
 
-They are pytrees: a train step returns them, `merge` adds up steps on the
-device, and after a window of steps the host sets its number of steps and its
+They are pytrees: a train step returns them, and `merge` adds up steps on the
+device. After a window of steps the host sets its number of steps and its
 duration (compiled code cannot read a clock) and calls `compute`.
 """
 
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from clu import metrics as clu_metrics
 
 Scalar = int | float | jax.Array
-# A Sum: the steps of a window whose gradients were not finite.
+# The name of a Sum: the steps of a window whose gradients were not finite.
 SKIPPED_STEPS = 'skipped_steps'
 MetricsMap = MutableMapping[str, clu_metrics.Metric]
 
@@ -119,7 +119,7 @@ class TimeRate(Time):
     return cls(numerator=numerator)
 
   def merge(self, other: 'TimeRate') -> 'TimeRate':
-    """Adds the numerators; durations are set after merging only."""
+    """Adds the numerators; durations are set only after merging."""
     if self.duration is not None or other.duration is not None:
       raise ValueError('cannot merge rates whose duration is already set')
     return type(self)(numerator=self.numerator + other.numerator)
@@ -148,7 +148,7 @@ class StepsPerTime(Step, Time):
 
 
 def is_metric_obj(obj) -> bool:
-  """Tells whether obj is a metric: a leaf where trees of metrics are mapped."""
+  """Tells whether obj is a metric, a leaf in trees of metrics."""
   return isinstance(obj, clu_metrics.Metric)
 
 

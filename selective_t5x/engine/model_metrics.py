@@ -1,4 +1,4 @@
-"""What T5X measures of a step: loss, accuracy, packing, speed."""
+"""T5X's metrics of a step: loss, accuracy, packing, speed."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ from clu import metrics as clu_metrics
 from t5x import losses
 from t5x import metrics as metrics_lib
 
-# The plain cross entropy of the targets in nats, a mean over tokens.
+# The plain cross-entropy of the targets in nats, a mean over tokens.
 TOKEN_LOSS = 'cross_entropy_per_token'
 
 
@@ -22,14 +22,14 @@ def count_packed_examples(segment_ids: jax.Array) -> jax.Array:
 def accuracy(
   logits: jax.Array, targets: jax.Array, weights: jax.Array | None
 ) -> clu_metrics.Accuracy:
-  """Returns the accuracy, which weighs each token as the loss does.
+  """Returns the accuracy, with the loss's weight of each token.
 
-  T5X's counts every token whose weight is not 0 once.
+  T5X's accuracy counts every token of nonzero weight once.
 
   Args:
     logits: f32[B, N, V].
     targets: i32[B, N].
-    weights: f32[B, N], the weights of the loss, or None for all ones.
+    weights: f32[B, N], the weights of the loss; None: all ones.
   """
   right = jnp.argmax(logits, axis=-1) == targets
   if weights is None:
@@ -42,10 +42,10 @@ def accuracy(
 def token_loss(
   logits: jax.Array, targets: jax.Array, weights: jax.Array
 ) -> clu_metrics.Average:
-  """Returns the plain cross entropy, the mean over tokens by loss weights.
+  """Returns the plain cross-entropy, a mean over tokens by loss weights.
 
-  It has no label smoothing, no z-loss and no memory loss in it, and it is the
-  same for any normalising factor and, over a whole data set, any batch size.
+  It includes no label smoothing, z-loss or memory loss, and it does not depend
+  on the normalising factor or, over a whole data set, on the batch size.
 
   Args:
     logits: f32[B, N, V].
@@ -68,15 +68,15 @@ def compute_base_metrics(
 ) -> metrics_lib.MetricsMap:
   """Returns T5X's metrics of one step.
 
-  `loss` is what is minimised, averaged over steps: with the normalising factor
-  NUM_REAL_TARGET_TOKENS it is nats per token. The loss_per_* metrics divide
-  it by tokens once more, as in T5X, and mean something without a factor only.
-  `token_loss` has one meaning with every factor.
+  `loss` is the minimised loss, averaged over steps: with the normalising factor
+  NUM_REAL_TARGET_TOKENS it is in nats per token. The loss_per_* metrics divide
+  it by tokens again, as in T5X, and are meaningful only without a factor.
+  `token_loss` has the same meaning with every factor.
 
   Args:
     logits: f32[B, N, V].
     targets: i32[B, N].
-    mask: f32[B, N], the weights of the loss, or None for all ones.
+    mask: f32[B, N], the weights of the loss; None: all ones.
     loss: f32[], the loss of the step.
     z_loss: f32[], the z-loss in it.
     segment_ids: i32[B, N] for each side ('decoder', 'encoder'), 0 is padding.
@@ -136,11 +136,11 @@ def count_tokens(
 ) -> metrics_lib.MetricsMap:
   """Returns metrics whose number of real tokens is the sum of loss weights.
 
-  `compute_base_metrics` takes the weights of the loss, whose sum is the number
-  of sequences with AVERAGE_PER_SEQUENCE. T5X leaves that so.
+  With AVERAGE_PER_SEQUENCE the weights of the loss in `compute_base_metrics`
+  add up to the number of sequences. T5X does not correct this.
 
   Args:
-    metrics: of `compute_base_metrics`; others stay as they are.
+    metrics: from `compute_base_metrics`; other metrics are not changed.
     weights: f32[B, N], the loss weights of the batch.
   """
   tokens = jnp.sum(weights)

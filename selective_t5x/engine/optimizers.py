@@ -1,7 +1,7 @@
 """Optimisers: optax transformations behind T5X's OptimizerDef interface.
 
-An OptimizerDef says how parameters are updated; an Optimizer is a pytree that
-carries the parameters (`target`) and the optimiser's state.
+An OptimizerDef defines how parameters are updated; an Optimizer is a pytree
+with the parameters (`target`) and the optimiser's state.
 """
 
 import abc
@@ -41,7 +41,7 @@ class OptimizerDef(abc.ABC):
     """Returns (new params, new state)."""
 
   def update_hyper_params(self, **overrides):
-    """Returns hyper_params with the overrides put in."""
+    """Returns hyper_params with the overrides applied."""
     hyper_params = overrides.pop('hyper_params', self.hyper_params)
     return hyper_params.replace(**overrides) if overrides else hyper_params
 
@@ -72,7 +72,7 @@ class Optimizer(flax.struct.PyTreeNode):
   target: Any = flax.struct.field()
 
   def apply_gradient(self, grads: PyTree, **overrides) -> 'Optimizer':
-    """Returns the optimiser one step on; overrides change hyper-parameters."""
+    """Returns the optimiser after a step; overrides change hyper-parameters."""
     target, state = self.optimizer_def.apply_gradient(
       self.optimizer_def.update_hyper_params(**overrides),
       self.target,
@@ -99,7 +99,7 @@ OptimizerDefType = OptimizerDef
 
 @flax.struct.dataclass
 class _OptaxHyperParams:
-  """The trainer's learning rate: optax takes its own schedule instead."""
+  """The trainer's learning rate; optax uses its own schedule instead."""
 
   learning_rate: float | None = None
 
@@ -107,11 +107,11 @@ class _OptaxHyperParams:
 class OptaxWrapper(OptimizerDef):
   """An optax transformation as a T5X optimiser.
 
-  The learning rate is the transformation's own: bind it, or a schedule, to the
-  optax function. The one that the trainer passes is only reported, as in T5X:
-  bind the same schedule to both. Schedules are read at the train step, which is
-  what the trainer reports. T5X leaves them their own count of updates, which
-  starts at 0 where the optimiser's state is not restored.
+  The transformation has its own learning rate: bind it, or a schedule, to the
+  optax function. The trainer's learning rate is only reported, as in T5X: bind
+  the same schedule to both. Schedules are evaluated at the train step, which
+  the trainer reports. In T5X they have their own count of updates, which starts
+  at 0 if the optimiser's state is not restored.
   """
 
   def __init__(self, optax_optimizer: optax.GradientTransformation):
@@ -138,7 +138,7 @@ class OptaxWrapper(OptimizerDef):
   def derive_logical_axes(
     self, optimizer: Optimizer, param_logical_axes: PyTree
   ) -> Optimizer:
-    """Puts the parameters' logical axes where optax keeps copies of them.
+    """Gives the parameters' logical axes to optax's state arrays like them.
 
     Args:
       optimizer: the Optimizer whose tree is annotated.
@@ -181,9 +181,9 @@ class OptaxWrapper(OptimizerDef):
     )
 
   def state_dict(self, target, state):
-    """As the base's, without the empty dicts of stateless transformations.
+    """Returns the base's, without empty dicts of stateless transformations.
 
-    A checkpoint cannot hold an empty dict; restore_state puts them back.
+    A checkpoint cannot hold an empty dict; restore_state adds them again.
     """
     state_dict = super().state_dict(target, state)
     flat = traverse_util.flatten_dict(state_dict['state'])
@@ -195,35 +195,35 @@ class OptaxWrapper(OptimizerDef):
     Raises:
       ValueError: a state that this optimiser needs is not in state_dict.
     """
-    wanted = traverse_util.flatten_dict(
+    expected = traverse_util.flatten_dict(
       serialization.to_state_dict(state), keep_empty_nodes=True
     )
-    given = traverse_util.flatten_dict(state_dict['state'])
-    for path, value in wanted.items():
-      if path in given:
+    saved = traverse_util.flatten_dict(state_dict['state'])
+    for path, value in expected.items():
+      if path in saved:
         continue
       if value is not traverse_util.empty_node:
         raise ValueError(
           f'Failed to restore optimizer state, path {"/".join(path)} is not '
           'present in the input optimizer state dict.'
         )
-      given[path] = value
+      saved[path] = value
     return super().restore_state(
       target,
       state,
-      {**state_dict, 'state': traverse_util.unflatten_dict(given)},
+      {**state_dict, 'state': traverse_util.unflatten_dict(saved)},
     )
 
 
-# The states of optax that count updates for a schedule, and hold nothing else.
-# The second one, of inject_hyperparams, has no public name.
+# The states of optax that only count updates for a schedule. The second one, of
+# inject_hyperparams, has no public name.
 _SCHEDULES = ('ScaleByScheduleState', 'WrappedScheduleState')
 
 
 def _schedules_at(states: PyTree, step: jax.Array) -> PyTree:
   """Returns optax's states with all schedules at a step, i32[].
 
-  Other counts, such as that of Adam's bias correction, stay as they are.
+  Other counts, such as Adam's bias correction, are not changed.
   """
 
   def is_schedule(state):
@@ -279,10 +279,10 @@ yogi = wrap_optax_optimizer(optax.yogi)
 
 
 class MultiOptimizer(OptimizerDef):
-  """Other optimisers for other parameters; some may stay as they are.
+  """Different optimisers for different parameters; some may be frozen.
 
-  Not for wrapped optax optimisers, whose state is no tree of the parameters:
-  optax.multi_transform does the same for them.
+  It does not support wrapped optax optimisers, whose state is not a tree of the
+  parameters: use optax.multi_transform for them.
 
   Example:
     kernels = traverse_util.ModelParamTraversal(lambda p, _: 'kernel' in p)
@@ -302,12 +302,12 @@ class MultiOptimizer(OptimizerDef):
     super().__init__([opt.hyper_params for opt in self.sub_optimizers])
 
   def update_hyper_params(self, **overrides):
-    """Returns each optimiser's hyper-parameters with the overrides put in."""
+    """Returns each optimiser's hyper-parameters with the overrides applied."""
     hyper_params = overrides.pop('hyper_params', self.hyper_params)
     return [each.replace(**overrides) for each in hyper_params]
 
   def init_state(self, params) -> OptimizerState:
-    """Returns step 0 and the states; None for parameters of no optimiser.
+    """Returns step 0 and the states; None for parameters without optimiser.
 
     Raises:
       ValueError: two optimisers have the same parameter.
@@ -360,7 +360,7 @@ class MultiOptimizer(OptimizerDef):
     for traversal, optimizer_def in self._parts():
       own_axes = _part(traversal, param_logical_axes)
       own_states = {name: states[name] for name in own_axes}
-      named = optimizer_def.derive_logical_axes(
+      annotated = optimizer_def.derive_logical_axes(
         Optimizer(
           optimizer_def,
           OptimizerState(None, _tree(own_states)),
@@ -368,7 +368,7 @@ class MultiOptimizer(OptimizerDef):
         ),
         _tree(own_axes),
       )
-      axes |= _flat(named.state.param_states)
+      axes |= _flat(annotated.state.param_states)
     return Optimizer(
       optimizer.optimizer_def,
       OptimizerState(
@@ -390,7 +390,7 @@ def _tree(flat: dict[str, Any]) -> dict:
 
 
 def _tree_like(tree: PyTree, flat: dict[str, Any]) -> PyTree:
-  """Returns the nested dict of `flat`; what `tree` has besides is None."""
+  """Returns the nested dict of `flat`; other leaves of `tree` are None."""
   new = _tree(dict.fromkeys(_flat(tree)) | flat)
   return (
     flax.core.freeze(new) if isinstance(tree, flax.core.FrozenDict) else new

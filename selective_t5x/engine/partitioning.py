@@ -41,16 +41,16 @@ def default_mesh(
   num_partitions is honoured on every platform.
 
   Args:
-    num_partitions: devices along 'model'; the others go to 'data'.
+    num_partitions: devices along 'model'; the others are along 'data'.
     model_parallel_submesh: (x, y, z, cores) of one model replica on a TPU; its
       product replaces num_partitions. The placement is left to JAX.
-    backend: platform to take the devices from; None is the default one.
+    backend: platform of the devices; None: the default one.
     ici_mesh_shape: (replica, data, model) within a slice; with
       dcn_mesh_shape the mesh has a third axis 'replica'.
     dcn_mesh_shape: (replica, data, model) over slices.
 
   Raises:
-    UserError: the devices cannot be divided so, or the platform is not here.
+    UserError: the devices cannot be divided so, or the platform is missing.
   """
   try:
     devices = jax.devices(backend)
@@ -109,7 +109,7 @@ def standard_logical_axis_rules(
       f'`parameter_partitioning_dims` = {dims[1]}: expected 1 or 2 each'
     )
   rules = [('batch', 'data')]
-  # The first rule that fits wins, so 'model' goes to these before 'embed'.
+  # The first rule that fits wins, so these get 'model' before 'embed' does.
   rules += [(n, 'model') for n in ('vocab', 'mlp', 'heads', 'joined_kv')]
   rules += embed[dims]
   rules += [
@@ -129,14 +129,14 @@ def standard_logical_axis_rules(
 
 @dataclasses.dataclass
 class DataLayout:
-  """Which part of the global batch this process reads.
+  """The part of the global batch that this process reads.
 
   Attributes:
     batch_size: examples in the global batch.
     shard_id: this process's shard, in [0, num_shards).
     num_shards: distinct shards; processes that hold different parts of one
       model replica share a shard.
-    is_first_host_in_replica_set: whether this process speaks for its shard.
+    is_first_host_in_replica_set: whether this process represents its shard.
   """
 
   batch_size: int
@@ -177,11 +177,11 @@ class BasePartitioner(abc.ABC):
   @property
   @abc.abstractmethod
   def data_partition_spec(self) -> PartitionSpec:
-    """How the leading axis of a batch is split."""
+    """The partitioning of a batch's leading axis."""
 
   @abc.abstractmethod
   def get_data_layout(self, batch_size: int | None = None) -> DataLayout:
-    """Returns which part of a global batch this process reads."""
+    """Returns the part of a global batch that this process reads."""
 
   @abc.abstractmethod
   def get_mesh_axes(self, train_state):
@@ -221,11 +221,11 @@ class PjitPartitioner(BasePartitioner):
       num_partitions: devices of one model replica; exclusive with
         model_parallel_submesh.
       model_parallel_submesh: (x, y, z, cores) of one model replica on a TPU.
-      backend: platform to take the devices from.
+      backend: platform of the devices.
       ici_mesh_shape: (replica, data, model) within a slice.
       dcn_mesh_shape: (replica, data, model) over slices.
       logical_axis_rules: pairs (logical name, mesh axis or None), the first
-        that fits wins; None is standard_logical_axis_rules().
+        that fits wins; None: standard_logical_axis_rules().
 
     Raises:
       ValueError: both or neither of the first two are given.
@@ -264,14 +264,14 @@ class PjitPartitioner(BasePartitioner):
 
   @property
   def data_partition_spec(self) -> PartitionSpec:
-    """How the leading axis of a batch is split."""
+    """The partitioning of a batch's leading axis."""
     return flax_partitioning.logical_to_mesh_axes(['batch'], self._rules)
 
   def get_data_layout(self, batch_size: int | None = None) -> DataLayout:
-    """Returns which part of a global batch this process reads.
+    """Returns the part of a global batch that this process reads.
 
     Args:
-      batch_size: examples in the global batch; None is one for each part.
+      batch_size: examples in the global batch; None: one for each part.
 
     Raises:
       UserError: the batch cannot be divided over the mesh's data axis.
@@ -329,7 +329,7 @@ class PjitPartitioner(BasePartitioner):
     )
 
   def shardings(self, axes: PyTree) -> PyTree:
-    """Returns a NamedSharding for each PartitionSpec; None is replicated."""
+    """Returns a NamedSharding for each PartitionSpec; None: replicated."""
     return jax.tree.map(
       lambda spec: NamedSharding(self.mesh, spec or PartitionSpec()),
       axes,

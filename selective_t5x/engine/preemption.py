@@ -8,19 +8,19 @@ from collections.abc import Callable, Iterator
 import jax
 from jax.experimental import multihost_utils
 
-# For one batch of an evaluation, which SIGTERM lets end.
+# SIGTERM lets an evaluation finish, unless it waits this long for one batch.
 LONG_WAIT_SECONDS = 20.0
 
 
 class Notice:
-  """Whether SIGTERM has come; called with the step that is next."""
+  """Tells whether SIGTERM has come; called with the next step."""
 
   def __init__(self, reached: Callable[[int], bool], came: Callable[[], bool]):
-    """Takes what answers.
+    """Stores the functions that answer.
 
     Args:
-      reached: of the step that is next, whether to stop before it.
-      came: whether this process was told, as far as it can know.
+      reached: tells whether to stop before the next step, its argument.
+      came: tells whether this process received the signal, if it can know.
     """
     self._reached = reached
     self._came = came
@@ -30,23 +30,23 @@ class Notice:
     return self._reached(step)
 
   def ends_wait(self, seconds: float) -> bool:
-    """Returns whether to wait no longer for a batch to train on."""
+    """Returns whether to stop waiting for a training batch."""
     del seconds
     return self._came()
 
   def ends_long_wait(self, seconds: float) -> bool:
-    """Returns whether to wait no longer for what should be finished first."""
+    """Returns whether to stop waiting for a batch of an evaluation."""
     return seconds > LONG_WAIT_SECONDS and self._came()
 
 
 @contextlib.contextmanager
 def noticed() -> Iterator[Notice]:
-  """Turns SIGTERM into an answer, inside the context.
+  """Catches SIGTERM inside the context.
 
   Yields:
-    a function of the step that is next: whether to stop before it. Several
-    processes, of which each must ask before every step, get the same answer:
-    JAX's coordination service agrees on a step that none has passed.
+    a function of the next step that tells whether to stop before it. Each of
+    several processes must call it before every step, and all get the same
+    answer: JAX's coordination service agrees on a step that none has passed.
   """
   if jax.process_count() > 1:
     yield Notice(multihost_utils.reached_preemption_sync_point, lambda: False)
@@ -54,9 +54,9 @@ def noticed() -> Iterator[Notice]:
   if threading.current_thread() is not threading.main_thread():
     yield Notice(lambda step: False, lambda: False)
     return
-  asked = threading.Event()
-  before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+  signalled = threading.Event()
+  before = signal.signal(signal.SIGTERM, lambda *_: signalled.set())
   try:
-    yield Notice(lambda step: asked.is_set(), asked.is_set)
+    yield Notice(lambda step: signalled.is_set(), signalled.is_set)
   finally:
     signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""Shows how far training is: a bar on a terminal, log lines elsewhere."""
+"""Shows the progress of training: a bar on a terminal, else log lines."""
 
 import sys
 import time
@@ -23,7 +23,7 @@ class Progress:
         dynamic_ncols=True,
         desc='train',
       )
-      # Log lines go above the bar rather than into it.
+      # Log lines must go above the bar.
       self._log_handler = logging.get_absl_handler().python_handler
       self._log_stream = self._log_handler.stream
       self._log_handler.setStream(DummyTqdmFile(sys.stderr))
@@ -37,7 +37,7 @@ class Progress:
       self._log_handler.setStream(self._log_stream)
 
   def update(self, step: int, loss: float | None) -> None:
-    """Shows the step and, once it is known, the loss of the last window."""
+    """Shows the step and, if it is known, the loss of the last window."""
     if self._bar is not None:
       if loss is not None:
         self._bar.set_postfix(loss=f'{loss:.4f}', refresh=False)
@@ -45,12 +45,12 @@ class Progress:
       return
     done = step - self._first
     rate = done / max(time.time() - self._start, 1e-9)
-    left = (self._total - step) / max(rate, 1e-9)
+    seconds_left = (self._total - step) / max(rate, 1e-9)
     logging.info(
       'step %d/%d  loss %s  %.2f steps/s  %s left',
       step,
       self._total,
       '-' if loss is None else f'{loss:.4f}',
       rate,
-      tqdm.tqdm.format_interval(left),
+      tqdm.tqdm.format_interval(seconds_left),
     )

@@ -1,4 +1,4 @@
-"""From a checkpoint to a train state, also into a model that has changed."""
+"""Restores train states from checkpoints, also into a changed model."""
 
 import contextlib
 import dataclasses
@@ -31,23 +31,23 @@ _MODES = ('specific', 'latest', 'all')
 
 
 class UnreadableCheckpointError(UserError):
-  """A checkpoint is broken: a file of it is missing, cut off or changed."""
+  """A checkpoint is broken: a file is missing, truncated or changed."""
 
 
 @contextlib.contextmanager
 def _reading(path: str):
-  """Turns what goes wrong while a checkpoint is read into one line."""
+  """Turns errors while a checkpoint is read into one line."""
   try:
     yield
   except UserError:
     raise
-  except Exception as error:  # Orbax and TensorStore raise many.
-    said = f'{type(error).__name__}: {error}'.splitlines()[0][:200]
-    raise UnreadableCheckpointError(f'{path} cannot be read: {said}') from error
+  except Exception as error:  # Orbax and TensorStore raise many types
+    why = f'{type(error).__name__}: {error}'.splitlines()[0][:200]
+    raise UnreadableCheckpointError(f'{path} cannot be read: {why}') from error
 
 
 def _check_files(path: str) -> None:
-  """Raises UnreadableCheckpointError where its checksums do not fit."""
+  """Raises UnreadableCheckpointError if a checksum does not match."""
   if '://' in path:
     return
   problem = ''
@@ -62,22 +62,22 @@ def _check_files(path: str) -> None:
 
 @dataclasses.dataclass
 class RestoreCheckpointConfig:
-  """Which checkpoint is restored, and what of it.
+  """The checkpoint to restore, and the parts to restore.
 
   Attributes:
     path: a checkpoint (mode 'specific') or a folder of them (modes 'latest' and
-      'all'), or several, of which the first that holds checkpoints is taken; an
-      empty sequence restores nothing.
+      'all'), or several, of which the first with checkpoints is used; an empty
+      sequence restores nothing.
     mode: 'specific', 'latest', or 'all' for one after the other (evaluation).
-    assignment_map: where the arrays of a changed model come from, see
+    assignment_map: the sources of a changed model's arrays, see
       `state_utils.apply_assignment_map`.
     strict: whether parameters that only the checkpoint has are an error.
     fallback_to_scratch: whether arrays that only the model has get their
-      initial values. The real T5X wants an assignment_map with it.
-    dtype: of the restored parameters; None is as saved.
+      initial values. The real T5X requires an assignment_map with it.
+    dtype: dtype of the restored parameters; None: as saved.
     restore_dataset: whether the position in the training data is restored.
     state_transformation_fns: functions of (nested dict of the checkpoint, of
-      the model's state) that return the former under the model's names; applied
+      the model's state) that return the former with the model's names; applied
       after the assignment_map.
   """
 
@@ -104,21 +104,21 @@ class RestoreCheckpointConfig:
 
 
 def paths_to_restore(cfg: RestoreCheckpointConfig) -> list[str]:
-  """Returns the checkpoints that a config names; an empty path names none.
+  """Returns the checkpoints that a config names; none for an empty path.
 
   Raises:
-    UserError: it names some, and there is none.
+    UserError: the path is not empty, but has no checkpoint.
   """
   paths = [cfg.path] if isinstance(cfg.path, str) else list(cfg.path or ())
   if cfg.mode == 'specific':
     return [checkpoints.find_checkpoint(path) for path in paths]
   for folder in paths:
-    found = [
+    valid = [
       checkpoints.checkpoint_path(folder, step)
       for step in checkpoints.all_steps(folder)
     ]
-    if found:
-      return found if cfg.mode == 'all' else found[-1:]
+    if valid:
+      return valid if cfg.mode == 'all' else valid[-1:]
   if paths:
     raise UserError(
       f'RestoreCheckpointConfig.path = {cfg.path!r}: no checkpoint_N folder in '
@@ -130,10 +130,10 @@ def paths_to_restore(cfg: RestoreCheckpointConfig) -> list[str]:
 def get_first_valid_restore_config_and_paths(
   restore_cfgs: Sequence[RestoreCheckpointConfig],
 ) -> tuple[RestoreCheckpointConfig | None, list[str]]:
-  """Returns the first config that names checkpoints, and these.
+  """Returns the first config that names checkpoints, and the checkpoints.
 
   Raises:
-    UserError: the checkpoints that a config names are not there.
+    UserError: the checkpoints that a config names do not exist.
   """
   for cfg in restore_cfgs:
     paths = paths_to_restore(cfg)
@@ -161,14 +161,14 @@ class TrainStateInitializer:
     """Traces the initialisation.
 
     Args:
-      optimizer_def: None gives an InferenceState, without an optimiser.
+      optimizer_def: None: an InferenceState, without an optimiser.
       init_fn: model.get_initial_variables.
       input_shapes: shape of each feature of the global batch.
       partitioner: shards the train state.
-      input_types: dtype of each feature; float32 where absent.
+      input_types: dtype of each feature; float32 if it is missing.
 
     Raises:
-      UserError: the mesh's devices do not divide an axis that they share.
+      UserError: the mesh's devices do not divide an axis that is split.
     """
 
     def initialize(rng):
@@ -212,19 +212,20 @@ class TrainStateInitializer:
     ds_iter=None,
     init_rng: jax.Array | None = None,
   ) -> Iterator[tuple[train_state_lib.TrainState, str]]:
-    """Yields the train states of checkpoints, none or more.
+    """Yields the train states of checkpoints, possibly none.
 
     Args:
-      restore_cfgs: the first that names checkpoints says which, and how.
-      ds_iter: the train iterator, put where it was where a config says so.
+      restore_cfgs: the first one that names checkpoints is used.
+      ds_iter: the train iterator, moved to its saved position if that config
+        has restore_dataset.
       init_rng: for fallback_to_scratch.
 
     Yields:
       (train state, path of the checkpoint).
 
     Raises:
-      UserError: no such checkpoint, or it is of another model.
-      UnreadableCheckpointError: it is broken.
+      UserError: there is no such checkpoint, or it belongs to another model.
+      UnreadableCheckpointError: the checkpoint is broken.
     """
     cfg, paths = get_first_valid_restore_config_and_paths(restore_cfgs)
     for path in paths:
@@ -243,9 +244,9 @@ class TrainStateInitializer:
     ds_iter=None,
     init_rng: jax.Array | None = None,
   ):
-    """Returns the train state of the one checkpoint, None if there is none.
+    """Returns the train state of the only checkpoint, or None without one.
 
-    Arguments and errors are those of from_checkpoints.
+    For arguments and errors see from_checkpoints.
     """
     _, paths = get_first_valid_restore_config_and_paths(ckpt_cfgs)
     if len(paths) > 1:
@@ -263,7 +264,7 @@ class TrainStateInitializer:
     init_rng: jax.Array,
     ds_iter=None,
   ):
-    """Returns the train state of the one checkpoint, or the initial one."""
+    """Returns the train state of the only checkpoint, or the initial one."""
     state = self.from_checkpoint(ckpt_cfgs, ds_iter=ds_iter, init_rng=init_rng)
     return self.from_scratch(init_rng) if state is None else state
 
@@ -281,7 +282,7 @@ class TrainStateInitializer:
       else checkpoints.OrbaxReader(path)
     )
     state_dict = self.global_train_state_shape.state_dict()
-    wanted = {
+    specs = {
       name: array
       for name, array in state_utils.flatten_state_dict(state_dict).items()
       if array is not None
@@ -289,7 +290,7 @@ class TrainStateInitializer:
     with _reading(path):
       there = reader.arrays()
     saved = _renamed(there, state_dict, cfg)
-    _check(path, wanted, saved, cfg)
+    _check(path, specs, saved, cfg)
 
     shardings = _flat_shardings(
       self._partitioner, self.train_state_axes, state_dict
@@ -298,25 +299,25 @@ class TrainStateInitializer:
     def dtype_of(name):
       return cfg.dtype if name.startswith('target/') else None
 
-    sources = {name: saved[name].name for name in wanted if name in saved}
+    sources = {name: saved[name].name for name in specs if name in saved}
     requests = {
       source: (shardings[name], dtype_of(name))
       for name, source in sources.items()
     }
     with _reading(path):
-      read = reader.read(requests)
-    arrays, taken = {}, set()
+      arrays_read = reader.read(requests)
+    arrays, used = {}, set()
     for name, source in sources.items():
-      array = read[source]
-      # One array of the checkpoint can be several of the model, which the
-      # train step then changes in place.
+      array = arrays_read[source]
+      # One array of the checkpoint can become several of the model. They must
+      # not share memory, since the train step changes them in place.
       arrays[name] = (
         jax.device_put(array, shardings[name], may_alias=False)
-        if source in taken
+        if source in used
         else array
       )
-      taken.add(source)
-    missing = sorted(set(wanted) - set(arrays))
+      used.add(source)
+    missing = sorted(set(specs) - set(arrays))
     if missing:
       logging.info('From scratch: %d arrays, %s', len(missing), _some(missing))
       if init_rng is None:
@@ -355,19 +356,19 @@ def _renamed(
 
 def _check(
   path: str,
-  wanted: Mapping[str, Any],
+  specs: Mapping[str, Any],
   saved: Mapping[str, checkpoints.SavedArray],
   cfg: RestoreCheckpointConfig,
 ) -> None:
-  """Raises UserError where the arrays are not the wanted ones."""
-  # Parameters first: the optimiser's copies of them say the same again.
-  missing = sorted(set(wanted) - set(saved), key=lambda n: (n[0] != 't', n))
+  """Raises UserError if names or shapes of the arrays differ from `specs`."""
+  # Parameters come first: the optimiser's copies of them repeat the problem.
+  missing = sorted(set(specs) - set(saved), key=lambda n: (n[0] != 't', n))
   extra = sorted(
-    name for name in set(saved) - set(wanted) if name.startswith('target/')
+    name for name in set(saved) - set(specs) if name.startswith('target/')
   )
   shapes = [
     f'{name} is {saved[name].shape}, expected {tuple(x.shape)}'
-    for name, x in sorted(wanted.items(), key=lambda i: (i[0][0] != 't', i[0]))
+    for name, x in sorted(specs.items(), key=lambda i: (i[0][0] != 't', i[0]))
     if name in saved and saved[name].shape != tuple(x.shape)
   ]
   problems = []
@@ -397,7 +398,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _flat_shardings(partitioner, axes, state_dict) -> dict[str, Any]:
-  """Returns {name: NamedSharding}; axes can stand for a part of a state."""
+  """Returns {name: NamedSharding}; an entry of axes can cover a subtree."""
   return state_utils.flatten_state_dict(
     jax.tree.map(
       lambda sharding, part: jax.tree.map(lambda _: sharding, part),

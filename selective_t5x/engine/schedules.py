@@ -24,17 +24,17 @@ def create_learning_rate_scheduler(
     constant: base_learning_rate.
     linear_warmup: min(1, s / warmup_steps).
     linear_decay: base_learning_rate * min(s / warmup_steps, 1 + decay_factor *
-      (warmup_steps - s)); in place of the two above.
+      (warmup_steps - s)); replaces the two above.
     rsqrt_decay: 1 / sqrt(max(s, warmup_steps)).
     rsqrt_normalized_decay: the same times sqrt(warmup_steps).
     decay_every: decay_factor ** (s // steps_per_decay).
     cosine_decay: half a cosine from 1 to 0 over steps_per_cycle steps from
-      warmup_steps on, then again from 1.
+      warmup_steps on, then restarted at 1.
 
   Args:
     factors: names joined by '*'.
     base_learning_rate: the constant.
-    warmup_steps: steps of warm-up; 0 is none, where T5X divides by zero.
+    warmup_steps: steps of warm-up; 0: no warm-up (T5X divides by zero).
     decay_factor: see linear_decay and decay_every.
     steps_per_decay: see decay_every.
     steps_per_cycle: see cosine_decay.
@@ -45,7 +45,7 @@ def create_learning_rate_scheduler(
     a function from step i32[] to learning rate f32[].
 
   Raises:
-    ValueError: a factor of another name.
+    ValueError: a factor has another name.
   """
   warmup = max(warmup_steps, 1)
 
@@ -56,7 +56,7 @@ def create_learning_rate_scheduler(
     progress = jnp.maximum(0.0, (s - warmup_steps) / float(steps_per_cycle))
     return jnp.maximum(0.0, 0.5 * (1.0 + jnp.cos(jnp.pi * (progress % 1.0))))
 
-  known = {
+  factor_fns = {
     'constant': lambda s: base_learning_rate,
     'linear_warmup': lambda s: jnp.minimum(1.0, warmed_up(s)),
     'linear_decay': lambda s: (
@@ -72,17 +72,17 @@ def create_learning_rate_scheduler(
   }
   names = [name.strip() for name in factors.split('*')]
   for name in names:
-    if name not in known:
+    if name not in factor_fns:
       raise ValueError(
         f'Unknown factor {name!r} in create_learning_rate_scheduler.factors; '
-        f'expected {", ".join(known)}'
+        f'expected {", ".join(factor_fns)}'
       )
 
   def schedule(step: jax.Array) -> jax.Array:
     s = jnp.maximum(0, step - step_offset)
     rate = 1.0
     for name in names:
-      rate *= known[name](s)
+      rate *= factor_fns[name](s)
     return jnp.asarray(jnp.maximum(rate, min_learning_rate), jnp.float32)
 
   return schedule

@@ -1,7 +1,7 @@
-"""Nested dicts of a train state: names, parts, and the way to another model.
+"""Nested dicts of a train state: names, parts, and assignment to other models.
 
-A name is the path to an array joined by '/', 'target/decoder/…/kernel' for
-instance. What the arrays are does not matter here.
+A name is the path to an array joined by '/', for instance
+'target/decoder/…/kernel'. The arrays can have any type here.
 """
 
 import re
@@ -17,7 +17,7 @@ AssignmentMap = Sequence[tuple[str | re.Pattern, str | None]]
 
 
 def tensorstore_leaf(_: Any, value: Mapping) -> bool:
-  """Whether a dict stands for an array that TensorStore holds."""
+  """Tells whether a dict represents an array in TensorStore."""
   return {'driver', 'kvstore', 'metadata'} <= set(value)
 
 
@@ -51,7 +51,7 @@ def get_name_tree(
 def intersect_state(
   state_dict: Mapping[str, Any], intersect_state_dict: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """Returns what of state_dict has its name in intersect_state_dict too."""
+  """Returns the arrays of state_dict that intersect_state_dict has too."""
   keep = flatten_state_dict(intersect_state_dict)
   return unflatten_state_dict(
     {k: v for k, v in flatten_state_dict(state_dict).items() if k in keep}
@@ -63,12 +63,12 @@ def merge_state(
   from_scratch_state: Mapping[str, Any],
   overwrite: bool = False,
 ) -> dict[str, Any]:
-  """Returns state_dict with what only from_scratch_state has.
+  """Returns state_dict with the arrays that only from_scratch_state has.
 
   Args:
     state_dict: a nested dict.
     from_scratch_state: a nested dict.
-    overwrite: whether from_scratch_state wins where both have a name.
+    overwrite: whether from_scratch_state wins for common names.
   """
   old, new = map(flatten_state_dict, (state_dict, from_scratch_state))
   return unflatten_state_dict(old | new if overwrite else new | old)
@@ -82,14 +82,14 @@ def apply_assignment_map(
   *,
   is_resuming: bool = False,
 ) -> Mapping[str, Any]:
-  r"""Gives the arrays of a checkpoint the names that a model has for them.
+  r"""Renames the arrays of a checkpoint to a model's names.
 
-  For each name of the model the first rule whose whole expression matches says
-  where the array comes from: a name in the checkpoint (with \1 for a group), or
-  None for nowhere. A name without a rule comes from itself. What no rule asks
-  for keeps its name.
+  For each name of the model, the first rule whose expression matches the whole
+  name gives the source of the array: a name in the checkpoint (with \1 for a
+  group), or None for no source. Without a rule the source has the same name.
+  Arrays that are the source of no rule keep their names.
 
-  Example, an embedding of one's own and another optimiser:
+  Example, a new embedding and another optimiser:
     utils.RestoreCheckpointConfig:
       assignment_map = [
           ('target/decoder/(.*)', 'target/\\1'),
@@ -102,20 +102,20 @@ def apply_assignment_map(
     optimizer_state: nested dict of the model's train state.
     assignment_map: the rules.
     require_all_rules_match: whether a rule that matches no name is an error.
-    is_resuming: whether an interrupted run goes on; then nothing is renamed.
+    is_resuming: whether a run is resumed; then nothing is renamed.
 
   Returns:
     a nested dict of the checkpoint's arrays.
 
   Raises:
-    UserError: a rule matches nothing, or asks for what the checkpoint has not.
+    UserError: a rule matches nothing, or its source is not in the checkpoint.
   """
   if is_resuming:
     return ckpt_optimizer_state
   saved = flatten_state_dict(ckpt_optimizer_state)
-  wanted = flatten_state_dict(optimizer_state)
+  model_arrays = flatten_state_dict(optimizer_state)
   sources, used = {}, set()
-  for name in wanted:
+  for name in model_arrays:
     for pattern, replacement in assignment_map:
       match = re.fullmatch(pattern, name)
       if not match:
@@ -138,13 +138,14 @@ def apply_assignment_map(
     raise UserError(
       f'Unused patterns in `assignment_map`: {", ".join(map(repr, unused))}: '
       'the whole of a name in the model must match'
-      f'{did_you_mean(unused[0], wanted)}'
+      f'{did_you_mean(unused[0], model_arrays)}'
     )
-  taken = set(sources.values())
+  source_names = set(sources.values())
   result = {
     name: array
     for name, array in saved.items()
-    if name not in sources and (name not in taken or name in wanted)
+    if name not in sources
+    and (name not in source_names or name in model_arrays)
   }
   result |= {name: saved[source] for name, source in sources.items() if source}
   return unflatten_state_dict(result)

@@ -1,9 +1,9 @@
 """The training run: data, state, steps, evaluations, checkpoints.
 
-What a step computes, and what is saved, depend on the configuration and on the
-step alone, never on when the run was interrupted: a run that was killed and
-started again gives the same numbers, bit for bit (with RANDOM_SEED and the
-seeds of the datasets set, and the train iterator saved).
+The results of a step, and the saved files, depend only on the configuration and
+the step, never on interruptions: a run that was killed and resumed gives the
+same numbers, bit for bit (if RANDOM_SEED and the seeds of the datasets are set,
+and the train iterator is saved).
 """
 
 import contextlib
@@ -63,37 +63,38 @@ def train(
   inference_evaluator_cls: Callable[..., seqio.Evaluator] = seqio.Evaluator,
   verify_matching_vocabs_fn: Callable | None = utils.verify_matching_vocabs,
 ):
-  """Trains a model; goes on from the latest checkpoint in model_dir.
+  """Trains a model; resumes from the latest checkpoint in model_dir.
 
   Each evaluation and each window of train metrics is on disk before the
-  checkpoint of its step, so that nothing is missing after a resumption.
+  checkpoint of its step, so that nothing is missing after resuming.
 
   Args:
-    model: what is trained.
-    train_dataset_cfg: what it is trained on.
-    train_eval_dataset_cfg: what it is evaluated on, with teacher forcing, or
+    model: the model to train.
+    train_dataset_cfg: the training data.
+    train_eval_dataset_cfg: the data of the evaluation with teacher forcing, or
       None.
-    infer_eval_dataset_cfg: what it is evaluated on with the tasks' own metrics,
-      from decoding or scores, or None; written under inference_eval.
-    checkpoint_cfg: what is saved, and what is restored before step 0.
+    infer_eval_dataset_cfg: the data of the evaluation with the tasks' own
+      metrics, from decoding or scores, or None; written under inference_eval.
+    checkpoint_cfg: saving, and restoring before step 0.
     partitioner: shards data and state over the devices.
-    trainer_cls: takes what BaseTrainer takes.
+    trainer_cls: a class with BaseTrainer's arguments.
     model_dir: folder of checkpoints, metrics and configuration.
     total_steps: the step to stop after.
     eval_steps: batches of an evaluation.
-    eval_period: steps between evaluations; 0 is never.
-    relative_steps: steps to take from the restored one on; replaces
+    eval_period: steps between evaluations; 0: never.
+    relative_steps: number of steps after the restored one; replaces
       total_steps.
-    stats_period: steps between train metrics; None is the shorter of the
+    stats_period: steps between train metrics; None: the shorter of the
       evaluation and checkpoint periods.
-    random_seed: of the initial values and of dropout; None is a new one a run.
+    random_seed: seed of the initial values and of dropout; None: a new one for
+      each run.
     use_hardware_rng: whether random numbers come from the accelerator's own
-      generator: faster, and the same for the same sharding only.
+      generator, which is faster but depends on the sharding.
     summarize_config_fn: writes the configuration; called with (model_dir,
       TensorBoard writer, step).
     get_dataset_fn: makes the train dataset, see `datasets.get_dataset`.
-    actions: for 'TRAIN', 'TRAIN_EVAL' and 'INFER_EVAL' what looks at the
-      metrics and may stop training; T5X names a train step's task 'train'.
+    actions: {'TRAIN', 'TRAIN_EVAL' or 'INFER_EVAL': actions}; an action watches
+      metrics and may stop training. T5X names a train step's task 'train'.
     train_eval_get_dataset_fn: makes the evaluation datasets, see
       `datasets.get_training_eval_datasets`.
     run_eval_before_training: whether to evaluate before the first step.
@@ -106,9 +107,9 @@ def train(
     (the last step, the last train state).
 
   Raises:
-    UserError: a setting that cannot be.
+    UserError: a setting is invalid.
     NonFiniteLossError: the loss or a parameter became NaN or infinite.
-    Interrupted: SIGTERM came; the step that it came in is finished and saved.
+    Interrupted: SIGTERM came; the current step is finished and saved.
   """
   save_cfg = checkpoint_cfg.save
   if not (train_eval_dataset_cfg or infer_eval_dataset_cfg):
@@ -245,8 +246,8 @@ def train(
       trainer.compile_train(_ones_like(batch_spec, partitioner))
     with progress.Progress(first_step, total_steps) as bar:
       while step < total_steps and not trainer.stop_training:
-        # Windows end at multiples of the periods, whatever step this run began
-        # at: a resumed run has the windows of an uninterrupted one.
+        # Windows end at multiples of the periods, not relative to the first
+        # step: a resumed run has the windows of an uninterrupted one.
         end = min(
           (
             (step // period + 1) * period
@@ -277,7 +278,7 @@ def train(
 
 @contextlib.contextmanager
 def _saving(manager):
-  """However the run ends, a save ends first; one that failed leaves nothing."""
+  """Waits for a running save at any end, and removes a failed one's remains."""
   with event_loops.patient():
     try:
       yield
@@ -290,9 +291,9 @@ def _saving(manager):
 
 @contextlib.contextmanager
 def _evaluation_may_end(model_dir: str, trainer):
-  """Ends the run without saving where an evaluation waits for data in vain.
+  """Ends the run without saving if an evaluation waits for data in vain.
 
-  Its metrics are missing, so the step before it must be taken again.
+  Its metrics are missing, so the step before it must be repeated.
   """
   try:
     yield
@@ -324,7 +325,7 @@ def _make_rng(random_seed: int | None, use_hardware_rng: bool) -> jax.Array:
 def _first_train_state(
   initializer, checkpoint_cfg, model_dir, train_iter, init_rng
 ):
-  """Returns the state to go on from: model_dir's, the given one, or new."""
+  """Returns the first state: model_dir's, another checkpoint's or a new one."""
   save_cfg, restore_cfg = checkpoint_cfg.save, checkpoint_cfg.restore
   steps = checkpoints.all_steps(model_dir)
   if not steps:
@@ -363,7 +364,7 @@ def _first_train_state(
 
 
 def _ones_like(batch_spec, partitioner):
-  """Returns a batch of ones: something to compile the train step for."""
+  """Returns a batch of ones, with which the train step is compiled."""
   sharding = partitioner.shardings(partitioner.data_partition_spec)
   return {
     name: jax.make_array_from_callback(

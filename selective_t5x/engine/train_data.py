@@ -1,4 +1,4 @@
-"""The data of a training run: what is read, from which seed and position on."""
+"""The train iterator of a run, with its seed and its description."""
 
 import dataclasses
 import functools
@@ -29,19 +29,19 @@ def iterator(
 ) -> train_iterator.TrainIterator:
   """Returns the train iterator of a run, at its beginning.
 
-  Where the run is a new one, the first batch is waited for: data of which
-  nothing is left is refused before anything else is made.
+  A new run waits for the first batch: empty data is refused before anything
+  else is created.
 
   Args:
-    cfg: what is read.
+    cfg: the data to read.
     get_dataset_fn: makes the dataset, see `datasets.get_dataset`.
     feature_converter: turns task features into model features.
-    partitioner: tells the data shard of this process.
+    partitioner: gives the data shard of this process.
     checkpoint_cfg: T5X's CheckpointConfig of the run.
     model_dir: the model folder.
 
   Raises:
-    UserError: a setting that cannot be, or nothing is left of the data.
+    UserError: a setting is invalid, or the data is empty.
   """
   layout = partitioner.get_data_layout(cfg.batch_size)
   seed = _seed(cfg.seed, checkpoint_cfg, model_dir)
@@ -63,12 +63,12 @@ def iterator(
 
   @functools.cache
   def identity():
-    known = data_identity.describe(
+    description = data_identity.describe(
       cfg, provider, feature_converter, layout.num_shards
     )
     if own_function:
-      known |= {'get_dataset_fn': data_identity.text(get_dataset_fn)}
-    return known
+      description |= {'get_dataset_fn': data_identity.text(get_dataset_fn)}
+    return description
 
   own_function = inspect.unwrap(get_dataset_fn) is not datasets.get_dataset
   train_iter.identity = identity
@@ -80,9 +80,9 @@ def iterator(
 
 
 def _seed(seed: int | None, checkpoint_cfg, model_dir: str) -> int:
-  """Returns the seed of the training data, for None that of the checkpoint.
+  """Returns the seed of the training data; None: the checkpoint's seed.
 
-  The position in the data is of use with the seed that it was read with alone.
+  A position in the data is valid only with the seed that it was read with.
   """
   if seed is not None:
     return seed
@@ -94,8 +94,8 @@ def _seed(seed: int | None, checkpoint_cfg, model_dir: str) -> int:
       [restore_cfg]
     )
   saved = (train_iterator.saved_seed(folder) for folder in reversed(folders))
-  seed = next((one for one in saved if one is not None), None)
+  seed = next((s for s in saved if s is not None), None)
   if seed is None:
     seed = int(time.time())
-  # One seed for all processes: they must read parts of the same order.
+  # All processes use one seed: they must read parts of the same order.
   return int(multihost_utils.broadcast_one_to_all(np.int32(seed)))

@@ -1,10 +1,10 @@
-"""The training batches, and the position in them that a checkpoint holds.
+"""The training batches, and the position in them that a checkpoint saves.
 
-A position is a number of batches. It is saved with a description of what is
-read and a checksum of the last batch, and with nothing of the data: on resuming
-the same pipeline is built again and goes through the batches before the
-position. What the description cannot see, a source that is not deterministic or
-code that has changed, the checksum does.
+A position is a number of batches. It is saved with a description of the data
+and a checksum of the last batch, but without data: a resumed run builds the
+same pipeline and goes through the batches before the position. The checksum
+detects changes that the description cannot show, such as a source that is not
+deterministic or changed code.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from t5x import data_reading
 from t5x.data_reading import InterruptibleIterator
 
 _SUFFIX = '.json'
-_STATE_SUFFIX = '.index'  # Of TensorFlow's checkpoints.
+_STATE_SUFFIX = '.index'  # of TensorFlow's checkpoints
 _LOG_SECONDS = 10.0
 _PATIENCE_SECONDS = 2.0
 
@@ -37,7 +37,7 @@ _accepted = contextvars.ContextVar('accepted', default=False)
 
 @contextlib.contextmanager
 def changes_accepted(accepted: bool = True) -> Iterator[None]:
-  """Says whether a run may go on with other data than it was begun with."""
+  """Sets whether a run may resume with other training data."""
   token = _accepted.set(accepted)
   try:
     yield
@@ -49,14 +49,14 @@ class TrainIterator(dataset_iterator.DatasetIterator):
   """Batches on the devices, and a position that can be saved and restored.
 
   Attributes:
-    identity: returns {what: value} of all that decides the batches, see
-      `data_identity`; called when a position is saved or restored.
-    seed: the seed that the data is read with, saved with the position.
-    rebuild: makes the dataset anew. A tf.data.Dataset that is iterated over a
-      second time is shuffled into another order.
-    explain: called where no batch comes, or none for some time; raises
-      UserError where it knows why.
-    stopped: whether to end a wait for a batch, see `InterruptibleIterator`.
+    identity: returns {aspect: value} of everything that determines the batches,
+      see `data_identity`; called when a position is saved or restored.
+    seed: the seed of the data, saved with the position.
+    rebuild: makes the dataset anew. A second iteration over a tf.data.Dataset
+      is shuffled in another order.
+    explain: called if no batch comes, or none for some time; raises UserError
+      if it knows the reason.
+    stopped: tells whether to end a wait, see `InterruptibleIterator`.
   """
 
   def __init__(self, dataset: tf.data.Dataset, partitioner):
@@ -75,11 +75,11 @@ class TrainIterator(dataset_iterator.DatasetIterator):
     self._go_to(0, None)
 
   def _go_to(self, batches: int, checksum: int | None) -> None:
-    """Makes batch number `batches` the next; goes there when it is needed.
+    """Makes batch number `batches` the next one, lazily.
 
     Args:
       batches: number of batches before it.
-      checksum: of the last of these, None where it is not known.
+      checksum: checksum of the last of these; None: unknown.
     """
     self._batches, self._checksum = batches, checksum
     self._last, self._next, self._source = None, None, None
@@ -94,8 +94,8 @@ class TrainIterator(dataset_iterator.DatasetIterator):
     """Waits for the next batch, which stays the next.
 
     Raises:
-      UserError: nothing is left of the data, or the batches before the position
-        are others than they were.
+      UserError: the data is empty, or the batches before the position have
+        changed.
       RunError: the data cannot be read, or there is no batch.
     """
     try:
@@ -129,7 +129,7 @@ class TrainIterator(dataset_iterator.DatasetIterator):
     self.explain()
 
   def _pass_over(self, batch, source: InterruptibleIterator) -> None:
-    """Goes through the batches before the position, of which one is read."""
+    """Goes through the batches before the position; one is read already."""
     started = logged = time.monotonic()
     for number in range(2, self._batches):
       source.next_tensors()
@@ -191,16 +191,15 @@ class TrainIterator(dataset_iterator.DatasetIterator):
     file.write_text(json.dumps(record, indent=1) + '\n')
 
   def restore(self, filename, step: int | None = None) -> None:
-    """Goes to the position that a file holds.
+    """Goes to the position in a file.
 
     Args:
-      filename: as it was saved to; a file of TensorFlow's iterator state, which
-        the real T5X saves, is read where there is none of this kind.
-      step: of the checkpoint that it is in.
+      filename: the name that it was saved with; if it is missing,
+        TensorFlow's iterator state is read, which the real T5X saves.
+      step: step of its checkpoint.
 
     Raises:
-      UserError: other data was read then, and going on with the present one is
-        not accepted.
+      UserError: the data has changed, and this is not accepted.
     """
     name = os.fspath(filename)
     if epath.Path(name + _SUFFIX).exists():
@@ -211,7 +210,7 @@ class TrainIterator(dataset_iterator.DatasetIterator):
       others = _positions(epath.Path(name).parent)
       if not others:
         raise FileNotFoundError(f'{name}{_SUFFIX}')
-      # Saved with another number of data shards, which the identity tells.
+      # The number of data shards has changed; the identity reports it.
       self._restore_position(others[0])
 
   def _restore_position(self, file: epath.Path) -> None:
@@ -226,18 +225,18 @@ class TrainIterator(dataset_iterator.DatasetIterator):
     self._go_to(record['batches'], checksum)
 
   def _restore_state(self, name: str, step: int | None) -> None:
-    """Goes where the batches are those of a saved state of TensorFlow's.
+    """Goes to the position whose batches follow a saved state of TensorFlow's.
 
-    The state holds data of its own, of whatever it was that was read, so it is
-    not gone on from: it only tells the position.
+    The state contains buffered data, which may differ from the present data. So
+    it is used only to determine the position.
     """
     started = time.monotonic()
     try:
       expected = self._batches_of_state(name, 2)
-    except Exception as error:  # TensorFlow's are of many kinds.
-      said = f'{type(error).__name__}: {error}'.splitlines()[0][:200]
+    except Exception as error:  # TensorFlow raises many types
+      reason = f'{type(error).__name__}: {error}'.splitlines()[0][:200]
       _accept_or_refuse(
-        f'its state of the training data does not fit what is read ({said})',
+        f'its state of the training data does not fit what is read ({reason})',
         step,
       )
       self._go_to(step, None)
@@ -252,7 +251,7 @@ class TrainIterator(dataset_iterator.DatasetIterator):
       len(checksums),
       time.monotonic() - started,
     )
-    # Of a fine-tuned run the position is less than the step.
+    # In a fine-tuned run the position is less than the step.
     for position in (step, *range(step)):
       if checksums[position : position + len(expected)] == expected:
         before = checksums[position - 1] if position else None
@@ -274,7 +273,7 @@ class TrainIterator(dataset_iterator.DatasetIterator):
 
 
 def _accept_or_refuse(problem: str, batches: int | None) -> None:
-  """Raises UserError, or warns where the change is accepted."""
+  """Raises UserError, or warns if the change is accepted."""
   if not _accepted.get():
     raise UserError(
       f'{problem}; put back what it was, give another MODEL_DIR, or '
@@ -296,7 +295,7 @@ def read_position(file: epath.Path) -> dict[str, Any]:
 
 
 def saved_seed(folder: str) -> int | None:
-  """Returns the seed of the data of a checkpoint, None where it has none."""
+  """Returns the data seed of a checkpoint, or None without one."""
   for file in _positions(epath.Path(folder) / 'dataset'):
     with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
       return read_position(file)['seed']
@@ -304,7 +303,7 @@ def saved_seed(folder: str) -> int | None:
 
 
 def _positions(folder: epath.Path) -> list[epath.Path]:
-  """Returns the files of positions, of all data shards and processes."""
+  """Returns the position files of all data shards and processes."""
   if not folder.is_dir():
     return []
   pattern = f'train_ds-*{_SUFFIX}'

@@ -1,4 +1,4 @@
-"""What training does between its steps: metrics, evaluations, checkpoints."""
+"""The training loop between steps: metrics, evaluations, checkpoints."""
 
 import math
 import time
@@ -24,7 +24,7 @@ class NonFiniteLossError(RunError, FloatingPointError):
 
 
 class Loop:
-  """The pieces of the loop that look at metrics and save."""
+  """The parts of the training loop that check metrics, evaluate and save."""
 
   def __init__(
     self,
@@ -36,7 +36,7 @@ class Loop:
     actions,
     model_dir,
   ):
-    """Takes what it looks at, saves and evaluates.
+    """Stores the parts of the run.
 
     Args:
       trainer: holds the train state.
@@ -54,16 +54,16 @@ class Loop:
     self._train_state_axes = train_state_axes
     self._actions = actions
     self._model_dir = model_dir
-    # Of the seconds that a batch is waited for: whether to wait no longer.
+    # Tells from the seconds of a wait for a batch whether to end it.
     self.stopped: Callable[[float], bool] = data_reading.never
     self._window = None  # the metrics of the last window, a future
     self._previous_loss = None
 
   def train(self, train_iter, start: int, end: int) -> int:
-    """Takes the steps of one window; looks at the window before meanwhile.
+    """Takes the steps of one window; checks the previous window meanwhile.
 
     Returns:
-      the step it came to: `end`, or less where the run was interrupted.
+      the last step: `end`, or less if the run was interrupted.
     """
     window = self._trainer.train(train_iter, end - start, start_step=start)
     self.check_finite()
@@ -78,7 +78,7 @@ class Loop:
     return end
 
   def resume_window(self, step: int) -> None:
-    """Takes up the window that was not finished when `step` was saved."""
+    """Resumes the window that was unfinished when `step` was saved."""
     path = checkpoints.checkpoint_path(self._model_dir, step)
     *arrays, steps, seconds = checkpoints.restore_window(path) or (0, 0)
     if arrays:
@@ -141,10 +141,10 @@ class Loop:
     )
 
   def save(self) -> None:
-    """Saves a checkpoint, once all metrics up to its step are on disk.
+    """Saves a checkpoint after all metrics up to its step are on disk.
 
-    The loss of a step is that of the parameters before it, so these are looked
-    at themselves.
+    The loss of a step depends on the parameters before it, so the parameters
+    themselves are checked too.
     """
     self.check_finite()
     if not trainer_lib.all_finite(self._trainer.train_state.params):
@@ -156,13 +156,13 @@ class Loop:
     self._manager.save(self._trainer.train_state, of)
 
   def last_loss(self) -> float | None:
-    """The loss of the last window that is computed."""
+    """The loss of the last finished window."""
     if self._window is not None and self._window[1].done():
       self.check_finite()
     return self._previous_loss
 
   def check_finite(self) -> None:
-    """Raises NonFiniteLossError where the last window's loss is not finite."""
+    """Raises NonFiniteLossError if the last window's loss is not finite."""
     if self._window is None:
       return
     step, window = self._window
@@ -190,7 +190,7 @@ class Loop:
     self._previous_loss = loss
 
   def _refuse(self, what: str, step: int) -> None:
-    """Raises NonFiniteLossError with what is left to go on from."""
+    """Raises NonFiniteLossError, naming the checkpoint to resume from."""
     if self._manager:
       self._manager.wait_until_finished()
     saved = checkpoints.all_steps(self._model_dir)

@@ -21,7 +21,7 @@ def _split_variables(variables: Mapping[str, Any]):
   Collections `x_axes` hold the logical axis names of collection `x`.
 
   Raises:
-    ValueError: a collection has axis names, but not for all its arrays.
+    ValueError: a collection has axis names for some of its arrays only.
   """
   variables = flax.core.unfreeze(variables)
   arrays, axes = {}, {}
@@ -31,11 +31,11 @@ def _split_variables(variables: Mapping[str, Any]):
     else:
       arrays[name] = collection
   for name, metadata in axes.items():
-    named = traverse_util.flatten_dict(
+    names = traverse_util.flatten_dict(
       flax.core.unfreeze(flax_partitioning.get_axis_names(metadata)), sep='/'
     )
     missing = set(traverse_util.flatten_dict(arrays[name], sep='/')) - set(
-      named
+      names
     )
     if missing:
       raise ValueError(f'Missing axis names for parameters: {missing}')
@@ -62,7 +62,7 @@ class FlaxOptimTrainState(flax.struct.PyTreeNode):
   def create(
     cls, optimizer_def: optimizers.OptimizerDef, model_variables: Mapping
   ) -> 'FlaxOptimTrainState':
-    """Returns the state at step 0 for variables that module.init gave."""
+    """Returns the state at step 0 for variables from module.init."""
     params, params_axes, mutables, mutables_axes = _split_variables(
       model_variables
     )
@@ -114,7 +114,7 @@ class FlaxOptimTrainState(flax.struct.PyTreeNode):
   def apply_gradient(
     self, grads, learning_rate, flax_mutables=EMPTY_DICT
   ) -> 'FlaxOptimTrainState':
-    """Returns the state one step on."""
+    """Returns the state after one step."""
     return self.replace(
       _optimizer=self._optimizer.apply_gradient(
         grads, learning_rate=learning_rate
@@ -165,7 +165,7 @@ class InferenceState(flax.struct.PyTreeNode):
 
   @classmethod
   def create(cls, model_variables: Mapping) -> 'InferenceState':
-    """Returns the state for variables that module.init gave."""
+    """Returns the state for variables from module.init."""
     params, params_axes, mutables, mutables_axes = _split_variables(
       model_variables
     )

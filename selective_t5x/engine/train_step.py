@@ -38,18 +38,18 @@ def accumulate_grads_microbatched(
   dropout_rng: jax.Array,
   num_microbatches: int | None,
 ):
-  """Returns (gradients, metrics) of a batch, taken in parts to save memory.
+  """Returns (gradients, metrics) of a batch, computed in parts to save memory.
 
   The parts' losses, gradients and metrics add up to those of the whole batch,
-  but for rounding and the dropout keys: what a loss is divided by is the whole
-  batch's (`models.BaseModel.for_parts_of`). T5X divides each part by its own.
+  except for rounding and the dropout keys: losses are divided by the whole
+  batch's factor (`models.BaseModel.for_parts_of`). T5X uses each part's own.
 
   Args:
-    model: gives the loss.
-    train_state: gives the parameters.
+    model: defines the loss.
+    train_state: has the parameters.
     batch: arrays [B, …].
     dropout_rng: the step's key; each part folds in its number.
-    num_microbatches: parts that B is divided into; None or 1 takes it whole.
+    num_microbatches: number of parts of B; None or 1: the whole batch.
 
   Raises:
     ValueError: B cannot be divided so.
@@ -66,8 +66,8 @@ def accumulate_grads_microbatched(
     )
   of_parts = model.for_parts_of(batch)
   grad_fn = jax.value_and_grad(of_parts.loss_fn, has_aux=True)
-  # Rows are dealt out in turn, so that each part has rows of every data shard
-  # and no row changes its device.
+  # Rows are assigned to parts in turn, so that each part has rows of every data
+  # shard and no row changes its device.
   parts = jax.tree.map(
     lambda x: jnp.moveaxis(x.reshape(-1, num_microbatches, *x.shape[1:]), 1, 0),
     dict(batch),
@@ -149,8 +149,8 @@ def train_with_lr(
 ):
   """Takes one step; returns (train state, metrics).
 
-  With skip_nonfinite a step whose gradients are not all finite changes nothing
-  but the state's step, adds nothing to the model's metrics, and is counted in
+  With skip_nonfinite a step whose gradients are not all finite changes only the
+  state's step, adds nothing to the model's metrics, and is counted in
   SKIPPED_STEPS.
   """
   grads, metrics = accumulate_grads_microbatched(

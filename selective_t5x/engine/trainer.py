@@ -15,7 +15,7 @@ import numpy as np
 
 from t5x import data_reading, models, partitioning, schedules
 
-# T5X has the actions and the parts of a step under this module's name.
+# T5X exports the actions and the parts of a step from this module.
 from t5x.actions import (  # noqa: F401
   ActionMapType,
   ActionMode,
@@ -35,8 +35,8 @@ from t5x.train_step import (  # noqa: F401
   train_with_lr,
 )
 
-# Called with the model folder, the jaxpr of a train step and the compiled step
-# once it is compiled; T5X has nothing like it.
+# Called with the model folder, the jaxpr of a train step and the compiled step,
+# after compilation; T5X has no such observers.
 compiled_step_observers: list[Callable[[str, Any, Any], None]] = []
 
 
@@ -46,8 +46,8 @@ class Unfinished:
 
   Attributes:
     arrays: leaves of the metrics merged over its steps.
-    steps: how many these are.
-    seconds: how long they took.
+    steps: number of its steps.
+    seconds: their duration.
   """
 
   arrays: list[np.ndarray]
@@ -77,11 +77,11 @@ class BaseTrainer(abc.ABC):
     """Sets up the metric writers.
 
     Args:
-      model: what is trained.
-      train_state: where training goes on from.
+      model: the model to train.
+      train_state: the state to start from.
       partitioner: shards the steps.
       eval_names: names of the evaluation datasets.
-      summary_dir: the model folder; None writes no metrics.
+      summary_dir: the model folder; None: no metrics are written.
       train_state_axes: the train state with PartitionSpec or None as leaves.
       rng: base of the dropout keys; the step is folded in.
     """
@@ -95,8 +95,8 @@ class BaseTrainer(abc.ABC):
     self._compiled_eval_steps = {}
     self._start_time = time.time()
     self.stop_training = False
-    # Of the step that is next: whether to stop before it, and what then was
-    # done of its window. A run that goes on there begins with that.
+    # Tells whether to stop before the next step. `unfinished` then has the
+    # finished part of its window, with which a resumed run starts.
     self.interrupted: Callable[[int], bool] = lambda step: False
     self.unfinished: Unfinished | None = None
     step = int(train_state.step)
@@ -113,7 +113,7 @@ class BaseTrainer(abc.ABC):
     self.close()
 
   def close(self) -> None:
-    """Writes what is left and stops the writers' threads."""
+    """Writes the remaining metrics and stops the writers' threads."""
     self.train_metrics_manager.close()
     for manager in self.eval_metrics_managers.values():
       manager.close()
@@ -133,16 +133,16 @@ class BaseTrainer(abc.ABC):
     num_steps: int,
     start_step: int | None = None,
   ) -> futures.Future | None:
-    """Takes `num_steps` steps, the last of a window of metrics.
+    """Takes `num_steps` steps, which end a window of metrics.
 
     Args:
-      batch_iter: gives global batches.
+      batch_iter: yields global batches.
       num_steps: one or more.
-      start_step: the step of the train state, where the host knows it.
+      start_step: the step of the train state, if the host knows it.
 
     Returns:
-      a future of the metrics over the window, {name: clu value}; or None where
-      it was interrupted: then `unfinished` has what was done of it.
+      a future of the metrics over the window, {name: clu value}; or None if it
+      was interrupted: then `unfinished` has the finished part.
     """
     if start_step is None:
       start_step = int(self.train_state.step)
@@ -179,7 +179,7 @@ class BaseTrainer(abc.ABC):
   def compile_train(self, batch: Batch) -> None:
     """Compiles the train step for batches like `batch`, ahead of the loop.
 
-    Each of `compiled_step_observers` then sees the step.
+    It then calls all `compiled_step_observers`.
     """
     start = time.time()
     train_step = self._partitioned_train_step
@@ -206,7 +206,7 @@ class BaseTrainer(abc.ABC):
       {dataset name: {metric name: clu value}}.
 
     Raises:
-      ValueError: a dataset gave no batch.
+      ValueError: a dataset has no batch.
     """
     summaries = {}
     step = int(self.train_state.step)
@@ -251,7 +251,7 @@ class BaseTrainer(abc.ABC):
 
 
 def _next(batch_iter: Iterator[Batch]) -> Batch | None:
-  """Returns the next batch, None where the wait for it was ended."""
+  """Returns the next batch, or None if the wait for it was ended."""
   try:
     return next(batch_iter)
   except data_reading.Stopped:
@@ -259,7 +259,7 @@ def _next(batch_iter: Iterator[Batch]) -> Batch | None:
 
 
 class Trainer(BaseTrainer):
-  """The trainer of T5X: one optimiser step a batch, optional microbatches."""
+  """T5X's trainer: one optimiser step for each batch, optional microbatches."""
 
   def __init__(
     self,
@@ -275,7 +275,7 @@ class Trainer(BaseTrainer):
     weight_metrics_computer: WeightMetricsComputer | None = None,
     max_skipped_steps: int | None = None,
   ):
-    """As BaseTrainer, and:
+    """Sets up a BaseTrainer and the train step.
 
     Args:
       model: see BaseTrainer.
@@ -285,13 +285,13 @@ class Trainer(BaseTrainer):
       summary_dir: see BaseTrainer.
       train_state_axes: see BaseTrainer.
       rng: see BaseTrainer.
-      learning_rate_fn: from step to learning rate. With optax optimisers it is
-        only reported; they have their own.
-      num_microbatches: parts that each batch is divided into, or None.
+      learning_rate_fn: maps the step to the learning rate. With optax
+        optimisers it is only reported; they have their own.
+      num_microbatches: number of parts of each batch, or None.
       weight_metrics_computer: adds norms of the weights, or None.
-      max_skipped_steps: how many steps of a window of metrics may be passed
-        over because their gradients are not finite. None, as T5X's trainer:
-        every step is taken, and the run stops once its loss is not finite.
+      max_skipped_steps: maximum number of steps in a window of metrics that are
+        skipped because their gradients are not finite. None, as in T5X: every
+        step is taken, and the run stops once its loss is not finite.
     """
     self.max_skipped_steps = max_skipped_steps
     self._step_options = {'skip_nonfinite': max_skipped_steps is not None}

@@ -13,7 +13,7 @@ from flax import traverse_util
 
 from t5x import partitioning
 
-# T5X has these under this module's name.
+# T5X exports these from this module.
 from t5x.datasets import (  # noqa: F401
   DatasetConfig,
   get_dataset,
@@ -37,14 +37,15 @@ from t5x.schedules import (  # noqa: F401
 
 @dataclasses.dataclass
 class SaveCheckpointConfig:
-  """When and how checkpoints are saved.
+  """Settings for saving checkpoints.
 
   Attributes:
-    dtype: of the saved parameters: 'float32', 'bfloat16' or None (as they are).
+    dtype: dtype of the saved parameters: 'float32', 'bfloat16' or None (their
+      own).
     period: steps between checkpoints.
-    keep: number of latest checkpoints to keep; None keeps all.
+    keep: number of latest checkpoints to keep; None: all.
     save_dataset: whether the position in the training data is saved too, so
-      that a resumed run goes on with the next example.
+      that a resumed run continues with the next example.
   """
 
   dtype: str | None = 'float32'
@@ -62,7 +63,7 @@ class SaveCheckpointConfig:
 
 @dataclasses.dataclass
 class CheckpointConfig:
-  """What is saved, and what is restored before the first step."""
+  """Settings for saving, and for restoring before the first step."""
 
   save: SaveCheckpointConfig | None = None
   restore: RestoreCheckpointConfig | None = None
@@ -78,7 +79,7 @@ def log_model_info(
   Args:
     log_file: the file to write, or None.
     full_train_state: the train state with jax.ShapeDtypeStruct leaves.
-    partitioner: gives the axes.
+    partitioner: defines the axes.
 
   Returns:
     the number of parameters.
