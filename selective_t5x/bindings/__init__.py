@@ -1,1 +1,1 @@
-"""What of a gin configuration acts, on which class, and what a run reads."""
+"""The gin bindings that a run reads, and the classes that inherit them."""

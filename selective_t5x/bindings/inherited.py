@@ -1,11 +1,11 @@
-"""Lets what gin binds to T5X's model classes act on the suite's subclasses.
+"""Lets gin bindings of T5X's model classes apply to the suite's subclasses.
 
-gin binds by class: `models.EncoderDecoderModel.decode_fn` means nothing to it
-where the model is a subclass. T5X's guides name T5X's classes, so a subclass
-decorated with `of` takes the bindings of its base for all that is neither given
-by the caller nor bound to the subclass itself; `method` does so for a method.
-A binding of the base that the subclass's own contradicts is refused. What acts
-is in gin's operative configuration, under the name it was bound by.
+gin binds by class: it ignores `models.EncoderDecoderModel.decode_fn` if the
+model is a subclass. T5X's guides name T5X's classes. So a subclass decorated
+with `of` inherits the bindings of its base for arguments that are neither
+passed by the caller nor bound to the subclass; `method` does this for a method.
+A binding of the base that contradicts the subclass's own is refused. gin's
+operative configuration has the effective bindings, under their own names.
 """
 
 import copy
@@ -21,9 +21,9 @@ from selective_t5x.errors import UserError
 
 
 def of(base: type) -> Callable[[type], type]:
-  """Decorates a subclass: its constructor takes what gin binds to base's.
+  """Decorates a subclass: its constructor inherits gin's bindings of the base.
 
-  Only parameters that both have are taken. The signature stays as it is.
+  Only parameters that both have are inherited. The signature does not change.
   """
 
   def decorate(cls: type) -> type:
@@ -33,18 +33,18 @@ def of(base: type) -> Callable[[type], type]:
 
     @functools.wraps(init)
     def with_bindings(self, *args, **kwargs):
-      named = signature.bind_partial(self, *args, **kwargs).arguments
-      taken = {
+      passed = signature.bind_partial(self, *args, **kwargs).arguments
+      inherited = {
         name: value
         for name, value in bound(base).items()
-        if name in signature.parameters and name not in named
+        if name in signature.parameters and name not in passed
       }
-      if taken:
-        reads.record(base, cls, taken)
-      # gin resolves references so.
-      init(self, *args, **kwargs, **copy.deepcopy(taken))
+      if inherited:
+        reads.record(base, cls, inherited)
+      # A deep copy resolves gin's references.
+      init(self, *args, **kwargs, **copy.deepcopy(inherited))
 
-    # inspect.getfullargspec, by which gin goes, looks through no wrapper.
+    # gin uses inspect.getfullargspec, which does not look through wrappers.
     with_bindings.__signature__ = signature
     cls.__init__ = with_bindings
     return cls
@@ -53,7 +53,7 @@ def of(base: type) -> Callable[[type], type]:
 
 
 def bound(configurable: Callable) -> dict[str, Any]:
-  """Returns gin's bindings of a function or class, references as they are."""
+  """Returns gin's bindings of a function or class, references unresolved."""
   try:
     return gin.get_bindings(configurable, resolve_references=False)
   except ValueError:  # gin does not know it, so nothing is bound.
@@ -61,10 +61,10 @@ def bound(configurable: Callable) -> dict[str, Any]:
 
 
 def method(function: Callable) -> Callable:
-  """Returns a method of a base class, with gin's bindings where it has some.
+  """Returns a method of a base class with its gin bindings, if it has any.
 
-  It is a function: its first argument is the object. What it is called with
-  comes before what is bound.
+  It is a function: its first argument is the object. Arguments of a call
+  override bindings.
   """
   try:
     return gin.get_configurable(function)
@@ -74,21 +74,21 @@ def method(function: Callable) -> Callable:
 
 @gin.config.register_finalize_hook
 def refuse_conflicts(config) -> None:
-  """Refuses a binding of a base where the model's own class has another.
+  """Refuses a binding of a base that the model's own class contradicts.
 
-  gin has no order between the two classes, so neither would be what the user
-  means for certain. `module` is what model files are for: there the model's own
-  counts, and T5X's model file may have been loaded before.
+  gin has no order between the two classes, so neither is certain to be what the
+  user means. `module` is an exception: model files bind it, T5X's model file
+  may have been loaded before, and the model's own binding counts.
 
   Raises:
-    UserError: there is one; the message names what acts.
+    UserError: there is such a binding; the message names the one in force.
   """
   del config  # `reads` has it.
   everything = reads.bindings()
   reachable = reads.reachable(reads.entries())
   for cls, base in reads.BASES.items():
-    for own, inherited in _pairs(cls, base):
-      acting = {k[2]: k for k in reachable if k[1] == own}
+    for class_name, inherited in _pairs(cls, base):
+      acting = {k[2]: k for k in reachable if k[1] == class_name}
       for key, value in everything.items():
         if key[1] != inherited or key[2] not in acting or key[2] == 'module':
           continue
@@ -99,19 +99,19 @@ def refuse_conflicts(config) -> None:
 
 def _pairs(cls: type, base: type):
   """Yields gin's names of a class and of its base, and of their methods."""
-  own, inherited = reads.selector(cls), reads.selector(base)
-  if own and inherited:
-    yield own, inherited
+  class_name, inherited = reads.selector(cls), reads.selector(base)
+  if class_name and inherited:
+    yield class_name, inherited
     for method_name in reads.methods(inherited):
-      yield own + method_name.removeprefix(inherited), method_name
+      yield class_name + method_name.removeprefix(inherited), method_name
 
 
 def _conflict(key, value, acting, instead) -> str:
-  """Returns what is wrong, and which name acts."""
+  """Returns the message, with the name in force."""
   macro = reads.macro_name(instead)
-  shown = repr(reads.followed(instead))
+  text = repr(reads.followed(instead))
   return (
     f'{reads.short(key)} = {value!r} does not act: this model reads '
-    f'{reads.short(acting)}, which is {shown}; set '
+    f'{reads.short(acting)}, which is {text}; set '
     f'{macro or reads.short(acting)}'
   )

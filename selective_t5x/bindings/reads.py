@@ -1,7 +1,7 @@
-"""Which bindings of gin's parsed configuration a run reads, or could read.
+"""The bindings of gin's parsed configuration that a run reads, or could read.
 
-gin keeps what it has parsed, what was read and what it knows in private tables;
-this module is the one that looks into them.
+gin keeps its parsed bindings, their reads and its registry in private tables;
+only this module accesses them.
 """
 
 import inspect
@@ -12,10 +12,10 @@ from typing import Any
 import gin
 from gin.config import ConfigurableReference
 
-# The class whose bindings a class takes, too: see inherited.py.
+# The class whose bindings a class inherits: see inherited.py.
 BASES: dict[type, type] = {}
-# Scopes joined by '/', the configurable's full name, the parameter. A macro is
-# the parameter `value` of gin.macro in the scope of its name.
+# (scopes joined by '/', the configurable's full name, the parameter). A macro
+# is the parameter `value` of gin.macro in the scope of its name.
 Key = tuple[str, str, str]
 MACRO = 'gin.macro'
 
@@ -26,15 +26,15 @@ def macro_key(name: str) -> Key:
 
 
 def selector(configurable: Callable) -> str | None:
-  """Returns gin's full name of a function or class, None if it knows none."""
-  known = gin.config._inverse_lookup(configurable)
-  return known and known.selector
+  """Returns gin's full name of a function or class, or None if unknown."""
+  entry = gin.config._inverse_lookup(configurable)
+  return entry and entry.selector
 
 
 def matching(name: str) -> str | None:
-  """Returns gin's full name for the end of one, None if it knows none."""
-  known = gin.config._REGISTRY.get_match(name)
-  return known and known.selector
+  """Returns gin's full name for the end of a name, or None if unknown."""
+  entry = gin.config._REGISTRY.get_match(name)
+  return entry and entry.selector
 
 
 def bindings() -> dict[Key, Any]:
@@ -47,17 +47,17 @@ def bindings() -> dict[Key, Any]:
 
 
 def short(key: Key) -> str:
-  """Returns a key as one writes it in a gin file that imports its module."""
+  """Returns a key as it is written in a gin file that imports its module."""
   scope, name, parameter = key
   if name == MACRO:
     return scope
-  known = gin.config._REGISTRY[name]
-  parts = name.split('.')[-3 if known.is_method else -2 :]
+  entry = gin.config._REGISTRY[name]
+  parts = name.split('.')[-3 if entry.is_method else -2 :]
   return '/'.join(filter(None, [scope, '.'.join([*parts, parameter])]))
 
 
 def macro_name(value: Any) -> str | None:
-  """Returns the name of the macro that a value is, None if it is none."""
+  """Returns the name of a macro reference; None for any other value."""
   if isinstance(value, ConfigurableReference):
     if value.configurable.selector == MACRO:
       return '/'.join(value.scopes)
@@ -67,20 +67,20 @@ def macro_name(value: Any) -> str | None:
 def entries() -> list[str]:
   """Returns the functions of __main__ that have bindings: what a run calls."""
   main = sys.modules['__main__']
-  found = []
+  names = []
   for name in sorted({name for _, name in gin.config._CONFIG}):
-    known = gin.config._REGISTRY[name]
-    here = getattr(main, getattr(known.wrapped, '__name__', ''), None)
-    if here in (known.wrapped, known.wrapper) and not inspect.isclass(here):
-      found.append(name)
-  return found
+    entry = gin.config._REGISTRY[name]
+    here = getattr(main, getattr(entry.wrapped, '__name__', ''), None)
+    if here in (entry.wrapped, entry.wrapper) and not inspect.isclass(here):
+      names.append(name)
+  return names
 
 
 def called_by_python() -> list[str]:
-  """Returns configurables with bindings that code calls without gin's files.
+  """Returns configurables with bindings that Python code calls directly.
 
-  Those are decorated with @gin.configurable: the name in their module is gin's
-  version. What a gin file names first, gin knows by itself alone.
+  These are decorated with @gin.configurable: the name in their module is gin's
+  version. A function that is registered by a gin file is called only by gin.
   """
   return [
     name
@@ -103,11 +103,11 @@ def reachable(roots: Iterable[str]) -> set[Key]:
 
 
 def reachable_calls(roots: Iterable[str]) -> set[tuple[str, tuple[str, ...]]]:
-  """Returns what calls of the roots can call, by full name, and its scopes.
+  """Returns the calls that the roots can make: (full name, scopes).
 
-  Follows references, called or not, in gin's scopes: a function that is passed
-  on may be called, in the scope of its reference or in none. A class comes with
-  its methods, and with the base whose bindings it takes.
+  It follows references, called or not, in gin's scopes: a function that is
+  passed on may be called, in the scope of its reference or in none. A class
+  includes its methods, and the base whose bindings it inherits.
 
   Args:
     roots: full names of what is called, in no scope.
@@ -126,9 +126,9 @@ def reachable_calls(roots: Iterable[str]) -> set[tuple[str, tuple[str, ...]]]:
     base = _base(name)
     if base:
       todo += [(method, scopes) for method in methods(base)]
-      own = _winners(name, scopes)
+      winners = _winners(name, scopes)
       for parameter, (_, value) in _winners(base, scopes).items():
-        if parameter not in own:
+        if parameter not in winners:
           todo += _called_by(value, scopes)
   return calls
 
@@ -136,7 +136,7 @@ def reachable_calls(roots: Iterable[str]) -> set[tuple[str, tuple[str, ...]]]:
 def read() -> set[Key]:
   """Returns the bindings that were read since gin's configuration was cleared.
 
-  They are those of gin's operative configuration. A macro is read if something
+  They are those of gin's operative configuration. A macro is read if a binding
   that was read refers to it.
   """
   keys = set()
@@ -154,25 +154,25 @@ def read() -> set[Key]:
 
 
 def was_called(name: str) -> bool:
-  """Whether gin called a function or class of this full name."""
+  """Tells whether gin called a function or class of this full name."""
   with gin.config._OPERATIVE_CONFIG_LOCK:
     return any(called == name for _, called in gin.config._OPERATIVE_CONFIG)
 
 
-def record(base: type, cls: type, taken: dict[str, Any]) -> None:
-  """Notes as read what a call of cls takes of the bindings of base.
+def record(base: type, cls: type, inherited: dict[str, Any]) -> None:
+  """Records the bindings of base that a call of cls inherits as read.
 
-  The defaults of cls, which gin has noted in their place, go.
+  It removes the defaults of cls that gin has recorded instead.
   """
   operative, scope = gin.config._OPERATIVE_CONFIG, gin.current_scope_str()
   with gin.config._OPERATIVE_CONFIG_LOCK:
-    operative.setdefault((scope, selector(base)), {}).update(taken)
-    for name in taken:
+    operative.setdefault((scope, selector(base)), {}).update(inherited)
+    for name in inherited:
       operative.get((scope, selector(cls)), {}).pop(name, None)
 
 
 def references(value: Any) -> Iterator[ConfigurableReference]:
-  """Yields gin's references inside a value, those to macros too."""
+  """Yields gin's references inside a value, including macros."""
   if isinstance(value, ConfigurableReference):
     if value.configurable.selector != 'gin.constant':
       yield value
@@ -197,16 +197,16 @@ def followed(value: Any) -> Any:
 
 
 def _called_by(value: Any, scopes: tuple[str, ...]):
-  """Yields what a value's references can call, and in which scopes."""
+  """Yields (full name, scopes) of the calls of a value's references."""
   for reference in references(value):
-    name, own = reference.configurable.selector, tuple(reference.scopes)
-    yield name, own or scopes
+    name, own_scopes = reference.configurable.selector, tuple(reference.scopes)
+    yield name, own_scopes or scopes
     if not reference.evaluate:
-      yield name, own
+      yield name, own_scopes
 
 
 def _winners(name: str, scopes: tuple[str, ...]) -> dict[str, tuple[str, Any]]:
-  """Returns {parameter: (scope, value)} that a call in these scopes gets."""
+  """Returns {parameter: (scope, value)} of a call in these scopes."""
   winners = {}
   for i in range(len(scopes) + 1):
     scope = '/'.join(scopes[:i])
@@ -216,7 +216,7 @@ def _winners(name: str, scopes: tuple[str, ...]) -> dict[str, tuple[str, Any]]:
 
 
 def _macros(value: Any) -> set[Key]:
-  """Returns the keys of the macros in a value, and of those in theirs."""
+  """Returns the keys of the macros in a value, recursively."""
   keys = set()
   for reference in references(value):
     if reference.configurable.selector == MACRO:
@@ -230,14 +230,14 @@ def _macros(value: Any) -> set[Key]:
 def methods(name: str) -> list[str]:
   """Returns the full names of a class's methods that have bindings."""
   return [
-    known
-    for _, known in gin.config._CONFIG
-    if known.startswith(f'{name}.') and gin.config._REGISTRY[known].is_method
+    method
+    for _, method in gin.config._CONFIG
+    if method.startswith(f'{name}.') and gin.config._REGISTRY[method].is_method
   ]
 
 
 def _base(name: str) -> str | None:
-  """Returns the class whose bindings a class of the suite takes, too."""
+  """Returns the base whose bindings a class of the suite inherits."""
   wrapped = gin.config._REGISTRY[name].wrapped
   classes = inspect.getmro(wrapped) if inspect.isclass(wrapped) else ()
   base = next((BASES[cls] for cls in classes if cls in BASES), None)
@@ -245,25 +245,25 @@ def _base(name: str) -> str | None:
 
 
 def _of_bases(keys: set[Key]) -> set[Key]:
-  """Returns the bindings of the bases of the classes that keys are of.
+  """Returns the bindings of the bases of the classes of keys.
 
-  A class takes them, or they say what its own say: what contradicts those is
-  refused, see inherited.py, but for the module.
+  A class inherits them, or its own are equal: except for `module`, other
+  values are refused, see inherited.py.
   """
   pairs = [(selector(cls), selector(base)) for cls, base in BASES.items()]
   everything = bindings()
   return {
     key
-    for own, base in pairs
-    if own and base and any(k[1] == own for k in keys)
+    for class_name, base in pairs
+    if class_name and base and any(k[1] == class_name for k in keys)
     for key in everything
     if key[1] == base
-    if key[2] != 'module' or ('', own, 'module') not in everything
+    if key[2] != 'module' or ('', class_name, 'module') not in everything
   }
 
 
 def _is_exposed(configurable) -> bool:
-  """Whether Python code that calls it by its name calls gin's version."""
+  """Tells whether Python code that calls its name calls gin's version."""
   wrapped = configurable.wrapped
   module = sys.modules.get(wrapped.__module__)
   return getattr(module, wrapped.__name__, None) is configurable.wrapper

@@ -1,10 +1,10 @@
-"""Refuses a run whose network does not read what an attention file sets.
+"""Refuses a run whose network does not read the macros of an attention file.
 
-The files of gin/attention and gin/pruning set macros, which the network of a
-model file of the suite reads. T5X's own networks read none of them: there such
-a file would change nothing, and the run be a baseline under another name.
+The files of gin/attention and gin/pruning set macros, which the networks of the
+suite's model files read. T5X's own networks do not read them: such a file would
+change nothing, and the run would be a baseline under another name.
 
-Those gin files import this module, and gin calls its check when it has parsed a
+Those gin files import this module, and gin calls its check after parsing a
 whole configuration. So it works for `python -m t5x.train` of the real T5X, too.
 """
 
@@ -15,9 +15,9 @@ import gin
 from selective_t5x.bindings import reads
 from selective_t5x.errors import UserError
 
-# The macros by which the files change a network.
+# The macros with which the files change a network.
 MACROS = ('ATTENTION', 'ATTENTION_EXTENSION', 'PRUNING')
-# Where it matters which network it is, by the name of T5X's class of the model.
+# The model files to suggest, by the name of T5X's class of the model.
 _MODEL_FILES = {
   'EncoderDecoderModel': 'gin/models/t5_1_1/ or gin/models/t5_1_0/',
   'DecoderOnlyModel': 'gin/models/sizes/ or gin/models/t5_decoder_only/',
@@ -25,7 +25,7 @@ _MODEL_FILES = {
 
 
 class UnreadMacro(UserError):
-  """A macro that should change the network is read by none.
+  """No network reads a macro that should change it.
 
   Attributes:
     macro: its name.
@@ -38,13 +38,13 @@ class UnreadMacro(UserError):
 
 @gin.config.register_finalize_hook
 def refuse_unread_macros(config) -> None:
-  """Checks gin's configuration, if it is that of a run with a model.
+  """Checks gin's configuration if it defines a run with a model.
 
-  The default, plain causal attention without extension or pruning, is what a
-  network that reads no macro has anyway, and is not refused.
+  The default, plain causal attention without extension or pruning, is not
+  refused: it is what a network that reads no macro does.
 
   Raises:
-    UnreadMacro: nothing that the run's functions refer to reads a macro.
+    UnreadMacro: the run's functions and their references do not read a macro.
   """
   del config  # `reads` has it.
   everything = reads.bindings()
@@ -76,7 +76,7 @@ def unread(macro: str, subject: str) -> UnreadMacro:
 
 
 def model():
-  """Returns gin's reference to the run's model, None if there is none."""
+  """Returns gin's reference to the run's model, or None without one."""
   entries = reads.entries()
   for (_, name, parameter), value in reads.bindings().items():
     if parameter == 'model' and name in entries:
@@ -85,7 +85,7 @@ def model():
 
 
 def _is_plain(value) -> bool:
-  """Whether it is what a network without the macro does."""
+  """Tells whether a value is what a network without the macro does."""
   function = getattr(getattr(value, 'configurable', None), 'wrapped', None)
   return value is None or (
     getattr(function, '__name__', '') == 'causal_attention'

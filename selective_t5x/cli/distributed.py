@@ -1,7 +1,7 @@
 """Several processes that train one model: JAX's multi-controller runtime.
 
-Each has its own devices, reads its own share of every batch, and runs the same
-program; one of them, process 0, coordinates and writes what is written once.
+Each process has its own devices, reads its own share of every batch, and runs
+the same program; process 0 coordinates them and writes shared files.
 """
 
 import os
@@ -17,7 +17,7 @@ _NAMED = ('coordinator_address', 'process_count', 'process_index')
 
 
 def define_flags() -> None:
-  """Defines the flags; those of T5X have its names."""
+  """Defines the flags; those that T5X has too have its names."""
   flags.DEFINE_bool(
     'multiprocess',
     False,
@@ -38,18 +38,18 @@ def define_flags() -> None:
 
 def check(values: flags.FlagValues) -> None:
   """Raises UserError for flags that do not fit together."""
-  given = [name for name in _NAMED if values[name].value is not None]
-  if given and len(given) < len(_NAMED):
-    missing = next(name for name in _NAMED if name not in given)
+  names = [name for name in _NAMED if values[name].value is not None]
+  if names and len(names) < len(_NAMED):
+    missing = next(name for name in _NAMED if name not in names)
     raise UserError(
-      f'--{given[0]} without --{missing}: expected all of '
+      f'--{names[0]} without --{missing}: expected all of '
       f'{", ".join(f"--{name}" for name in _NAMED)}, or --multiprocess alone'
     )
-  if given and values.multiprocess:
+  if names and values.multiprocess:
     raise UserError(
-      f'--multiprocess finds the processes itself, but --{given[0]} names them'
+      f'--multiprocess finds the processes itself, but --{names[0]} names them'
     )
-  if not given:
+  if not names:
     return
   count, index = values.process_count, values.process_index
   if count < 1:
@@ -66,12 +66,12 @@ def check(values: flags.FlagValues) -> None:
 
 
 def connect(values: flags.FlagValues) -> None:
-  """Joins the other processes, if the flags say that there are any.
+  """Joins the other processes, if the flags name any.
 
   Call it before JAX looks for devices.
 
   Raises:
-    UserError: nothing here says where the others are, or they do not come.
+    UserError: the other processes are unknown, or do not connect.
   """
   if not (values.multiprocess or values.coordinator_address):
     return
@@ -91,9 +91,9 @@ def connect(values: flags.FlagValues) -> None:
 
 
 def leave(code: int) -> NoReturn:
-  """Ends this process with an exit code; of several that fail, at once.
+  """Ends this process with an exit code; one of several ends at once on errors.
 
-  An ordinary exit waits for the others, who may wait for this one.
+  An ordinary exit waits for the others, which may wait for this one.
   """
   jax = sys.modules.get('jax')
   if code and jax and jax.distributed.is_initialized():

@@ -1,7 +1,7 @@
-"""How a command ends: one line and an exit code for every known failure.
+"""Ends commands: one line and an exit code for every known failure.
 
-Exit codes: 0 done; 1 the run failed; 2 something given is wrong and nothing was
-run; 75 stopped by SIGTERM after saving; 130 interrupted by Ctrl-C.
+Exit codes: 0 done; 1 the run failed; 2 an input is wrong and nothing was run;
+75 stopped by SIGTERM after saving; 130 interrupted by Ctrl-C.
 """
 
 import sys
@@ -10,16 +10,15 @@ from collections.abc import Callable
 from selective_t5x import errors
 from selective_t5x.cli import distributed, failures
 
-# 128 + SIGINT, as shells say it.
+# 128 + SIGINT, as in shells.
 _KEYBOARD_INTERRUPT = 130
 
 
 def run(command: Callable[[], None]) -> None:
-  """Runs a command and turns what it raises into a line and an exit code.
+  """Runs a command and turns its exceptions into a line and an exit code.
 
-  A failure whose cause is not known keeps its traceback, with exit code 1. A
-  process of several leaves without waiting for the others, which may wait for
-  this one.
+  An unknown failure keeps its traceback, with exit code 1. One process of
+  several exits without waiting for the others, which may wait for this one.
   """
   failures.stop_at_sigterm()
   try:

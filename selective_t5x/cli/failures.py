@@ -1,4 +1,4 @@
-"""What stopped a run, in one line where a traceback would tell less."""
+"""Describes known failures of a run in one line instead of a traceback."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from selective_t5x import errors
 
-# From SIGTERM to the end of a process that saves nothing.
+# Maximum time from SIGTERM to the end of a process that saves nothing.
 STOP_SECONDS = 20.0
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -19,22 +19,22 @@ _NO_SPACE_TEXTS = (
   'Disk quota exceeded',
   'File too large',
 )
-# How a collective fails on CPUs where another process is gone.
+# Part of the error of a collective on CPUs if another process has ended.
 _NO_PEER = 'Gloo '
 
 
 class _Stop(SystemExit):
-  """What SIGTERM raises."""
+  """The exception that SIGTERM raises."""
 
 
 def stop_at_sigterm() -> None:
   """Ends this process at SIGTERM with the exit code INTERRUPTED.
 
-  Training takes the signal over while it trains, to save first. Where it comes
-  in the middle of what swallows exceptions, JAX's callback of the garbage
-  collector or a finaliser, it is sent once more a moment later. Python handles
-  no signal while a library's code runs, and a thread of a library can hold up
-  the exit: what has not ended after STOP_SECONDS is ended by another thread.
+  During training another handler saves first. If the signal comes inside code
+  that swallows exceptions (JAX's callback of the garbage collector, or a
+  finaliser), it is sent again a moment later. Python handles no signal while a
+  library's code runs, and a thread of a library can delay the exit: another
+  thread ends a process that has not ended after STOP_SECONDS.
   """
   before = sys.unraisablehook
 
@@ -57,10 +57,10 @@ def stop_at_sigterm() -> None:
 
 
 def _end_late(signals: int, stop: Callable) -> None:
-  """Ends this process some time after SIGTERM, if `stop` was to do it.
+  """Ends this process some time after SIGTERM, if `stop` is its handler.
 
   Args:
-    signals: a file descriptor that gives the numbers of signals that came.
+    signals: a file descriptor from which the signals' numbers are read.
     stop: the handler of SIGTERM that ends the process.
   """
   while numbers := os.read(signals, 64):
@@ -70,18 +70,18 @@ def _end_late(signals: int, stop: Callable) -> None:
 
 
 def one_line(error: BaseException) -> str:
-  """Returns what happened where that is known, '' where a traceback is due."""
+  """Returns a line for a known failure, else '': a traceback is needed."""
   if isinstance(error, errors.UserError | errors.RunError):
     return message(error)
   for cause in _chain(error):
     text = str(cause)
     is_full = isinstance(cause, OSError) and cause.errno in _NO_SPACE
     if is_full or any(known in text for known in _NO_SPACE_TEXTS):
-      named = getattr(cause, 'filename', None)
+      file = getattr(cause, 'filename', None)
       known = [t for t in _NO_SPACE_TEXTS if t in text]
       what = known[0] if known else text
       return (
-        f'the disk is full ({what}{f": {named}" if named else ""}); what was '
+        f'the disk is full ({what}{f": {file}" if file else ""}); what was '
         'saved is whole: make room, and the same command goes on from there'
       )
     if _NO_PEER in text:
@@ -99,9 +99,9 @@ def message(error: BaseException) -> str:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-  """Yields an error and those that it came from."""
-  seen = set()
-  while error is not None and id(error) not in seen:
-    seen.add(id(error))
+  """Yields an error and its causes."""
+  visited = set()
+  while error is not None and id(error) not in visited:
+    visited.add(id(error))
     yield error
     error = error.__cause__ or error.__context__

@@ -1,4 +1,4 @@
-"""Flags that the suite's commands share, and how --gin.KEY=VALUE is read."""
+"""Shared flags of the suite's commands, and the parser of --gin.KEY=VALUE."""
 
 import argparse
 import ast
@@ -10,7 +10,7 @@ from typing import Any
 
 from selective_t5x.errors import UserError, did_you_mean
 
-# What the name of a flag begins with that binds a gin macro or parameter.
+# The prefix of flags that bind a gin macro or parameter.
 GIN = '--gin.'
 
 
@@ -18,7 +18,7 @@ def parser(module: str, description: str) -> argparse.ArgumentParser:
   """Returns a parser with --gin_file and --gin.KEY that raises UserError.
 
   Args:
-    module: what `python -m` runs.
+    module: the module that `python -m` runs.
     description: the text of --help.
   """
   flags = _Parser(
@@ -54,7 +54,7 @@ def add_output_flags(flags: argparse.ArgumentParser) -> None:
 
 
 def add_jobs_flag(flags: argparse.ArgumentParser) -> None:
-  """Adds the flag of the commands that train what they compare."""
+  """Adds --jobs, for commands that train models."""
   flags.add_argument(
     '--jobs',
     type=int,
@@ -65,7 +65,7 @@ def add_jobs_flag(flags: argparse.ArgumentParser) -> None:
 
 
 def add_examples_flag(flags: argparse.ArgumentParser) -> None:
-  """Adds the flag of commands whose page has the masking viewer."""
+  """Adds --examples, for commands whose page has the masking viewer."""
   flags.add_argument(
     '--examples',
     type=_row_count,
@@ -91,7 +91,7 @@ def parse(
     counts: flags whose value must be 1 or more.
 
   Raises:
-    UserError: a flag is unknown, missing or has a value it cannot have.
+    UserError: a flag is unknown or missing, or its value is invalid.
   """
   bindings, rest = gin_bindings(argv)
   args, unknown = flags.parse_known_args(rest)
@@ -100,9 +100,9 @@ def parse(
       f'unexpected argument {unknown[0]!r}: everything is given as --flag=value'
     )
   if unknown:
-    known = re.findall(r'--[\w.]+', flags.format_usage())
+    names = re.findall(r'--[\w.]+', flags.format_usage())
     name = unknown[0].partition('=')[0]
-    raise UserError(f'{name}: no such flag{did_you_mean(name, known)}')
+    raise UserError(f'{name}: no such flag{did_you_mean(name, names)}')
   for name in (*counts, *(['jobs'] if 'jobs' in args else [])):
     check_count(name, getattr(args, name))
   for name in needed:
@@ -112,7 +112,7 @@ def parse(
 
 
 def gin_bindings(argv: Iterable[str]) -> tuple[list[str], list[str]]:
-  """Returns what --gin.KEY=VALUE flags bind as 'KEY = VALUE', and the rest.
+  """Returns --gin.KEY=VALUE flags as 'KEY = VALUE' texts, and the other words.
 
   Raises:
     UserError: one of them has no '='.
@@ -133,7 +133,7 @@ def swept(texts: Iterable[str]) -> dict[str, list[Any]]:
   """Returns the values of each KEY of --sweep="KEY=[VALUE, ...]" flags.
 
   Raises:
-    UserError: a value is no list of Python literals, or a key is there twice.
+    UserError: a value is not a list of Python literals, or a key is repeated.
   """
   grid = {}
   for text in texts:
@@ -155,7 +155,7 @@ def swept(texts: Iterable[str]) -> dict[str, list[Any]]:
 
 
 def check_count(flag: str, value: int) -> None:
-  """Raises UserError where the value of a flag is not 1 or more."""
+  """Raises UserError if the value of a flag is less than 1."""
   if value < 1:
     raise UserError(f'--{flag}={value}: expected 1 or more')
 
@@ -166,7 +166,7 @@ def command_line() -> str:
 
 
 class _Parser(argparse.ArgumentParser):
-  """Reports mistakes as all commands of the suite do."""
+  """Raises UserError for mistakes, as all commands of the suite do."""
 
   def error(self, message):
     raise UserError(message)

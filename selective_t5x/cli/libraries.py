@@ -8,22 +8,22 @@ import tempfile
 
 from absl import logging
 
-# TensorFlow says these whatever its log level, and none matters here: it gets
-# no GPU, and JAX reports its own.
+# TensorFlow prints these at any log level. They do not matter here: it gets no
+# GPU, and JAX reports its own.
 _BANNERS = ('oneDNN', 'cuda', 'CUDA', 'All log messages before absl')
 
 
 def import_tensorflow() -> None:
   """Imports TensorFlow without its banners and keeps it off the GPUs.
 
-  It writes them to file descriptor 2 past all Python; what else it says there
-  meanwhile is passed on.
+  TensorFlow writes them directly to file descriptor 2; its other output is
+  passed on.
   """
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   sys.stderr.flush()
   stderr = os.dup(2)
-  with tempfile.TemporaryFile('w+', errors='replace') as said:
-    os.dup2(said.fileno(), 2)
+  with tempfile.TemporaryFile('w+', errors='replace') as output:
+    os.dup2(output.fileno(), 2)
     try:
       import tensorflow as tf
 
@@ -31,20 +31,20 @@ def import_tensorflow() -> None:
     finally:
       os.dup2(stderr, 2)
       os.close(stderr)
-      said.seek(0)
-      for line in said:
+      output.seek(0)
+      for line in output:
         if not any(banner in line for banner in _BANNERS):
           sys.stderr.write(line)
 
 
-# Libraries whose progress reports would bury the run's own.
+# Libraries whose progress reports would hide the run's own.
 _LIBRARIES = re.compile(
   r'/(clu|etils|flax|gin|jax|orbax|seqio|tensorflow|tensorflow_datasets)/'
 )
 
 
-# Warnings of theirs that say nothing is wrong: the examples carry what only
-# their metrics read, checkpoints have T5X's layout, short rows are cut shorter.
+# Their warnings about intended behaviour: examples have features for metrics
+# only, checkpoints have T5X's layout, short rows are cut shorter.
 _HARMLESS = (
   'Features not in `features_length`',
   'Metadata file does not exist',
@@ -53,13 +53,13 @@ _HARMLESS = (
 
 
 def quiet_libraries() -> None:
-  """Keeps libraries' INFO lines out of the log, unless --verbosity=1 asks."""
+  """Keeps libraries' INFO lines out of the log, unless --verbosity=1 is set."""
 
   def matters(record):
     if not _LIBRARIES.search(record.pathname):
       return True
     harmless = record.getMessage().startswith(_HARMLESS)
-    # Orbax logs an error of its threads with its traceback, then raises it.
+    # Orbax logs an error of its threads with a traceback, then raises it.
     harmless |= bool(record.exc_info) and '/orbax/' in record.pathname
     return record.levelno > std_logging.INFO and not harmless
 
@@ -68,7 +68,7 @@ def quiet_libraries() -> None:
 
 
 def set_data_folders(tfds_data_dir: str | None, cache_dirs: list[str]) -> None:
-  """Tells seqio where datasets and cached tasks are."""
+  """Sets seqio's folders of datasets and cached tasks."""
   import seqio
 
   if tfds_data_dir:

@@ -1,4 +1,4 @@
-"""--run_mode=precompile: compiles a config's steps and says what they cost."""
+"""--run_mode=precompile: compiles a config's steps and reports their costs."""
 
 import os
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ def run(sessions: Sequence[Session], topology: str) -> int:
   """Compiles, prints the table and writes it into the config's MODEL_DIR.
 
   Args:
-    sessions: configurations of training; the first has the folder.
+    sessions: configurations of training; the first one's MODEL_DIR is used.
     topology: name of a slice.
 
   Returns:
-    the exit code: 1 where something does not fit.
+    the exit code: 1 if something does not fit.
 
   Raises:
-    UserError: no such slice, or a config that cannot be compiled.
+    UserError: there is no such slice, or a config cannot be compiled.
   """
   part = topologies.find(topology, '--topology')
   devices = steps.devices(part)
@@ -38,7 +38,7 @@ def run(sessions: Sequence[Session], topology: str) -> int:
 
 def _measure(session: Session, devices, part) -> list[costs.Costs]:
   partitioner = session.bound('partitioner')
-  # T5X's would look for chips that are here.
+  # T5X's own mesh would need chips that exist here.
   partitioner.mesh = steps.mesh_of(devices, _partitions(partitioner))
   try:
     model = session.bound('model')
@@ -47,27 +47,27 @@ def _measure(session: Session, devices, part) -> list[costs.Costs]:
       f"the model's vocabulary is not here, and its size is needed: {error}"
     ) from error
   dataset_cfg = session.bound('train_dataset_cfg')
-  partitioner.get_data_layout(dataset_cfg.batch_size)  # Does it divide?
+  partitioner.get_data_layout(dataset_cfg.batch_size)  # checks divisibility
   trainer_cls = session.bound('trainer_cls')
   todo = steps.of_training(model, partitioner, dataset_cfg, trainer_cls)
   todo.append(steps.of_decoding(model, partitioner, dataset_cfg))
-  return [costs.measure(one, part.chip) for one in todo]
+  return [costs.measure(step, part.chip) for step in todo]
 
 
 def _partitions(partitioner) -> int:
-  """Returns the chips of one model replica, as the config has them."""
+  """Returns the number of chips of one model replica in the config."""
   import math
 
   import gin
 
   from t5x import partitioning
 
-  given = gin.get_bindings(partitioning.PjitPartitioner)
-  submesh = given.get('model_parallel_submesh')
-  return math.prod(submesh) if submesh else given.get('num_partitions') or 1
+  bindings = gin.get_bindings(partitioning.PjitPartitioner)
+  submesh = bindings.get('model_parallel_submesh')
+  return math.prod(submesh) if submesh else bindings.get('num_partitions') or 1
 
 
-def _name(file: str, taken) -> str:
-  """Returns a short name of a gin file, another one where it is taken."""
+def _name(file: str, others) -> str:
+  """Returns a short name of a gin file that differs from the others."""
   name = os.path.splitext(os.path.basename(file))[0]
-  return name if name not in taken else f'{name} {len(taken) + 1}'
+  return name if name not in others else f'{name} {len(others) + 1}'

@@ -1,8 +1,8 @@
-"""What a compiled step needs and how long it takes at the least.
+"""Costs of a compiled step, and a lower bound of its time.
 
-A roofline: the step takes as long as the slowest of three, each at the chip's
-peak and all of them overlapping: the operations, the bytes to and from the main
-memory, the bytes to other chips. A measured step takes longer.
+The bound is a roofline: the step takes as long as the slowest of operations,
+bytes to and from the main memory, and bytes to other chips, each at the chip's
+peak and all of them overlapping. A measured step takes longer.
 """
 
 import collections
@@ -30,20 +30,20 @@ _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-  """What one device needs for a step; bytes, operations and seconds.
+  """Costs of a step on one device: bytes, operations and seconds.
 
   Attributes:
     step: its name.
     parameters: bytes of parameters.
     optimizer: bytes of the optimiser's state.
-    total: bytes of main memory in use at the worst moment.
-    temporaries: bytes of it for activations and the like; None where the
-      program did not fit and the compiler gave none.
-    fits: whether it is within the chip's memory.
+    total: peak bytes of main memory.
+    temporaries: bytes of it for activations and the like; None if the program
+      did not fit and the compiler reports none.
+    fits: whether the total is within the chip's memory.
     flops: operations, two for a multiply-add.
-    bytes_moved: between main memory and the cores.
+    bytes_moved: bytes between main memory and the cores.
     collectives: {kind: {'count', 'bytes', 'sent'}}.
-    seconds: {'compute', 'hbm', 'interconnect'}, each alone.
+    seconds: {'compute', 'hbm', 'interconnect'}, the time of each alone.
   """
 
   step: str
@@ -61,7 +61,7 @@ class Costs:
 
   @property
   def limit(self) -> str | None:
-    """What takes longest."""
+    """The resource that takes longest."""
     return max(self.seconds, key=self.seconds.get) if self.seconds else None
 
   @property
@@ -70,7 +70,7 @@ class Costs:
     return max(self.seconds.values()) if self.seconds else None
 
   def record(self) -> dict:
-    """Returns it for a JSON file."""
+    """Returns the costs in JSON's types."""
     return dataclasses.asdict(self) | {
       'limit': self.limit,
       'step_seconds': self.step_seconds,
@@ -81,7 +81,7 @@ def measure(step: Step, chip: Chip) -> Costs:
   """Compiles a step and returns its costs.
 
   Raises:
-    jax.errors.JaxRuntimeError: XLA fails for another reason than memory.
+    jax.errors.JaxRuntimeError: XLA fails for a reason other than memory.
   """
   import jax
 
@@ -92,10 +92,10 @@ def measure(step: Step, chip: Chip) -> Costs:
   try:
     compiled = step.lower().compile()
   except jax.errors.JaxRuntimeError as error:
-    needed = _OUT_OF_MEMORY.search(str(error))
-    if not needed:
+    memory = _OUT_OF_MEMORY.search(str(error))
+    if not memory:
       raise
-    total = int(float(needed[1]) * _UNITS[needed[2]])
+    total = int(float(memory[1]) * _UNITS[memory[2]])
     return Costs(step.name, **state, total=total, temporaries=None, fits=False)
   return of_compiled(step.name, compiled, chip, **state)
 
@@ -103,7 +103,7 @@ def measure(step: Step, chip: Chip) -> Costs:
 def of_compiled(
   name: str, compiled, chip: Chip, parameters: int, optimizer: int
 ) -> Costs:
-  """Returns the costs of a compiled program; arguments as of `Costs`."""
+  """Returns the costs of a compiled program; see `Costs` for arguments."""
   memory = compiled.memory_analysis()
   total = (
     memory.argument_size_in_bytes
@@ -113,16 +113,16 @@ def of_compiled(
     + memory.generated_code_size_in_bytes
   )
   program = hlo.Program(compiled.as_text())
-  # XLA counts the first round of a loop alone.
+  # XLA counts only the first iteration of a loop.
   flops = compiled.cost_analysis().get('flops', 0.0)
   flops += traffic.further_flops(program)
   moved = traffic.bytes_moved(program)
-  found = hlo.collectives(program)
+  exchanges = hlo.collectives(program)
   kinds = collections.defaultdict(lambda: dict(count=0, bytes=0, sent=0.0))
-  for one in found:
-    kinds[one.kind]['count'] += 1
-    kinds[one.kind]['bytes'] += one.bytes
-    kinds[one.kind]['sent'] += one.sent
+  for exchange in exchanges:
+    kinds[exchange.kind]['count'] += 1
+    kinds[exchange.kind]['bytes'] += exchange.bytes
+    kinds[exchange.kind]['sent'] += exchange.sent
   return Costs(
     name,
     parameters=parameters,
@@ -133,7 +133,9 @@ def of_compiled(
     flops=flops,
     bytes_moved=moved,
     collectives=dict(kinds),
-    seconds=roofline(chip, flops, moved, sum(one.sent for one in found)),
+    seconds=roofline(
+      chip, flops, moved, sum(exchange.sent for exchange in exchanges)
+    ),
   )
 
 
@@ -143,8 +145,8 @@ def roofline(
   """Returns the seconds of each resource, at the chip's peaks.
 
   Args:
-    chip: what it runs on.
-    flops: operations of one chip.
+    chip: the chip.
+    flops: its operations.
     moved: bytes to and from its main memory.
     sent: bytes to other chips.
   """

@@ -21,8 +21,8 @@ _LINE = re.compile(
   r'(?P<opcode>[a-z][a-z0-9-]*)\((?P<operands>.*?)\)(?P<rest>.*)'
 )
 _NAME = re.compile(r'%([\w.-]+)')
-# `bf16[8,7]{1,0:T(8,128)(2,1)S(3)}`: its layout, minor axis first, the tiles
-# that it is stored in, and the memory that it is in, none for the main memory.
+# `bf16[8,7]{1,0:T(8,128)(2,1)S(3)}`: its layout, minor axis first, its tiles,
+# and its memory space; without one it is in main memory.
 _ARRAY = re.compile(
   r'\b([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\]'
   r'(?:\{([0-9,]*)(?::(?:T\(([0-9,]*)\))?[^}S]*(S\()?[^}]*)?\})?'
@@ -45,9 +45,9 @@ class Array(NamedTuple):
   Attributes:
     dtype: XLA's name.
     shape: its axes.
-    order: the axes from the minor one on; () where it is not said.
-    tile: axes of a tile, the minor one last; () where there are none.
-    on_chip: whether it is in a chip's own memory, not in its main memory.
+    order: the axes from the minor one on; (): unknown.
+    tile: axes of a tile, the minor one last; (): no tiles.
+    on_chip: whether it is in a chip's own memory instead of main memory.
   """
 
   dtype: str
@@ -71,7 +71,7 @@ class Array(NamedTuple):
 
   @property
   def _bits(self) -> int:
-    # pred is a byte; every other name says its bits: bf16, s32, f8e4m3.
+    # pred is a byte; every other name contains its bits: bf16, s32, f8e4m3.
     bits = re.search(r'[0-9]+', self.dtype)
     return int(bits[0]) if bits else 8
 
@@ -83,10 +83,10 @@ class Operation:
   Attributes:
     name: without the %.
     opcode: XLA's, for instance 'fusion'.
-    results: one array, or those of a tuple.
-    operands: names of operations; the text in brackets of a constant or a
-      parameter.
-    rest: the line's attributes as they stand.
+    results: one array, or the arrays of a tuple.
+    operands: names of operations; for a constant or a parameter the text in
+      brackets.
+    rest: the text of the line's attributes.
     root: whether it is the computation's result.
   """
 
@@ -99,7 +99,7 @@ class Operation:
 
   @property
   def called(self) -> list[str]:
-    """Names of the computations that it calls; not a loop's."""
+    """Names of the computations that it calls, except a loop's."""
     return [
       name
       for text in _CALLED.findall(self.rest)
@@ -112,8 +112,8 @@ class Program:
 
   Attributes:
     computations: {name: {name of an operation: the operation}}.
-    rounds: {name of a computation: how often it runs}. A loop whose rounds
-      nobody knows before it runs (decoding ends when all rows have) counts one.
+    rounds: {name of a computation: how often it runs}. A loop of unknown length
+      (decoding ends when all sequences have ended) counts once.
   """
 
   def __init__(self, text: str):
@@ -130,7 +130,7 @@ class Program:
     self._count(entry, 1)
 
   def operations(self):
-    """Yields every operation with how often it runs."""
+    """Yields every operation and how often it runs."""
     for name, rounds in self.rounds.items():
       for operation in self.computations[name].values():
         yield operation, rounds
@@ -149,11 +149,11 @@ class Program:
         self._count(name, rounds)
 
   def _rounds_of(self, loop: Operation, computation: str) -> int:
-    """Returns how many rounds a while loop takes, 1 where it is not known."""
-    if known := _KNOWN_ROUNDS.search(loop.rest):
-      return int(known[1])
-    # XLA:TPU does not say it; the counter of jax's loops goes up by one, from a
-    # constant while it is less than another.
+    """Returns the number of iterations of a while loop; 1 if unknown."""
+    if annotation := _KNOWN_ROUNDS.search(loop.rest):
+      return int(annotation[1])
+    # XLA:TPU does not annotate it. The counter of jax's loops increases by one,
+    # from a constant, while it is less than another constant.
     condition = _CONDITION.search(loop.rest)[1]
     test = self.root(condition)
     if test.opcode != 'compare' or 'direction=LT' not in test.rest:
@@ -167,13 +167,13 @@ class Program:
   def _constant(
     self, computation: str, name: str, loop=None, outside=None
   ) -> int | None:
-    """Returns the integer that a name stands for, None if it is none.
+    """Returns the integer constant of a name, or None if it is not one.
 
     Args:
-      computation: where the name is; a loop's condition has one argument, the
-        tuple that the loop carries.
-      name: of an operation.
-      loop: that loop: what it carries has the value of its first round.
+      computation: the computation of the name; a loop's condition has one
+        argument, the tuple that the loop carries.
+      name: name of an operation.
+      loop: that loop; carried values are those of its first iteration.
       outside: the loop's computation.
     """
     operations = self.computations[computation]
@@ -216,9 +216,9 @@ class Collective(NamedTuple):
 
   Attributes:
     kind: XLA's name, for instance 'all-reduce'.
-    bytes: of the whole array on one chip: the result's, or the operand's for
+    bytes: size of the whole array on one chip: the result, or the operand of a
       'reduce-scatter'.
-    group: chips that take part together.
+    group: number of chips that take part together.
   """
 
   kind: str
@@ -227,7 +227,7 @@ class Collective(NamedTuple):
 
   @property
   def sent(self) -> float:
-    """Bytes that every chip sends, by ring algorithms."""
+    """Bytes that every chip sends in a ring algorithm."""
     others = (self.group - 1) / self.group
     if self.kind == 'all-reduce':
       return 2 * others * self.bytes
@@ -237,26 +237,26 @@ class Collective(NamedTuple):
 
 
 def collectives(program: Program) -> list[Collective]:
-  """Lists the exchanges of a program, those inside a loop once a round."""
-  found = []
+  """Lists the exchanges of a program, once for each iteration of a loop."""
+  exchanges = []
   for operation, rounds in program.operations():
-    # The start of an asynchronous one has its operand among its results.
+    # The start of an asynchronous exchange has its operand among its results.
     kind = operation.opcode.removesuffix('-start')
     if kind not in _KINDS:
       continue
-    sizes = [one.bytes for one in operation.results]
-    # XLA combines small ones into one with several results.
+    sizes = [array.bytes for array in operation.results]
+    # XLA combines small exchanges into one with several results.
     total = max(sizes) if kind != operation.opcode else sum(sizes)
     group = _group(operation.rest)
     if kind == 'reduce-scatter':
       total *= group
     if group > 1:
-      found += [Collective(kind, total, group)] * rounds
-  return found
+      exchanges += [Collective(kind, total, group)] * rounds
+  return exchanges
 
 
 def _group(text: str) -> int:
-  """Returns how many chips take part; at least two where it is not said."""
+  """Returns the number of chips that take part; 2 if it is unknown."""
   if listed := _LISTED.search(text):
     return len(listed[1].split(','))
   if counted := _COUNTED.search(text):

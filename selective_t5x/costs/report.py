@@ -1,4 +1,4 @@
-"""The table and the file that say what a config needs on a topology."""
+"""The table and the JSON file of a config's costs on a topology."""
 
 import json
 import os
@@ -15,9 +15,9 @@ def text(part: Slice, configs: Mapping[str, Sequence[Costs]]) -> str:
   """Returns a table for each step, with a column for each config.
 
   Args:
-    part: the slice that they were compiled for.
-    configs: the steps' costs by the config's name, the same steps in each; the
-      ratios are over the first.
+    part: the slice that the steps were compiled for.
+    configs: {name of a config: its steps' costs}, the same steps in each; the
+      ratios are relative to the first.
   """
   chip = part.chip
   lines = [
@@ -35,7 +35,7 @@ def text(part: Slice, configs: Mapping[str, Sequence[Costs]]) -> str:
 
 
 def problems(part: Slice, steps: Sequence[Costs]) -> list[str]:
-  """Returns a line for each step that does not fit, with what would help."""
+  """Returns a line for each step that does not fit, with possible remedies."""
   return [
     f'the {costs.step} step does not fit: {_gib(costs.total)} GiB of '
     f'{_gib(part.chip.hbm_bytes)} GiB. {_help(costs)}'

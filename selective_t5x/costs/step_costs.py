@@ -1,4 +1,4 @@
-"""What a train step costs, from the program itself: costs.json."""
+"""Writes costs.json, the costs of a compiled train step."""
 
 import os
 
@@ -9,9 +9,9 @@ from selective_t5x.runs.files import COSTS_FILE, write_json
 
 
 def observe_training() -> None:
-  """Has the embedded engine write costs.json for the runs of this process.
+  """Makes the embedded engine write costs.json for the runs of this process.
 
-  The real T5X does not show its compiled steps: its runs have no costs.json.
+  The real T5X does not expose its compiled steps: its runs have no costs.json.
   """
   from t5x import trainer
 
@@ -21,17 +21,17 @@ def observe_training() -> None:
 
 
 def write(folder: str, jaxpr, compiled) -> None:
-  """Writes what a step costs into the folder of its run.
+  """Writes the costs of a step into the folder of its run.
 
-  Of costs.json: flops_per_step, see `matmul_flops`, and step_bytes, the memory
+  costs.json has flops_per_step (see `matmul_flops`) and step_bytes, the memory
   of one device that the compiled step needs: its arguments (the train state
-  and a batch), its temporaries, and results that no argument's memory is used
-  again for. What cannot be told is None.
+  and a batch), its temporaries, and results that do not reuse the memory of an
+  argument. Unknown values are None.
 
   Args:
     folder: the model folder.
-    jaxpr: the step's.
-    compiled: the step, compiled.
+    jaxpr: the jaxpr of the step.
+    compiled: the compiled step.
   """
   memory = compiled.memory_analysis()
   write_json(
@@ -50,17 +50,17 @@ def write(folder: str, jaxpr, compiled) -> None:
 def matmul_flops(jaxpr) -> int | None:
   """Returns the floating-point operations of a program's matrix products.
 
-  Of all devices together, a multiply-add is two. XLA's own cost_analysis counts
-  the body of a loop once, however often it runs, so that attention in blocks
-  would seem to cost a fraction of what it does; here a scan counts every round,
-  and a condition its dearest branch.
+  They are those of all devices together; a multiply-add counts two. XLA's own
+  cost_analysis counts the body of a loop once, however often it runs, and so
+  underestimates blocked attention. Here a scan counts every iteration, and a
+  condition its most expensive branch.
 
   Args:
     jaxpr: a program, differentiated or not.
 
   Returns:
-    None where a matrix product is in a loop of unknown length or in a kernel
-    that cannot be followed, or where there are convolutions.
+    None if a matrix product is in a loop of unknown length or in an opaque
+    kernel, or if there are convolutions.
   """
   try:
     return _flops(jaxpr)
@@ -85,6 +85,6 @@ def _equation_flops(eqn) -> int:
     return max(inside)
   if name == 'scan':
     return params['length'] * sum(inside)
-  if name == 'shard_map':  # The program of one device.
+  if name == 'shard_map':  # its jaxpr is the program of one device
     return params['mesh'].size * sum(inside)
   return sum(inside)

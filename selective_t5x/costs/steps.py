@@ -23,10 +23,10 @@ class Step:
 
   Attributes:
     name: 'train', 'eval' or 'decode'.
-    lower: returns what JAX lowered.
+    lower: returns the lowered step.
     state: the arrays that stay on the chips: 'parameters' and, for training,
       'optimizer', each a tree of `jax.ShapeDtypeStruct`s.
-    specs: their PartitionSpecs, the same tree.
+    specs: their PartitionSpecs, in the same trees.
     partitioner: T5X's, on the mesh.
   """
 
@@ -50,7 +50,7 @@ class Step:
 
 
 def devices(part: Slice):
-  """Returns the devices of a slice, one a chip.
+  """Returns the devices of a slice, one for each chip.
 
   Raises:
     UserError: libtpu does not know the slice.
@@ -65,23 +65,23 @@ def devices(part: Slice):
     raise UserError(f'--topology={part.topology}: {reason}') from error
 
 
-def mesh_of(found, num_partitions: int) -> Mesh:
+def mesh_of(chips, num_partitions: int) -> Mesh:
   """Returns T5X's mesh of devices: 'data' by 'model'.
 
   Raises:
     UserError: the devices cannot be divided so.
   """
-  if len(found) % num_partitions:
+  if len(chips) % num_partitions:
     raise UserError(
-      f'{len(found)} chips cannot be divided into model replicas of '
+      f'{len(chips)} chips cannot be divided into model replicas of '
       f'{num_partitions}: PjitPartitioner.num_partitions must divide them'
     )
-  shape = (len(found) // num_partitions, num_partitions)
+  shape = (len(chips) // num_partitions, num_partitions)
   try:
-    grid = mesh_utils.create_device_mesh(shape, devices=found)
+    grid = mesh_utils.create_device_mesh(shape, devices=chips)
   except (NotImplementedError, ValueError, AssertionError):
-    # No such part of the torus: any order will do.
-    grid = np.array(found).reshape(shape)
+    # There is no such part of the torus: any order works.
+    grid = np.array(chips).reshape(shape)
   return Mesh(grid, ('data', 'model'))
 
 
@@ -95,7 +95,7 @@ def batch_of(model, dataset_cfg, *, pack: bool) -> dict[str, Any]:
   return {
     name: jax.ShapeDtypeStruct(
       (dataset_cfg.batch_size, length),
-      # What packing adds are integers.
+      # The features that packing adds are integers.
       features[name].dtype.as_numpy_dtype if name in features else np.int32,
     )
     for name, length in lengths.items()
@@ -114,7 +114,7 @@ def of_training(
   axes = initializer.train_state_axes
   trainer = trainer_cls(
     model=model,
-    train_state=state.replace_step(0),  # It asks where to go on from.
+    train_state=state.replace_step(0),  # it reads the first step
     partitioner=partitioner,
     eval_names=(),
     summary_dir=None,
@@ -146,7 +146,7 @@ def of_decoding(model, partitioner, dataset_cfg) -> Step:
   batch = batch_of(model, dataset_cfg, pack=False)
   initializer = _initializer(utils, model, partitioner, batch)
   if 'encoder_input_tokens' not in batch:
-    # Of a language model's row any part may be the prompt.
+    # Any part of a language model's sequence may be the prompt.
     tokens = batch['decoder_input_tokens']
     batch['decoder_causal_attention'] = tokens
   params = initializer.global_train_state_shape.params

@@ -1,4 +1,4 @@
-"""Slices of TPU pods by their names, and what one chip can do.
+"""Slices of TPU pods by their names, with the properties of their chips.
 
 A slice has Google Cloud's name (v4-128, which counts TensorCores; v5litepod-256
 and v6e-256, which count chips) and the compiler's (v4:4x4x4, v5e:16x16).
@@ -18,16 +18,16 @@ MISSING_LIBTPU = (
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """What the vendor says of one chip; all rates are peaks.
+  """The vendor's figures for one chip; all rates are peaks.
 
   Source: cloud.google.com/tpu/docs, the pages v4, v5e, v5p and v6e.
 
   Attributes:
-    name: as the compiler calls it.
-    hbm_bytes: main memory.
-    flops: multiply-adds in bfloat16 count two, per second.
-    hbm_bytes_per_second: of the main memory.
-    ici_bytes_per_second: out of the chip, all its links together.
+    name: the compiler's name.
+    hbm_bytes: size of the main memory.
+    flops: operations per second in bfloat16; a multiply-add counts two.
+    hbm_bytes_per_second: rate of the main memory.
+    ici_bytes_per_second: rate out of the chip, over all its links.
     accelerator: GKE's label of its nodes.
     cores_in_name: TensorCores that Google Cloud's names count for one chip.
     megacore: whether two TensorCores are one device.
@@ -66,7 +66,7 @@ CHIPS = {
   )
 }
 
-# What one can ask for; a 3D slice has four chips a host.
+# The shapes that exist; a 3D slice has four chips a host.
 _SHAPES_3D = (
   *('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8'),
   *('8x8x8', '8x8x16', '8x16x16'),
@@ -86,7 +86,7 @@ class Slice:
 
   Attributes:
     name: Google Cloud's, for instance v4-128.
-    chip: what each chip is.
+    chip: the kind of its chips.
     shape: chips along each axis, for instance 4x4x4.
   """
 
@@ -101,23 +101,23 @@ class Slice:
 
   @property
   def chips(self) -> int:
-    """How many chips it has."""
+    """Number of chips."""
     return math.prod(map(int, self.shape.split('x')))
 
   @property
   def chips_per_host(self) -> int:
-    """Chips of one host: a 2D slice of at most 8 chips is one machine."""
+    """Chips of one host; a 2D slice of at most 8 chips is one machine."""
     flat = self.shape.count('x') == 1
     return self.chips if flat and self.chips <= 8 else 4
 
   @property
   def hosts(self) -> int:
-    """How many machines, and so processes, it has."""
+    """Number of machines, and so of processes."""
     return self.chips // self.chips_per_host
 
   @property
   def machine_type(self) -> str:
-    """Compute Engine's name of one of its machines."""
+    """Compute Engine's name of its machines."""
     family = {
       'v4': 'ct4p-hightpu',
       'v5e': 'ct5lp-hightpu',
@@ -130,32 +130,32 @@ class Slice:
 @functools.cache
 def slices() -> dict[str, Slice]:
   """Returns all slices, by Google Cloud's name."""
-  found = {}
+  by_name = {}
   for chip, (prefix, shapes) in _PREFIXES.items():
     for shape in shapes:
       part = Slice('', CHIPS[chip], shape)
       name = f'{prefix}-{part.chips * part.chip.cores_in_name}'
-      found[name] = dataclasses.replace(part, name=name)
-  return found
+      by_name[name] = dataclasses.replace(part, name=name)
+  return by_name
 
 
 def find(name: str, where: str) -> Slice:
-  """Returns the slice of either name.
+  """Returns the slice with either of its names.
 
   Args:
     name: for instance 'v4-128' or 'v4:4x4x4'.
-    where: the flag that gave it, for the message.
+    where: the flag, for the message.
 
   Raises:
-    UserError: there is none; the message has the nearest names.
+    UserError: there is no such slice; the message has the nearest names.
   """
-  known = slices()
-  by_topology = {s.topology: s for s in known.values()}
-  names = by_topology if ':' in name else known
+  by_name = slices()
+  by_topology = {s.topology: s for s in by_name.values()}
+  names = by_topology if ':' in name else by_name
   # The chip is v5e, but Google Cloud says v5litepod.
-  asked = name.replace('v5e-', 'v5litepod-')
-  if asked in names:
-    return names[asked]
+  official = name.replace('v5e-', 'v5litepod-')
+  if official in names:
+    return names[official]
   raise UserError(
     f'{where}={name}: no such TPU slice, expected for instance v4-128 (the '
     'same as v4:4x4x4, 64 chips) or v5litepod-256 (v5e:16x16)'

@@ -1,11 +1,11 @@
-"""What a compiled program multiplies and moves, from its own text.
+"""Operations and bytes of a compiled program, counted from its text.
 
-XLA's own analysis counts the body of a loop once, and as bytes all that
-operations read and write, wherever it is: an array that comes into the chip's
-own memory ahead of time counts twice, and once more for each of the slices that
-it comes in. Here bytes are those to and from the main memory, in whole tiles:
-of an array that an operation only slices the slices, of one that it updates in
-place the update, of a kernel what it says of itself.
+XLA's own analysis counts the body of a loop once. Its bytes include everything
+that operations read and write in any memory: an array that is copied ahead of
+time into the chip's own memory counts twice, and again for each slice of the
+copy. Here only bytes to and from the main memory count, in whole tiles: for a
+sliced operand only the slice, for an in-place update only the updated part, and
+for a custom kernel the figure that it declares.
 """
 
 import math
@@ -19,19 +19,20 @@ _CONTRACTED = re.compile(r'lhs_contracting_dims=\{([0-9,]*)\}')
 _LABELS = re.compile(r'dim_labels=(\w+)_(\w+)->(\w+)')
 _WINDOW = re.compile(r'window=\{([^}]*)\}')
 _GROUPS = re.compile(r'batch_group_count=([0-9]+)')
-# They move nothing, or the computations that they call are counted.
+# These move nothing, or the computations that they call are counted.
 _FREE = frozenset(
   'parameter constant tuple get-tuple-element bitcast after-all iota while '
   'call conditional copy-done partition-id replica-id'.split()
 )
-# They change their first operand in place; which one is the change.
+# These change their first operand in place; the number is the update's operand.
 _UPDATES = {'dynamic-update-slice': 1, 'scatter': 2}
 
 
 def further_flops(program: Program) -> int:
-  """Returns the operations of all rounds of loops but each one's first.
+  """Returns the operations of all iterations of loops except the first ones.
 
-  Of matrix products, two for a multiply-add, and what kernels say they have.
+  They are those of matrix products, two for a multiply-add, and those that
+  kernels declare.
   """
   return sum(
     (rounds - 1) * _flops(program, name, operation)
@@ -42,7 +43,7 @@ def further_flops(program: Program) -> int:
 
 
 def bytes_moved(program: Program) -> int:
-  """Returns the bytes between the main memory and the cores, in all rounds."""
+  """Returns the bytes between main memory and cores, in all iterations."""
   fused = {
     name
     for computation in program.computations.values()
@@ -59,11 +60,11 @@ def bytes_moved(program: Program) -> int:
 
 
 def _estimate(operation: Operation) -> dict[str, int]:
-  """Returns what a kernel says of itself; nothing of any other operation."""
-  found = _ESTIMATE.search(operation.rest)
-  if not found:
+  """Returns a kernel's declared costs; {} for any other operation."""
+  estimate = _ESTIMATE.search(operation.rest)
+  if not estimate:
     return {}
-  return {name: int(count) for name, count in _FIELD.findall(found[1])}
+  return {name: int(count) for name, count in _FIELD.findall(estimate[1])}
 
 
 def _flops(program: Program, computation: str, operation: Operation) -> int:
@@ -84,10 +85,10 @@ def _flops(program: Program, computation: str, operation: Operation) -> int:
 
 
 def _convolution_flops(rest: str, left, right, result) -> int:
-  """Returns the operations of a convolution, as which XLA:TPU does products.
+  """Returns the operations of a convolution; XLA:TPU computes products so.
 
-  Its batch axes are axes of space with a window of which one place each time
-  is inside: only these places count.
+  Batch axes of the product are spatial axes with a window of which only one
+  position is inside each time: only these positions count.
   """
   inputs, kernel, outputs = _LABELS.search(rest).groups()
   window = _WINDOW.search(rest)
@@ -125,21 +126,21 @@ def _bytes(program: Program, computation: str, operation: Operation) -> int:
   inside = program.computations[computation]
   operands = [inside[x] for x in operation.operands if x in inside]
   if operation.opcode == 'custom-call' and not operands:
-    return 0  # XLA's AllocateBuffer: nothing is in it yet.
+    return 0  # XLA's AllocateBuffer is still empty
   if operation.opcode in ('copy-start', 'slice-start'):
-    # Its results are the copy, the whole operand and a semaphore.
+    # The results are the copy, the whole operand and a semaphore.
     copy = operation.results[operation.opcode == 'slice-start']
     ends = (copy.on_chip, operands[0].results[0].on_chip)
     return copy.stored_bytes * ends.count(False)
   return _written(program, inside, operation) + sum(
-    _read(program, operation, number, one.results[0].stored_bytes)
-    for number, one in enumerate(operands)
-    if not one.results[0].on_chip
+    _read(program, operation, number, operand.results[0].stored_bytes)
+    for number, operand in enumerate(operands)
+    if not operand.results[0].on_chip
   )
 
 
 def _read(program: Program, user: Operation, number: int, size: int) -> int:
-  """Returns the bytes that an operation reads of its operand of a size."""
+  """Returns the bytes that an operation reads of an operand with `size`."""
   if user.opcode in ('dynamic-slice', 'slice', 'gather') and number == 0:
     return min(size, user.results[0].stored_bytes)
   if user.opcode in _UPDATES and number == 0:
@@ -169,12 +170,12 @@ def _read_inside(program: Program, inside, name: str, size: int) -> int:
 
 
 def _written(program: Program, inside, operation: Operation) -> int:
-  """Returns the bytes of a result; of an update in place, the update's."""
+  """Returns the bytes of a result; for an in-place update, of the update."""
   arrays = [x.stored_bytes for x in operation.results if not x.on_chip]
   if not arrays:
     return 0
   if operation.opcode.endswith('-start'):
-    return max(arrays)  # Its operand is among its results.
+    return max(arrays)  # the operand is among the results
   if operation.opcode in _UPDATES:
     return _update(inside, operation)
   if operation.opcode == 'fusion':
@@ -198,7 +199,7 @@ def _update(inside, operation: Operation) -> int:
 
 
 def _updated(program: Program, inside, operation: Operation) -> int:
-  """Returns the bytes that a fusion computes of one of its results."""
+  """Returns the bytes of one result that a fusion computes."""
   while operation.opcode == 'bitcast':
     operation = inside[operation.operands[0]]
   if operation.opcode in _UPDATES:
