@@ -1,11 +1,11 @@
-"""Selective attention in blocks, against attention as written in a textbook.
+"""Compares blocked selective attention with attention written out.
 
   make bench-attention
 
-Forward and backward, float32, jitted. The functions take turns within one run:
-one call each, again and again; a figure is the ratio of two medians. The
+It measures forward and backward passes, float32, jitted. The functions take
+turns within one run, one call each; a figure is the ratio of two medians. The
 written-out functions below are fixed here and are not the project's reference.
-Temporaries are those of the compiled program. The last line is JSON.
+Temporaries are the compiled program's. The last line is JSON.
 """
 
 import argparse
@@ -25,7 +25,7 @@ VERY_LONG = (1, 8, 8192, 64)
 
 
 def written_out(query, key, value):
-  """Causal attention, plain: [B, N, H, D] each."""
+  """Plain causal attention, written out: [B, N, H, D] each."""
   length, size = query.shape[1], query.shape[3]
   logits = jnp.einsum('bihd,bjhd->bhij', query, key) * size**-0.5
   causal = jnp.tril(jnp.ones((length, length), bool))
@@ -34,7 +34,7 @@ def written_out(query, key, value):
 
 
 def written_out_selective(query, key, value):
-  """The same under selection by head 0: [B, N, H, D] each."""
+  """The same with selection by head 0: [B, N, H, D] each."""
   length, size = query.shape[1], query.shape[3]
   logits = jnp.einsum('bihd,bjhd->bhij', query, key) * size**-0.5
   causal = jnp.tril(jnp.ones((length, length), bool))
@@ -51,19 +51,19 @@ def jax_nn(query, key, value):
 
 
 def blocked(query, key, value):
-  """Ours without selection."""
+  """Our blocked attention without selection."""
   return attention.causal_attention(query, key, value, implementation='blocked')
 
 
 def blocked_selective(query, key, value):
-  """Ours with selection by head 0."""
+  """Our blocked attention with selection by head 0."""
   return attention.selective_attention(
     query, key, value, implementation='blocked'
   )
 
 
 def compiled(function, shape):
-  """Returns the program of output and gradients, and its arguments."""
+  """Returns the compiled program of output and gradients, and its arguments."""
   batch, heads, length, size = shape
   keys = jax.random.split(jax.random.PRNGKey(0), 3)
   inputs = [jax.random.normal(k, (batch, length, heads, size)) for k in keys]
@@ -77,7 +77,7 @@ def compiled(function, shape):
 
 
 def temporaries(program):
-  """Returns the bytes that a program needs beside arguments and results."""
+  """Returns the bytes of a program's temporaries."""
   return program.memory_analysis().temp_size_in_bytes
 
 

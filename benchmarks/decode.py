@@ -1,15 +1,15 @@
-"""Decoding with pruned caches over decoding with whole ones.
+"""Compares decoding with pruned KV caches and with full ones.
 
   python benchmarks/decode.py
 
 A decoder of the paper's size d = 4 with random parameters, float32, reads
-prompts of 2,000 tokens, four by default, and goes on through T5X's
-temperature_sample. Variants: the whole cache, the same as T5X's example layers
-keep it, and one of 128 keys a layer for every policy. They take turns, in
-another order each round; a round gives one ratio of each to the whole cache,
-printed are their medians. Timed is sampling alone, at temperature 0; prompts
-are read before. Every call copies its cache once, whichever it is. The last
-line is JSON; bytes of caches are those of the arrays that sampling is given.
+prompts of 2,000 tokens, four by default, and continues them with T5X's
+temperature_sample. The variants are the full cache, a full cache written as in
+T5X's example layers, and a cache of 128 keys a layer for every policy. They
+take turns, in another order each round. Each round gives one ratio of every
+variant to the full cache; their medians are printed. Only sampling is timed, at
+temperature 0, after reading the prompts. Every call copies its cache once. The
+last line is JSON; bytes of caches are those of the arrays passed to sampling.
 """
 
 import argparse
@@ -40,7 +40,7 @@ POLICIES = {
 
 
 class T5XStyleCache(nn.Module):
-  """A whole cache as T5X's example layers write it.
+  """A full cache, written as in T5X's example layers.
 
   The length comes last, and a step adds the new key times a one-hot vector to
   all of the cache. Attention is the suite's.
@@ -114,24 +114,24 @@ class Variant:
   def __init__(self, prune, params, prompts, tokens, keeper=None):
     self._model = build(prune)
     self._params, self._prompts, self._tokens = params, prompts, tokens
-    # What is traced in here has the other cache.
+    # Code that is traced in this context uses the other cache.
     with mock.patch.object(
       cache, 'KeyValueCache', keeper or cache.KeyValueCache
     ):
       ones = jnp.ones_like(prompts)
       fill = jax.jit(self._model._compute_kv_cache)
       self.cache, self._lengths = fill(params, prompts, ones)
-      given = params, self.cache, prompts, self._lengths
-      self._sample = jax.jit(self._run).lower(*given).compile()
+      arguments = params, self.cache, prompts, self._lengths
+      self._sample = jax.jit(self._run).lower(*arguments).compile()
       step = jax.jit(self._one_step, donate_argnums=1)
-      self.step = step.lower(*given).compile()
+      self.step = step.lower(*arguments).compile()
 
   def _run(self, params, cache, prompts, lengths):
     tokens, _ = decoding.temperature_sample(
       prompts,
       cache,
       self._slice(params),
-      eos_id=VOCAB,  # no token: rows end at their limit
+      eos_id=VOCAB,  # not a token, so rows end at their limit
       initial_index=lengths,
       temperature=0.0,  # drawing from 8,192 tokens would be timed too
       max_decode_steps=self._tokens,
@@ -150,7 +150,7 @@ class Variant:
     )
 
   def seconds(self) -> float:
-    """Samples once, and returns how long it took."""
+    """Samples once, and returns the time."""
     start = time.perf_counter()
     jax.block_until_ready(
       self._sample(self._params, self.cache, self._prompts, self._lengths)

@@ -1,13 +1,13 @@
-"""Times of the embedded engine over the real T5X's, same gin files.
+"""Compares the times of the embedded engine and the real T5X.
 
   PYTHONPATH=<t5x>:<airio>:<jestimator> python benchmarks/engine.py
 
-Train steps of the paper's decoder and of T5, and T5's greedy and beam decoding.
-For each, two processes hold the same model, one an engine. They take turns: a
-segment of steps here, one there, so that a drift of the machine's speed meets
-both. Each pair of neighbouring segments gives one ratio; printed are their
-median and a bootstrap interval of the median (95 %). The last line is JSON; its
-values are null where T5X cannot be imported.
+It measures train steps of the paper's decoder and of T5, and T5's greedy and
+beam decoding, with the same gin files. For each, two processes, one an engine,
+hold the same model. They take turns with segments of steps, so that a drift of
+the machine's speed affects both. Each pair of neighbouring segments gives one
+ratio; their median and a bootstrap interval of the median (95 %) are printed.
+The last line is JSON; its values are null if T5X cannot be imported.
 """
 
 import argparse
@@ -42,8 +42,8 @@ from t5x import models
 models.EncoderDecoderModel.decode_fn = @decoding.temperature_sample
 decoding.temperature_sample.temperature = 0.0
 """
-# Of each measurement: gin files, and how many sequences each input is decoded
-# to, at once; 0 trains, 1 is greedy.
+# {measurement: (gin files, number of decodes of each input)}; 0 decodes: it
+# trains; 1: greedy decoding.
 CASES = {
   'step_time': (_DECODER, 0),
   'encoder_decoder_step_time': (_T5, 0),
@@ -66,7 +66,7 @@ def main() -> None:
   figures = {'pairs': args.pairs, 'steps_a_segment': args.steps}
   for case in args.cases:
     ratio, interval = compare(case, args.pairs, args.steps)
-    # The first case's names are older than the others.
+    # The names of the first case have no prefix.
     prefix = '' if case == 'step_time' else f'{case}_'
     figures |= {f'{case}_over_t5x': ratio, f'{prefix}interval': interval}
   print(json.dumps(figures))
@@ -132,12 +132,12 @@ def _segment(side: subprocess.Popen, steps: int) -> float:
 
 
 def serve(engine: str, case: str) -> None:
-  """Reads numbers of steps, takes them, answers with the seconds they took."""
+  """Reads numbers of steps, takes the steps, and answers with their seconds."""
   import gin
 
   import selective_t5x
 
-  # First, for the error that says what is missing.
+  # Imported first: its error says what is missing.
   import t5x  # noqa: F401
   from selective_t5x.config import files as config_files
 
@@ -156,7 +156,7 @@ def serve(engine: str, case: str) -> None:
 
 
 def _answer(take: Callable[[int], None]) -> None:
-  """Answers requests; `take` takes so many steps and waits for their end."""
+  """Answers requests; `take(n)` takes n steps and waits for their end."""
   take(1)  # compiles
   print('ready', flush=True)
   for line in sys.stdin:
@@ -176,7 +176,7 @@ def train(
   decodes=0,
   **_,
 ) -> None:
-  """Sets up what train.train does and serves segments of steps, or decodes."""
+  """Replaces train.train: serves segments of steps, or of decoding."""
   import jax
 
   from t5x import utils
@@ -232,7 +232,7 @@ def train(
 
 
 def _decode(model, params, batch, decodes) -> None:
-  """Serves segments of one batch decoded again, by an untrained model."""
+  """Serves segments in which an untrained model decodes one batch again."""
   import jax
 
   predict = jax.jit(

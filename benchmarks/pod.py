@@ -1,20 +1,20 @@
-"""The paper's decoder of size d = 28 (1.1B parameters) on slices of TPU pods.
+"""Costs of the paper's decoder of size d = 28 (1.1B) on slices of TPU pods.
 
   python benchmarks/pod.py        (part of make bench-tpu)
 
 Nothing runs: XLA:TPU compiles for chips that are not here, and all figures are
-of one device (selective_t5x/precompile). The train step has context 2,048, 256
-rows, AdamW, float32 parameters, bfloat16 computation, packed rows and a model
-axis of 4, its layers scanned. Selection on over off, both by our own kernels,
-so the baseline is plain causal attention by the same code:
+for one device (selective_t5x/costs). The train step has context 2,048, 256
+packed rows, AdamW, float32 parameters, bfloat16 computation, scanned layers and
+a model axis of 4. Ratios of selection on to off, both by our own kernels, so
+the baseline is plain causal attention by the same code:
 
   hbm_ratio             memory at the worst moment
   roofline_time_ratio   the time that the slowest of operations, main memory and
                         exchanges between chips takes at its peak
 
-each the larger one of the slices. Decoding on v4:2x2x1 with a model axis of 4,
-64 rows, parameters and cache in bfloat16, selection on: with room for 128 keys
-a layer (N / 16) over all 2,048:
+each the larger one of the slices. Ratio of decoding with 128 keys a layer
+(N / 16) to all 2,048, on v4:2x2x1 with a model axis of 4, 64 rows, parameters
+and cache in bfloat16, selection on:
 
   decode_bytes_ratio    bytes between the main memory and the cores, of a token
 
@@ -26,7 +26,7 @@ import functools
 import json
 import os
 
-# libtpu compiles; nothing here asks for a TPU.
+# libtpu only compiles; no TPU is needed.
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['TPU_SKIP_MDS_QUERY'] = '1'
 os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'
@@ -44,11 +44,11 @@ _LENGTH = 2048
 _SLICES = ('v4:4x4x8', 'v5e:16x16')
 _DECODE_SLICE = 'v4:2x2x1'
 _PARTITIONS = 4
-# Enough that what comes before and after the loop does not count.
+# Enough to neglect the work before and after the loop.
 _TOKENS = 1024
 _KINDS = ('baseline', 'selective')
-# Scanned, since compiling the kernels of 28 layers takes half an hour; of what
-# a layer computes only the matrix products are kept for the backward pass.
+# Layers are scanned, since compiling the kernels of 28 takes half an hour. A
+# layer saves only its matrix products for the backward pass.
 _LAYERS = ('SCAN_LAYERS = True', "REMAT_POLICY = 'minimal'")
 
 
@@ -63,12 +63,12 @@ def main() -> None:
 
 
 def figures(size: str = 'd28', batch: int = 256, rows: int = 64) -> dict:
-  """Compiles everything; returns what the last line has."""
+  """Compiles everything; returns the figures of the last line."""
   trained = {name: training(size, batch, name) for name in _SLICES}
   return {
-    'hbm_ratio': max(one['hbm_ratio'] for one in trained.values()),
+    'hbm_ratio': max(ratios['hbm_ratio'] for ratios in trained.values()),
     'roofline_time_ratio': max(
-      one['roofline_time_ratio'] for one in trained.values()
+      ratios['roofline_time_ratio'] for ratios in trained.values()
     ),
     'decode_bytes_ratio': decoding(size, rows),
     'pod': trained,
@@ -76,7 +76,7 @@ def figures(size: str = 'd28', batch: int = 256, rows: int = 64) -> dict:
 
 
 def training(size: str, batch: int, topology: str) -> dict:
-  """Returns what the train step costs on a slice, and selection's ratios."""
+  """Returns the costs of the train step on a slice, and selection's ratios."""
   part = topologies.find(topology, 'topology')
   partitioner = partitioner_of(part)
   baseline, selective = (
@@ -108,15 +108,15 @@ def train_step(size, batch, kind, part, partitioner) -> costs.Costs:
 
 
 def decoding(size: str, rows: int) -> float:
-  """Returns the bytes of a token with small caches over one with whole ones."""
+  """Returns the ratio of a token's bytes with small and with full caches."""
   part = topologies.find(_DECODE_SLICE, 'topology')
   partitioner = partitioner_of(part)
   moved = {}
   for keys in (_LENGTH, _LENGTH // 16):
-    given = ['gin/attention/selective.gin']
+    settings = ['gin/attention/selective.gin']
     if keys < _LENGTH:
-      given += ['gin/pruning/selective.gin', f'CACHE_BUDGETS = {keys}']
-    configure(size, *given)
+      settings += ['gin/pruning/selective.gin', f'CACHE_BUDGETS = {keys}']
+    configure(size, *settings)
     step = tokens_step(model(), partitioner, dataset(rows))
     name = f'{part.topology}, {_TOKENS} tokens a row, {keys} keys a layer'
     moved[keys] = measured(name, step, part).bytes_moved
@@ -124,11 +124,11 @@ def decoding(size: str, rows: int) -> float:
 
 
 def tokens_step(model, partitioner, dataset_cfg) -> steps.Step:
-  """Returns the step that writes _TOKENS tokens a row, the likeliest ones.
+  """Returns a step that decodes _TOKENS tokens a row greedily.
 
-  In a loop, as T5X's decoding does. The cache is given, and is updated in
-  place: its rows lie over 'data', its heads over 'model'. Parameters have the
-  model's dtype, as inference may restore them.
+  It is a loop, as in T5X's decoding. The cache is an argument that is updated
+  in place: its rows are split over 'data', its heads over 'model'. Parameters
+  have the model's dtype, as inference may restore them.
   """
   from t5x import decoding
 
@@ -143,7 +143,7 @@ def tokens_step(model, partitioner, dataset_cfg) -> steps.Step:
     model._compute_kv_cache, params, prompts, prompts
   )
   by_row = partitioner.data_partition_spec
-  by_head = PartitionSpec(*by_row, None, 'model')  # Of [B, N, H, D].
+  by_head = PartitionSpec(*by_row, None, 'model')  # for [B, N, H, D]
   specs = {
     'parameters': whole.specs['parameters'],
     'cache': jax.tree.map(lambda x: by_head if x.ndim == 4 else by_row, cache),
@@ -176,26 +176,26 @@ def tokens_step(model, partitioner, dataset_cfg) -> steps.Step:
   )
 
 
-def configure(size: str, *given: str) -> None:
-  """Gives gin the paper's decoder, with more gin files and bindings."""
+def configure(size: str, *settings: str) -> None:
+  """Configures the paper's decoder in gin, with more files and bindings."""
   gin.clear_config()
   gin.add_config_file_search_path(str(config_files.search_path()))
   files = [f'gin/models/sizes/{size}.gin', 'gin/optimizers/adamw.gin']
   bindings = [f'MAX_LENGTH = {_LENGTH}', "DTYPE = 'bfloat16'"]
   bindings += ['TRAIN_STEPS = 524288']
-  for one in given:
-    (files if one.endswith('.gin') else bindings).append(one)
+  for setting in settings:
+    (files if setting.endswith('.gin') else bindings).append(setting)
   gin.parse_config_files_and_bindings(files, bindings, finalize_config=False)
   gin.bind_parameter('%VOCABULARY', seqio.PassThroughVocabulary(8192))
 
 
 def model():
-  """Returns the model that gin has."""
+  """Returns the model that gin is configured with."""
   return gin.query_parameter('%MODEL').scoped_configurable_fn()
 
 
 def dataset(rows: int):
-  """Returns the configuration of packed rows that nobody reads."""
+  """Returns a data configuration of packed rows, which is never read."""
   from t5x import utils
 
   return utils.DatasetConfig(
@@ -220,15 +220,15 @@ def partitioner_of(part: topologies.Slice):
 
 def measured(name: str, step: steps.Step, part) -> costs.Costs:
   """Compiles a step; prints and returns its costs."""
-  one = costs.measure(step, part.chip)
-  seconds = {what: round(s * 1e3, 2) for what, s in one.seconds.items()}
+  cost = costs.measure(step, part.chip)
+  seconds = {what: round(s * 1e3, 2) for what, s in cost.seconds.items()}
   print(
-    f'{name}: {one.total / 2**30:.2f} GiB{"" if one.fits else ", TOO MUCH"}; '
-    f'{one.flops / 1e12:.2f} TFLOP, {one.bytes_moved / 1e9:.2f} GB; '
+    f'{name}: {cost.total / 2**30:.2f} GiB{"" if cost.fits else ", TOO MUCH"}; '
+    f'{cost.flops / 1e12:.2f} TFLOP, {cost.bytes_moved / 1e9:.2f} GB; '
     f'alone, ms: {seconds}',
     flush=True,
   )
-  return one
+  return cost
 
 
 if __name__ == '__main__':

@@ -1,13 +1,13 @@
-"""Weight of a page with the masking viewer, and how fast it steps.
+"""Size of a page with the masking viewer, and the time of its steps.
 
   make bench-report
 
-A page of three examples of 1,024 tokens and 12 layers, made by the report's own
-code. F is synthetic: of each token's scores a tenth is positive, exponential,
-and larger for some keys than for others. In a headless Chromium, where there is
-one, the viewer steps through the queries; measured is the time from a step to
-the second animation frame after it, when the first has been painted. The last
-line is JSON; repaint_ms is the median, null without Chromium.
+The report's own code makes a page of three examples of 1,024 tokens and 12
+layers. F is synthetic: a tenth of each token's scores is positive, exponential,
+and larger for some keys than for others. If there is a headless Chromium, the
+viewer steps through the queries in it. A step is timed until the second
+animation frame after it, when the first has been painted. The last line is
+JSON; repaint_ms is the median, null without Chromium.
 """
 
 import json
@@ -36,7 +36,7 @@ return times;
 
 
 def synthetic(seed: int) -> masking.Masked:
-  """Returns a row of LENGTH tokens that masks more and more of what was."""
+  """Returns a sequence of LENGTH tokens that masks more and more keys."""
   rng = np.random.default_rng(seed)
   shape = (LENGTH, LENGTH)
   layers = []
@@ -46,8 +46,8 @@ def synthetic(seed: int) -> masking.Masked:
     scores[:, 0] = 0
     layers.append(np.cumsum(scores, axis=0) - scores)
   f = np.stack(layers)
-  seen = np.tril(np.ones(shape, bool))
-  logits = np.where(seen, rng.normal(0, 2, (LAYERS, *shape)), -np.inf)
+  visible = np.tril(np.ones(shape, bool))
+  logits = np.where(visible, rng.normal(0, 2, (LAYERS, *shape)), -np.inf)
 
   def weights(logits):
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))

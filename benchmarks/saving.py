@@ -1,18 +1,18 @@
-"""What a checkpoint costs the train steps around it.
+"""Cost of saving checkpoints during training.
 
   python -m benchmarks.saving
 
-Trains a decoder on made-up batches, with a checkpoint every --period steps and
-without, in turn. The arrays are copied while the steps wait; they are written,
-and checksums are taken, by threads of Orbax while training goes on.
+It trains a decoder on made-up batches, in turn with a checkpoint every --period
+steps and without. The steps wait while the arrays are copied; Orbax's threads
+write them, with checksums, during training.
 
 The last line is JSON, medians over the rounds:
-  parameters, checkpoint_mb: of the model, and of one checkpoint with AdamW's
-    state.
-  step_ms: of a step without saving.
+  parameters, checkpoint_mb: size of the model, and of one checkpoint with
+    AdamW's state.
+  step_ms: time of a step without saving.
   wait_ms: how long the steps wait for one save.
   written_s: from the start of a save until the checkpoint is in place.
-  step_ratio: time of a step with saving over without, at this period.
+  step_ratio: time of a step with saving relative to without, at this period.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def main() -> None:
     steps(None)
     steps(manager)  # Compiles, and starts Orbax's threads.
     manager.wait_until_finished()
-    plain, saving, waits, written = [], [], [], []
+    plain, saving, waits, write_seconds = [], [], [], []
     for _ in range(args.rounds):
       plain.append(steps(None)[0])
       start = time.perf_counter()
@@ -66,7 +66,7 @@ def main() -> None:
       saving.append(took)
       waits.append(waited)
       manager.wait_until_finished()
-      written.append(time.perf_counter() - start)
+      write_seconds.append(time.perf_counter() - start)
     (path,) = pathlib.Path(folder).glob('checkpoint_*')
     size = sum(f.stat().st_size for f in path.rglob('*') if f.is_file())
     manager.close()
@@ -79,7 +79,7 @@ def main() -> None:
         'period': args.period,
         'step_ms': round(1e3 * median(plain) / args.period, 2),
         'wait_ms': round(1e3 * median(waits), 1),
-        'written_s': round(median(written), 2),
+        'written_s': round(median(write_seconds), 2),
         'step_ratio': round(median(saving) / median(plain), 3),
       }
     )
@@ -90,9 +90,9 @@ def compiled_step(width, partitioner, rows=8):
   """Returns an object with a train state and a compiled step, and a batch.
 
   Args:
-    width: of the decoder, which has four layers.
+    width: width of the decoder, which has four layers.
     partitioner: has the devices.
-    rows: of 128 tokens, of this process.
+    rows: number of this process's rows, of 128 tokens.
   """
   import types
 
@@ -142,7 +142,7 @@ def compiled_step(width, partitioner, rows=8):
     input_types={k: v.dtype for k, v in batch.items()},
     partitioner=partitioner,
   )
-  made = trainer.Trainer(
+  trainer_ = trainer.Trainer(
     model=model,
     train_state=initializer.from_scratch(jax.random.PRNGKey(0)),
     partitioner=partitioner,
@@ -155,10 +155,10 @@ def compiled_step(width, partitioner, rows=8):
   )
   batch = partitioner.put_batch(batch)
   step = partitioner.compile(
-    made._partitioned_train_step, made.train_state, batch
+    trainer_._partitioned_train_step, trainer_.train_state, batch
   )
-  made.close()
-  state = types.SimpleNamespace(train_state=made.train_state, step=step)
+  trainer_.close()
+  state = types.SimpleNamespace(train_state=trainer_.train_state, step=step)
   return state, batch
 
 

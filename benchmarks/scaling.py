@@ -1,18 +1,17 @@
-"""Tokens a second of one process, and of two that train one model.
+"""Throughput of one process, and of two that train one model.
 
   python -m benchmarks.scaling
 
-Real processes on loopback, each pinned to a core of its own, whether it is
-alone or not, each with as many rows of every batch: what two lose against one
-is the exchange of gradients (gloo), and what the cores share, memory above all.
-Rounds of one and of two take turns.
+Real processes run on loopback, each pinned to its own core and with the same
+number of rows. Two are slower than one because of the exchange of gradients
+(gloo), and because the cores share memory. Rounds of one and of two take turns.
 
 The last line is JSON, medians over the rounds:
-  parameters: of the decoder.
-  tokens_per_second_1, tokens_per_second_2: of each process.
-  efficiency: the second over the first.
-  alone_beside_each_other: what two processes that exchange nothing keep of one
-    process's speed: what the machine allows.
+  parameters: size of the decoder.
+  tokens_per_second_1, tokens_per_second_2: throughput of each process.
+  efficiency: the second divided by the first.
+  alone_beside_each_other: relative speed of two processes that exchange
+    nothing, the limit of this machine.
 """
 
 import argparse
@@ -44,29 +43,29 @@ def main() -> None:
     speeds['one'] += [_run(args.width, [(0, 1)])]
     speeds['two'] += [_run(args.width, [(0, 2), (1, 2)])]
     speeds['beside'] += [_run(args.width, [(0, 1), (1, 1)])]
-  one, two, beside = (
-    statistics.median(x['tokens_per_second'] for x in found)
-    for found in speeds.values()
+  alone, two, beside = (
+    statistics.median(x['tokens_per_second'] for x in results)
+    for results in speeds.values()
   )
   figures = {
     'parameters': speeds['one'][0]['parameters'],
-    'tokens_per_second_1': round(one),
+    'tokens_per_second_1': round(alone),
     'tokens_per_second_2': round(two),
-    'efficiency': round(two / one, 3),
-    'alone_beside_each_other': round(beside / one, 3),
+    'efficiency': round(two / alone, 3),
+    'alone_beside_each_other': round(beside / alone, 3),
   }
   print(json.dumps(figures))
 
 
 def _run(width: int, processes: list[tuple[int, int]]) -> dict[str, float]:
-  """Returns what the slowest of processes (index, count) measures."""
+  """Returns the measurement of the slowest of processes (index, count)."""
   with socket.socket() as found:
     found.bind(('localhost', 0))
     port = found.getsockname()[1]
   command = [sys.executable, '-m', 'benchmarks.scaling', f'--width={width}']
   started = [
     subprocess.Popen(
-      # Those that exchange nothing are 0 of 1, each on its own core.
+      # Processes that exchange nothing are 0 of 1, each on its own core.
       [*command, '--worker', str(core), f'{index if count > 1 else 0}']
       + [f'{count}:{port}'],
       stdout=subprocess.PIPE,
@@ -76,10 +75,10 @@ def _run(width: int, processes: list[tuple[int, int]]) -> dict[str, float]:
       sorted(os.sched_getaffinity(0)), processes, strict=False
     )
   ]
-  said = [process.communicate()[0].splitlines() for process in started]
+  outputs = [process.communicate()[0].splitlines() for process in started]
   if any(process.returncode for process in started):
     raise RuntimeError('a process failed')
-  found = [json.loads(lines[-1]) for lines in said]
+  found = [json.loads(lines[-1]) for lines in outputs]
   print(found, flush=True)
   return min(found, key=lambda x: x['tokens_per_second'])
 
@@ -108,7 +107,7 @@ def _worker(width: int, core: str, index: str, group: str) -> None:
     jax.block_until_ready(state.train_state.params)
     return time.perf_counter() - start
 
-  seconds()  # The first are slower.
+  seconds()  # the first steps are slower
   took = statistics.median(seconds() for _ in range(3))
   parameters = sum(x.size for x in jax.tree.leaves(state.train_state.params))
   speed = _ROWS * _LENGTH * _STEPS / took

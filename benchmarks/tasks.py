@@ -1,18 +1,17 @@
-"""How fast benchmarks are scored and language-modelling rows are read.
+"""Speed of scoring benchmarks and of reading language-modelling data.
 
   python benchmarks/tasks.py
 
-Scoring: all nine downstream sets with the decoder of
-gin/experiments/wikipedia_sample_lm.gin (random weights), read from DATA_DIR, or
-made up in the official formats where DATA_DIR is not set. Every choice is one
-example. The first pass compiles and is counted; the second is timed.
+The decoder of gin/experiments/wikipedia_sample_lm.gin (random weights) scores
+all nine downstream sets, from DATA_DIR or, if it is not set, made up in the
+official formats. Every choice is one example. Compilations are counted in the
+first pass; the second pass is timed.
 
-Reading: packed rows of wikipedia_sample_lm, without a model. Tokens of padding
-do not count.
+The input pipeline of wikipedia_sample_lm is read without a model, packed;
+tokens of padding do not count.
 
-The last line is JSON: downstream_examples_per_s, compilations (all that XLA
-compiles while the nine sets are scored for the first time) and
-lm_tokens_per_s_input_pipeline.
+The last line is JSON: downstream_examples_per_s, compilations (by XLA in the
+first pass over the nine sets) and lm_tokens_per_s_input_pipeline.
 """
 
 import argparse
@@ -112,7 +111,7 @@ def score(session, questions: int, folder: str) -> dict[str, float]:
 
 
 def read(batches: int) -> float:
-  """Returns real tokens a second of the input pipeline alone."""
+  """Returns the real tokens a second of the input pipeline alone."""
   import gin
   import numpy as np
   import seqio

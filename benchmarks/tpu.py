@@ -1,4 +1,4 @@
-"""What the compiler makes of the TPU kernels; no TPU is needed.
+"""Compiles the TPU kernels and reports their costs; no TPU is needed.
 
   python benchmarks/tpu.py        (make bench-tpu)
 
@@ -7,19 +7,19 @@ that are not here. Attention, forward and backward in bfloat16, B=4 H=8 D=128,
 inputs and gradients [B, N, H, D] in the default layout:
 
   v5e_n2048_temp_mb, v5e_n8192_temp_mb   temporaries of the compiled program
-  v5e_n2048_bytes_over_flash             bytes that our kernels move over those
-                                         of jax's flash attention without
+  v5e_n2048_bytes_over_flash             bytes that our kernels move, relative
+                                         to jax's flash attention without
                                          selection (benchmarks/traffic.py)
   v4_compiles                            packed rows and M too
 
 Train step of the paper's decoder at d=12, context 2048, 8 rows:
 
-  v5e_step_flops_selective_over_baseline   operations: those of the program
-                                           compiled without attention and the
-                                           kernels' as counted, over the same
+  v5e_step_flops_selective_over_baseline   operations of the program compiled
+                                           without attention plus the kernels'
+                                           counted ones, relative to the same
                                            with selection off
 
-Size d=28 on slices of pods, its train step and a step of decoding, see
+Train step and decoding step of size d=28 on slices of pods, see
 benchmarks/pod.py:
 
   hbm_ratio, roofline_time_ratio, decode_bytes_ratio
@@ -69,7 +69,7 @@ def main() -> None:
   figures['v5e_n2048_bytes_over_flash'] = round(
     costs['selective'].bytes / costs['flash'].bytes, 4
   )
-  # Raises if it does not.
+  # Raises if it does not compile.
   compile_attention(v4, 2048, packed=True, memory_tau=1.0)
   compile_attention(v4, 8192)
   figures['v4_compiles'] = True
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def one_chip(topology: str) -> Mesh:
-  """Returns a mesh of one chip of a topology, by T5X's names."""
+  """Returns a mesh of one chip of a topology, with T5X's axis names."""
   chips = topologies.get_topology_desc(
     platform='tpu', topology_name=topology
   ).devices
@@ -117,8 +117,8 @@ def compile_attention(mesh, length, *, packed=False, memory_tau=None):
 def step_flops(mesh, names) -> dict[str, float]:
   """Returns the operations of a train step with each kind of attention.
 
-  The compiled step without attention, plus the kernels of the step with it:
-  compiling all 36 of them is slow.
+  They are counted from the compiled step without attention plus the kernels of
+  the step with it, since compiling all 36 kernels is slow.
   """
   with jax.set_mesh(mesh):
     step, *inputs = train_step(lambda query, key, value: query + key + value)
@@ -138,11 +138,11 @@ def step_flops(mesh, names) -> dict[str, float]:
 
 
 def train_step(attend, **kwargs):
-  """Returns T5X's train step of the decoder d=12, and what it takes.
+  """Returns T5X's train step of the decoder d=12, and its arguments.
 
   Args:
-    attend: of query, key and value, [B, N, H, D].
-    **kwargs: of attend; it gets segment_ids beside them if there are any.
+    attend: a function of query, key and value, [B, N, H, D].
+    **kwargs: its keyword arguments; if there are any, it gets segment_ids too.
   """
   import gin
   import seqio

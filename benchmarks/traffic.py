@@ -1,11 +1,11 @@
-"""What the TPU kernels move and multiply, beside jax's flash attention.
+"""Bytes and operations of the TPU kernels and of jax's flash attention.
 
   python benchmarks/traffic.py --batch=4 --heads=8 --length=2048 --size=128
 
-Forward and backward of causal attention in bfloat16. Nothing runs, and no TPU
-is needed: the counts come from the kernels' grids, index maps and bodies
-(selective_t5x/attention/tpu/traffic.py), for jax's kernels with their default
-blocks as for ours. The last line is JSON: bytes and operations over jax's.
+It counts causal attention, forward and backward, in bfloat16. Nothing runs and
+no TPU is needed: the counts come from the kernels' grids, index maps and bodies
+(selective_t5x/attention/tpu/traffic.py), also for jax's kernels with their
+default blocks. The last line is JSON: bytes and operations relative to jax's.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def compare(shape: tuple[int, int, int, int]) -> dict[str, traffic.Cost]:
-  """Counts selective and plain attention here and jax's; prints all kernels.
+  """Counts our selective and plain attention and jax's; prints all kernels.
 
   Args:
     shape: B, N, H, D.
@@ -62,7 +62,7 @@ def compare(shape: tuple[int, int, int, int]) -> dict[str, traffic.Cost]:
 
 
 def selective(query, key, value, *, interpret=True, **kwargs):
-  """Attends under the selection of head 0; [B, N, H, D] as in pallas_tpu."""
+  """Attends with selection by head 0; [B, N, H, D] as in tpu/kernels."""
   scale = query.shape[-1] ** -0.5
   return pallas_tpu.attention(
     query,

@@ -1,11 +1,11 @@
-"""The training step of every variant of attention over the baseline's.
+"""Compares the training step of every attention variant with the baseline's.
 
   make bench-variants
 
-The paper's decoder at size d, float32: cross entropy, its gradient and AdamW's
-update, jitted, one program for each file of gin/attention/ that is a variant.
-The variants take turns within one run: one step each, again and again; a ratio
-is that of two medians. The last line is JSON, {variant: ratio}.
+It uses the paper's decoder at size d, float32: cross-entropy, its gradient and
+AdamW's update, jitted, one program for each file of gin/attention/ that is a
+variant. The variants take turns within one run, one step each; a ratio is that
+of two medians. The last line is JSON, {variant: ratio}.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from selective_t5x import network
 from selective_t5x.config import files as config_files
 
 VOCAB = 2048
-# Files that go with a variant: they are none.
+# Files that modify a variant and are not variants themselves.
 _OTHERS = ('fade_in', 'memory_loss', 'ssa_finetune')
 
 
@@ -37,7 +37,7 @@ def variants() -> list[str]:
 
 @contextlib.contextmanager
 def configured(variant: str, size: int, context: int):
-  """Yields a network's config with a variant, which gin then knows."""
+  """Yields a network's config with a variant, configured in gin."""
   gin.clear_config()
   gin.parse_config(f"""
     from __gin__ import dynamic_registration
@@ -108,7 +108,7 @@ def main() -> None:
     seconds[name] = []
     leaves = jax.tree.leaves(states[name][0])
     parameters[name] = sum(leaf.size for leaf in leaves)
-  # Ctrl-C ends the rounds: the figures are those of the ones before.
+  # Ctrl-C ends the rounds; the figures then cover the earlier rounds.
   with contextlib.suppress(KeyboardInterrupt):
     for round_ in range(args.rounds + 1):
       for name, step in steps.items():

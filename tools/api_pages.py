@@ -1,8 +1,8 @@
-"""Writes the API reference as HTML pages, made from the docstrings by pdoc.
+"""Writes the API reference as HTML pages from the docstrings, with pdoc.
 
   python -m tools.api_pages build/api
 
-A page for every module of the suite, and of the engine by T5X's names.
+Every module of the suite has a page, and the engine under T5X's names.
 """
 
 import importlib
@@ -19,17 +19,16 @@ from selective_t5x.errors import UserError
 
 
 def modules() -> Iterator[str]:
-  """Yields the names of the modules that have a page, and of those without.
+  """Yields pdoc's patterns for modules with and without a page.
 
-  pdoc alone would leave out the modules of a package that says in __all__ what
-  it offers.
+  pdoc alone would leave out the modules of a package that defines __all__.
   """
   for package in ('selective_t5x', 't5x'):
     yield package
     paths = importlib.import_module(package).__path__
     for module in pkgutil.walk_packages(paths, f'{package}.'):
       yield module.name
-  # They are those of t5x, and not to be imported by another name.
+  # They are the modules of t5x and must not be imported by another name.
   yield r'!selective_t5x\.engine(\..*)?$'
 
 
@@ -38,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) != 1 or argv[0].startswith('-'):
     raise UserError('expected one folder: python -m tools.api_pages FOLDER')
   assert selective_t5x.engine_name()  # Makes t5x importable.
-  warnings.simplefilter('ignore')  # What it cannot evaluate, it shows as text.
+  warnings.simplefilter('ignore')  # pdoc shows unevaluable values as text
   pdoc.render.configure(docformat='google')
   pdoc.pdoc(*modules(), output_directory=pathlib.Path(argv[0]))
 

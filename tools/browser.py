@@ -38,22 +38,22 @@ def run(page: str, script: str, *, width: int = 900, seconds: float = 60):
 
   Args:
     page: HTML.
-    script: the body of an async JavaScript function, with `frame()`, a promise
-      of the next animation frame, and `until(f)`, of f() being true.
-    width: of the window, in pixels.
-    seconds: how long it may take.
+    script: the body of an async JavaScript function; it can await `frame()`,
+      the next animation frame, and `until(f)`, until f() is true.
+    width: width of the window, in pixels.
+    seconds: time limit.
 
   Returns:
-    What the script returns, through JSON.
+    The result of the script, through JSON.
 
   Raises:
     AssertionError: the page or the script had an error, or took too long.
   """
-  told: queue.Queue = queue.Queue()
+  posts: queue.Queue = queue.Queue()
 
   class Listener(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
-      told.put(self.rfile.read(int(self.headers['Content-Length'])))
+      posts.put(self.rfile.read(int(self.headers['Content-Length'])))
       self.send_response(204)
       self.end_headers()
 
@@ -83,7 +83,7 @@ def run(page: str, script: str, *, width: int = 900, seconds: float = 60):
       stderr=subprocess.DEVNULL,
     )
     try:
-      found = json.loads(told.get(timeout=seconds))
+      answer = json.loads(posts.get(timeout=seconds))
     except queue.Empty:
       raise AssertionError(f'no answer in {seconds} seconds') from None
     finally:
@@ -91,5 +91,5 @@ def run(page: str, script: str, *, width: int = 900, seconds: float = 60):
       process.wait()
       server.shutdown()
       server.server_close()
-  assert not found['problems'], found['problems']
-  return found['result']
+  assert not answer['problems'], answer['problems']
+  return answer['result']

@@ -2,13 +2,13 @@
 
   make conformance T5X=<checkout of github.com/google-research/t5x>
 
-Each of T5X's test files runs in a process of its own, in which `t5x` is the
-embedded engine and the checkout's t5x folder comes after it on t5x.__path__:
-for the test files, and for helpers that only tests import (test_utils,
-examples). The modules under test must be the engine's. docs/conformance.md
-says what does not pass, and why. The last line is JSON.
+Each of T5X's test files runs in its own process. There `t5x` is the embedded
+engine, and the checkout's t5x folder comes after it on t5x.__path__: for the
+test files, and for helpers that only tests import (test_utils, examples). The
+modules under test must be the engine's. docs/conformance.md lists the failures
+and their reasons. The last line is JSON.
 
-Exits with 1 where a required file passes less than 95 % of its tests, or a
+The exit code is 1 if a required file passes less than 95 % of its tests, or a
 module of the engine came from the checkout.
 """
 
@@ -32,7 +32,7 @@ INFORMATIONAL = (
   'utils',
 )
 PASS_RATE = 0.95
-# What T5X's tests may not bring along.
+# Modules that must not come from T5X's checkout.
 OWN_MODULES = (
   'decoding',
   'losses',
@@ -92,7 +92,7 @@ def main() -> None:
 
 
 def _start(checkout: pathlib.Path, name: str) -> dict:
-  """Runs one test file in a new process; nothing passes if that dies."""
+  """Runs one test file in a new process; if it dies, nothing passes."""
   print(f'\n{name}_test', flush=True)
   with tempfile.TemporaryDirectory() as folder:
     result = pathlib.Path(folder, 'result.json')
@@ -118,7 +118,7 @@ class _Counter:
     self.outcomes = {}
 
   def pytest_runtest_logreport(self, report):
-    """Keeps the worst of set-up, call and tear-down; skipped is apart."""
+    """Keeps the worst of set-up, call and tear-down; skips do not count."""
     if report.failed or report.nodeid not in self.outcomes:
       self.outcomes[report.nodeid] = report.outcome
     elif report.skipped and self.outcomes[report.nodeid] == 'passed':

@@ -1,18 +1,18 @@
-"""Gives the command line mutated inputs; anything but one line is a failure.
+"""Passes mutated inputs to the command line; all must end in one line.
 
   python -m tools.fuzz --minutes=5
 
-In one process, up to where a run would begin: gin files of the suite, bindings
-of the command line, task files (the benchmarks' official formats, one's own
-text and JSON lines, with few rows) and files of budgets. Values of the settings
-of training, evaluation and inference (`tools.settings_walk`) go further: what
-the checks accept is run in a tiny size. Every input is made from --seed and its
-number: --only=N does that one alone and shows its traceback.
+One process mutates gin files of the suite, bindings of the command line, task
+files (the benchmarks' official formats, users' text and JSON lines, with few
+rows) and files of budgets, and stops where a run would begin. Values of the
+settings of training, evaluation and inference (`tools.settings_walk`) that pass
+the checks are run at a tiny size. Every input is made from --seed and its
+number: --only=N tries one input and shows its traceback.
 
 The last line is JSON:
-  inputs: how many were given, 500 or more.
-  tracebacks: those that ended in anything but one line.
-  hangs: those that took too long, see `settings_walk.outcome`.
+  inputs: their number, 500 or more.
+  tracebacks: inputs that ended in anything but one line.
+  hangs: inputs that took too long, see `settings_walk.outcome`.
 """
 
 import argparse
@@ -131,10 +131,10 @@ def mutated(text: str, rng: random.Random) -> str:
 
 
 class Inputs:
-  """Makes inputs, and gives them to what would read them."""
+  """Makes inputs and passes them to their readers."""
 
   def __init__(self, folder: pathlib.Path):
-    """Imports what reads them, and writes the files that are mutated."""
+    """Imports the readers, and writes the files to mutate."""
     import selective_t5x  # noqa: F401, makes t5x importable
     from selective_t5x.cli import libraries
     from selective_t5x.config import entry_points
@@ -157,7 +157,7 @@ class Inputs:
     )
 
   def kinds(self) -> list[Callable[[random.Random], None]]:
-    """Returns what can be mutated, the cheap ones more often."""
+    """Returns the kinds of inputs; cheap ones occur more often."""
     return [
       *[self.gin_file, self.binding] * 4,
       self.task_file,
@@ -166,7 +166,7 @@ class Inputs:
     ]
 
   def gin_file(self, rng: random.Random) -> None:
-    """A file of the suite, mutated, alone or after an experiment."""
+    """Reads a mutated file of the suite, alone or after an experiment."""
     source = rng.choice(self._gin_files)
     file = self._folder / 'mutated.gin'
     file.write_text(mutated(source.read_text(), rng), encoding='utf-8')
@@ -174,7 +174,7 @@ class Inputs:
     self._configure([*before, str(file)], self._bindings(before))
 
   def binding(self, rng: random.Random) -> None:
-    """A binding of the command line."""
+    """Reads a mutated binding of the command line."""
     experiment = rng.choice(_EXPERIMENTS)
     text = (self._paths_to(experiment)).read_text()
     keys = re.findall(r'^\s*([\w./]+) =', text, re.MULTILINE)
@@ -190,14 +190,14 @@ class Inputs:
     self._configure(files, [*self._bindings(files), binding])
 
   def setting(self, rng: random.Random) -> None:
-    """A value of a setting of a run, which runs where the checks take it."""
+    """Checks a value of a setting, and runs it if the checks accept it."""
     setting = rng.choice(self._settings)
     self._walk.prepare(setting.run)
     self._walk.check(setting)
     self._walk.run(setting)
 
   def task_file(self, rng: random.Random) -> None:
-    """An official file of a benchmark, read as its task reads it."""
+    """Reads a mutated official file of a benchmark with its task."""
     import gin
 
     source = rng.choice(self._records)
@@ -216,7 +216,7 @@ class Inputs:
       source.write_bytes(original)
 
   def text_file(self, rng: random.Random) -> None:
-    """One's own text, or JSON lines for inference, with any bytes in it."""
+    """Reads text, or JSON lines for inference, with arbitrary bytes."""
     import gin
 
     from selective_t5x.tasks import json_lines
@@ -249,7 +249,7 @@ class Inputs:
       file.unlink()
 
   def budgets(self, rng: random.Random) -> None:
-    """A file of budgets, as a search writes it."""
+    """Reads a mutated file of budgets, as a search writes it."""
     text = (
       "include 'gin/pruning/selective.gin'\n\nCACHE_BUDGETS = [8, 16]\n"
       "BUDGETS_FOUND_FOR = 'embed 64, heads 4 x 16, mlp 128'\n"
@@ -260,7 +260,7 @@ class Inputs:
     self._configure(files, self._bindings(files))
 
   def search_state(self, rng: random.Random) -> None:
-    """What an interrupted search left: search.json."""
+    """Reads the mutated search.json of an interrupted search."""
     from selective_t5x.budgets import frontier, search
 
     settings = {'checkpoint': 'a', 'layers': 2, 'context': 16}
@@ -280,7 +280,7 @@ class Inputs:
     return ["MODEL_DIR = '/nonexistent/run'", *([_BYTES] if files else [])]
 
   def _configure(self, files, bindings) -> None:
-    """Does what the command line does before a run begins."""
+    """Does the command line's checks before a run."""
     import gin
 
     from selective_t5x.config import apply as config_parse
@@ -307,7 +307,7 @@ class Inputs:
 
 
 def main() -> None:
-  """Gives inputs and prints the counts."""
+  """Tries inputs and prints the counts."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--minutes', type=float, default=5)
   parser.add_argument('--seed', type=int, default=0)
@@ -316,24 +316,24 @@ def main() -> None:
   failed = collections.Counter()
   with tempfile.TemporaryDirectory(prefix='fuzz_') as folder:
     inputs = Inputs(pathlib.Path(folder))
-    logging.disable()  # What tasks and gin warn of.
+    logging.disable()  # tasks and gin warn a lot
     end = time.monotonic() + 60 * args.minutes
     numbers = itertools.count() if args.only is None else [args.only]
-    given = 0
+    count = 0
     for number in numbers:
-      if time.monotonic() > end and given >= _LEAST_INPUTS:
+      if time.monotonic() > end and count >= _LEAST_INPUTS:
         break
       rng = random.Random(f'{args.seed} {number}')
       kind = rng.choice(inputs.kinds())
       with contextlib.redirect_stdout(io.StringIO()):
         problem = settings_walk.outcome(functools.partial(kind, rng))
-      given += 1
+      count += 1
       if problem not in settings_walk.GOOD:
         failed['hangs' if problem == 'hang' else 'tracebacks'] += 1
         lines = [x for x in problem.splitlines() if ' In call to ' not in x]
         last = problem if args.only is not None else lines[-1]
         print(f'{number} {kind.__name__}: {last[:3000]}', flush=True)
-  figures = {'inputs': given}
+  figures = {'inputs': count}
   figures |= {name: failed[name] for name in ('tracebacks', 'hangs')}
   print(json.dumps(figures))
   sys.exit(int(bool(failed)))

@@ -1,4 +1,4 @@
-"""Made-up benchmark sets in the official files' formats, written for a test."""
+"""Writes made-up benchmark sets in the official files' formats, for tests."""
 
 import json
 import random

@@ -1,14 +1,15 @@
-"""Every macro and every parameter of the run files, given what it cannot take.
+"""Sets every macro and parameter of the run files to unsuitable values.
 
   python -m tools.settings_walk --part=1/4
 
-A few runs together bind what the gin files bind. Each of their settings is
-None, 0, -1, a fraction, True, a string and a list. What the command line's
-checks take is run, in a tiny size. All of it has to be done, or refused in one
-line. `make fuzz` gives some of these values at random; this gives all of them,
-in order, which takes an hour or more on a slow machine; --checks runs nothing.
+A few runs together bind everything that the gin files bind. Each of their
+settings becomes None, 0, -1, a fraction, True, a string and a list. Values that
+the command line's checks accept are run at a tiny size. Each must succeed or be
+refused in one line. `make fuzz` tries some of these values at random; this
+tries all of them, in order, which takes an hour or more on a slow machine;
+--checks runs nothing.
 
-The last line is JSON: how many values were given, how many of them the checks
+The last line is JSON: how many values were tried, how many of them the checks
 refused, how many ran, and how many ended in a traceback or hung.
 """
 
@@ -30,22 +31,22 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 
 VALUES = ('None', '0', '-1', '0.5', 'True', "'x'", '[1]')
-# Of the processor; a tiny run takes a few.
+# Limit of processor time; a tiny run takes a few seconds.
 _SECONDS = 120
 _FOLDER = '{folder}'
-# How an input may end, see `outcome`.
+# The accepted outcomes, see `outcome`.
 GOOD = ('', 'refused', 'failed')
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A run whose settings are walked over.
+  """A run whose settings are tried.
 
   Attributes:
     mode: --run_mode.
     files: gin files, the tiny size at the end.
-    bindings: of the command line; {folder} stands for a folder with the
-      checkpoints that `Walk.prepare` makes.
+    bindings: bindings of the command line; {folder} is replaced by a folder
+      with the checkpoints that `Walk.prepare` makes.
   """
 
   mode: str
@@ -84,7 +85,7 @@ RUNS = {
     ),
     (
       *('FADE_START = 1', 'EVAL_PERIOD = 4', *_SHORT, 'TRAIN_STEPS = 4'),
-      # Its metric is of decoders.
+      # Its metric needs a decoder-only model.
       'EVAL_WITH_METRICS = None',
       f"INITIAL_CHECKPOINT_PATH = '{_FOLDER}/t5/checkpoint_2'",
     ),
@@ -111,7 +112,7 @@ RUNS = {
     ),
   ),
 }
-# What the others begin with.
+# The runs whose checkpoints other runs start from.
 _BEFORE = {
   't5': Run('train', (*_T5, _TINY), ('EVAL_PERIOD = 0', *_SHORT)),
   'decoder': Run('train', (_PARITY, _TINY), ('EVAL_PERIOD = 0', *_SHORT)),
@@ -142,13 +143,13 @@ class Setting:
 
 
 class Walk:
-  """Gives settings to the command line's checks, then runs what they take."""
+  """Checks settings as the command line does, then runs the accepted ones."""
 
   def __init__(self, folder: pathlib.Path):
-    """Imports what reads the settings.
+    """Imports the readers of settings.
 
     Args:
-      folder: an empty one, for checkpoints and runs.
+      folder: an empty folder, for checkpoints and runs.
     """
     import selective_t5x  # noqa: F401, makes t5x importable
     from selective_t5x.cli import libraries
@@ -161,7 +162,7 @@ class Walk:
     self._folder = folder
     self._paths = [str(config_files.search_path())]
     self._entries = entry_points.register()
-    # What gin has of a run, by its name: parsing takes most of the time.
+    # gin's bindings of each run, by its name: parsing takes most of the time.
     self._parsed = {}
     self._datasets = {}
     self._prepared = set()
@@ -170,20 +171,20 @@ class Walk:
 
   def settings(self, names: Sequence[str] = tuple(RUNS)) -> list[Setting]:
     """Returns all values of all settings of runs, each setting once."""
-    seen = set()
+    used = set()
     return [
       Setting(name, key, value)
       for name in names
       for key, present in self._keys(name)
-      if not (key in seen or seen.add(key))
+      if not (key in used or used.add(key))
       for value in VALUES
       if value != present
     ]
 
   def _keys(self, name: str) -> Iterator[tuple[str, str]]:
-    """Yields the macros of a run and the parameters that they do not set.
+    """Yields (key, value as gin text) of macros and of other parameters.
 
-    Each with its value, as gin would write it.
+    Parameters that a macro sets are left out.
     """
     import gin
 
@@ -197,7 +198,7 @@ class Walk:
       yield macro, repr(config.macros()[macro].value)
     for call in run:
       selector = gin.config._inverse_lookup(call.function).selector
-      # Only a dataset is another in another scope.
+      # Only datasets differ between scopes.
       scoped = call.name == 'DatasetConfig'
       scope = '/'.join([*call.scopes, '']) if scoped else ''
       for parameter in call.parameters:
@@ -205,7 +206,7 @@ class Walk:
           yield f'{scope}{selector}.{parameter}', repr(call.literal(parameter))
 
   def configure(self, name: str):
-    """Gives gin a run's configuration, as the command line does; returns it."""
+    """Parses a run's configuration as the command line does; returns it."""
     if name not in self._parsed:
       config = self._parse(RUNS[name])
       self._parsed[name] = config, _bound()
@@ -228,10 +229,10 @@ class Walk:
     return config
 
   def check(self, setting: Setting) -> None:
-    """Does with a setting what the command line does before a run.
+    """Does the command line's checks of a setting before a run.
 
     Raises:
-      UserError: it cannot be.
+      UserError: the setting is invalid.
     """
     import gin
 
@@ -249,7 +250,7 @@ class Walk:
     config_parse.bound(entry, 'model')
 
   def prepare(self, name: str) -> None:
-    """Trains what a run begins with, and tries it as it is; at first alone."""
+    """Trains a run's initial checkpoint, and tries the run unchanged, once."""
     if name in self._prepared:
       return
     texts = ' '.join(RUNS[name].bindings)
@@ -263,7 +264,7 @@ class Walk:
     self._prepared.add(name)
 
   def run(self, setting: Setting) -> None:
-    """Runs a setting that has been checked just now."""
+    """Runs a setting that `check` has just accepted."""
     self._run(RUNS[setting.run].mode)
 
   def _run(self, mode: str) -> None:
@@ -290,13 +291,13 @@ class Walk:
     finally:
       shutil.rmtree(self._folder / 'run', ignore_errors=True)
       self._runs += 1
-      if self._runs % 10 == 0:  # What was compiled is kept in memory.
+      if self._runs % 10 == 0:  # JAX keeps compiled programs in memory
         jax.clear_caches()
         gc.collect()
 
 
 def _macros(value) -> Iterator[str]:
-  """Yields the macros that a value reads, through others too."""
+  """Yields the macros that a value reads, recursively."""
   import gin
   from gin.config import ConfigurableReference
 
@@ -313,14 +314,14 @@ def _macros(value) -> Iterator[str]:
 
 
 def _bound() -> dict:
-  """Returns a copy of all that gin has bound."""
+  """Returns a copy of all gin bindings."""
   import gin
 
   return {key: dict(values) for key, values in gin.config._CONFIG.items()}
 
 
 def _bind(values: dict) -> None:
-  """Makes it all that gin has bound."""
+  """Replaces all gin bindings."""
   import gin
 
   gin.config._CONFIG.clear()
@@ -332,15 +333,16 @@ class HangError(BaseException):
 
 
 def outcome(give: Callable[[], None], seconds: float = _SECONDS) -> str:
-  """Calls a function, and says how it ended.
+  """Calls a function and returns how it ended.
 
   Args:
-    give: what may take too long.
-    seconds: of the processor; of the clock it has twenty times as many.
+    give: the function.
+    seconds: limit of processor time; the limit on the clock is twenty times as
+      long.
 
   Returns:
-    '' if all went well, 'refused' or 'failed' where one line says why, 'hang',
-    or else a traceback.
+    '' for success, 'refused' or 'failed' if there is one line with the reason,
+    'hang', or else a traceback.
   """
   from selective_t5x.cli import failures
   from selective_t5x.errors import UserError
@@ -369,11 +371,11 @@ def outcome(give: Callable[[], None], seconds: float = _SECONDS) -> str:
 
 
 @contextlib.contextmanager
-def _same_data(made: dict) -> Iterator[None]:
-  """Makes each dataset once: TensorFlow takes longer for them than JAX.
+def _same_data(datasets: dict) -> Iterator[None]:
+  """Makes each dataset once, since TensorFlow takes longer than JAX here.
 
   Args:
-    made: those that are made already, by all that they depend on.
+    datasets: {key of everything that a dataset depends on: the dataset}.
   """
   import gin
   import seqio
@@ -389,9 +391,9 @@ def _same_data(made: dict) -> Iterator[None]:
     key = repr((mixture_or_task_name, args, kwargs, tasks))
     converter = kwargs.get('feature_converter')
     key += repr(converter and (type(converter), vars(converter)))
-    if key not in made:
-      made[key] = make(mixture_or_task_name, *args, **kwargs)
-    return made[key]
+    if key not in datasets:
+      datasets[key] = make(mixture_or_task_name, *args, **kwargs)
+    return datasets[key]
 
   seqio.get_dataset = get_dataset
   try:
@@ -401,7 +403,7 @@ def _same_data(made: dict) -> Iterator[None]:
 
 
 def main() -> None:
-  """Walks over a part of the settings and prints the counts."""
+  """Tries a part of the settings and prints the counts."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--part', default='1/1', metavar='K/N')
   parser.add_argument('--run', choices=RUNS, help='the settings of one run')

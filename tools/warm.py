@@ -1,9 +1,9 @@
 """Starts commands of the suite without their imports.
 
-TensorFlow, JAX and the suite take some fifteen seconds to import, a tiny run
+TensorFlow, JAX and the suite take some fifteen seconds to import; a tiny run
 takes two. `start` forks a process that has imported them and initialised
-nothing: no JAX backend, no tf.data pipeline, no gin configuration. From there
-on the command runs as `python -m` runs it, in a session of its own.
+nothing: no JAX backend, no tf.data pipeline, no gin configuration. The fork
+runs the command like `python -m`, in its own session.
 """
 
 import importlib
@@ -35,14 +35,14 @@ _MODULES = (
 
 
 def imports() -> None:
-  """Imports what runs need; call it once, before the first `start`."""
+  """Imports the modules of runs; call it once, before the first `start`."""
   import selective_t5x  # noqa: F401, makes t5x importable
   from selective_t5x.cli import libraries
 
   libraries.import_tensorflow()
   for name in _MODULES:
     importlib.import_module(name)
-  # JAX has threads of its own once a backend is there; here is none.
+  # JAX has threads only once it has a backend, and here it has none.
   warnings.filterwarnings('ignore', 'os.fork', RuntimeWarning)
 
 
@@ -57,15 +57,15 @@ def start(
 ) -> int:
   """Runs `python -m module args` in a forked process, and returns its id.
 
-  It is in a session of its own. Cells that it trains are forked in their turn.
+  It has its own session. Runs that it starts are forked too.
 
   Args:
-    module: whose __main__ part runs.
+    module: the module whose __main__ part runs.
     args: its arguments.
-    log: where its stdout and stderr go, written anew.
-    max_file_bytes: RLIMIT_FSIZE of the process, a disk that is full.
-    errors: where its stderr goes, if not into the log.
-    folder: where it runs, if not here.
+    log: file of its stdout and stderr, overwritten.
+    max_file_bytes: RLIMIT_FSIZE of the process, to simulate a full disk.
+    errors: file of its stderr, if not the log.
+    folder: its working folder, if not the present one.
   """
 
   def prepare():
@@ -76,7 +76,7 @@ def start(
     os.dup2(os.open(errors, new, 0o600) if errors else file, 2)
     if folder:
       os.chdir(folder)
-      sys.path[0] = os.getcwd()  # As of `python -m`.
+      sys.path[0] = os.getcwd()  # as `python -m` does
     if max_file_bytes:
       limits = (max_file_bytes, resource.RLIM_INFINITY)
       resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -112,10 +112,10 @@ def _fork(module, args, prepare) -> int:
 
 
 class _Popen:
-  """What subprocess.Popen does with `python -m module args`, by a fork."""
+  """Replaces subprocess.Popen of `python -m module args` by a fork."""
 
   def __init__(self, command, *, stdin, stdout, stderr, pass_fds):
-    del stdin, pass_fds  # All files stay open in a fork.
+    del stdin, pass_fds  # all files stay open in a fork
     self.returncode = None
 
     def prepare():

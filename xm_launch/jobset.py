@@ -12,14 +12,14 @@ from typing import Any
 from selective_t5x.costs.topologies import Slice
 from selective_t5x.errors import UserError
 
-# Where process 0 listens for the others (jax.distributed).
+# The port on which process 0 listens for the others (jax.distributed).
 COORDINATOR_PORT = 8476
-# Between the chips' runtimes.
+# The port of the chips' runtimes.
 _TPU_PORT = 8471
 _JOB = 'workers'
-# From the signal of a preemption to the kill: time to save.
+# Time to save: from the signal of a preemption to the kill.
 _GRACE_SECONDS = 300
-# Kubernetes adds to the name, and stops at 63 characters.
+# Kubernetes appends to the name, up to 63 characters.
 _NAME = re.compile(r'[a-z]([-a-z0-9]{0,38}[a-z0-9])?')
 
 
@@ -32,21 +32,21 @@ def manifest(
   namespace: str = 'default',
   max_restarts: int = 10,
 ) -> dict[str, Any]:
-  """Returns a JobSet of one pod a host, that starts together or not at all.
+  """Returns a JobSet of one pod a host; all pods start together.
 
   A pod that fails restarts all of them, up to max_restarts times; training
-  goes on from the last checkpoint.
+  resumes from the last checkpoint.
 
   Args:
-    name: of the JobSet.
-    command: what every pod runs; no shell reads it.
+    name: name of the JobSet.
+    command: the command of every pod; no shell reads it.
     tpu: the slice.
-    image: the container image, which holds the suite.
-    namespace: Kubernetes'.
-    max_restarts: of the whole set.
+    image: the container image, which contains the suite.
+    namespace: Kubernetes' namespace.
+    max_restarts: maximum number of restarts of the whole set.
 
   Raises:
-    UserError: a name that Kubernetes would refuse.
+    UserError: Kubernetes would refuse the name.
   """
   check_name(name)
   coordinator = f'{name}-{_JOB}-0-0.{name}:{COORDINATOR_PORT}'
@@ -104,7 +104,7 @@ def manifest(
 
 
 def check_name(name: str) -> None:
-  """Raises UserError for what cannot name a Kubernetes object."""
+  """Raises UserError for an invalid name of a Kubernetes object."""
   if not _NAME.fullmatch(name):
     raise UserError(
       f'--name={name}: expected at most 40 lower-case letters, digits and '
@@ -113,5 +113,5 @@ def check_name(name: str) -> None:
 
 
 def _literal(value: str) -> str:
-  """Returns a value that Kubernetes takes as it is: it expands $(NAME)."""
+  """Returns a value escaped for Kubernetes, which expands $(NAME)."""
   return value.replace('$', '$$')

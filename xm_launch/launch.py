@@ -1,6 +1,6 @@
-"""What is launched: the commands of a sweep, and what a cloud is told.
+"""The commands of a sweep, and the manifests for a cloud.
 
-Pure functions of the flags; `train.py` gives the results to XManager.
+They are pure functions of the flags; `train.py` passes the results to XManager.
 """
 
 import ast
@@ -24,8 +24,8 @@ class Run:
   """One run of a sweep.
 
   Attributes:
-    suffix: what the sweep varied, for names of folders; '' without a sweep.
-    args: of the suite's command line.
+    suffix: the swept values, for names of folders; '' without a sweep.
+    args: arguments of the suite's command line.
   """
 
   suffix: str
@@ -38,9 +38,9 @@ class Launch:
 
   Attributes:
     program: its executable.
-    args: what it is given, word by word; `MANIFEST` is replaced by the path of
-      a file with the manifest.
-    manifest: what the cloud is told, or None.
+    args: its arguments, word by word; `MANIFEST` is replaced by the path of a
+      file with the manifest.
+    manifest: the manifest for the cloud, or None.
   """
 
   program: str
@@ -66,41 +66,41 @@ def runs(
 ) -> list[Run]:
   """Returns the command line of a run at each point of a grid.
 
-  A run of a sweep gets a folder of its own below MODEL_DIR, which names every
-  value that was swept.
+  A run of a sweep has its own folder below MODEL_DIR, whose name contains every
+  swept value.
 
   Args:
-    run_mode: of the suite's command line.
+    run_mode: --run_mode of the suite's command line.
     gin_files: in order.
     bindings: 'KEY = VALUE' texts.
-    grid: the values of gin macros or parameters.
+    grid: {gin macro or parameter: its values}.
 
   Raises:
-    UserError: a sweep without MODEL_DIR as a string, a key that is also bound,
-      or two runs with one folder.
+    UserError: a sweep lacks MODEL_DIR as a string, one of its keys is also
+      bound, or two runs have the same folder.
   """
   shared = dict(text.split(' = ', 1) for text in bindings)
   for key in grid:
     if key in shared:
       raise UserError(f'--sweep={key}=…: --gin.{key} binds it too')
-  found = {}
+  by_suffix = {}
   for values in itertools.product(*grid.values()):
     point = dict(zip(grid, values, strict=True))
-    own = shared | {key: repr(value) for key, value in point.items()}
+    run_bindings = shared | {key: repr(value) for key, value in point.items()}
     suffix = ','.join(f'{k}={_in_a_name(v)}' for k, v in point.items())
     if suffix:
-      own['MODEL_DIR'] = repr(f'{_model_dir(shared)}/{suffix}')
-    if suffix in found:
+      run_bindings['MODEL_DIR'] = repr(f'{_model_dir(shared)}/{suffix}')
+    if suffix in by_suffix:
       raise UserError(f'--sweep: two runs would have the folder {suffix!r}')
-    found[suffix] = Run(
+    by_suffix[suffix] = Run(
       suffix,
       (
         f'--run_mode={run_mode}',
         *(f'--gin_file={file}' for file in gin_files),
-        *(f'--gin.{key}={value}' for key, value in own.items()),
+        *(f'--gin.{key}={value}' for key, value in run_bindings.items()),
       ),
     )
-  return list(found.values())
+  return list(by_suffix.values())
 
 
 def launches(
@@ -122,16 +122,16 @@ def launches(
     all_runs: from `runs`.
     executor: one of EXECUTORS.
     python: the interpreter for local runs.
-    tpu: name of the slice; None for local.
-    image: container image; None for local.
-    name: of the experiment.
-    project: Google Cloud's, for vertex.
-    region: Google Cloud's, for vertex.
-    namespace: Kubernetes', for gke.
-    max_restarts: of a JobSet, for gke.
+    tpu: name of the slice; None: local.
+    image: container image; None: local.
+    name: name of the experiment.
+    project: Google Cloud project, for vertex.
+    region: Google Cloud region, for vertex.
+    namespace: Kubernetes namespace, for gke.
+    max_restarts: restarts of a JobSet, for gke.
 
   Raises:
-    UserError: something is missing, or no such executor or slice.
+    UserError: a flag is missing, or the executor or slice does not exist.
   """
   if executor not in EXECUTORS:
     raise UserError(
@@ -145,15 +145,15 @@ def launches(
         'give --executor=gke or vertex'
       )
     return [Launch(python, ('-m', _MODULE, *run.args)) for run in all_runs]
-  needed = {'tpu': tpu, 'image': image}
+  required = {'tpu': tpu, 'image': image}
   if executor == 'vertex':
-    needed |= {'project': project, 'region': region}
-  for flag, value in needed.items():
+    required |= {'project': project, 'region': region}
+  for flag, value in required.items():
     if not value:
       raise UserError(f'--executor={executor} needs --{flag}')
   part = topologies.find(tpu, '--tpu')
   jobset.check_name(name)
-  found = []
+  commands = []
   for number, run in enumerate(all_runs, 1):
     own_name = name if len(all_runs) == 1 else f'{name}-{number}'
     command = ('python', '-m', _MODULE, *run.args)
@@ -169,7 +169,7 @@ def launches(
         max_restarts=max_restarts,
       )
       args = ('apply', f'--namespace={namespace}', f'--filename={MANIFEST}')
-      found.append(Launch('kubectl', args, manifest))
+      commands.append(Launch('kubectl', args, manifest))
     else:
       job = vertex.custom_job(own_name, command, part, image)
       args = (
@@ -177,8 +177,8 @@ def launches(
         *(f'--region={region}', f'--display-name={own_name}'),
         f'--config={MANIFEST}',
       )
-      found.append(Launch('gcloud', args, job['jobSpec']))
-  return found
+      commands.append(Launch('gcloud', args, job['jobSpec']))
+  return commands
 
 
 def _model_dir(bindings) -> str:

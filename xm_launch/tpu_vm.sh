@@ -7,9 +7,9 @@
 #     --run_mode=train --gin_file=gin/experiments/c4_lm.gin \
 #     --gin.MODEL_DIR="'gs://bucket/selective'"
 #
-# Makes the slice if there is none of that name, copies this checkout as
-# committed, installs it, and runs. It does not delete the slice, which costs
-# money until you do:  gcloud compute tpus tpu-vm delete NAME --zone=ZONE
+# Creates the slice if it does not exist, copies the committed checkout, installs
+# it, and runs. It does not delete the slice, which costs money until you do:
+#   gcloud compute tpus tpu-vm delete NAME --zone=ZONE
 # DRY_RUN=1 prints the commands and runs none.
 set -euo pipefail
 
@@ -36,7 +36,7 @@ tpu() {
   run gcloud compute tpus tpu-vm "$verb" "$@" --zone="$zone"
 }
 
-# One line that the hosts' shell reads: every word of ours is quoted for it.
+# One line for the hosts' shell, with every word quoted.
 remote() {
   tpu ssh "$name" --worker=all --command="$1"
 }
@@ -47,7 +47,7 @@ then
   tpu create "$name" --accelerator-type="$accelerator" --version="$runtime"
 fi
 
-folder=$(mktemp -d) # Private to this user.
+folder=$(mktemp -d) # private to this user
 trap 'rm -rf "$folder"' EXIT
 git -C "$root" archive --format=tar.gz --output="$folder/suite.tar.gz" HEAD
 tpu scp "$folder/suite.tar.gz" "$name:suite.tar.gz" --worker=all

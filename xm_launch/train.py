@@ -6,13 +6,13 @@ r"""Launches runs with XManager: here, on GKE or on Vertex AI.
     --sweep="LEARNING_RATE=[1e-3,3e-3]" \
     --executor=gke --tpu=v4-128 --image=REGISTRY/selective_t5x --dry_run
 
-With --dry_run it prints what would be launched and runs nothing; that needs no
-XManager: `python xm_launch/train.py` takes the same flags. docs/launching.md
-says more.
+With --dry_run it prints manifests and commands and runs nothing. That needs no
+XManager: `python xm_launch/train.py` takes the same flags. See also
+docs/launching.md.
 
 XManager 0.8.5's own executors for clouds set no limit for TPUs on Kubernetes
-and know v2 and v3 alone on Vertex AI. So its local executor runs kubectl or
-gcloud, on a manifest that is made here.
+and know only v2 and v3 on Vertex AI. So its local executor runs kubectl or
+gcloud on a manifest that is made here.
 """
 
 import json
@@ -24,15 +24,15 @@ import tempfile
 
 from absl import app, flags
 
-# XManager finds this file by its path alone.
+# XManager loads this file by its path, without the package.
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.append(str(_ROOT))
 
 try:
-  # It defines the flags that `xmanager launch` gives.
+  # This defines the flags that `xmanager launch` passes.
   from xmanager import xm
 except ModuleNotFoundError:
-  xm = None  # A dry run needs none.
+  xm = None  # not needed for a dry run
 
 from selective_t5x.cli import flags as cli_flags  # noqa: E402
 from selective_t5x.errors import UserError  # noqa: E402
@@ -61,7 +61,7 @@ flags.DEFINE_bool('dry_run', False, 'Print what would run, and run nothing.')
 
 
 _GIN_WORDS = [word for word in sys.argv if word.startswith(cli_flags.GIN)]
-# XManager parses the flags itself and turns down unknown ones.
+# XManager parses the flags itself and refuses unknown ones.
 for _name in {word.partition('=')[0] for word in _GIN_WORDS}:
   flags.DEFINE_string(_name.removeprefix('--'), None, 'A gin binding.')
 
@@ -104,7 +104,7 @@ async def _run(found: list[launch.Launch], folder: str) -> None:
       args = [word.replace(launch.MANIFEST, path) for word in one.args]
       spec = xm_local.Local.Spec()
       (executable,) = experiment.package([xm.binary(spec, program)])
-      # A list: words of their own, each quoted.
+      # In a list each word is quoted separately.
       unit = await experiment.add(
         xm.Job(executable, xm_local.Local(), args=args)
       )
@@ -112,21 +112,21 @@ async def _run(found: list[launch.Launch], folder: str) -> None:
 
 
 def main(argv: list[str]) -> None:
-  """Prints or launches what the flags ask for."""
+  """Prints or launches the runs of the flags."""
   del argv
   try:
-    found = _launches()
+    commands = _launches()
     if FLAGS.dry_run:
-      print('\n'.join(one.text() for one in found))
+      print('\n'.join(command.text() for command in commands))
       return
     if xm is None:
       raise UserError(
         'XManager is missing: make install-xm, then .venv-xm/bin/xmanager '
         'launch; --dry_run needs none'
       )
-    # Manifests name what is run: for this user's eyes.
+    # Manifests contain the commands, so only this user may read them.
     with tempfile.TemporaryDirectory() as folder:
-      xm.run_in_asyncio_loop(_run)(found, folder)
+      xm.run_in_asyncio_loop(_run)(commands, folder)
   except UserError as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2)

@@ -1,8 +1,9 @@
 """The specification of a run on Vertex AI, as a CustomJob.
 
-Pure functions of names. Source: cloud.google.com/vertex-ai/docs/reference/rest,
-the pages projects.locations.customJobs, CustomJobSpec and MachineSpec. Which
-machines a region has, and for whom, is Vertex AI's own affair.
+These are pure functions of names. Source:
+cloud.google.com/vertex-ai/docs/reference/rest, the pages
+projects.locations.customJobs, CustomJobSpec and MachineSpec. Which machines a
+region offers depends on Vertex AI.
 """
 
 from collections.abc import Sequence
@@ -17,10 +18,10 @@ def custom_job(
   """Returns a CustomJob with one replica a host.
 
   Args:
-    name: shown in the console.
-    command: what every replica runs; no shell reads it.
+    name: display name in the console.
+    command: the command of every replica; no shell reads it.
     tpu: the slice.
-    image: the container image, which holds the suite.
+    image: the container image, which contains the suite.
   """
   pool = {
     'machineSpec': {

@@ -24,13 +24,13 @@ class Torture:
   """Counts what faults do to commands."""
 
   def __init__(self, work: pathlib.Path, seed: int):
-    """Takes an empty folder to work in."""
+    """Stores the work folder, which must be empty, and the seed."""
     self.counts = Counts()
     self._rng = random.Random(seed)
     self._work = work
 
   def befall(self, kind: type[faults.Command], count: int) -> None:
-    """Lets faults befall commands of one kind, some to each until it ends."""
+    """Causes faults in commands of one kind, several in each until it ends."""
     whole = self._command(kind, self._folder(kind, 'whole'), mounted=False)
     whole.finish()
     kind.total, expected = whole.progress(), whole.result()
@@ -47,7 +47,7 @@ class Torture:
         compare(disk.name, command.result(), expected, self.counts)
 
   def _fault(self, command) -> None:
-    """Causes a fault; one that came after the end is none."""
+    """Causes a fault; one that came after the end does not count."""
     possible = command.kinds()
     name = self._rng.choice(list(possible))
     in_time = possible[name]()

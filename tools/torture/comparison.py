@@ -1,4 +1,4 @@
-"""A comparison, and what befalls it or the run that it has started."""
+"""A comparison, and faults of it or of its current run."""
 
 import functools
 import pathlib
@@ -27,37 +27,37 @@ class Comparison(faults.Command):
     ]
 
   def saved(self):
-    """Returns how far each thing is saved that must not be lost."""
+    """Returns {what must not be lost: how far it is saved}."""
     return {run.name: outcomes.newest_whole(run) for run in self._runs()}
 
   def progress(self):
-    """Returns how far it is."""
+    """Returns the progress."""
     files = (run / 'train' / 'metrics.jsonl' for run in self._runs())
     return sum(len(outcomes.rows(file)) for file in files)
 
   def result(self):
-    """Returns all that has to be equal in the end."""
+    """Returns everything that must be equal at the end."""
     reported = (self.folder / 'report.html').exists()
     return outcomes.result(self.folder) | {'reported': reported}
 
   def logs(self):
-    """Returns the files that take what the user would see."""
+    """Returns the files with the output that the user would see."""
     return [self.log, *(run / 'log.txt' for run in self._runs())]
 
   def kinds(self):
     """Returns the kinds of faults that are possible now."""
     of_the_run = functools.partial(self.stop, target=_run_of, codes=(0, 1))
-    found = super().kinds() | {
+    by_kind = super().kinds() | {
       'kill its run': lambda: of_the_run(signal.SIGKILL),
       'term its run': lambda: of_the_run(signal.SIGTERM),
     }
     if self._interrupted():
-      found['truncate'] = lambda: self._damaged('truncate')
-      found['corrupt'] = lambda: self._damaged('corrupt')
-    return found
+      by_kind['truncate'] = lambda: self._damaged('truncate')
+      by_kind['corrupt'] = lambda: self._damaged('corrupt')
+    return by_kind
 
   def start_twice(self):
-    """Starts it again while it runs: they wait for each other's runs."""
+    """Starts it again while it runs: both wait for each other's runs."""
     saved = self.saved()
     first = self.start()
     self.until(first)
@@ -69,7 +69,7 @@ class Comparison(faults.Command):
     return in_time
 
   def _damaged(self, kind: str) -> bool:
-    """Breaks the newest checkpoint of the run that was interrupted."""
+    """Breaks the newest checkpoint of the interrupted run."""
     run = self._interrupted()[0]
     newest = run / f'checkpoint_{outcomes.newest_whole(run)}'
     faults.damage_checkpoint(newest, kind, self.rng)
@@ -91,6 +91,6 @@ class Comparison(faults.Command):
 
 
 def _run_of(process: int) -> int | None:
-  """Returns the process that a comparison has started, if it has."""
+  """Returns the process that a comparison has started, or None."""
   children = pathlib.Path(f'/proc/{process}/task/{process}/children')
   return next(map(int, children.read_text().split()), None)

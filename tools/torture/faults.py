@@ -1,4 +1,4 @@
-"""What befalls a command: one fault at a time."""
+"""Faults of a command, one at a time."""
 
 import abc
 import contextlib
@@ -26,9 +26,9 @@ class Command(abc.ABC):
   """A command of the suite in its folder, started again and again.
 
   Attributes:
-    module: what `python -m` runs.
-    total: what `progress` comes to; known from an undisturbed one.
-    code: the last exit code, None before the first and after a hang.
+    module: the module that `python -m` runs.
+    total: the final `progress`, known from an undisturbed command.
+    code: the last exit code; None before the first and after a hang.
   """
 
   module: str
@@ -44,12 +44,12 @@ class Command(abc.ABC):
     *,
     mounted: bool,
   ):
-    """Takes its folder, which has a disk for itself if `mounted`."""
+    """Stores its folder, which is a disk of its own if `mounted`."""
     self.folder = folder
     self.counts = counts
     self.rng = rng
     self._mounted = mounted
-    # Beside the disk: it has room.
+    # The log is beside the disk, which may be full.
     self.log = folder.parent.with_suffix('.log')
     self._tracebacks = outcomes.Tracebacks(counts)
 
@@ -59,20 +59,20 @@ class Command(abc.ABC):
 
   @abc.abstractmethod
   def saved(self) -> dict[str, int]:
-    """Returns how far each thing is saved that must not be lost."""
+    """Returns {what must not be lost: how far it is saved}."""
 
   @abc.abstractmethod
   def progress(self) -> int:
-    """Returns how far the command is."""
+    """Returns the progress of the command."""
 
   @abc.abstractmethod
   def result(self) -> dict[str, object]:
-    """Returns all that has to be equal in the end."""
+    """Returns everything that must be equal at the end."""
 
   def kinds(self) -> dict[str, Callable[[], bool]]:
-    """Returns {kind: causes such a fault and tells whether it came in time}.
+    """Returns {kind: function} of the kinds of faults that are possible now.
 
-    Those that are possible now.
+    A function causes such a fault and tells whether it came in time.
     """
     return {
       'kill': lambda: self.stop(signal.SIGKILL),
@@ -82,14 +82,14 @@ class Command(abc.ABC):
     }
 
   def logs(self) -> list[pathlib.Path]:
-    """Returns the files that take what the user would see."""
+    """Returns the files with the output that the user would see."""
     return [self.log]
 
   def start(self, log: pathlib.Path | None = None, **limits) -> int:
     """Starts it; returns the process's id.
 
     Args:
-      log: takes its output, in place of self.log.
+      log: file of its output, instead of self.log.
       **limits: see `warm.start`.
     """
     log = log or self.log
@@ -106,7 +106,7 @@ class Command(abc.ABC):
       ).pid
 
   def finish(self) -> None:
-    """Runs to the end, if it has not come there; it has to be reached."""
+    """Runs to the end, which must be reached."""
     if self.code != 0:
       self.run((0,))
 
@@ -118,34 +118,34 @@ class Command(abc.ABC):
   def end(
     self, process: int, codes: Sequence[int], saved: dict[str, int]
   ) -> int | None:
-    """Lets a process end, and looks at what is left.
+    """Waits for a process to end, and checks its files.
 
     Args:
-      process: of this command.
-      codes: the exit codes that can be explained.
-      saved: what was saved before.
+      process: a process of this command.
+      codes: the expected exit codes.
+      saved: `saved` before the process started.
 
     Returns:
-      the exit code, None if it had to be ended.
+      the exit code, or None if the process had to be killed.
     """
     self.code = code = outcomes.wait(process, self.counts)
     self._tracebacks.look(self.logs())
     if code is not None and code not in codes:
-      told = self.log.read_text(errors='replace')[-1000:]
+      log_end = self.log.read_text(errors='replace')[-1000:]
       self.counts.add(
-        'diverged_resumes', f'exit code {code}, expected {codes}: {told}'
+        'diverged_resumes', f'exit code {code}, expected {codes}: {log_end}'
       )
     if lost := self._lost(saved) and self._lost(saved):
       self.counts.add('lost_checkpoints', f'{lost} of {saved}')
     return code
 
   def _lost(self, saved) -> list[str]:
-    """Returns what is further back; ask twice, one may just be replaced."""
+    """Returns what was lost; it checks twice, as a file may be replaced."""
     now = self.saved()
     return [name for name in saved if now.get(name, -1) < saved[name]]
 
   def until(self, process: int) -> None:
-    """Waits for a moment in its life, drawn, or for its end."""
+    """Waits for a random moment of a process, or for its end."""
     by_time = self.rng.random() < 0.3
     at = time.monotonic() + self.rng.uniform(0, _STARTING_SECONDS)
     reached = self.rng.randint(min(self.progress() + 1, self.total), self.total)
@@ -176,7 +176,7 @@ class Command(abc.ABC):
     return bool(hit) and (code != 0 or hit != process)
 
   def full_disk(self) -> bool:
-    """Runs it with next to no room on its disk, from the start or later."""
+    """Runs it with almost no room on its disk, from the start or later."""
     if not self._mounted:
       limit = self.rng.randint(1 << 12, 1 << 16)
       return self.run((0, 1, 2), max_file_bytes=limit) != 0
@@ -188,13 +188,13 @@ class Command(abc.ABC):
       self.until(process)
     fill(ballast, self.rng.randint(0, 1 << 17))
     try:
-      # 2: it could not even make its folder or its record.
+      # 2: it could not even create its folder or its record.
       code = self.end(process or self.start(), (0, 1, 2), saved)
     finally:
       ballast.unlink()
-    left = [str(f) for f in self.folder.rglob('*orbax-checkpoint-tmp*')]
-    if left:
-      self.counts.add('diverged_resumes', f'left on the full disk: {left}')
+    remains = [str(f) for f in self.folder.rglob('*orbax-checkpoint-tmp*')]
+    if remains:
+      self.counts.add('diverged_resumes', f'left on the full disk: {remains}')
     return code != 0
 
   def start_twice(self) -> bool:
@@ -210,14 +210,14 @@ class Command(abc.ABC):
     refused = code == 2 and 'is at work there' in log.read_text()
     # The first may have ended in between.
     if not refused and not (outcomes.ended(first) and code == 0):
-      told = log.read_text()[-500:]
-      self.counts.add('diverged_resumes', f'the second ended {code}: {told}')
+      log_end = log.read_text()[-500:]
+      self.counts.add('diverged_resumes', f'the second ended {code}: {log_end}')
     self.end(first, (0,), saved)
     return refused
 
 
 def damage(file: pathlib.Path, kind: str, rng: random.Random) -> None:
-  """Cuts a file off, or flips a bit of it."""
+  """Truncates a file, or flips a bit of it."""
   content = bytearray(file.read_bytes())
   if kind == 'truncate':
     file.write_bytes(content[: rng.randrange(max(1, len(content)))])
@@ -231,25 +231,25 @@ def damage(file: pathlib.Path, kind: str, rng: random.Random) -> None:
 def damage_checkpoint(
   checkpoint: pathlib.Path, kind: str, rng: random.Random
 ) -> None:
-  """Breaks one of the files that a checkpoint's checksums are of."""
+  """Breaks one of the files with a checksum in a checkpoint."""
   files = sorted(f for f in checkpoint.glob('*/**/*') if f.is_file())
   files = [f for f in files if f.name != 'commit_success.txt']
   damage(rng.choice(files), kind, rng)
 
 
-def fill(ballast: pathlib.Path, left: int) -> None:
-  """Fills a disk but for some bytes."""
+def fill(ballast: pathlib.Path, free_bytes: int) -> None:
+  """Fills a disk except for some bytes."""
   chunk = bytes(1 << 16)
   with ballast.open('wb', buffering=0) as file:
     with contextlib.suppress(OSError):
       while file.write(chunk):
         pass
-    file.truncate(max(0, file.tell() - left))
+    file.truncate(max(0, file.tell() - free_bytes))
 
 
 @contextlib.contextmanager
 def disk(folder: pathlib.Path) -> Iterator[bool]:
-  """Mounts a small disk on a folder; says whether that is allowed here."""
+  """Mounts a small disk on a folder; yields whether that is allowed here."""
   mount = ['mount', '-t', 'tmpfs', '-o', f'size={_DISK_BYTES}', 'tmpfs', folder]
   mounted = not subprocess.run(
     mount, capture_output=True, check=False

@@ -1,4 +1,4 @@
-"""What is looked at after a fault, and counted."""
+"""Checks after a fault, and their counts."""
 
 import dataclasses
 import hashlib
@@ -9,13 +9,13 @@ import re
 import signal
 import time
 
-_DEADLINE = 900  # seconds for one process, on a machine with other work
+_DEADLINE = 900  # seconds for one process, on a machine with other load
 _TRACEBACK = 'Traceback (most recent'
 
 
 @dataclasses.dataclass
 class Counts:
-  """What the last line says."""
+  """The counts of the last line."""
 
   faults: int = 0
   lost_checkpoints: int = 0
@@ -24,7 +24,7 @@ class Counts:
   tracebacks_shown_to_user: int = 0
 
   def add(self, name: str, why: str) -> None:
-    """Counts one, and says why."""
+    """Counts one, and prints the reason."""
     setattr(self, name, getattr(self, name) + 1)
     say(f'  {name}: {why}')
 
@@ -39,7 +39,7 @@ def say(line: str) -> None:
 
 
 def whole(folder: pathlib.Path) -> list[int]:
-  """Returns the steps of the checkpoints that are whole, in order."""
+  """Returns the steps of the complete checkpoints, in order."""
   from t5x import integrity
 
   return sorted(
@@ -52,14 +52,14 @@ def whole(folder: pathlib.Path) -> list[int]:
 
 
 def newest_whole(folder: pathlib.Path) -> int:
-  """Returns the step of the newest checkpoint that is whole, -1 for none."""
+  """Returns the step of the newest complete checkpoint; -1: none."""
   return max(whole(folder), default=-1)
 
 
 def rows(file: pathlib.Path) -> list[dict[str, object]]:
-  """Returns the lines of a metrics file, times apart.
+  """Returns the lines of a metrics file, without times.
 
-  A run may be writing it: a last line that is cut off is left out.
+  A run may be writing it: an incomplete last line is left out.
   """
   lines = file.read_text().splitlines(keepends=True) if file.exists() else []
   return [
@@ -70,22 +70,22 @@ def rows(file: pathlib.Path) -> list[dict[str, object]]:
 
 
 def result(folder: pathlib.Path) -> dict[str, object]:
-  """Returns all that has to be equal of runs in a folder: metrics and states.
+  """Returns what must be equal of the runs in a folder: metrics and states.
 
   Returns:
-    {metrics file: its rows} and {checkpoint: {array: digest}} of the newest of
-    each run, by their paths in the folder.
+    {metrics file: its rows} and {newest checkpoint of each run: {array:
+    digest}}, by their paths in the folder.
   """
   files = sorted(folder.rglob('metrics.jsonl'))
-  found = {str(file.relative_to(folder)): rows(file) for file in files}
+  results = {str(file.relative_to(folder)): rows(file) for file in files}
   for run in sorted({f.parent for f in folder.rglob('checkpoint_*')}):
     newest = run / f'checkpoint_{newest_whole(run)}'
-    found[str(newest.relative_to(folder))] = _digests(newest)
-  return found
+    results[str(newest.relative_to(folder))] = _digests(newest)
+  return results
 
 
 def _digests(checkpoint: pathlib.Path) -> dict[str, str]:
-  """Returns {array: digest}, read by a child: JAX is to stay unused here."""
+  """Returns {array: digest}, read by a child: JAX must stay unused here."""
   out, to_parent = os.pipe()
   process = os.fork()
   if not process:
@@ -120,10 +120,10 @@ def digests_of(checkpoint: pathlib.Path) -> dict[str, str]:
   }
 
 
-def compare(name: str, found: dict, expected: dict, counts: Counts) -> None:
-  """Counts what is not equal to the undisturbed one."""
-  keys = dict.fromkeys([*expected, *found])
-  differ = [key for key in keys if found.get(key) != expected.get(key)]
+def compare(name: str, results: dict, expected: dict, counts: Counts) -> None:
+  """Counts differences from the undisturbed command."""
+  keys = dict.fromkeys([*expected, *results])
+  differ = [key for key in keys if results.get(key) != expected.get(key)]
   if differ:
     counts.add('diverged_resumes', f'{name} differs in {differ[:3]}')
 
@@ -138,8 +138,8 @@ def wait(process: int, counts: Counts, seconds: float = _DEADLINE):
   """Waits for a process.
 
   Returns:
-    its exit code, negative for a signal; None, and counted, if it hangs: then
-    it is killed with its session.
+    its exit code, negative for a signal; None if it hangs: then it is counted
+    and killed with its session.
   """
   deadline = time.monotonic() + seconds
   while not ended(process) and time.monotonic() < deadline:
@@ -153,10 +153,10 @@ def wait(process: int, counts: Counts, seconds: float = _DEADLINE):
 
 
 class Tracebacks:
-  """Counts what processes have printed into log files, each time once."""
+  """Counts the tracebacks in log files, each one once."""
 
   def __init__(self, counts: Counts):
-    """Takes where they are counted."""
+    """Stores the counts."""
     self._counts = counts
     self._seen: dict[pathlib.Path, int] = {}
 

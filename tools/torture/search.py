@@ -1,4 +1,4 @@
-"""A search for budgets, and what befalls it."""
+"""A search for budgets, and its faults."""
 
 import json
 import pathlib
@@ -7,7 +7,7 @@ from tools.torture import faults, outcomes
 
 
 class Search(faults.Command):
-  """A search with what a finished training run has left."""
+  """A search on the checkpoint of a finished training run."""
 
   module = 'selective_t5x.pruning.search'
   trained: pathlib.Path
@@ -24,30 +24,30 @@ class Search(faults.Command):
     ]
 
   def saved(self):
-    """Returns how far each thing is saved that must not be lost."""
+    """Returns {what must not be lost: how far it is saved}."""
     return {'cuts': self.progress()}
 
   def progress(self):
-    """Returns how far it is."""
+    """Returns the progress."""
     file = self.folder / 'search.json'
     return len(json.loads(file.read_text())['path']) if file.exists() else 0
 
   def result(self):
-    """Returns all that has to be equal in the end."""
+    """Returns everything that must be equal at the end."""
     names = ('search.json', 'budgets.gin')
     files = [self.folder / name for name in names]
     return {f.name: f.exists() and f.read_text() for f in files}
 
   def kinds(self):
     """Returns the kinds of faults that are possible now."""
-    found = super().kinds()
-    found['corrupt'] = self._corrupt_checkpoint
+    by_kind = super().kinds()
+    by_kind['corrupt'] = self._corrupt_checkpoint
     if self.progress():
-      found['truncate'] = self._truncate_state
-    return found
+      by_kind['truncate'] = self._truncate_state
+    return by_kind
 
   def _corrupt_checkpoint(self) -> bool:
-    """Breaks the checkpoint for one start: it is refused in one line."""
+    """Breaks the checkpoint for one start, which is refused in one line."""
     newest = self.trained / f'checkpoint_{outcomes.newest_whole(self.trained)}'
     files = [file for file in newest.rglob('*') if file.is_file()]
     whole = {file: file.read_bytes() for file in files}
@@ -59,7 +59,7 @@ class Search(faults.Command):
         file.write_bytes(content)
 
   def _truncate_state(self) -> bool:
-    """Cuts search.json off: it is refused until that is moved away."""
+    """Truncates search.json; starts are refused until it is moved away."""
     file = self.folder / 'search.json'
     faults.damage(file, 'truncate', self.rng)
     code = self.end(self.start(), (2,), {})

@@ -1,4 +1,4 @@
-"""A training run, and what befalls it."""
+"""A training run, and its faults."""
 
 from tools.torture import faults, outcomes
 
@@ -28,40 +28,40 @@ class Training(faults.Command):
     ]
 
   def saved(self):
-    """Returns how far each thing is saved that must not be lost."""
+    """Returns {what must not be lost: how far it is saved}."""
     return {self.folder.name: outcomes.newest_whole(self.folder)}
 
   def progress(self):
-    """Returns how far it is."""
-    found = outcomes.rows(self.folder / 'train' / 'metrics.jsonl')
-    return found[-1]['step'] if found else 0
+    """Returns the progress."""
+    lines = outcomes.rows(self.folder / 'train' / 'metrics.jsonl')
+    return lines[-1]['step'] if lines else 0
 
   def result(self):
-    """Returns all that has to be equal in the end."""
+    """Returns everything that must be equal at the end."""
     return outcomes.result(self.folder)
 
   def kinds(self):
     """Returns the kinds of faults that are possible now."""
-    found = super().kinds()
-    # A whole one has to be left; it keeps two.
+    by_kind = super().kinds()
+    # A complete checkpoint must remain; the run keeps two.
     if len(outcomes.whole(self.folder)) > 1:
-      found['truncate'] = lambda: self._damaged('truncate')
-      found['corrupt'] = lambda: self._damaged('corrupt')
-    return found
+      by_kind['truncate'] = lambda: self._damaged('truncate')
+      by_kind['corrupt'] = lambda: self._damaged('corrupt')
+    return by_kind
 
   def _damaged(self, kind: str) -> bool:
-    """Breaks the newest checkpoint; the run has to go on from the other."""
+    """Breaks the newest checkpoint; the run must resume from the other."""
     newest = self.folder / f'checkpoint_{outcomes.newest_whole(self.folder)}'
     faults.damage_checkpoint(newest, kind, self.rng)
     self.run((0,))
-    told = self.log.read_text(errors='replace')
-    if 'Going on from' not in told:
+    log = self.log.read_text(errors='replace')
+    if 'Going on from' not in log:
       self.counts.add('diverged_resumes', f'no warning of {newest.name}')
     return True
 
 
 class LanguageModel(Training):
-  """Another data pipeline: text, packed."""
+  """A training run with another data pipeline: text, packed."""
 
   experiment = (
     '--gin_file=gin/experiments/wikipedia_sample_lm.gin',
