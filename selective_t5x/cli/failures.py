@@ -81,14 +81,14 @@ def one_line(error: BaseException) -> str:
       known = [t for t in _NO_SPACE_TEXTS if t in text]
       what = known[0] if known else text
       return (
-        f'the disk is full ({what}{f": {file}" if file else ""}); what was '
-        'saved is whole: make room, and the same command goes on from there'
+        f'the disk is full ({what}{f": {file}" if file else ""}); saved '
+        'files are complete: make room, and the same command resumes the run'
       )
     if _NO_PEER in text:
       return (
         'another process of this run has ended, and its log says why '
-        f'({text[text.index(_NO_PEER) :].splitlines()[0]}); the same command, '
-        'for all of them, goes on from the last checkpoint'
+        f'({text[text.index(_NO_PEER) :].splitlines()[0]}); the same command '
+        'for all of them resumes from the last checkpoint'
       )
   return ''
 

@@ -306,7 +306,7 @@ def _interruption(model_dir: str, step: int) -> str:
   saved = checkpoints.all_steps(model_dir)
   last = f'checkpoint_{saved[-1]}' if saved else 'the beginning'
   return (
-    f'stopped by SIGTERM after step {step}; the same command goes on from '
+    f'stopped by SIGTERM after step {step}; the same command resumes from '
     f'{last}'
   )
 
