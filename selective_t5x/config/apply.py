@@ -78,7 +78,7 @@ def _key(binding: Binding, config: Config) -> reads.Key | None:
     selector = reads.selector(configurable)
   else:
     selector = reads.matching(binding.selector)
-  return selector and (binding.scope, selector, binding.name)
+  return (binding.scope, selector, binding.name) if selector else None
 
 
 def run(entry: Callable) -> None:
@@ -192,10 +192,8 @@ def _resolve(selector: str, binding: Binding, config: Config):
     except KeyError as ambiguous:
       return None, ambiguous.args[0]
     except ValueError:
-      known = _registered(config)
-      return None, (
-        f'no configurable {selector!r}{did_you_mean(selector, known)}'
-      )
+      nearest = did_you_mean(selector, _registered(config))
+      return None, f'no configurable {selector!r}{nearest}'
   if first not in binding.imports:
     known = set(binding.imports) - {'dynamic_registration'}
     return None, f'{first!r} is not imported there{did_you_mean(first, known)}'

@@ -85,7 +85,7 @@ def from_code() -> Iterator[Call]:
   Code calls them: a task its own difficulty, for instance. The entry functions
   of other run modes are not among them.
   """
-  bound = {}
+  bound: dict[tuple[tuple[str, ...], Callable], None] = {}
   referred = set()
   for (scope, selector), values in gin.config._CONFIG.items():
     referred |= {r.configurable.wrapped for r in references([*values.values()])}

@@ -86,7 +86,8 @@ def _compared(
     parameters(reader.read(text, what), _is_free, FREE)
     for text, what in ((there, name), (here, 'this run'))
   )
-  was, now = {}, {}
+  was: dict[str, str] = {}
+  now: dict[str, str] = {}
   for key in {**of_there, **of_here}:
     labels = {of[key].label for of in (of_there, of_here) if key in of}
     # Else one of them has no such macro.

@@ -69,5 +69,5 @@ def _gin_files(name, search_paths) -> Iterator[str]:
     for path in glob.glob(os.path.join(glob.escape(beside), '*.gin')):
       yield str(pathlib.Path(name).with_name(os.path.basename(path)))
   root = search_path()
-  for path in gin_dir().rglob('*.gin'):
-    yield str(path.relative_to(root))
+  for file in gin_dir().rglob('*.gin'):
+    yield str(file.relative_to(root))

@@ -11,6 +11,7 @@ import os
 import pathlib
 import tokenize
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from gin import config_parser
 
@@ -73,7 +74,7 @@ class Binding:
   scope: str
   selector: str
   name: str
-  value: object
+  value: Any
   file: str
   line: int
   imports: dict[str, str]
@@ -137,7 +138,7 @@ class Config:
 
   def final(self) -> list[Binding]:
     """Returns the bindings that no later one overrides."""
-    final = {}
+    final: dict[tuple[str, str, str], Binding] = {}
     for binding in self.bindings:
       key = (binding.scope, binding.full_selector, binding.name)
       if binding.on_command_line and binding.selector:
@@ -181,19 +182,19 @@ def load(
   Raises:
     UserError: a file is missing, or gin cannot parse a file or a binding.
   """
-  found = []
+  statements: list[Import | Binding] = []
   for name in files:
-    found.extend(_read_file(name, search_paths, (), f'--gin_file={name}'))
+    statements.extend(_read_file(name, search_paths, (), f'--gin_file={name}'))
   for text in bindings:
-    found.extend(_read_flag(text, search_paths))
-  return _config(found)
+    statements.extend(_read_flag(text, search_paths))
+  return _config(statements)
 
 
 def _config(statements) -> Config:
-  found = list(statements)
+  statements = list(statements)
   return Config(
-    imports=tuple(s for s in found if isinstance(s, Import)),
-    bindings=tuple(s for s in found if isinstance(s, Binding)),
+    imports=tuple(s for s in statements if isinstance(s, Import)),
+    bindings=tuple(s for s in statements if isinstance(s, Binding)),
   )
 
 

@@ -4,6 +4,7 @@ import copy
 import inspect
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import gin
 from flax import linen as nn
@@ -88,13 +89,13 @@ def problems(run: Sequence[Call], config: Config) -> Iterator[str]:
           f'function its {name}, gin cannot'
           f'{_OF_THE_NETWORK_BY.get(name, "")} ({call.key(name)})'
         )
-    is_class = inspect.isclass(call.function)
-    if 'parent' in call.values and is_class:
-      if issubclass(call.function, nn.Module):
-        yield (
-          f'{call.where(config, "parent")}: Flax sets the parent of a module, '
-          f'gin cannot ({call.key("parent")})'
-        )
+    function: Any = call.function
+    is_module = inspect.isclass(function) and issubclass(function, nn.Module)
+    if is_module and 'parent' in call.values:
+      yield (
+        f'{call.where(config, "parent")}: Flax sets the parent of a module, '
+        f'gin cannot ({call.key("parent")})'
+      )
     if entry.name != 'train':
       continue  # Evaluation and inference have no steps.
     if call.name == 'create_learning_rate_scheduler':

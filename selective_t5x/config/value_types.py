@@ -42,10 +42,10 @@ def parameters(function: Callable) -> Mapping[str, inspect.Parameter]:
   """
   if not inspect.isclass(function):
     return _of_function(inspect.unwrap(function))[0]
-  merged = {}
+  merged: dict[str, inspect.Parameter] = {}
   for base in function.__mro__:
-    if '__init__' in vars(base):
-      own, passes_on = _of_function(inspect.unwrap(base.__init__))
+    if init := vars(base).get('__init__'):
+      own, passes_on = _of_function(inspect.unwrap(init))
       merged = own | merged
       if not passes_on:
         break
