@@ -26,8 +26,26 @@ os.environ.setdefault(
   '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false',
 )
 
+import jaxtyping
+
 import selective_t5x  # noqa: F401
 from tests.support.commands import Commands
+
+# Shapes and dtypes in the signatures of the maths are checked in every call.
+jaxtyping.install_import_hook(
+  [
+    f'selective_t5x.attention.{name}'
+    for name in (
+      'masks',
+      'memory',
+      'reference',
+      'selection',
+      'steps',
+      'variants.forgetting',
+    )
+  ],
+  'beartype.beartype',
+)
 
 _PROGRAMS_MAX_BYTES = 2**30
 

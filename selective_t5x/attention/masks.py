@@ -2,9 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Int, Shaped
+
+from selective_t5x.attention.arrays import Array
 
 
-def check_ids(name: str, ids: jax.Array) -> None:
+def check_ids(name: str, ids: Shaped[Array, '...']) -> None:
   """Raises ValueError unless ids are integers or booleans.
 
   Args:
@@ -23,9 +26,9 @@ def check_ids(name: str, ids: jax.Array) -> None:
 
 def visible(
   length: int,
-  segment_ids: jax.Array | None = None,
-  prefix: jax.Array | None = None,
-) -> jax.Array:
+  segment_ids: Shaped[Array, 'B N'] | None = None,
+  prefix: Shaped[Array, 'B N'] | None = None,
+) -> Bool[Array, '#B N N']:
   """Tells which keys a query may see before anything is masked by selection.
 
   Args:
@@ -57,8 +60,8 @@ def visible(
 
 
 def segment_starts(
-  length: int, segment_ids: jax.Array | None = None
-) -> jax.Array:
+  length: int, segment_ids: Shaped[Array, 'B N'] | None = None
+) -> Int[Array, '#B N']:
   """Returns where the segment of each token starts: it sees no key before.
 
   Args:
@@ -81,8 +84,8 @@ def segment_starts(
 
 
 def first_in_segment(
-  length: int, segment_ids: jax.Array | None = None
-) -> jax.Array:
+  length: int, segment_ids: Shaped[Array, 'B N'] | None = None
+) -> Bool[Array, '#B N']:
   """Tells which tokens open a segment, where <BOS> is.
 
   Args:
@@ -103,8 +106,8 @@ def first_in_segment(
 
 
 def position_in_segment(
-  length: int, segment_ids: jax.Array | None = None
-) -> jax.Array:
+  length: int, segment_ids: Shaped[Array, 'B N'] | None = None
+) -> Int[Array, '#B N']:
   """Returns i32[B, N], the positions of tokens in their segment, from 0.
 
   Args:
@@ -120,7 +123,9 @@ def position_in_segment(
   return slots - jax.lax.cummax(jnp.where(first, slots, 0), axis=1)
 
 
-def zero_padding(x: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
+def zero_padding(
+  x: Shaped[Array, 'B N *rest'], segment_ids: Shaped[Array, 'B N'] | None
+) -> Shaped[Array, 'B N *rest']:
   """Zeroes the padding rows of an array and of its gradient.
 
   A select, not a product: 0 * NaN is NaN, and what lies in a padding slot must

@@ -1,14 +1,18 @@
 """Attention memory: how many tokens a query still sees under selection."""
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int, Shaped
 
 from selective_t5x.attention import masks
+from selective_t5x.attention.arrays import Array
 
 
 def visible_tokens(
-  masking: jax.Array, tau: float, *, segment_ids: jax.Array | None = None
-) -> jax.Array:
+  masking: Float[Array, 'B N N'],
+  tau: float | int,
+  *,
+  segment_ids: Shaped[Array, 'B N'] | None = None,
+) -> Float[Array, 'B N']:
   """Counts the tokens that each query sees, those partly masked in part.
 
   M[b, i] = sum over non-padding j <= i of i's segment of
@@ -33,7 +37,9 @@ def visible_tokens(
   return jnp.sum(jnp.where(counted, left, 0), axis=-1)
 
 
-def fraction_visible(memory: jax.Array, segment_ids: jax.Array) -> jax.Array:
+def fraction_visible(
+  memory: Float[Array, 'L B N'], segment_ids: Shaped[Array, 'B N']
+) -> Float[Array, '']:
   """Measures the memory that a batch needs, as a fraction of its tokens: R.
 
   A segment needs, in each layer, room for the tokens of its most demanding
@@ -53,7 +59,9 @@ def fraction_visible(memory: jax.Array, segment_ids: jax.Array) -> jax.Array:
   return jnp.sum(fractions) / jnp.maximum(count_rows(segment_ids), 1)
 
 
-def fractions_of_rows(memory: jax.Array, segment_ids: jax.Array) -> jax.Array:
+def fractions_of_rows(
+  memory: Float[Array, 'L B N'], segment_ids: Shaped[Array, 'B N']
+) -> Float[Array, ' B']:
   """Returns what `fraction_visible` averages, f32[B]; 0 for a padding row."""
   layers, batch, length = memory.shape
   rows = jnp.arange(batch)[:, None]
@@ -66,6 +74,6 @@ def fractions_of_rows(memory: jax.Array, segment_ids: jax.Array) -> jax.Array:
   return jnp.sum(peaks, axis=(0, 2)) / (layers * jnp.maximum(tokens, 1))
 
 
-def count_rows(segment_ids: jax.Array) -> jax.Array:
+def count_rows(segment_ids: Shaped[Array, 'B N']) -> Int[Array, '']:
   """Counts the rows of int[B, N] that are not all padding, i32[]."""
   return jnp.sum(jnp.any(segment_ids != 0, axis=1))

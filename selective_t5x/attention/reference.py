@@ -6,12 +6,19 @@ computed in float32 (in float64 for float64 inputs).
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Shaped
 
 from selective_t5x.attention import masks, memory, nonfinite
-from selective_t5x.attention.selection import masking_matrix, spread
+from selective_t5x.attention.arrays import Array
+from selective_t5x.attention.selection import Selection, masking_matrix, spread
 
 
-def attention_logits(query, key, scale, bias):
+def attention_logits(
+  query: Float[Array, 'B Q H D'],
+  key: Float[Array, 'B N H D'],
+  scale: float | int | Float[Array, ''],
+  bias: Float[Array, '...'] | None,
+) -> Float[Array, 'B H Q N']:
   """Returns scale * <query_i, key_j> + bias, f32[B, H, N, N], unmasked."""
   dtype = jnp.promote_types(query.dtype, jnp.float32)
   logits = scale * jnp.einsum(
@@ -20,7 +27,11 @@ def attention_logits(query, key, scale, bias):
   return logits if bias is None else logits + bias
 
 
-def attend(logits, value, visible):
+def attend(
+  logits: Float[Array, 'B H Q N'],
+  value: Float[Array, 'B N H D'],
+  visible: Bool[Array, '#B Q N'],
+) -> Float[Array, 'B Q H D']:
   """Averages the visible values under the softmax of the logits.
 
   Args:
@@ -56,8 +67,15 @@ def full_attention(query, key, value, *, scale, bias, query_ids, key_ids):
 
 
 def attention_where(
-  query, key, value, *, scale, bias, visible, segment_ids
-) -> jax.Array:
+  query: Float[Array, 'B N H D'],
+  key: Float[Array, 'B N H D'],
+  value: Float[Array, 'B N H D'],
+  *,
+  scale: float | int | Float[Array, ''],
+  bias: Float[Array, '...'] | None,
+  visible: Bool[Array, '#B N N'],
+  segment_ids: Shaped[Array, 'B N'] | None,
+) -> Float[Array, 'B N H D']:
   """Plain softmax attention to the keys that a query sees.
 
   Args:
@@ -96,8 +114,18 @@ def causal_attention(query, key, value, *, scale, bias, segment_ids, prefix):
 
 
 def selective_attention(
-  query, key, value, *, selection, scale, bias, segment_ids, memory_tau
-):
+  query: Float[Array, 'B N H D'],
+  key: Float[Array, 'B N H D'],
+  value: Float[Array, 'B N H D'],
+  *,
+  selection: Selection,
+  scale: float | int | Float[Array, ''],
+  bias: Float[Array, '...'] | None,
+  segment_ids: Shaped[Array, 'B N'] | None,
+  memory_tau: float | int | None,
+) -> tuple[
+  Float[Array, 'B N H D'], Float[Array, 'B N'] | None, Float[Array, 'B G N N']
+]:
   """Attention under selection; arguments as of `blocked.attention`.
 
   Returns:

@@ -9,8 +9,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int, Shaped
 
 from selective_t5x.attention import checks, masks
+from selective_t5x.attention.arrays import Array
 
 # Queries whose scores are held at once for one row of F.
 _ROWS = 128
@@ -56,22 +58,24 @@ class Selection(NamedTuple):
     constraints: what is not masked.
   """
 
-  query: jax.Array
-  key: jax.Array
+  query: Float[Array, 'B N G E']
+  key: Float[Array, 'B N G E']
   scale: float
-  bias: jax.Array | None = None
+  bias: Float[Array, '...'] | None = None
   head: int | str | tuple[int, ...] | None = None
   constraints: Constraints = ALL
 
 
-def of_heads(logits: jax.Array, head: int | str | tuple[int, ...]) -> jax.Array:
+def of_heads(
+  logits: Float[Array, 'B H Q N'], head: int | str | tuple[int, ...]
+) -> Float[Array, 'B G Q N']:
   """Returns those of the heads that select: [B, H, Q, N] to [B, G, Q, N]."""
   if head == MEAN:
     return jnp.mean(logits, axis=1, keepdims=True)
   return logits if head == PER_HEAD else _heads(logits, head, axis=1)
 
 
-def _heads(x: jax.Array, head: int | tuple[int, ...], axis: int) -> jax.Array:
+def _heads(x: Array, head: int | tuple[int, ...], axis: int) -> Array:
   """Slices one head, or several that lie equally far apart, from an axis."""
   first, *others = (head,) if isinstance(head, numbers.Integral) else head
   step = others[0] - first if others else 1
@@ -80,14 +84,14 @@ def _heads(x: jax.Array, head: int | tuple[int, ...], axis: int) -> jax.Array:
 
 
 def select(
-  query: jax.Array,
-  key: jax.Array,
+  query: Float[Array, 'B Q H D'],
+  key: Float[Array, 'B N H D'],
   *,
   head: int | str | tuple[int, ...],
-  scale: float,
-  bias: jax.Array | None = None,
-  own: tuple[jax.Array, jax.Array] | None = None,
-  masking_scale: jax.Array | float | None = None,
+  scale: float | int | Float[Array, ''],
+  bias: Float[Array, '...'] | None = None,
+  own: tuple[Float[Array, 'B Q G E'], Float[Array, 'B N G E']] | None = None,
+  masking_scale: Float[Array, ''] | float | int | None = None,
   constraints: Constraints = ALL,
 ) -> Selection:
   """Makes attention heads select by their logits, or others by their own.
@@ -129,7 +133,9 @@ def select(
   return Selection(query, key, scale, bias, head, constraints)
 
 
-def spread(masking: jax.Array, heads: int) -> jax.Array:
+def spread(
+  masking: Float[Array, 'B G *rest'], heads: int
+) -> Float[Array, 'B H_or_1 *rest']:
   """Gives every head the F that it reads.
 
   Args:
@@ -146,11 +152,11 @@ def spread(masking: jax.Array, heads: int) -> jax.Array:
 
 
 def selection_scores(
-  head_logits: jax.Array,
+  head_logits: Float[Array, 'B N N'],
   *,
-  segment_ids: jax.Array | None = None,
+  segment_ids: Shaped[Array, 'B N'] | None = None,
   constraints: Constraints = ALL,
-) -> jax.Array:
+) -> Float[Array, 'B N N']:
   """Clips the logits of the selection head to what a token may mask.
 
   S[b, i, j] = relu(A[b, i, j]) where j < i (a token never masks itself), both
@@ -177,11 +183,11 @@ def selection_scores(
 
 
 def masking_matrix(
-  head_logits: jax.Array,
+  head_logits: Array,
   *,
-  segment_ids: jax.Array | None = None,
+  segment_ids: Array | None = None,
   constraints: Constraints = ALL,
-) -> jax.Array:
+) -> Float[Array, 'B N N']:
   """Sums the selection scores of earlier queries: what each key is masked by.
 
   F[b, i, j] = sum_{k < i} S[b, k, j], S from `selection_scores`: the selection
@@ -221,7 +227,9 @@ def masking_matrix(
   return jnp.where(masks.visible(shape[1], segment_ids), shifted, 0)
 
 
-def masking_at(selection: Selection, row: jax.Array) -> jax.Array:
+def masking_at(
+  selection: Selection, row: Int[Array, ' B']
+) -> Float[Array, 'B G N']:
   """Returns one row of F: what is masked for a query, by all earlier ones.
 
   F itself is never held: the scores of _ROWS queries at a time are summed.

@@ -7,14 +7,19 @@ they hold. Each function computes one row i of its parallel form.
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 from selective_t5x.attention import mesh
+from selective_t5x.attention.arrays import Array
 from selective_t5x.attention.selection import Selection, of_heads, spread
 
 
 def query_logits(
-  query: jax.Array, key: jax.Array, scale: float, bias: jax.Array | None
-) -> jax.Array:
+  query: Float[Array, 'B 1 H D'],
+  key: Float[Array, 'B N H D'],
+  scale: float | int | Float[Array, ''],
+  bias: Float[Array, '...'] | None,
+) -> Float[Array, 'B H 1 N']:
   """Returns scale * <query, key_j> + bias, f32[B, H, 1, N], for one query.
 
   A product and a sum, not a matrix product, so that empty slots can be masked
@@ -59,15 +64,15 @@ def _attend(logits, value, filled):
 
 
 def causal_step(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
+  query: Float[Array, 'B 1 H D'],
+  key: Float[Array, 'B N H D'],
+  value: Float[Array, 'B N H D'],
   *,
-  scale: float,
-  bias: jax.Array | None,
-  position: jax.Array,
-  seen: jax.Array | bool = True,
-) -> jax.Array:
+  scale: float | int | Float[Array, ''],
+  bias: Float[Array, '...'] | None,
+  position: Int[Array, ' B'],
+  seen: Bool[Array, 'B N'] | bool = True,
+) -> Float[Array, 'B 1 H D']:
   """Attends from the token at `position` to all up to itself.
 
   Args:
@@ -87,16 +92,16 @@ def causal_step(
 
 
 def selective_step(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
+  query: Float[Array, 'B 1 H D'],
+  key: Float[Array, 'B N H D'],
+  value: Float[Array, 'B N H D'],
   *,
   selection: Selection,
-  scale: float,
-  bias: jax.Array | None,
-  position: jax.Array,
-  masking: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
+  scale: float | int | Float[Array, ''],
+  bias: Float[Array, '...'] | None,
+  position: Int[Array, ' B'],
+  masking: Float[Array, 'B *G N'],
+) -> tuple[Float[Array, 'B 1 H D'], Float[Array, 'B *G N']]:
   """Attends under what earlier tokens have masked, then adds its own masking.
 
   Args:

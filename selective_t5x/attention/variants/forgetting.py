@@ -6,6 +6,7 @@ Courville, "Forgetting Transformer", arXiv 2503.02130, section 3.
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int, Shaped
 
 from selective_t5x.attention import (
   capabilities,
@@ -16,14 +17,16 @@ from selective_t5x.attention import (
   reference,
   steps,
 )
+from selective_t5x.attention.arrays import Array
 
 # The log of a gate counts as this where it is below: all is forgotten.
 LEAST_LOG = -1024.0
 
 
 def gate_sums(
-  log_forget: jax.Array, live: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array]:
+  log_forget: Float[Array, 'B N H'],
+  live: Shaped[Array, 'B N'] | None = None,
+) -> tuple[Float[Array, 'B N H'], Float[Array, 'B N H']]:
   """Sums the logs of the gates, in whole numbers and what is left.
 
   One float32 is off by up to 6e-5 where the sum is 1,024 to 2,048 (2,048 gates
@@ -56,10 +59,10 @@ def gate_sums(
 
 
 def forget_bias(
-  log_forget: jax.Array,
-  live: jax.Array | None = None,
-  query: jax.Array | None = None,
-) -> jax.Array:
+  log_forget: Float[Array, 'B N H'],
+  live: Shaped[Array, 'B N'] | None = None,
+  query: Int[Array, '#B Q'] | None = None,
+) -> Float[Array, 'B H Q_or_1 N']:
   """Sums the log of the gates that lie between a key and its query.
 
   D[i, j] = sum_{j < k <= i} log f[k] = c[i] - c[j], c the running sum, which
