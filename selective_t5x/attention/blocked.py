@@ -189,7 +189,8 @@ def _forward(queries, keys, start, static):
     span = up_to(width, keys)
 
     def step(columns, block, span=span):
-      tile = Tile(*block, span, start, static.constraints)
+      index, rows = block
+      tile = Tile(index, rows, span, start, static.constraints)
       before, masking, seen = columns, None, None
       if columns is not None:
         masking, _, columns = tile.masking(columns)
@@ -232,7 +233,8 @@ def _backward(static, saved, cotangents):
     def step(grown, xs, span=span):
       d_keys, d_columns = grown
       block, before, norm, delta, d_out, d_seen = xs
-      tile = Tile(*block, span, start, static.constraints)
+      index, rows = block
+      tile = Tile(index, rows, span, start, static.constraints)
       masking = scored = None
       if before is not None:
         masking, scored, _ = tile.masking(before)
@@ -279,4 +281,4 @@ def _backward(static, saved, cotangents):
   return d_queries, grown[0], None
 
 
-_attend.__wrapped__.defvjp(_forward, _backward)
+_attend.__wrapped__.defvjp(_forward, _backward)  # type: ignore[attr-defined]

@@ -148,7 +148,8 @@ def selection(query, key, selection_query, selection_key):
 def masking(masking, selection_key):
   """Raises ValueError unless a step is given a row of F."""
   batch, slots, groups, _ = selection_key.shape
-  axes, shape = '[B, N]', (batch, slots)
+  axes = '[B, N]'
+  shape: tuple[int, ...] = (batch, slots)
   if groups > 1:
     axes, shape = '[B, G, N]', (batch, groups, slots)
   if masking is None or masking.shape != shape:

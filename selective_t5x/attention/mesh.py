@@ -60,7 +60,7 @@ class Split(NamedTuple):
 
 def current():
   """Returns the mesh of `jax.set_mesh` or of `with mesh:`, or None."""
-  mesh = jax.sharding.get_abstract_mesh()
+  mesh: Any = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     mesh = pxla.thread_resources.env.physical_mesh
   return None if mesh.empty else mesh

@@ -67,16 +67,16 @@ def clean(
     The arrays, zeros in every token that is not finite in one of them, and
     which these are, bool[B, N, G], padding not among them.
   """
-  arrays = [masks.zero_padding(x, live) for x in arrays]
-  finite = jnp.ones(arrays[0].shape[:3], bool)
-  for x in arrays:
+  padded = [masks.zero_padding(x, live) for x in arrays]
+  finite = jnp.ones(padded[0].shape[:3], bool)
+  for x in padded:
     finite &= jnp.all(jnp.isfinite(x), axis=-1)
-  zero = [jnp.zeros((), x.dtype) for x in arrays]
-  arrays = [
+  zero = [jnp.zeros((), x.dtype) for x in padded]
+  cleaned = [
     jnp.where(finite[..., None], x, z)
-    for x, z in zip(arrays, zero, strict=True)
+    for x, z in zip(padded, zero, strict=True)
   ]
-  return arrays, ~finite
+  return cleaned, ~finite
 
 
 def clean_heads(

@@ -4,7 +4,6 @@ Source: Leviathan, Kalman, Matias, "Selective Attention Improves Transformer",
 arXiv 2410.02703, section 3.
 """
 
-import numbers
 from typing import NamedTuple
 
 import jax
@@ -60,7 +59,7 @@ class Selection(NamedTuple):
 
   query: Float[Array, 'B N G E']
   key: Float[Array, 'B N G E']
-  scale: float
+  scale: float | int | Float[Array, '']
   bias: Float[Array, '...'] | None = None
   head: int | str | tuple[int, ...] | None = None
   constraints: Constraints = ALL
@@ -72,12 +71,12 @@ def of_heads(
   """Returns those of the heads that select: [B, H, Q, N] to [B, G, Q, N]."""
   if head == MEAN:
     return jnp.mean(logits, axis=1, keepdims=True)
-  return logits if head == PER_HEAD else _heads(logits, head, axis=1)
+  return logits if isinstance(head, str) else _heads(logits, head, axis=1)
 
 
 def _heads(x: Array, head: int | tuple[int, ...], axis: int) -> Array:
   """Slices one head, or several that lie equally far apart, from an axis."""
-  first, *others = (head,) if isinstance(head, numbers.Integral) else head
+  first, *others = head if isinstance(head, tuple) else (head,)
   step = others[0] - first if others else 1
   last = others[-1] if others else first
   return jax.lax.slice_in_dim(x, first, last + 1, step, axis)
@@ -124,7 +123,7 @@ def select(
       x.reshape(*x.shape[:2], 1, heads * size) for x in (query, key)
     )
     scale /= heads
-  elif head != PER_HEAD:
+  elif not isinstance(head, str):
     query, key = (_heads(x, head, axis=2) for x in (query, key))
   if masking_scale is not None:
     query = query * jnp.asarray(masking_scale, query.dtype)

@@ -94,7 +94,7 @@ def partitioned(name: str, x: jax.Array) -> jax.Array:
   Returns:
     x; its rows are split over 'data', and its heads over 'model'.
   """
-  axes = ('batch', 'length')
+  axes: tuple[str, ...] = ('batch', 'length')
   if name in ('key', 'value'):
     axes += ('heads', 'kv')
   return partitioning.with_sharding_constraint(

@@ -55,7 +55,7 @@ class EvictingCache(nn.Module):
     place: Place,
     *,
     bias_fn: Callable[..., jax.Array] | None = None,
-    kept: Mapping[str, jax.Array] | None = None,
+    kept: Mapping[str, Any] | None = None,
     **settings,
   ) -> jax.Array:
     """Attends causally, as `cache.KeyValueCache` with all keys.

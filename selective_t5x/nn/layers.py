@@ -204,9 +204,9 @@ def project_heads(
     (x.shape[-1], num_heads, head_dim) if split else None,
     name=name,
   )(x)
-  split = joined.reshape(*x.shape[:-1], num_heads, head_dim)
+  heads = joined.reshape(*x.shape[:-1], num_heads, head_dim)
   return partitioning.with_sharding_constraint(
-    split, ('batch', 'length', 'heads', 'kv')
+    heads, ('batch', 'length', 'heads', 'kv')
   )
 
 

@@ -92,7 +92,7 @@ def run(
     return x
 
   if scan:
-    axis = LAYERS_AXIS
+    axis: Any = LAYERS_AXIS
     if not network.is_mutable_collection('params'):
       axis = flax.core.lift.In(axis)
     scanned = partitioning.scan_with_axes(

@@ -96,18 +96,19 @@ class RelativeBias(nn.Module):
     Returns:
       [1, H, N, N], axis 2 the query, or [B, H, 1, N] with position.
     """
-    if isinstance(keys, int):
-      keys = np.arange(keys)
+    positions: Any = np.arange(keys) if isinstance(keys, int) else keys
+    buckets: Any
     if position is None:
-      buckets = distance_buckets(
-        keys - keys[:, None], both_ways=self.both_ways
-      )[None]
+      distance = positions - positions[:, None]
+      buckets = distance_buckets(distance, both_ways=self.both_ways)[None]
     else:
       # Every distance that matters, as a constant.
       by_distance = distance_buckets(
         np.arange(-MAX_DISTANCE, MAX_DISTANCE + 1), both_ways=self.both_ways
       )
-      distance = jnp.clip(keys - position[:, None], -MAX_DISTANCE, MAX_DISTANCE)
+      distance = jnp.clip(
+        positions - position[:, None], -MAX_DISTANCE, MAX_DISTANCE
+      )
       buckets = jnp.asarray(by_distance)[distance + MAX_DISTANCE][:, None]
     # A product, as T5X has it: a gather and its gradient are slow on a TPU.
     chosen = buckets[:, None] == np.arange(NUM_BUCKETS)[:, None, None]

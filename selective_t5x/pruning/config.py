@@ -69,7 +69,7 @@ class Pruning:
     Raises:
       UserError: if there are budgets for another number of layers.
     """
-    if not isinstance(self.budgets, tuple):
+    if not isinstance(self.budgets, Sequence):
       return (self.budgets,) * layers
     if len(self.budgets) != layers:
       raise UserError(
@@ -78,7 +78,7 @@ class Pruning:
         'those of another model? (CACHE_BUDGETS: one for all layers, or a list '
         'of one a layer)'
       )
-    return self.budgets
+    return tuple(self.budgets)
 
   def check(self, layers: int, attention_fn: Callable[..., Any], sizes: str):
     """Raises UserError unless it suits a decoder.

@@ -131,11 +131,11 @@ def _kernel(
   if plan.selects:
 
     @pl.when(i == 0)
-    def _():
+    def _clear_sums():
       scratch.sums[j] = jnp.zeros(scratch.sums.shape[1:], jnp.float32)
 
   @pl.when(j == 0)
-  def _():
+  def _clear():
     scratch.total[...] = jnp.zeros_like(scratch.total)
     scratch.top[...] = jnp.full_like(scratch.top, -pallas_tile.FAR)
     scratch.weight[...] = jnp.zeros_like(scratch.weight)
@@ -143,7 +143,7 @@ def _kernel(
       outputs.memory[...] = jnp.zeros_like(outputs.memory)
 
   @pl.when(plan.runs(i, j))
-  def _():
+  def _attend_tile():
     sums = scratch.sums[j] if plan.selects else None
     tile = pallas_tile.make_tile(plan, i, j, inputs, sums)
     if plan.selects:
@@ -155,7 +155,7 @@ def _kernel(
       _attend(plan, tile, inputs, scratch, head)
 
   @pl.when(j == plan.last_key_block(i))
-  def _():
+  def _finish():
     for head in range(plan.block.heads):
       weight = scratch.weight[head]
       outputs.out[head] = (scratch.total[head] / weight).astype(plan.dtype)

@@ -12,6 +12,7 @@ it is done for all grid indices at once, in NumPy.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -114,10 +115,10 @@ def _moved(block, indices) -> int:
   known = dict(zip(jaxpr.jaxpr.invars, indices, strict=False))
   known |= dict(zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True))
   _evaluate(jaxpr.jaxpr, known)
-  places = [_read(known, x) for x in jaxpr.jaxpr.outvars]
-  if any(x is None for x in places):
+  axes = [_read(known, x) for x in jaxpr.jaxpr.outvars]
+  if any(x is None for x in axes):
     raise ValueError(f'an index map of a kernel cannot be followed: {jaxpr}')
-  places = np.stack([np.broadcast_to(x, indices.shape[1:]) for x in places])
+  places = np.stack([np.broadcast_to(x, indices.shape[1:]) for x in axes])
   changes = np.any(places[:, 1:] != places[:, :-1], axis=0)
   aval = block.transformed_block_aval
   return (1 + int(np.sum(changes))) * padded_bytes(aval.shape, aval.dtype)
@@ -125,7 +126,8 @@ def _moved(block, indices) -> int:
 
 def padded_bytes(shape, dtype) -> int:
   """Returns the bytes of an array in a TPU's tiles: 128 lanes by 8 rows."""
-  *outer, rows, lanes = (1, 1, *shape)
+  outer = shape[:-2]
+  rows, lanes = (1, 1, *shape)[-2:]
   if rows > 1:
     rows = pl.cdiv(rows, 8) * 8
   lanes = pl.cdiv(lanes, 128) * 128
@@ -133,7 +135,7 @@ def padded_bytes(shape, dtype) -> int:
 
 
 # What conditions and index maps are made of; integers, zero or more.
-_ARITHMETIC = {
+_ARITHMETIC: dict[str, Callable] = {
   'add': np.add,
   'and': np.logical_and,
   'convert_element_type': lambda x: x,
