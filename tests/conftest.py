@@ -36,12 +36,10 @@ jaxtyping.install_import_hook(
   [
     f'selective_t5x.attention.{name}'
     for name in (
-      'masks',
       'memory',
       'reference',
       'selection',
       'steps',
-      'variants.forgetting',
     )
   ],
   'beartype.beartype',

@@ -343,7 +343,7 @@ def _selecting_heads(heads, head, groups, has_own) -> int | str | tuple:
       f"{size - 1}, {of}, or 'mean' or 'per_head'"
     )
   if groups == 1:
-    return head
+    return int(head) if is_number else head
   if has_own or not is_number:
     what = (
       'queries and keys of its own select' if has_own else f'it is {head!r}'

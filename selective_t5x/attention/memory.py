@@ -4,12 +4,12 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int, Shaped
 
 from selective_t5x.attention import masks
-from selective_t5x.attention.arrays import Array
+from selective_t5x.attention.arrays import Array, Scalar
 
 
 def visible_tokens(
   masking: Float[Array, 'B N N'],
-  tau: float | int,
+  tau: Scalar,
   *,
   segment_ids: Shaped[Array, 'B N'] | None = None,
 ) -> Float[Array, 'B N']:

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Shaped
 
 from selective_t5x.attention import masks, memory, nonfinite
-from selective_t5x.attention.arrays import Array
+from selective_t5x.attention.arrays import Array, Scalar
 from selective_t5x.attention.selection import Selection, masking_matrix, spread
 
 
 def attention_logits(
   query: Float[Array, 'B Q H D'],
   key: Float[Array, 'B N H D'],
-  scale: float | int | Float[Array, ''],
+  scale: Scalar,
   bias: Float[Array, '...'] | None,
 ) -> Float[Array, 'B H Q N']:
   """Returns scale * <query_i, key_j> + bias, f32[B, H, N, N], unmasked."""
@@ -71,7 +71,7 @@ def attention_where(
   key: Float[Array, 'B N H D'],
   value: Float[Array, 'B N H D'],
   *,
-  scale: float | int | Float[Array, ''],
+  scale: Scalar,
   bias: Float[Array, '...'] | None,
   visible: Bool[Array, '#B N N'],
   segment_ids: Shaped[Array, 'B N'] | None,
@@ -119,10 +119,10 @@ def selective_attention(
   value: Float[Array, 'B N H D'],
   *,
   selection: Selection,
-  scale: float | int | Float[Array, ''],
+  scale: Scalar,
   bias: Float[Array, '...'] | None,
   segment_ids: Shaped[Array, 'B N'] | None,
-  memory_tau: float | int | None,
+  memory_tau: Scalar | None,
 ) -> tuple[
   Float[Array, 'B N H D'], Float[Array, 'B N'] | None, Float[Array, 'B G N N']
 ]:

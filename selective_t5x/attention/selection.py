@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int, Shaped
 
 from selective_t5x.attention import checks, masks
-from selective_t5x.attention.arrays import Array
+from selective_t5x.attention.arrays import Array, Scalar
 
 # Queries whose scores are held at once for one row of F.
 _ROWS = 128
@@ -59,7 +59,7 @@ class Selection(NamedTuple):
 
   query: Float[Array, 'B N G E']
   key: Float[Array, 'B N G E']
-  scale: float | int | Float[Array, '']
+  scale: Scalar
   bias: Float[Array, '...'] | None = None
   head: int | str | tuple[int, ...] | None = None
   constraints: Constraints = ALL
@@ -87,10 +87,10 @@ def select(
   key: Float[Array, 'B N H D'],
   *,
   head: int | str | tuple[int, ...],
-  scale: float | int | Float[Array, ''],
+  scale: Scalar,
   bias: Float[Array, '...'] | None = None,
   own: tuple[Float[Array, 'B Q G E'], Float[Array, 'B N G E']] | None = None,
-  masking_scale: Float[Array, ''] | float | int | None = None,
+  masking_scale: Scalar | None = None,
   constraints: Constraints = ALL,
 ) -> Selection:
   """Makes attention heads select by their logits, or others by their own.

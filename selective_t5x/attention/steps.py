@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from selective_t5x.attention import mesh
-from selective_t5x.attention.arrays import Array
+from selective_t5x.attention.arrays import Array, Scalar
 from selective_t5x.attention.selection import Selection, of_heads, spread
 
 
 def query_logits(
   query: Float[Array, 'B 1 H D'],
   key: Float[Array, 'B N H D'],
-  scale: float | int | Float[Array, ''],
+  scale: Scalar,
   bias: Float[Array, '...'] | None,
 ) -> Float[Array, 'B H 1 N']:
   """Returns scale * <query, key_j> + bias, f32[B, H, 1, N], for one query.
@@ -68,7 +68,7 @@ def causal_step(
   key: Float[Array, 'B N H D'],
   value: Float[Array, 'B N H D'],
   *,
-  scale: float | int | Float[Array, ''],
+  scale: Scalar,
   bias: Float[Array, '...'] | None,
   position: Int[Array, ' B'],
   seen: Bool[Array, 'B N'] | bool = True,
@@ -97,7 +97,7 @@ def selective_step(
   value: Float[Array, 'B N H D'],
   *,
   selection: Selection,
-  scale: float | int | Float[Array, ''],
+  scale: Scalar,
   bias: Float[Array, '...'] | None,
   position: Int[Array, ' B'],
   masking: Float[Array, 'B *G N'],
