@@ -77,13 +77,13 @@ class T5XStyleCache(nn.Module):
       return out
     if where.position is None:
       return self.attention_fn(query, key, value, **settings)
-    own = jax.nn.one_hot(where.position[0], slots)
+    one_hot = jax.nn.one_hot(where.position[0], slots)
     for cached, x in zip(leaves, (key, value), strict=True):
-      cached.value = cached.value + jnp.moveaxis(x, 1, -1) * own
-    whole = (jnp.moveaxis(cached.value, -1, 1) for cached in leaves)
+      cached.value = cached.value + jnp.moveaxis(x, 1, -1) * one_hot
+    full = (jnp.moveaxis(cached.value, -1, 1) for cached in leaves)
     out, masking.value = self.attention_fn(
       query,
-      *whole,
+      *full,
       position=where.position,
       masking=masking.value,
       **settings,

@@ -59,9 +59,9 @@ def main() -> None:
 
 def _run(width: int, processes: list[tuple[int, int]]) -> dict[str, float]:
   """Returns the measurement of the slowest of processes (index, count)."""
-  with socket.socket() as found:
-    found.bind(('localhost', 0))
-    port = found.getsockname()[1]
+  with socket.socket() as results:
+    results.bind(('localhost', 0))
+    port = results.getsockname()[1]
   command = [sys.executable, '-m', 'benchmarks.scaling', f'--width={width}']
   started = [
     subprocess.Popen(
@@ -78,9 +78,9 @@ def _run(width: int, processes: list[tuple[int, int]]) -> dict[str, float]:
   outputs = [process.communicate()[0].splitlines() for process in started]
   if any(process.returncode for process in started):
     raise RuntimeError('a process failed')
-  found = [json.loads(lines[-1]) for lines in outputs]
-  print(found, flush=True)
-  return min(found, key=lambda x: x['tokens_per_second'])
+  results = [json.loads(lines[-1]) for lines in outputs]
+  print(results, flush=True)
+  return min(results, key=lambda x: x['tokens_per_second'])
 
 
 def _worker(width: int, core: str, index: str, group: str) -> None:

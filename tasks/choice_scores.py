@@ -68,9 +68,9 @@ def choice_accuracy(
     UserError: no question is complete, or a score is not a number.
   """
   log_likelihoods = metrics.log_likelihoods(scores)
-  whole = _of_whole_questions(targets)
-  targets = [targets[i] for i in whole]
-  log_likelihoods = log_likelihoods[whole]
+  complete = _of_whole_questions(targets)
+  targets = [targets[i] for i in complete]
+  log_likelihoods = log_likelihoods[complete]
   no_number = np.count_nonzero(np.isnan(log_likelihoods))
   if no_number:
     raise UserError(
@@ -103,26 +103,26 @@ def _of_whole_questions(targets: Sequence[Target]) -> list[int]:
 
   A choice that occurs twice, in a repeated split, counts once.
   """
-  there: dict[int, dict[int, int]] = {}
+  by_question: dict[int, dict[int, int]] = {}
   for index, target in enumerate(targets):
     question, choice = map(int, target.idx)
-    there.setdefault(question, {}).setdefault(choice, index)
-  whole = [
+    by_question.setdefault(question, {}).setdefault(choice, index)
+  complete = [
     sorted(indices.values())
-    for indices in there.values()
+    for indices in by_question.values()
     if len(indices) == targets[next(iter(indices.values()))].choices
   ]
-  if not whole:
+  if not complete:
     raise UserError(
       f'{len(targets)} choices hold no whole question: raise EVAL_EXAMPLES, '
       'which counts choices, or name EVAL_QUESTIONS in its place'
     )
-  if len(whole) < len(there):
+  if len(complete) < len(by_question):
     logging.warning(
       '%d of %d questions are left out: not all of their choices are among '
       'the %d examples.',
-      len(there) - len(whole),
-      len(there),
+      len(by_question) - len(complete),
+      len(by_question),
       len(targets),
     )
-  return sorted(index for indices in whole for index in indices)
+  return sorted(index for indices in complete for index in indices)

@@ -54,10 +54,10 @@ def find(folder: pathlib.Path, *names: str) -> pathlib.Path:
   """
   path = find_any(folder, *names)
   if path is None:
-    there = [path.name for path in folder.rglob('*') if path.is_file()]
+    file_names = [path.name for path in folder.rglob('*') if path.is_file()]
     raise UserError(
       f'{folder}: no file {" or ".join(names)} in it'
-      f'{did_you_mean(names[0], there)}'
+      f'{did_you_mean(names[0], file_names)}'
     )
   return path
 

@@ -342,12 +342,12 @@ def keep_the_end(dataset, sequence_length):
     inputs = example['inputs']
     inputs = inputs[tf.maximum(tf.size(inputs) - room, 0) :]
     length = tf.size(inputs) + tf.size(targets)
-    whole = tf.size(example['inputs']) + tf.size(example['targets'])
+    full_length = tf.size(example['inputs']) + tf.size(example['targets'])
     return {
       **example,
       'inputs': inputs,
       'targets': targets,
-      'truncated': length < whole,
+      'truncated': length < full_length,
     }
 
   return dataset.map(keep, num_parallel_calls=tf.data.AUTOTUNE)

@@ -70,8 +70,10 @@ def entries() -> list[str]:
   names = []
   for name in sorted({name for _, name in gin.config._CONFIG}):
     entry = gin.config._REGISTRY[name]
-    here = getattr(main, getattr(entry.wrapped, '__name__', ''), None)
-    if here in (entry.wrapped, entry.wrapper) and not inspect.isclass(here):
+    function = getattr(main, getattr(entry.wrapped, '__name__', ''), None)
+    if function in (entry.wrapped, entry.wrapper) and not inspect.isclass(
+      function
+    ):
       names.append(name)
   return names
 

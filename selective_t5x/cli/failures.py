@@ -36,7 +36,7 @@ def stop_at_sigterm() -> None:
   library's code runs, and a thread of a library can delay the exit: another
   thread ends a process that has not ended after STOP_SECONDS.
   """
-  before = sys.unraisablehook
+  previous = sys.unraisablehook
 
   def stop(*_):
     raise _Stop(errors.INTERRUPTED)
@@ -46,7 +46,7 @@ def stop_at_sigterm() -> None:
       again = (os.getpid(), signal.SIGTERM)
       threading.Timer(0.05, os.kill, again).start()
     else:
-      before(what)
+      previous(what)
 
   sys.unraisablehook = swallowed
   signal.signal(signal.SIGTERM, stop)

@@ -65,12 +65,12 @@ def check_task(cfg, task: seqio.Task) -> None:
     )
     if has_element(examples):
       return
-    whole = not cfg.use_cached and not has_element(
+    source_is_empty = not cfg.use_cached and not has_element(
       task.source.get_dataset(cfg.split, shuffle=False, seed=cfg.seed)
     )
   why = (
     'its source gives no example'
-    if whole
+    if source_is_empty
     else 'its preprocessors leave none of its examples'
   )
   raise UserError(

@@ -187,7 +187,7 @@ def evaluate(
   datasets.get_mixture_or_task(dataset_cfg)
   evaluated = _EvaluatedCheckpoints(output_dir, dataset_cfg, model)
   if restore_checkpoint_cfg.mode == 'all':
-    paths = evaluated.left(paths)
+    paths = evaluated.remaining(paths)
   layout = partitioner.get_data_layout(dataset_cfg.batch_size)
 
   eval_datasets, evaluator, shapes = {}, None, None
@@ -336,7 +336,7 @@ class _EvaluatedCheckpoints:
     self.paths = (
       self._file.read_text().splitlines() if self._file.exists() else []
     )
-    self._there = (
+    self._recorded = (
       json.loads(self._record.read_text()) if self._record.exists() else None
     )
     self._settings = {
@@ -346,20 +346,20 @@ class _EvaluatedCheckpoints:
       **descriptions.of_model(model),
     }
 
-  def left(self, paths: Sequence[str]) -> list[str]:
+  def remaining(self, paths: Sequence[str]) -> list[str]:
     """Returns the checkpoints of `paths` that are not evaluated yet.
 
     Raises:
       UserError: the evaluated ones had other settings, or have changed.
     """
     done = [path for path in paths if path in self.paths]
-    if done and self._there is not None:
-      there, here = dict(self._there), dict(self._settings)
-      of_checkpoints = there.pop('checkpoints')
+    if done and self._recorded is not None:
+      recorded, current = dict(self._recorded), dict(self._settings)
+      of_checkpoints = recorded.pop('checkpoints')
       for path in set(done) & set(of_checkpoints):
-        there[path] = of_checkpoints[path]
-        here[path] = integrity.fingerprint(path)
-      differing = changes(there, here)
+        recorded[path] = of_checkpoints[path]
+        current[path] = integrity.fingerprint(path)
+      differing = changes(recorded, current)
       if differing:
         raise UserError(
           f'{self._file} lists evaluations of other settings: {differing}; '
@@ -371,13 +371,13 @@ class _EvaluatedCheckpoints:
     """Records one more evaluated checkpoint."""
     if jax.process_index() != 0:
       return
-    there = dict(self._there or {})
-    contents = there.pop('checkpoints', {})
-    if self._there is not None and there != self._settings:
+    recorded = dict(self._recorded or {})
+    contents = recorded.pop('checkpoints', {})
+    if self._recorded is not None and recorded != self._settings:
       self.paths, contents = [], {}  # The file has other settings.
     contents[path] = integrity.fingerprint(path)
-    self._there = {**self._settings, 'checkpoints': contents}
-    _write_whole(self._record, json.dumps(self._there))
+    self._recorded = {**self._settings, 'checkpoints': contents}
+    _write_whole(self._record, json.dumps(self._recorded))
     if path not in self.paths:
       self.paths.append(path)
       _write_whole(self._file, '\n'.join(self.paths))

@@ -32,9 +32,9 @@ class _Policy(asyncio.DefaultEventLoopPolicy):
 @contextlib.contextmanager
 def patient() -> Iterator[None]:
   """Makes new event loops, of any thread, patient inside the context."""
-  before = asyncio.get_event_loop_policy()
+  previous = asyncio.get_event_loop_policy()
   asyncio.set_event_loop_policy(_Policy())
   try:
     yield
   finally:
-    asyncio.set_event_loop_policy(before)
+    asyncio.set_event_loop_policy(previous)

@@ -55,8 +55,8 @@ def noticed() -> Iterator[Notice]:
     yield Notice(lambda step: False, lambda: False)
     return
   signalled = threading.Event()
-  before = signal.signal(signal.SIGTERM, lambda *_: signalled.set())
+  previous = signal.signal(signal.SIGTERM, lambda *_: signalled.set())
   try:
     yield Notice(lambda step: signalled.is_set(), signalled.is_set)
   finally:
-    signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)

@@ -288,8 +288,8 @@ class TrainStateInitializer:
       if array is not None
     }
     with _reading(path):
-      there = reader.arrays()
-    saved = _renamed(there, state_dict, cfg)
+      checkpoint_arrays = reader.arrays()
+    saved = _renamed(checkpoint_arrays, state_dict, cfg)
     _check(path, specs, saved, cfg)
 
     shardings = _flat_shardings(
