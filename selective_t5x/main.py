@@ -226,7 +226,7 @@ def _run(session: Session) -> None:
 
   from selective_t5x.config import changes, learning_rate, microbatches
   from selective_t5x.costs import step_costs
-  from selective_t5x.runs import kept_results, startup
+  from selective_t5x.runs import kept_results, recorded_run
   from selective_t5x.runs import lock as run_lock
 
   is_training = FLAGS.run_mode == 'train'
@@ -247,7 +247,7 @@ def _run(session: Session) -> None:
     elif jax.process_index() == 0:
       stack.enter_context(kept_results.claimed(folder, session))
     stack.enter_context(
-      startup.recorded_run(
+      recorded_run.recorded_run(
         folder,
         run_mode=FLAGS.run_mode,
         seed=session.bound('random_seed'),

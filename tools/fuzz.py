@@ -31,6 +31,8 @@ import tempfile
 import time
 from collections.abc import Callable
 
+from selective_t5x.config import files as config_files
+from selective_t5x.config.session import Session
 from tools import settings_walk
 
 _LEAST_INPUTS = 500
@@ -137,16 +139,12 @@ class Inputs:
     """Imports the readers, and writes the files to mutate."""
     import selective_t5x  # noqa: F401, makes t5x importable
     from selective_t5x.cli import libraries
-    from selective_t5x.config import entry_points
-    from selective_t5x.config import files as config_files
 
     libraries.import_tensorflow()
     from selective_t5x import tasks  # noqa: F401, registers
     from tools import official_sets as official
 
     self._folder = folder
-    self._paths = ['.', str(config_files.search_path())]
-    self._entry = entry_points.register()['train']
     self._gin_files = sorted(config_files.gin_dir().rglob('*.gin'))
     official.write(folder / 'data', 2)
     (folder / 'walk').mkdir()
@@ -274,27 +272,18 @@ class Inputs:
     frontier.searched(str(self._folder))
 
   def _paths_to(self, name: str) -> pathlib.Path:
-    return pathlib.Path(self._paths[-1]) / name
+    return config_files.search_path() / name
 
   def _bindings(self, files) -> list[str]:
     return ["MODEL_DIR = '/nonexistent/run'", *([_BYTES] if files else [])]
 
   def _configure(self, files, bindings) -> None:
-    """Does the command line's checks before a run."""
+    """Does what the command line does before a run begins."""
     import gin
 
-    from selective_t5x.config import apply as config_parse
-    from selective_t5x.config import reader as config_check
-    from selective_t5x.config import values as config_values
-
-    config = config_check.load(files, bindings, self._paths)
-    config_check.check(config)
-    gin.clear_config()
-    bindings = [*bindings, *config.path_bindings()]
-    config_parse.parse(config, files, bindings, self._paths)
-    config_values.check(config, self._entry)
-    gin.config_str()
-    config_parse.bound(self._entry, 'model')
+    with Session(files, bindings) as session:
+      gin.config_str()
+      session.bound('model')
 
   def _read(self, task: str, split: str) -> None:
     import seqio

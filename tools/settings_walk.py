@@ -30,6 +30,8 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 
+from selective_t5x.config.session import Session
+
 VALUES = ('None', '0', '-1', '0.5', 'True', "'x'", '[1]')
 # Limit of processor time; a tiny run takes a few seconds.
 _SECONDS = 120
@@ -153,15 +155,11 @@ class Walk:
     """
     import selective_t5x  # noqa: F401, makes t5x importable
     from selective_t5x.cli import libraries
-    from selective_t5x.config import entry_points
-    from selective_t5x.config import files as config_files
 
     libraries.import_tensorflow()
     from selective_t5x import tasks  # noqa: F401, registers
 
     self._folder = folder
-    self._paths = [str(config_files.search_path())]
-    self._entries = entry_points.register()
     # gin's bindings of each run, by its name: parsing takes most of the time.
     self._parsed = {}
     self._datasets = {}
@@ -190,12 +188,12 @@ class Walk:
 
     from selective_t5x.config import calls as config_calls
 
-    config = self.configure(name)
-    run = [*config_calls.of_entry(self._entries[RUNS[name].mode])]
+    session = self.configure(name)
+    run = [*config_calls.of_entry(session.entry)]
     run += config_calls.from_code()
     values = [value for call in run for value in call.values.values()]
     for macro in sorted(set(_macros(values))):
-      yield macro, repr(config.macros()[macro].value)
+      yield macro, repr(session.config.macros()[macro].value)
     for call in run:
       selector = gin.config._inverse_lookup(call.function).selector
       # Only datasets differ between scopes.
@@ -205,49 +203,38 @@ class Walk:
         if not config_calls.follow(call.values.get(parameter))[1]:
           yield f'{scope}{selector}.{parameter}', repr(call.literal(parameter))
 
-  def configure(self, name: str):
-    """Parses a run's configuration as the command line does; returns it."""
+  def configure(self, name: str) -> Session:
+    """Gives gin a run's configuration, as the command line does."""
     if name not in self._parsed:
-      config = self._parse(RUNS[name])
-      self._parsed[name] = config, _bound()
-    config, values = self._parsed[name]
+      self._parsed[name] = self._enter(RUNS[name]), _bound()
+    session, values = self._parsed[name]
     _bind(values)
-    return config
+    return session
 
-  def _parse(self, run: Run, *bindings: str):
-    import gin
-
-    from selective_t5x.config import apply as config_parse
-    from selective_t5x.config import reader as config_check
-
+  def _enter(self, run: Run, *bindings: str) -> Session:
+    """Gives gin a configuration, which the next one replaces."""
     texts = [b.replace(_FOLDER, str(self._folder)) for b in run.bindings]
-    texts += bindings
-    config = config_check.load(run.files, texts, self._paths)
-    config_check.check(config)
-    gin.clear_config()
-    config_parse.parse(config, run.files, texts, self._paths)
-    return config
+    session = Session(run.files, [*texts, *bindings], run_mode=run.mode)
+    return session.__enter__()
 
   def check(self, setting: Setting) -> None:
-    """Does the command line's checks of a setting before a run.
+    """Does with a setting what the command line does before a run.
 
     Raises:
-      UserError: the setting is invalid.
+      UserError: it cannot be.
     """
     import gin
 
-    from selective_t5x.config import apply as config_parse
-    from selective_t5x.config import reader as config_check
-    from selective_t5x.config import values as config_values
+    from selective_t5x.config import reader, values
 
-    config = self.configure(setting.run)
-    entry = self._entries[RUNS[setting.run].mode]
-    binding = config_check.load([], [setting.binding], []).bindings
+    session = self.configure(setting.run)
+    binding = reader.load([], [setting.binding], []).bindings
+    config = session.config
     config = dataclasses.replace(config, bindings=config.bindings + binding)
     with gin.unlock_config():
       gin.parse_config(setting.binding)
-    config_values.check(config, entry)
-    config_parse.bound(entry, 'model')
+    values.check(config, session.entry)
+    session.bound('model')
 
   def prepare(self, name: str) -> None:
     """Trains a run's initial checkpoint, and tries the run unchanged, once."""
@@ -257,37 +244,34 @@ class Walk:
     for before, run in _BEFORE.items():
       folder = self._folder / before
       if f'{_FOLDER}/{before}/' in texts and not folder.exists():
-        self._parse(run, f"MODEL_DIR = '{folder}'")
-        self._run(run.mode)
-    self.configure(name)
-    self._run(RUNS[name].mode)
+        self._run(self._enter(run, f"MODEL_DIR = '{folder}'"))
+    self._run(self.configure(name))
     self._prepared.add(name)
 
   def run(self, setting: Setting) -> None:
     """Runs a setting that `check` has just accepted."""
-    self._run(RUNS[setting.run].mode)
+    self._run(self._parsed[setting.run][0])
 
-  def _run(self, mode: str) -> None:
+  def _run(self, session: Session) -> None:
     import jax
 
-    from selective_t5x.config import apply as config_parse
-    from selective_t5x.runs import startup
+    from selective_t5x.runs import recorded_run
 
-    entry = self._entries[mode]
-    vocabulary = getattr(
-      config_parse.bound(entry, 'model'), 'output_vocabulary', None
-    )
-    folder = config_parse.bound(entry, 'model_dir', 'output_dir')
+    vocabulary = getattr(session.bound('model'), 'output_vocabulary', None)
+    folder = session.bound('model_dir', 'output_dir')
     try:
       with (
         contextlib.chdir(self._folder),
         contextlib.redirect_stdout(io.StringIO()),
         _same_data(self._datasets),
-        startup.recorded_run(
-          folder, run_mode=mode, seed=None, vocabulary=vocabulary
+        recorded_run.recorded_run(
+          folder,
+          run_mode=session.run_mode,
+          seed=None,
+          vocabulary=vocabulary,
         ),
       ):
-        config_parse.run(entry)
+        session.run()
     finally:
       shutil.rmtree(self._folder / 'run', ignore_errors=True)
       self._runs += 1
