@@ -1,4 +1,4 @@
-"""Gives a checked configuration to gin and explains what gin refuses."""
+"""Gives a checked configuration to gin and explains gin's errors."""
 
 import contextlib
 import copy
@@ -34,7 +34,7 @@ def parse(
   """Parses gin files, then bindings, and locks gin's configuration.
 
   Args:
-    config: what `reader.load` read from the same files and bindings.
+    config: the result of `reader.load` for the same files and bindings.
     files: paths of gin files, in order.
     bindings: 'KEY = VALUE' texts, applied after the files.
     search_paths: folders to look for the files in.
@@ -43,8 +43,8 @@ def parse(
     UserError: gin knows no such module, configurable or parameter, or a file
       of gin/attention or gin/pruning has no effect.
   """
-  # gin's own way into packages breaks at a folder that is no package; their
-  # files are found from sys.path, as `reader.load` does.
+  # gin's package reader fails in a folder that is no package. sys.path finds
+  # the files of packages, as in `reader.load`.
   if _PACKAGE_READER in gin.config._FILE_READERS:
     gin.config._FILE_READERS.remove(_PACKAGE_READER)
   for path in [*search_paths, *sys.path]:
@@ -62,9 +62,9 @@ def parse(
 
 
 def keys(config: Config) -> dict[int, reads.Key | None]:
-  """Returns gin's key of each binding by the binding's id; gin has parsed them.
+  """Returns {id of a binding: gin's key} after gin has parsed the bindings.
 
-  None is for what gin does not know, which is none that it has parsed.
+  None: gin does not know the configurable.
   """
   return {id(binding): _key(binding, config) for binding in config.bindings}
 
@@ -82,10 +82,10 @@ def _key(binding: Binding, config: Config) -> reads.Key | None:
 
 
 def run(entry: Callable) -> None:
-  """Calls the entry function with the arguments that gin makes for it.
+  """Calls the entry function with its arguments from gin.
 
   Raises:
-    UserError: an object that gin makes for an argument refuses its values.
+    UserError: an object that gin builds for an argument refuses its values.
   """
   try:
     gin.get_configurable(entry)()
@@ -97,28 +97,28 @@ def run(entry: Callable) -> None:
 
 
 def bound(configurable: Callable, *names: str):
-  """Returns the value of the first parameter in names that gin binds.
+  """Returns the value of the first of the named parameters that gin binds.
 
   Raises:
-    UserError: the object that gin makes for it refuses its values.
+    UserError: the object that gin builds for it refuses its values.
   """
   bindings = gin.get_bindings(configurable, resolve_references=False)
   for name in names:
     if name in bindings:
       try:
-        return copy.deepcopy(bindings[name])  # gin resolves references so.
+        return copy.deepcopy(bindings[name])  # This resolves references.
       except Exception as error:
         raise _refusal(error) from error
   return None
 
 
 def _refusal(error: Exception) -> UserError:
-  """Returns what an object that gin makes says of its values, in one line."""
+  """Returns the error of an object that gin builds, in one line."""
   logging.debug('Traceback of the error', exc_info=True)
   message, *calls = str(error).split('\n  In call to configurable ')
   if isinstance(error, ValueError):
     return UserError(message)
-  # It was not meant for users: say where, and what kind of error it is.
+  # The message was not written for users: add the place and the kind of error.
   where = f'{calls[0].split("(")[0].strip()}: ' if calls else ''
   kind = type(error).__name__
   return UserError(f'{where}{kind}: {message} (--verbosity=1 shows where)')
@@ -132,7 +132,7 @@ def _raised_by_gin(error) -> bool:
 
 
 def _problems(config) -> Iterator[str]:
-  """Yields what is wrong, in the order in which gin meets it."""
+  """Yields the problems in the order in which gin meets them."""
   for statement in config.imports:
     nearest = _missing_module(statement.module)
     if nearest is not None:
@@ -151,7 +151,7 @@ def _problems(config) -> Iterator[str]:
 
 
 def _binding_problems(binding: Binding, config: Config) -> Iterator[str]:
-  """Yields what is wrong with the left-hand side of a binding."""
+  """Yields the problems of the left-hand side of a binding."""
   configurable, problem = _resolve(binding.selector, binding, config)
   if problem:
     yield f'{binding.where}: {problem}'
@@ -164,10 +164,10 @@ def _binding_problems(binding: Binding, config: Config) -> Iterator[str]:
 
 
 def signature(configurable) -> dict[str, inspect.Parameter] | None:
-  """Returns the parameters that gin can bind, None where any name will do."""
+  """Returns the parameters that gin can bind; None if it accepts any name."""
   is_class = inspect.isclass(configurable)
   try:
-    # gin's wrapper of a class hides its parameters; __init__ is inherited.
+    # gin's wrapper hides the parameters of a class, but not its __init__.
     found = inspect.signature(
       configurable.__init__ if is_class else configurable
     )
@@ -184,7 +184,7 @@ def signature(configurable) -> dict[str, inspect.Parameter] | None:
 
 
 def _resolve(selector: str, binding: Binding, config: Config):
-  """Returns a selector's configurable, or None, and what is wrong, or ''."""
+  """Returns (configurable or None, problem or '') of a selector."""
   first, *names = selector.split('.')
   if first == 'gin' or 'dynamic_registration' not in binding.imports:
     try:
@@ -209,7 +209,7 @@ def _resolve(selector: str, binding: Binding, config: Config):
 
 
 def _registered(config: Config) -> Iterator[str]:
-  """Yields names of configurables in the files that need no import."""
+  """Yields names in the files that gin knows without an import."""
   for binding in config.bindings:
     if binding.selector and not binding.on_command_line:
       for name in {binding.selector, binding.selector.split('.')[-1]}:
@@ -219,7 +219,7 @@ def _registered(config: Config) -> Iterator[str]:
 
 
 def _missing_module(module: str) -> str | None:
-  """Returns None for a module that exists, else its nearest names or ''."""
+  """Returns the nearest names of a missing module; None if it exists."""
   if module in sys.modules:
     return None
   parent, _, name = module.rpartition('.')

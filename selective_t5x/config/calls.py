@@ -1,4 +1,4 @@
-"""What gin will call, and with which arguments, before it is called."""
+"""Lists the calls that gin will make, with their arguments."""
 
 import collections.abc
 import dataclasses
@@ -15,15 +15,16 @@ from selective_t5x.config.reader import Config
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-  """A configurable that a run calls, or passes on to what calls it.
+  """A configurable that gin calls, or passes on as a function.
 
   Attributes:
     function: the function or class that gin wraps.
     scopes: gin's scopes around the call.
-    called: whether gin calls it; else it is passed on as it is.
-    values: what is bound to its parameters in these scopes, macros and
-      references as they are written.
-    taken_by: ('function name', 'parameter') that takes the result, or ''.
+    called: whether gin calls it. If not, gin passes the function itself on.
+    values: the bound parameters in these scopes, with unresolved macros and
+      references.
+    taken_by: ('function name', 'parameter') that takes the result; ('', '')
+      for the entry function.
   """
 
   function: Callable[..., Any]
@@ -34,7 +35,7 @@ class Call:
 
   @property
   def name(self) -> str:
-    """The configurable's own name, without modules."""
+    """The configurable's name without its module."""
     return self.function.__name__
 
   @property
@@ -43,22 +44,22 @@ class Call:
     return value_types.parameters(self.function)
 
   def key(self, parameter: str) -> str:
-    """What one writes to bind a parameter: scope/Name.parameter."""
+    """The key of a binding of a parameter: scope/Name.parameter."""
     return f'{"/".join([*self.scopes, ""])}{self.name}.{parameter}'
 
   def literal(self, parameter: str):
-    """Returns a parameter's value behind macros; its default where unbound."""
+    """Returns a parameter's value with macros resolved, else its default."""
     if parameter in self.values:
       return follow(self.values[parameter])[0]
-    found = self.parameters.get(parameter)
-    return found.default if found is not None else None
+    known = self.parameters.get(parameter)
+    return known.default if known is not None else None
 
   def label(self, parameter: str) -> str:
-    """The macro that sets a parameter, or its key: what one would change."""
+    """The macro that sets a parameter, or its key: what a user edits."""
     return follow(self.values.get(parameter))[1] or self.key(parameter)
 
   def where(self, config: Config, parameter: str) -> str:
-    """Returns where the value of a parameter, or its macro's, is written."""
+    """Returns the place that sets a parameter or its macro, as 'file:line'."""
     macro = follow(self.values.get(parameter))[1]
     if macro in config.macros():
       return config.macros()[macro].where
@@ -71,19 +72,19 @@ class Call:
 
 
 def of_entry(entry: Callable) -> Iterator[Call]:
-  """Yields what is called from an entry function on.
+  """Yields the entry function's call and all calls for its arguments.
 
   Args:
-    entry: the registered function that gin's configuration is parsed for.
+    entry: the registered entry function. gin has parsed the configuration.
   """
   yield from _calls(entry, (), True, ('', ''), set())
 
 
 def from_code() -> Iterator[Call]:
-  """Yields configurables that are bound, and to which no binding refers.
+  """Yields bound configurables that no binding refers to.
 
-  Code calls them: a task its own difficulty, for instance. The entry functions
-  of other run modes are not among them.
+  Python code calls them: a task reads its own difficulty, for instance. The
+  entry functions of other run modes are left out.
   """
   bound: dict[tuple[tuple[str, ...], Callable], None] = {}
   referred = set()
@@ -120,7 +121,7 @@ def _calls(function, scopes, called, taken_by, seen) -> Iterator[Call]:
 
 
 def follow(value: object) -> tuple[object, str]:
-  """Returns the value behind gin macros, and the last macro's name or ''."""
+  """Resolves gin macros; returns (value, name of the last macro or '')."""
   name = ''
   while isinstance(value, ConfigurableReference) and (
     value.configurable.selector == 'gin.macro'
@@ -131,7 +132,7 @@ def follow(value: object) -> tuple[object, str]:
 
 
 def references(value: object) -> Iterator[ConfigurableReference]:
-  """Yields gin's references inside a value, macros followed."""
+  """Yields gin's references inside a value, with macros resolved."""
   value, _ = follow(value)
   if isinstance(value, ConfigurableReference):
     if value.configurable.selector != 'gin.constant':

@@ -1,9 +1,10 @@
-"""Refuses to go on with a run under another configuration than it was begun.
+"""Refuses to resume a run under a changed configuration.
 
-MODEL_DIR/config.gin, which both engines write, is compared with the present
-configuration, macros replaced by their values. Only what is listed here may
-differ: it changes how long a run is and what is written when, not the numbers
-that the steps compute (a learning rate that depends on TRAIN_STEPS follows it).
+The present configuration is compared with MODEL_DIR/config.gin, which both
+engines write, after macros are replaced by their values. Only the names in
+`FREE` may differ. They set the length of a run and what it writes when, not the
+numbers that a step computes (a learning rate that depends on TRAIN_STEPS
+changes with it).
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from selective_t5x.config.reader import Binding, Config, Macro, Reference
 from selective_t5x.errors import UserError, changes
 
 CONFIG_FILE = 'config.gin'
-# Macros, and parameters by the last two parts of their names.
+# Macros, and the last two parts of the names of parameters.
 FREE = frozenset(
   {
     'MODEL_DIR',
@@ -42,18 +43,18 @@ FREE = frozenset(
 
 
 def check(model_dir: str, present: str, *, accepted: bool) -> None:
-  """Compares the configuration of a run that goes on with the present one.
+  """Compares the configuration of a run to resume with the present one.
 
-  A folder without checkpoints, or without config.gin, is not refused. What is
-  accepted is kept as config_until_N.gin, N the step of the latest checkpoint.
+  A folder without checkpoints or config.gin passes. If a change is accepted,
+  the old file is kept as config_until_N.gin (N: step of the latest checkpoint).
 
   Args:
-    model_dir: a local folder; one with '://' in it is not compared.
+    model_dir: a local folder. One with '://' in its name is not compared.
     present: the configuration as one gin file, `gin.config_str()`.
-    accepted: whether a change is what the user wants.
+    accepted: whether the user accepts a change.
 
   Raises:
-    UserError: they differ, and that was not accepted.
+    UserError: they differ, and the user has not accepted it.
   """
   folder = pathlib.Path(model_dir)
   file = folder / CONFIG_FILE
@@ -72,33 +73,33 @@ def check(model_dir: str, present: str, *, accepted: bool) -> None:
       f'{model_dir}: holds a run of another configuration: {changed}; give '
       'another MODEL_DIR, or --accept_config_change to go on with the new one'
     )
-  kept = folder / f'config_until_{max(steps)}.gin'
-  if not kept.exists():
-    os.link(file, kept)  # The next config.gin is another file.
+  copy = folder / f'config_until_{max(steps)}.gin'
+  if not copy.exists():
+    os.link(file, copy)  # The next config.gin is another file.
   logging.warning('Going on with another configuration: %s', changed)
 
 
 def _compared(
   there: str, here: str, name: str
 ) -> tuple[dict[str, str], dict[str, str]]:
-  """Returns {what one would change: gin value} of two gin files."""
-  of_there, of_here = (
+  """Returns both {macro or parameter: gin text} of what differs."""
+  old, new = (
     parameters(reader.read(text, what), _is_free, FREE)
     for text, what in ((there, name), (here, 'this run'))
   )
   was: dict[str, str] = {}
   now: dict[str, str] = {}
-  for key in {**of_there, **of_here}:
-    labels = {of[key].label for of in (of_there, of_here) if key in of}
-    # Else one of them has no such macro.
+  for key in {**old, **new}:
+    labels = {side[key].label for side in (old, new) if key in side}
+    # With two labels, only one configuration uses the macro.
     label = labels.pop() if len(labels) == 1 else key
-    for of, values in ((of_there, was), (of_here, now)):
-      values[label] = of[key].text if key in of else '(not set)'
+    for side, values in ((old, was), (new, now)):
+      values[label] = side[key].text if key in side else '(not set)'
   return was, now
 
 
 def short_name(binding: Binding) -> str:
-  """Returns a parameter by the last two parts of its name."""
+  """Returns the last two parts of a parameter's name."""
   return f'{binding.full_selector.split(".")[-1]}.{binding.name}'
 
 
@@ -108,11 +109,11 @@ def _is_free(binding: Binding) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-  """What a configuration binds a parameter to.
+  """The value of a bound parameter.
 
   Attributes:
-    value: with references by the whole name of their module, macros replaced.
-    label: the macro that sets it, which one would change, or its own name.
+    value: the value with full module names in references and without macros.
+    label: the macro that sets it, else the parameter's own name.
   """
 
   value: Any
@@ -129,12 +130,12 @@ def parameters(
   is_free: Callable[[Binding], bool],
   free_macros: Container[str] = (),
 ) -> dict[str, Parameter]:
-  """Returns every parameter that is bound, by its scopes and `short_name`.
+  """Returns {scopes/`short_name`: parameter} of all bound parameters.
 
   Args:
-    config: what was read of gin files and bindings.
-    is_free: tells the parameters that are left out.
-    free_macros: macros that stand for themselves, not for their values.
+    config: the configuration, as read from gin files and bindings.
+    is_free: whether to leave a binding out.
+    free_macros: macros that are not replaced by their values.
   """
   macros = config.macros()
 
@@ -157,16 +158,16 @@ def parameters(
       return type(value)(resolved(item, imports) for item in value)
     return value
 
-  found: dict[str, Parameter] = {}
+  bound: dict[str, Parameter] = {}
   for binding in config.final():
     if not binding.selector or is_free(binding):
       continue
     scope = f'{binding.scope}/' if binding.scope else ''
     key = f'{scope}{short_name(binding)}'
-    if key in found:  # Of two classes of one name.
+    if key in bound:  # Two classes have the same name.
       key = f'{scope}{binding.full_selector}.{binding.name}'
     label, value = key, binding.value
     while isinstance(value, Macro) and value.name in macros:
       label, value = value.name, macros[value.name].value
-    found[key] = Parameter(resolved(binding.value, binding.imports), label)
-  return found
+    bound[key] = Parameter(resolved(binding.value, binding.imports), label)
+  return bound

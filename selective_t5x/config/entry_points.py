@@ -1,6 +1,6 @@
-"""The function of each run mode, where gin files look for it.
+"""Puts the function of each run mode into __main__.
 
-They say `import __main__ as train_script`, as T5X's own do.
+gin files look for it there: like T5X's, they `import __main__ as train_script`.
 """
 
 import functools
@@ -15,16 +15,16 @@ MODULES = {
   'eval': ('t5x.eval', 'evaluate'),
   'infer': ('t5x.infer', 'infer'),
 }
-# It compiles what the files say of training.
+# This mode compiles the training step of the same files.
 PRECOMPILE = 'precompile'
 RUN_MODES = (*MODULES, PRECOMPILE)
 
 
 @functools.cache
 def register() -> dict[str, Callable[..., Any]]:
-  """Puts the functions of all modes into __main__, and returns them by mode.
+  """Puts the functions of all modes into __main__; returns {mode: function}.
 
-  All, so that a run can be evaluated with the files it was trained with.
+  With all of them, the files of a training run also load for its evaluation.
   """
   import gin
 
@@ -38,15 +38,16 @@ def register() -> dict[str, Callable[..., Any]]:
 
 
 def _register_models() -> None:
-  """Makes T5X's model classes known to bindings of the command line.
+  """Registers T5X's model classes for bindings of the command line.
 
-  T5X's guides name them there. No gin file of the suite imports them: its own
-  classes take what is bound to them, see `bindings.inherited`.
+  T5X's guides bind their parameters there, but no gin file of the suite imports
+  them: the suite's classes inherit these bindings, see `bindings.inherited`.
   """
   import gin
 
   from t5x import models
 
   for cls in (models.EncoderDecoderModel, models.DecoderOnlyModel):
-    gin.register(cls.predict_batch_with_aux)  # A method, once its class is.
+    # A method becomes visible when its class is registered.
+    gin.register(cls.predict_batch_with_aux)
     gin.register(cls, module=models.__name__)

@@ -1,4 +1,4 @@
-"""Where gin files are; the suite's, in a checkout and in an installed wheel."""
+"""Finds gin files, also those of an installed wheel."""
 
 import glob
 import os
@@ -11,12 +11,12 @@ from selective_t5x.config import t5x_files
 from selective_t5x.errors import UserError, did_you_mean
 
 _PACKAGE = pathlib.Path(__file__).resolve().parents[1]
-# What a run writes into its folder.
+# The gin files that a run writes into its folder.
 _SAVED = re.compile(r'(operative_config|config(_until_\d+)?)\.gin')
 
 
 def search_path() -> pathlib.Path:
-  """Returns the folder that holds gin/: a wheel's own, else the checkout's."""
+  """Returns the folder that holds gin/, in a wheel or in a checkout."""
   installed = _PACKAGE / 'configs'
   return installed if (installed / 'gin').is_dir() else _PACKAGE.parent
 
@@ -27,13 +27,13 @@ def gin_dir() -> pathlib.Path:
 
 
 def part_of_suite(path: str) -> str | None:
-  """Returns a gin file's path below gin/, None if it is not of the suite."""
+  """Returns a file's path below gin/; None if the suite does not ship it."""
   file, folder = pathlib.Path(path).resolve(), gin_dir().resolve()
   return str(file.relative_to(folder)) if folder in file.parents else None
 
 
 def is_saved(path: str) -> bool:
-  """Whether a gin file has the name of one that runs write."""
+  """Whether a gin file has a name that runs give to their files."""
   return bool(_SAVED.fullmatch(pathlib.Path(path).name))
 
 
@@ -41,14 +41,14 @@ def find(name: str, search_paths: Sequence[str], asked: str = '') -> str:
   """Returns the path of a gin file.
 
   Args:
-    name: as it was asked for.
-    search_paths: folders to look in, the first that has the file wins.
-    asked: what asks for it, for the error.
+    name: the path in a flag or in an include.
+    search_paths: folders to search in order.
+    asked: the flag or the include, for the error message.
 
   Raises:
-    UserError: there is none; the message has the nearest names.
+    UserError: there is no such file. The message has the nearest names.
   """
-  # sys.path holds the gin files inside installed packages, T5X's for one.
+  # sys.path leads to the gin files of installed packages such as T5X.
   for folder in ('', *search_paths, *sys.path):
     path = os.path.join(folder, name)
     if os.path.isfile(path):
@@ -62,10 +62,10 @@ def find(name: str, search_paths: Sequence[str], asked: str = '') -> str:
 
 
 def _gin_files(name, search_paths) -> Iterator[str]:
-  """Yields names of gin files beside the one asked for, and the suite's own."""
+  """Yields the gin files in the folder of a missing one, and the suite's."""
   for folder in ('', *search_paths):
     beside = os.path.dirname(os.path.join(folder, name))
-    # Unlike pathlib's, this glob finds nothing where a name cannot be.
+    # pathlib's glob raises for a name that cannot exist; this one does not.
     for path in glob.glob(os.path.join(glob.escape(beside), '*.gin')):
       yield str(pathlib.Path(name).with_name(os.path.basename(path)))
   root = search_path()

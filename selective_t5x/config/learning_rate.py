@@ -1,4 +1,4 @@
-"""Warns of a learning rate that is applied but not reported."""
+"""Warns if the reported learning rate is not the applied one."""
 
 from absl import logging
 
@@ -6,13 +6,10 @@ from selective_t5x.config import reader
 
 
 def check(config: reader.Config) -> None:
-  """Warns where an optax optimiser and the trainer have other schedules.
+  """Warns if an optax optimiser and the trainer have different schedules.
 
   An optax optimiser applies its own learning rate. The metric `learning_rate`
   is the trainer's `learning_rate_fn`.
-
-  Args:
-    config: what was given to gin.
   """
   final = config.final()
   reported = {
@@ -38,7 +35,7 @@ def check(config: reader.Config) -> None:
 
 
 def _follow(config: reader.Config, value: object) -> object:
-  """Returns the value behind macros."""
+  """Returns a value with macros resolved."""
   macros = config.macros()
   while isinstance(value, reader.Macro) and value.name in macros:
     value = macros[value.name].value

@@ -1,8 +1,7 @@
-"""The range of every number that a run can be given and its type cannot tell.
+"""The allowed ranges of numbers in a configuration.
 
-The suite's own classes check theirs when they are made. Here is what T5X, optax
-and seqio take without a word, and what ends in a traceback later or computes
-what nobody can mean.
+The suite's own classes check their numbers themselves. T5X, optax and seqio
+accept any number; a wrong one leads to a late traceback or to nonsense.
 """
 
 import collections.abc
@@ -14,12 +13,12 @@ from typing import NamedTuple
 
 
 class Limits(NamedTuple):
-  """Which numbers a parameter takes; None does not bound it.
+  """The range of a number; None stands for no limit.
 
   Attributes:
-    least: the least of them.
-    above: what it must exceed.
-    below: what it must stay below.
+    least: inclusive lower limit.
+    above: exclusive lower limit.
+    below: exclusive upper limit.
   """
 
   least: float | None = None
@@ -46,8 +45,8 @@ POSITIVE = Limits(above=0)
 FRACTION = Limits(least=0, below=1)
 ONE_OR_TWO = Limits(least=1, below=3)
 
-# By the last two parts of a parameter's name, as one writes it in gin. What is
-# said of a class holds for those that inherit from it.
+# The key is the last two parts of a parameter's name in gin. The limits of a
+# class hold for its subclasses.
 LIMITS = {
   'train.total_steps': ZERO_OR_MORE,
   'train.relative_steps': ZERO_OR_MORE,
@@ -98,7 +97,7 @@ LIMITS = {
   'Adafactor.max_parameter_scale': POSITIVE,
 }
 
-# By name alone: optax's functions share them.
+# Parameters with the same meaning in all of optax's functions.
 OPTAX = {
   'learning_rate': ZERO_OR_MORE,
   'b1': FRACTION,
@@ -116,7 +115,7 @@ OPTAX = {
 
 
 def of(function: Callable, parameter: str) -> Limits | None:
-  """Returns the limits of a parameter of a function or class, if it has any."""
+  """Returns the limits of a parameter of a function or class, or None."""
   names = [function.__name__]
   if inspect.isclass(function):
     names = [base.__name__ for base in function.__mro__]
@@ -129,12 +128,12 @@ def of(function: Callable, parameter: str) -> Limits | None:
 
 
 def problem(function: Callable, parameter: str, value: object) -> str:
-  """Returns which number of a value is out of its range, or ''.
+  """Returns the first number in a value that is out of range, or ''.
 
   Args:
-    function: what the parameter is of.
+    function: the function or class that has the parameter.
     parameter: its name.
-    value: of any type; the numbers in a dict or a list are looked at.
+    value: any value. Numbers in a dict or a list are checked too.
   """
   limits = of(function, parameter)
   if limits is None:

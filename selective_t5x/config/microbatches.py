@@ -1,8 +1,8 @@
-"""Refuses gradient accumulation that would change the training, on T5X.
+"""Refuses gradient accumulation that changes the training on the real T5X.
 
-T5X's trainer divides the loss of each microbatch by what that microbatch holds,
-and adds the gradients up. The embedded engine divides by what the whole batch
-holds (docs/conformance.md).
+T5X's trainer divides the loss of a microbatch by the tokens of that microbatch
+and adds the gradients. The embedded engine divides by the tokens of the whole
+batch (docs/conformance.md).
 """
 
 import enum
@@ -19,15 +19,15 @@ from selective_t5x.errors import UserError
 def check(entry: Callable[..., Any], model: Any) -> None:
   """Checks the microbatches of a run on the real T5X.
 
-  A memory loss that is divided by a number is a mean over each microbatch's
-  rows: near the whole batch's, so that is a warning alone.
+  A memory loss is a mean over the rows of a microbatch. This is close to the
+  mean over the batch, so it only causes a warning.
 
   Args:
-    entry: the registered entry function; gin's configuration is parsed.
+    entry: the registered entry function. gin has parsed the configuration.
     model: T5X's model of the run.
 
   Raises:
-    UserError: the parts of a batch would not add up to it.
+    UserError: the gradients of the microbatches would not add up.
   """
   if selective_t5x.engine_name() != 't5x':
     return

@@ -1,9 +1,9 @@
-"""Reads a gin configuration without importing anything it names.
+"""Reads a gin configuration without importing the modules it names.
 
-gin only finds a missing file, a misspelt macro or an unquoted string after it
-has imported TensorFlow and JAX, and some of them never. Here gin's own parser
-reads the files and the command line's bindings, so that such mistakes are
-answered in under a second. What needs the modules is left to `apply`.
+gin reports a missing file, a misspelt macro or an unquoted string after it has
+imported TensorFlow and JAX, or never. This module reads the files and bindings
+with gin's own parser and reports such mistakes in under a second. `apply` makes
+the checks that need the modules.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from gin import config_parser
 from selective_t5x.config import files
 from selective_t5x.errors import UserError, did_you_mean
 
-# Macros that hold a path of this run; see `Config.path_bindings`.
+# Macros that hold a path of the run; see `Config.path_bindings`.
 PATH_MACROS = (
   'MODEL_DIR',
   'EVAL_OUTPUT_DIR',
@@ -45,7 +45,7 @@ class Reference:
 
 
 class _Delegate(config_parser.ParserDelegate):
-  """Keeps references as names, so that nothing is looked up."""
+  """Keeps references as names, without looking them up."""
 
   def configurable_reference(self, scoped_configurable_name, evaluate):
     return Reference(scoped_configurable_name, evaluate)
@@ -60,15 +60,14 @@ class Binding:
 
   Attributes:
     scope: scopes before the selector, joined by '/', or ''.
-    selector: the configurable as it is spelled there; '' for a macro.
+    selector: the configurable as written; '' for a macro.
     name: the parameter, or the macro's name with its scope.
     value: a literal that may hold `Macro` and `Reference` objects.
-    file: the gin file as it was asked for, '' for the command line.
+    file: the gin file as named in a flag or include; '' for the command line.
     line: the line in that file, from 1.
-    imports: the names that the file's imports gave before this line, each with
-      the module it stands for.
-    files: the file that was asked for, those that led from there to the
-      binding, and its own; none for the command line.
+    imports: {name: module} of the file's imports before this line.
+    files: the chain of includes: the file of the flag first, the binding's own
+      file last; empty for the command line.
   """
 
   scope: str
@@ -82,7 +81,7 @@ class Binding:
 
   @property
   def key(self) -> str:
-    """The left-hand side, as one writes it in gin."""
+    """The left-hand side of the binding."""
     if not self.selector:
       return self.name
     scope = f'{self.scope}/' if self.scope else ''
@@ -90,30 +89,30 @@ class Binding:
 
   @property
   def on_command_line(self) -> bool:
-    """Whether it was given as --gin.KEY=VALUE or by --gin_bindings."""
+    """Whether it comes from --gin.KEY=VALUE or --gin_bindings."""
     return self.file == _COMMAND_LINE
 
   @property
   def where(self) -> str:
-    """Where it stands: 'file:line', or the flag."""
+    """The place of the binding: 'file:line', or the flag."""
     if self.on_command_line:
       return f'--gin.{self.key}'
     return f'{self.file}:{self.line}'
 
   @property
   def full_selector(self) -> str:
-    """The selector with its first name replaced by the module behind it."""
+    """The selector with its import name replaced by the full module name."""
     return self.full(self.selector)
 
   def full(self, selector: str) -> str:
-    """Returns a selector of the binding's file so, without its scopes."""
+    """Returns the full name of a selector of the same file, without scopes."""
     first, *rest = selector.rpartition('/')[2].split('.')
     return '.'.join([self.imports.get(first, first), *rest])
 
   def overrides(self, other: 'Binding') -> bool:
     """Whether this binding of the command line overrides one of a file.
 
-    gin takes the end of a configurable's name there.
+    On the command line, gin accepts the last parts of a configurable's name.
     """
     names = (f'.{other.selector}', f'.{other.full_selector}')
     return (self.scope, self.name) == (other.scope, other.name) and any(
@@ -123,7 +122,7 @@ class Binding:
 
 @dataclasses.dataclass(frozen=True)
 class Import:
-  """An import of a gin file: the whole module name, and where it stands."""
+  """An import in a gin file: the full module name and its 'file:line'."""
 
   module: str
   where: str
@@ -147,13 +146,13 @@ class Config:
     return list(final.values())
 
   def macros(self) -> dict[str, Binding]:
-    """Returns the binding of every macro, by its name."""
+    """Returns {name: binding} of all macros."""
     return {b.name: b for b in self.bindings if not b.selector}
 
   def path_bindings(self) -> list[str]:
     """Returns gin bindings that make the run's relative paths absolute.
 
-    Orbax refuses a relative path, and what is running may change its folder.
+    Orbax refuses a relative path, and the process may change its folder.
     """
     macros = self.macros()
     return [
@@ -169,12 +168,12 @@ class Config:
 def load(
   files: Sequence[str], bindings: Sequence[str], search_paths: Sequence[str]
 ) -> Config:
-  """Reads gin files, all that they include, and command-line bindings.
+  """Reads gin files, their includes, and command-line bindings.
 
   Args:
     files: paths of gin files, absolute or below one of search_paths.
     bindings: 'KEY = VALUE' texts, applied after the files.
-    search_paths: folders to look in, the first that has the file wins.
+    search_paths: folders to search in order.
 
   Returns:
     The bindings in the order in which gin applies them.
@@ -199,20 +198,20 @@ def _config(statements) -> Config:
 
 
 def read(text: str, name: str) -> Config:
-  """Reads the text of one gin file; an include is looked for on sys.path.
+  """Reads the text of one gin file; sys.path is searched for its includes.
 
   Raises:
-    UserError: gin cannot parse it; `name` says what it is.
+    UserError: gin cannot parse it. The message begins with `name`.
   """
   return _config(_read_text(text, name, (), ()))
 
 
 def check(config: Config) -> None:
-  """Checks that macros fit together.
+  """Checks that every macro is both bound and read.
 
   Raises:
-    UserError: a macro is read but bound nowhere, is still REQUIRED, or is bound
-      on the command line though nothing reads it.
+    UserError: a macro is read but not bound, is still REQUIRED, or is bound on
+      the command line but not read.
   """
   final, macros = config.final(), config.macros()
   reads: dict[str, Binding] = {}
@@ -247,7 +246,7 @@ def check(config: Config) -> None:
 
 
 def gin_text(value) -> str:
-  """Returns a parsed gin value as it is written in gin."""
+  """Returns the gin text of a parsed value."""
   if isinstance(value, Macro):
     return f'%{value.name}'
   if isinstance(value, Reference):
@@ -263,7 +262,7 @@ def gin_text(value) -> str:
 
 
 def leaves(value) -> Iterator[object]:
-  """Yields what a value holds, out of its lists, tuples and dicts."""
+  """Yields the leaves of a value of nested lists, tuples and dicts."""
   if isinstance(value, dict):
     value = [*value.keys(), *value.values()]
   if isinstance(value, list | tuple):
@@ -281,7 +280,7 @@ def _macros_in(value) -> Iterator[str]:
 def _read_file(
   name, search_paths, including, asked
 ) -> Iterator[Import | Binding]:
-  """Yields the statements of one file, its includes in their place."""
+  """Yields the statements of a file, with each include replaced by its own."""
   path = files.find(name, search_paths, asked)
   if name in including:
     raise UserError(f'{asked}: a file cannot include itself')
@@ -293,7 +292,7 @@ def _read_file(
 
 
 def _read_text(text, name, search_paths, including):
-  """Yields the statements of the text of a file."""
+  """Yields the statements of the text of one file."""
   try:
     parser = config_parser.ConfigParser(text, _Delegate())
     yield from _read(parser, name, search_paths, including)
@@ -320,7 +319,7 @@ def _read_flag(text, search_paths) -> Iterator[Import | Binding]:
 
 
 def _read(parser, file, search_paths, including) -> Iterator[Import | Binding]:
-  """Yields the statements of what a gin parser reads."""
+  """Yields the statements of a gin parser."""
   imports = {}
   for statement in parser:
     where = f'{file or "--gin_bindings"}:{statement.location.line_num}'
@@ -357,7 +356,7 @@ def _binding(statement, file, imports, files) -> Binding:
 
 
 def _reason(error) -> str:
-  """Returns the telling part of a parse error's message on one line."""
+  """Returns the useful part of a parse error's message on one line."""
   lines = [line.strip() for line in str(error.args[0]).splitlines()]
   token = lines[-1].removeprefix("Failed to parse token '").removesuffix("'")
   if token != lines[-1]:
@@ -366,7 +365,7 @@ def _reason(error) -> str:
 
 
 def _quoting(key, value, error) -> str:
-  """Returns what is wrong with a value on the command line, and a right one."""
+  """Explains a malformed value of the command line and shows a correct one."""
   if not key.replace('/', '.').replace('.', '_').isidentifier():
     return f'{_reason(error)}; expected --gin.NAME=VALUE'
   if not value:

@@ -1,4 +1,4 @@
-"""Checks values against each other, and knows where None says something."""
+"""Checks values against each other, and where None is allowed."""
 
 import copy
 import inspect
@@ -16,7 +16,7 @@ from selective_t5x.config.reader import Config
 from selective_t5x.errors import did_you_mean
 from t5x import losses
 
-# What a network gives an attention function in each call.
+# Arguments that a network passes to an attention function in each call.
 _OF_THE_NETWORK = {
   *('query', 'key', 'value', 'segment_ids', 'prefix', 'position'),
   *('selection_query', 'selection_key', 'masking_scale', 'memory_tau'),
@@ -28,21 +28,21 @@ _OF_THE_NETWORK_BY = {
 }
 _WARMUPS = ('linear_warmup', 'linear_decay')
 _RSQRT = ('rsqrt_decay', 'rsqrt_normalized_decay')
-# Those of T5X's create_learning_rate_scheduler.
+# All factors of T5X's create_learning_rate_scheduler.
 _FACTORS = ('constant', *_WARMUPS, *_RSQRT, 'decay_every', 'cosine_decay')
 
 
 def none_is_meant(call: Call, parameter: str, run: Sequence[Call]) -> bool:
-  """Returns whether None says something though the annotation has none.
+  """Whether None is a valid value though the annotation does not allow it.
 
-  As T5X's runs take it: no evaluation at all; as many steps as relative_steps
-  says; no batches for the evaluation that is switched off; and, for a task's
-  own metrics, each example at its own length.
+  T5X's runs accept None for: no evaluation; a number of steps that follows from
+  relative_steps; the batches of an evaluation that is switched off; and the
+  lengths of a task's own metrics (each example keeps its length).
 
   Args:
-    call: what the parameter is of.
+    call: the call that has the parameter.
     parameter: its name.
-    run: all that the run calls, the entry function first.
+    run: all calls of the run, the entry function first.
   """
   entry = run[0]
   key = f'{call.name}.{parameter}'
@@ -65,11 +65,11 @@ def none_is_meant(call: Call, parameter: str, run: Sequence[Call]) -> bool:
 
 
 def problems(run: Sequence[Call], config: Config) -> Iterator[str]:
-  """Yields what does not fit together in a run.
+  """Yields the conflicts between the values of a run.
 
   Args:
-    run: all that the run calls, the entry function first.
-    config: what was given to gin, to say where a value comes from.
+    run: all calls of the run, the entry function first.
+    config: the configuration; it tells the place of a value.
   """
   entry = run[0]
   for call in run:
@@ -105,7 +105,7 @@ def problems(run: Sequence[Call], config: Config) -> Iterator[str]:
 
 
 def _value(call: Call, parameter: str):
-  """Returns the value of a parameter; gin calls what it refers to."""
+  """Returns the value of a parameter, with references evaluated by gin."""
   value = call.literal(parameter)
   if isinstance(value, ConfigurableReference) and value.evaluate:
     with gin.config_scope(list(call.scopes)):
@@ -116,7 +116,7 @@ def _value(call: Call, parameter: str):
 def _schedule_problems(
   call: Call, entry: Call, config: Config
 ) -> Iterator[str]:
-  """Yields why a learning rate schedule has no meaning for a run's length."""
+  """Yields why a learning rate schedule does not fit the length of a run."""
   factors = {name.strip() for name in _value(call, 'factors').split('*')}
   for name in sorted(factors - set(_FACTORS)):
     yield (
@@ -126,7 +126,7 @@ def _schedule_problems(
   warmup, first = _value(call, 'warmup_steps'), _value(call, 'step_offset')
   total = _value(entry, 'total_steps')
   if _value(entry, 'relative_steps'):
-    total = math.inf  # It is not known up to where.
+    total = math.inf  # The last step is not known here.
   if not total:
     return  # Nothing is trained.
   key = f'({call.key("warmup_steps")})'
@@ -158,7 +158,7 @@ def _schedule_problems(
 def _microbatch_problems(
   trainer: Call, run: Sequence[Call], config: Config
 ) -> Iterator[str]:
-  """Yields why a batch cannot be taken in so many parts."""
+  """Yields why a batch cannot be split into its microbatches."""
   parts = _value(trainer, 'num_microbatches')
   for call in run:
     if call.taken_by == ('train', 'train_dataset_cfg') and parts:

@@ -1,4 +1,4 @@
-"""One gin configuration, from its files to the call of a run's function."""
+"""One gin configuration, from its files to the call of the entry function."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,21 +7,21 @@ from selective_t5x.config import entry_points, files, reader
 
 
 class Session:
-  """A gin configuration; inside its context gin has it, and no other.
+  """A gin configuration that is active inside its context.
 
     with Session(gin_files, gin_bindings) as session:
       model = session.bound('model')
 
-  Making one reads the files and checks their macros, and imports nothing heavy.
-  Entering it gives the configuration to gin and checks every value that the
-  function of the run mode will be given. gin has one configuration, which is
-  empty after the context.
+  The constructor reads the files and checks their macros. It imports nothing
+  heavy. Entering the context gives the configuration to gin and checks every
+  argument of the entry function. gin has only one configuration; leaving the
+  context empties it.
 
   Attributes:
-    config: what was read.
-    entry: the function of the run mode, once the context was entered.
+    config: the configuration, as read.
+    entry: the function of the run mode, set when the context is entered.
     gin_files: paths of gin files, in order.
-    run_mode: one of entry_points.MODULES, None where no such function is run.
+    run_mode: one of entry_points.MODULES; None: no entry function.
     search_paths: folders to look for the files in.
   """
 
@@ -38,7 +38,7 @@ class Session:
     Args:
       gin_files: paths of gin files, in order.
       gin_bindings: 'KEY = VALUE' texts, applied after the files.
-      run_mode: one of entry_points.MODULES; None where no such function is run.
+      run_mode: one of entry_points.MODULES; None: no entry function.
       search_paths: folders to look for the files in, after the current one.
 
     Raises:
@@ -56,7 +56,7 @@ class Session:
     """Gives the configuration to gin.
 
     Raises:
-      UserError: gin refuses it, or a value is missing or cannot be.
+      UserError: gin refuses it, or a value is missing or invalid.
     """
     import gin
 
@@ -83,20 +83,20 @@ class Session:
     gin.clear_config()
 
   def bound(self, *names: str) -> Any:
-    """Returns the value of the first of the entry's parameters that is bound.
+    """Returns the value of the entry's first named parameter that is bound.
 
     Raises:
-      UserError: the object that gin makes for it refuses its values.
+      UserError: the object that gin builds for it refuses its values.
     """
     from selective_t5x.config import apply
 
     return apply.bound(self.entry, *names)
 
   def run(self) -> None:
-    """Calls the entry function with the arguments that gin makes for it.
+    """Calls the entry function with its arguments from gin.
 
     Raises:
-      UserError: an object that gin makes for an argument refuses its values.
+      UserError: an object that gin builds for an argument refuses its values.
     """
     from selective_t5x.config import apply
 

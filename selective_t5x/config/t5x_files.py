@@ -1,4 +1,4 @@
-"""Which gin files of the suite stand for those that only the real T5X has."""
+"""Maps gin files of the real T5X to the suite's replacements."""
 
 import re
 
@@ -7,7 +7,7 @@ _C4 = 'gin/experiments/t5_span_corruption_baseline.gin'
 _DECODER = 'gin/models/t5_decoder_only/{}.gin'
 _SIZES = ('base', 'large', 'xl', 'xxl')
 
-# T5X's files below its package, and ours. A value may say more than a name.
+# {path below T5X's package: our file, with advice where a file is not enough}
 _INSTEAD = {
   **{
     f'configs/runs/{run}.gin': f'gin/runs/{run}.gin'
@@ -58,20 +58,20 @@ _INSTEAD = {
     for size in _SIZES
   },
 }
-# Of T5X's guides: models/t5_1_1_small.gin.
+# T5X's guides use names such as models/t5_1_1_small.gin.
 _VERSION_AND_SIZE = re.compile(r'(?:^|/)(t5_1_[01])_([a-z]+)\.gin$')
 
 
 def instead_of(name: str) -> str:
-  """Says what to use in place of one of T5X's gin files.
+  """Names the replacement of one of T5X's gin files.
 
   Args:
-    name: as it was asked for: 't5x/configs/runs/pretrain.gin', its end
-      'runs/pretrain.gin', or the 'models/t5_1_1_small.gin' of T5X's guides.
+    name: the path in a flag or include: 't5x/configs/runs/pretrain.gin', its
+      end 'runs/pretrain.gin', or the 'models/t5_1_1_small.gin' of T5X's guides.
 
   Returns:
-    The end of a sentence, '; only the real T5X has it, use ...', or '' for a
-    file that is not T5X's.
+    '; only the real T5X has it, use ...' for an error message; '' if the file
+    is not T5X's.
   """
   ours = _ours(name)
   if ours:
@@ -82,15 +82,15 @@ def instead_of(name: str) -> str:
 
 
 def model_of(name: str) -> str | None:
-  """Returns the suite's file of the model in one of T5X's; None for others."""
+  """Returns the suite's model file for one of T5X's; None for other files."""
   ours = _ours(name)
   return ours if ours and ours.startswith('gin/models/') else None
 
 
 def _ours(name: str) -> str | None:
-  """Returns what to use in place of one of T5X's files, None for others."""
+  """Returns the replacement of one of T5X's files; None for other files."""
   path = name.removeprefix('./').removeprefix('t5x/')
-  of_a_guide = _VERSION_AND_SIZE.search(path)
-  if of_a_guide:
-    path = 'examples/t5/{}/{}.gin'.format(*of_a_guide.groups())
+  guide_name = _VERSION_AND_SIZE.search(path)
+  if guide_name:
+    path = 'examples/t5/{}/{}.gin'.format(*guide_name.groups())
   return _INSTEAD.get(path) or _INSTEAD.get(f'configs/{path}')

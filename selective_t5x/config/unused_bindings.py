@@ -1,10 +1,10 @@
-"""Names the bindings of a user that have no effect.
+"""Lists the user's bindings that have no effect.
 
-gin takes any binding of a parameter that exists, whether something reads it or
-not. At the end of a run its operative configuration says what was read, before
-a run the references of its configuration say what could be. The user's bindings
-are those of the command line and of gin files that neither the suite nor T5X
-ships and no run has written.
+gin accepts a binding of any existing parameter, even if nothing reads it. After
+a run, gin's operative configuration shows what was read. Before a run, the
+references of the configuration show what can be read. The user's bindings are
+those of the command line and of gin files that were not shipped by the suite or
+T5X and not written by a run.
 """
 
 import os
@@ -17,7 +17,7 @@ from selective_t5x.config.reader import Binding
 from selective_t5x.config.session import Session
 from selective_t5x.errors import did_you_mean
 
-# The suite's run files by run mode. A user's file may have bindings for any.
+# The suite's run files by run mode. A user's file may serve several modes.
 _RUN_FILES = {
   'train': ('pretrain', 'finetune', 'skip_nonfinite'),
   'eval': ('eval', 'downstream'),
@@ -28,11 +28,11 @@ _RUN_FILES = {
 def before(session: Session) -> list[str]:
   """Returns a line for each binding of the user that the run cannot read.
 
-  What code calls by itself, as tasks do with their settings, may read any
-  binding of it.
+  Functions that Python code calls directly, such as the settings of a task, may
+  read any of their bindings.
 
   Args:
-    session: the configuration that gin has.
+    session: the active configuration.
   """
   roots = [reads.selector(session.entry), *reads.called_by_python()]
   read = reads.reachable(roots)
@@ -43,11 +43,11 @@ def before(session: Session) -> list[str]:
 def after(session: Session) -> list[str]:
   """Returns a line for each binding of the user that the run did not read.
 
-  Of a file, not what a run of another mode would read, nor what belongs to a
-  function that was passed on and not called: the file may be for several runs.
+  A file may serve several runs. Its bindings are left out if a run of another
+  mode would read them, or if their function was passed on but not called.
 
   Args:
-    session: the configuration that gin has.
+    session: the active configuration.
   """
   elsewhere = reads.reachable(reads.entries())
   if session.run_mode != 'train':
@@ -56,9 +56,9 @@ def after(session: Session) -> list[str]:
 
 
 def _lines(session, read, elsewhere, verb) -> list[str]:
-  """Returns the lines of both, in the order of the bindings."""
+  """Returns the lines of `before` and `after`, in the order of bindings."""
   keys = apply.keys(session.config)
-  # What a later binding overrides is not the user's last word.
+  # Only the last binding of a key counts.
   last: dict[reads.Key | None, Binding] = {}
   for binding in session.config.bindings:
     last.pop(keys[id(binding)], None)
@@ -68,7 +68,7 @@ def _lines(session, read, elsewhere, verb) -> list[str]:
   for key, binding in last.items():
     if key is None or key in read or not _is_users(binding, session):
       continue
-    # What is read in another scope is meant for this run.
+    # A parameter that is read in another scope was meant for this run.
     is_scoped = any(k[1:] == key[1:] for k in read if k[1] != reads.MACRO)
     if not binding.on_command_line and not is_scoped:
       if key in elsewhere or _name(binding) in known:
@@ -81,7 +81,7 @@ def _lines(session, read, elsewhere, verb) -> list[str]:
 
 
 def _is_users(binding: Binding, session: Session) -> bool:
-  """Whether a binding was written by the user of this run."""
+  """Whether the user of this run wrote a binding."""
   if binding.on_command_line:
     return True
   path = files.find(binding.file, session.search_paths)
@@ -92,7 +92,7 @@ def _is_users(binding: Binding, session: Session) -> bool:
 
 
 def _names_of_other_modes(run_mode: str) -> set[str]:
-  """Returns macros and functions that the run files of other modes know."""
+  """Returns the macros and functions in the run files of other modes."""
   names = set()
   for mode, run_files in _RUN_FILES.items():
     if mode == run_mode:
@@ -112,12 +112,12 @@ def _names_of_other_modes(run_mode: str) -> set[str]:
 
 
 def _name(binding: Binding) -> str:
-  """Returns what a binding is of: a macro, or a function by its full name."""
+  """Returns the macro that a binding sets, or the full name of its function."""
   return binding.full_selector if binding.selector else binding.name
 
 
 def _hint(key: reads.Key, read: Collection[reads.Key]) -> str:
-  """Returns what the user may have meant, '' where nothing is near."""
+  """Returns a guess of what the user meant, or ''."""
   scope, name, parameter = key
   if name == reads.MACRO:
     readers = _readers(scope)
@@ -135,7 +135,7 @@ def _hint(key: reads.Key, read: Collection[reads.Key]) -> str:
 
 
 def _readers(macro: str) -> list[str]:
-  """Returns the suite's gin files that read a macro, two at most."""
+  """Returns up to two of the suite's gin files that read a macro."""
   root = files.search_path()
   names = [str(f.relative_to(root)) for f in files.gin_dir().rglob('*.gin')]
   bindings = reader.load(names, [], [str(root)]).bindings
@@ -146,7 +146,7 @@ def _readers(macro: str) -> list[str]:
 
 
 def _of_model(name: str, read: Collection[reads.Key]) -> str:
-  """Says where a setting of another kind of model belongs for this one."""
+  """Names the model class to bind a setting of another kind of model to."""
   calls = {k[1] for k in read}
   for model, base in reads.BASES.items():
     if reads.selector(model) not in calls:

@@ -1,8 +1,8 @@
-"""Compares the values that gin gives with what a parameter is annotated as.
+"""Compares gin's values with the type annotations of parameters.
 
 T5X, the suite and most libraries annotate their parameters, so one rule covers
-them: a value is of the annotated type, a parameter without an annotation takes
-what is like its default, and True is no number.
+all: a value has the annotated type. Without an annotation it has the type of
+the default. True is no number.
 """
 
 import collections.abc
@@ -32,10 +32,10 @@ _UNIONS = (types.UnionType, typing.Union)
 
 @functools.cache
 def parameters(function: Callable) -> Mapping[str, inspect.Parameter]:
-  """Returns the parameters whose names are known, with evaluated annotations.
+  """Returns the named parameters of a function, with evaluated annotations.
 
-  An annotation that cannot be evaluated is Any. A class that passes keyword
-  arguments on to its base takes the base's too.
+  An annotation that cannot be evaluated becomes Any. A class that passes
+  keyword arguments on to its base also has the base's parameters.
 
   Args:
     function: a function or a class, as gin registers it.
@@ -45,8 +45,8 @@ def parameters(function: Callable) -> Mapping[str, inspect.Parameter]:
   merged: dict[str, inspect.Parameter] = {}
   for base in function.__mro__:
     if init := vars(base).get('__init__'):
-      own, passes_on = _of_function(inspect.unwrap(init))
-      merged = own | merged
+      named, passes_on = _of_function(inspect.unwrap(init))
+      merged = named | merged
       if not passes_on:
         break
   merged.pop('self', None)
@@ -54,37 +54,36 @@ def parameters(function: Callable) -> Mapping[str, inspect.Parameter]:
 
 
 def _of_function(function) -> tuple[dict[str, inspect.Parameter], bool]:
-  """Returns its named parameters, and whether it takes any others."""
+  """Returns (named parameters, whether it also takes **kwargs)."""
   try:
-    found = inspect.signature(function).parameters.values()
+    signature = inspect.signature(function).parameters.values()
   except (TypeError, ValueError):  # Some functions written in C.
     return {}, False
   try:
     hints = typing.get_type_hints(function)
-  except Exception:  # Annotations are any code: take those that load.
-    hints = {p.name: _evaluated(p.annotation, function) for p in found}
+  except Exception:  # An annotation may be any code: evaluate each by itself.
+    hints = {p.name: _evaluated(p.annotation, function) for p in signature}
   named = (
     inspect.Parameter.POSITIONAL_OR_KEYWORD,
     inspect.Parameter.KEYWORD_ONLY,
   )
   return {
     p.name: p.replace(annotation=hints.get(p.name, Any))
-    for p in found
+    for p in signature
     if p.kind in named
-  }, any(p.kind is inspect.Parameter.VAR_KEYWORD for p in found)
+  }, any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature)
 
 
 def _evaluated(annotation, function):
-  """Returns what an annotation stands for, Any where that is not known."""
+  """Returns an evaluated annotation, or Any if that fails."""
   if annotation is inspect.Parameter.empty:
     return Any
   if not isinstance(annotation, str):
     return annotation
-  one = types.SimpleNamespace(__annotations__={'one': annotation})
+  holder = types.SimpleNamespace(__annotations__={'hint': annotation})
+  scope = getattr(function, '__globals__', {})
   try:
-    return typing.get_type_hints(one, getattr(function, '__globals__', {}))[
-      'one'
-    ]
+    return typing.get_type_hints(holder, scope)['hint']
   except Exception:
     return Any
 
@@ -93,31 +92,31 @@ def problem(value: object, parameter: inspect.Parameter) -> str:
   """Returns what is wrong with a value of a parameter, or ''.
 
   Args:
-    value: what gin was given, macros followed: a literal, or a reference.
-    parameter: one that `parameters` returns.
+    value: a literal or a reference, with macros resolved.
+    parameter: one of the results of `parameters`.
   """
   annotation, default = parameter.annotation, parameter.default
   if value is default or value is gin.REQUIRED:
     return ''
   if annotation is Any and isinstance(default, _SCALARS) and value is not None:
     annotation = float if is_number(default) else type(default)
-  # jax.typing.ArrayLike has bool among many types; a number is meant.
-  a_number = not isinstance(default, bool) and any(
+  # jax.typing.ArrayLike is a union with bool, but it stands for a number.
+  is_numeric = not isinstance(default, bool) and any(
     option in (int, float) for option in _options(annotation)
   )
-  if fits(value, annotation) and not (a_number and isinstance(value, bool)):
+  if fits(value, annotation) and not (is_numeric and isinstance(value, bool)):
     return ''
   return _complaint(value, annotation)
 
 
 def _complaint(value, annotation) -> str:
-  """Returns which part of a value is not what it should be."""
-  for part, of in _parts(value, annotation):
-    if not fits(part, of):
-      return _complaint(part, of)
+  """Describes the innermost part of a value that has the wrong type."""
+  for part, part_type in _parts(value, annotation):
+    if not fits(part, part_type):
+      return _complaint(part, part_type)
   if isinstance(value, ConfigurableReference) and not value.evaluate:
     name = f'@{value.scoped_selector}'
-    # Most likely the brackets were forgotten.
+    # The user has probably forgotten the brackets.
     return f'{name} is not of type {words(annotation)}; a call is {name}()'
   shown = repr(value)
   if isinstance(value, ConfigurableReference):
@@ -126,7 +125,7 @@ def _complaint(value, annotation) -> str:
 
 
 def _parts(value, annotation) -> Iterator[tuple[object, object]]:
-  """Yields (item, its annotation) of a mapping or sequence that is one."""
+  """Yields (item, its annotation) of a mapping or sequence."""
   kinds = _MAPPINGS if isinstance(value, dict) else _SEQUENCES
   options = [o for o in _options(annotation) if typing.get_origin(o) in kinds]
   if len(options) != 1 or not isinstance(value, dict | list | tuple):
@@ -140,11 +139,11 @@ def _parts(value, annotation) -> Iterator[tuple[object, object]]:
 
 
 def fits(value: object, annotation: object) -> bool:
-  """Returns whether a value can be of a type; what is not known fits.
+  """Whether a value can have a type; True if that is not known.
 
   Args:
     value: a literal that may hold gin's references.
-    annotation: a type, or what `typing` makes of types.
+    annotation: a type or a construct of `typing`.
   """
   if isinstance(value, ConfigurableReference):
     name = value.configurable.selector
@@ -181,7 +180,7 @@ def fits(value: object, annotation: object) -> bool:
   if kind is int:
     return is_integer(value)
   if kind in (Any, object) or not inspect.isclass(kind):
-    return True  # Also a type variable, or a name that was not evaluated.
+    return True  # This includes type variables and unevaluated names.
   if getattr(kind, '_is_protocol', False):
     return callable(value) or not _is_callable(kind)
   try:
@@ -191,9 +190,9 @@ def fits(value: object, annotation: object) -> bool:
 
 
 def _sequence_fits(value, args) -> bool:
-  """Returns whether it is a list or tuple of what it should hold.
+  """Whether a value is a list or tuple with items of the right types.
 
-  gin's users write lists and tuples alike; a string is neither.
+  gin's users mix lists and tuples, so both fit. A string does not.
   """
   if isinstance(value, str | bytes | collections.abc.Mapping):
     return False
@@ -207,9 +206,9 @@ def _sequence_fits(value, args) -> bool:
 
 
 def _result_fits(target: Callable, annotation) -> bool:
-  """Returns whether an instance of a class can be of a type.
+  """Whether the result of a call can have a type.
 
-  What a function returns is known when it has been called.
+  True for a function: its result is only known after the call.
   """
   if not inspect.isclass(target):
     return True
@@ -234,12 +233,12 @@ def _result_fits(target: Callable, annotation) -> bool:
 
 
 def _is_callable(kind: type) -> bool:
-  """Returns whether instances of a class can be called."""
+  """Whether instances of a class can be called."""
   return any('__call__' in vars(base) for base in kind.__mro__)
 
 
 def _options(annotation) -> tuple[object, ...]:
-  """Returns the types of a union, in it or through Annotated."""
+  """Returns the types of a nested union, with Annotated removed."""
   if typing.get_origin(annotation) is typing.Annotated:
     annotation = typing.get_args(annotation)[0]
   if typing.get_origin(annotation) in _UNIONS:
@@ -252,7 +251,7 @@ def _options(annotation) -> tuple[object, ...]:
 
 
 def words(annotation: object) -> str:
-  """Returns a type as one says it: 'int', 'list of str or None', 'function'."""
+  """Returns a type in words: 'int', 'list of str or None', 'function'."""
   options = _options(annotation)
   if complex in options:  # jax.typing.ArrayLike
     return 'number or array'

@@ -1,4 +1,4 @@
-"""Checks the values that gin will give, before anything runs."""
+"""Checks all values of a gin configuration before anything runs."""
 
 from collections.abc import Callable, Iterator
 
@@ -11,20 +11,19 @@ from selective_t5x.errors import UserError, did_you_mean
 
 
 def check(config: Config, entry: Callable) -> None:
-  """Checks every value that a call of the entry function will be given.
+  """Checks every argument of the entry function and of the calls behind it.
 
-  Follows gin's references from the entry function on: what gin calls has all
-  its arguments, a value is of the annotated type and within its limits, a task
-  name is that of a registered task, and the values fit together
-  (`rules`). What else is bound, for code to call, has its values checked
-  in the same way.
+  The check follows gin's references from the entry function: every call has all
+  its arguments, every value has the annotated type and is within its limits,
+  every task is registered, and the values fit together (`rules`). Bound values
+  of functions that only Python code calls are checked in the same way.
 
   Args:
-    config: what was given to gin, to say where a value comes from.
-    entry: the registered entry function; gin's configuration is parsed.
+    config: the configuration; it tells the place of a value.
+    entry: the registered entry function. gin has parsed the configuration.
 
   Raises:
-    UserError: the first value that is missing or cannot be.
+    UserError: the first value that is missing or invalid.
   """
   run = list(calls.of_entry(entry))
   for call in [*run, *calls.from_code()]:
@@ -35,7 +34,7 @@ def check(config: Config, entry: Callable) -> None:
 
 
 def _call_problems(call: Call, run: list[Call], config) -> Iterator[str]:
-  """Yields what is wrong with gin's arguments of one call."""
+  """Yields the problems of the arguments of one call."""
   if call.called:
     for name, parameter in call.parameters.items():
       default = parameter.default
@@ -65,7 +64,7 @@ def _value_problem(call: Call, name: str, value, run: list[Call]) -> str:
 
 
 def _task_problems(call: Call, config) -> Iterator[str]:
-  """Yields what is wrong with the names of a task and of its module."""
+  """Yields the problems of the names of a task and its module."""
   import seqio
 
   from t5x import utils
@@ -81,7 +80,7 @@ def _task_problems(call: Call, config) -> Iterator[str]:
       yield f'MIXTURE_OR_TASK_MODULE = {module!r}: no such module'
   name = call.literal('mixture_or_task_name')
   if not isinstance(name, str):
-    return  # gin makes the task, or code does.
+    return  # The value is a task object.
   known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
   if name not in known:
     yield (

@@ -1,8 +1,8 @@
 """Refuses a configuration in which a loaded variant file has no effect.
 
-A file of gin/attention or gin/pruning is loaded for what it changes. It changes
-nothing where no network reads its macros, where a model file that comes later
-sets them back, and where what it binds belongs to a file that is not loaded.
+A file of gin/attention or gin/pruning has no effect if no network reads its
+macros, if a later model file resets them, or if it binds parameters of
+configurables that no loaded file uses.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from selective_t5x.errors import UserError
 
 _FOLDERS = ('attention', 'pruning')
 _FILES = ('runs/skip_nonfinite.gin',)
-# They have the suite's defaults of what variant files set.
+# Files in these folders hold the defaults of what variant files set.
 _DEFAULTS = ('models', 'architectures')
 
 
@@ -29,15 +29,15 @@ def check(
   keys: dict[int, reads.Key | None],
   search_paths: Sequence[str],
 ) -> None:
-  """Checks what variant files do; gin's configuration is parsed.
+  """Checks that each variant file has an effect, after gin's parsing.
 
   Args:
-    config: what was given to gin.
-    keys: gin's key of every binding, by its id.
+    config: the configuration.
+    keys: {id of a binding: gin's key}.
     search_paths: folders to look for gin files in.
 
   Raises:
-    UserError: one has no effect; the message says why and what to load.
+    UserError: a file has no effect. The message says why and what to load.
   """
   ours = {
     name: files.part_of_suite(files.find(name, search_paths))
@@ -55,7 +55,7 @@ def check(
 
 
 def explained(config: Config, error: unread_macros.UnreadMacro) -> UserError:
-  """Returns the error with the place of the macro and the file to load."""
+  """Returns the error, with the place of the macro and the file to load."""
   binding = config.macros().get(error.macro)
   instead = [
     f'load {ours} in place of {file}'
@@ -74,15 +74,15 @@ def explained(config: Config, error: unread_macros.UnreadMacro) -> UserError:
 
 
 def _is_variant(binding, ours) -> bool:
-  """Whether it stands in a variant file that no model file includes."""
+  """Whether a binding is in a variant file that no model file includes."""
   if any(_folder(ours[name]) in _DEFAULTS for name in binding.files):
     return False
-  own = ours[binding.file]
-  return _folder(own) in _FOLDERS or own in _FILES
+  suite_path = ours[binding.file]
+  return _folder(suite_path) in _FOLDERS or suite_path in _FILES
 
 
 def _folder(path: str | None) -> str:
-  """Returns the folder below gin/ of a file of the suite, '' for others."""
+  """Returns a suite file's folder below gin/; '' for other files."""
   return path.partition('/')[0] if path else ''
 
 
@@ -105,7 +105,7 @@ def _check_order(file, bindings, config, ours) -> None:
 
 
 def _check_effect(file, bindings, config, keys, reachable) -> None:
-  """Raises UserError if nothing reads what the file binds."""
+  """Raises UserError if nothing reads the file's bindings."""
   if not any(keys[id(b)] in reachable for b in bindings):
     for binding in bindings:
       if binding.name in unread_macros.MACROS:
@@ -122,11 +122,11 @@ def _check_effect(file, bindings, config, keys, reachable) -> None:
     for leaf in leaves(binding.value)
     if isinstance(leaf, Reference)
   }
-  # Of several kinds of model, a file binds the same for each.
+  # A file may bind the same parameter for several kinds of model.
   read = {b.name for b in bindings if keys[id(b)] in reachable}
   for binding in bindings:
     selector = binding.full_selector
-    # What is T5X's or optax's may be for one of several optimisers.
+    # Bindings of T5X or optax may belong to an optimiser that is not in use.
     if not selector.startswith('selective_t5x.') or binding.name in read:
       continue
     if selector not in named:
