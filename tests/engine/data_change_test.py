@@ -24,6 +24,7 @@ from t5x import (
   train_iterator,
 )
 from tests.engine import tiny
+from tests.support import smoke
 
 _FEATURES = {'targets': seqio.Feature(seqio.ByteVocabulary(), add_eos=True)}
 _numbers = itertools.count()
@@ -181,13 +182,15 @@ def _cased(dataset, function):
 
 @pytest.mark.parametrize(
   'how, message',
-  [
-    ('batch size', 'batch_size is 4 there, 8 here'),
-    ('length', "{'targets': 16} there, {'targets': 12} here"),
-    ('packing', 'pack is True there, False here'),
-    ('seed', 'seed is 0 there, 7 here'),
-    ('task', r'preprocessor 2 is .* there, _cased\(function=.*upper'),
-  ],
+  smoke.first(
+    [
+      ('task', r'preprocessor 2 is .* there, _cased\(function=.*upper'),
+      ('batch size', 'batch_size is 4 there, 8 here'),
+      ('length', "{'targets': 16} there, {'targets': 12} here"),
+      ('packing', 'pack is True there, False here'),
+      ('seed', 'seed is 0 there, 7 here'),
+    ]
+  ),
 )
 def test_other_settings_are_refused_and_an_accepted_change_goes_on(
   how, message, text, tmp_path, caplog
@@ -266,7 +269,7 @@ def _as_an_older_version_saved_it(folder, args, batches):
   position.unlink()
 
 
-@pytest.mark.parametrize('batches', [2, 1])
+@pytest.mark.parametrize('batches', smoke.first([2, 1]))
 def test_a_state_of_an_older_version_goes_on(batches, text, tmp_path):
   run, args = tmp_path / 'run', _args(tmp_path / 'whole', text[1])
   whole = _batches(args)

@@ -372,13 +372,14 @@ def test_results_that_do_not_say_what_they_are_of_are_left(saved, tmp_path):
 def test_more_results_than_examples_are_refused(saved, tmp_path, monkeypatch):
   with pytest.raises(KeyboardInterrupt):
     infer_run.run(saved[0], tmp_path, write_fn=_unfinished)
-  task = seqio.get_mixture_or_task(tiny.TASK)
+  source = seqio.get_mixture_or_task(tiny.TASK).source
+  texts = source.get_dataset
 
-  def no_texts(split, shuffle_files, seed=None):
-    return tiny._texts(split, shuffle_files, seed).take(0)
+  def no_texts(*args, **kwargs):
+    return texts(*args, **kwargs).take(0)
 
-  nothing = seqio.FunctionDataSource(no_texts, splits=['validation'])
-  monkeypatch.setattr(task, '_source', nothing)
+  # The identity of the source stays the same.
+  monkeypatch.setattr(source, 'get_dataset', no_texts)
   with pytest.raises(UserError, match='fewer examples than were inferred'):
     infer_run.run(saved[0], tmp_path)
 

@@ -14,7 +14,7 @@ from selective_t5x.errors import UserError
 from selective_t5x.nn.call import Call
 from selective_t5x.nn.self_attention import SelfAttention
 from tests.nn import extensions_test
-from tests.support import cached_models
+from tests.support import cached_models, smoke
 
 X = np.random.default_rng(0).normal(size=(1, 6, 8)).astype(np.float32)
 SEGMENTS = jnp.array([[1, 1, 1, 2, 2, 0]])
@@ -56,7 +56,7 @@ def test_heads_that_cannot_be_halved_are_refused(number):
   assert gin_functions.half(6) == 3
 
 
-@pytest.mark.parametrize('split', [False, True])
+@pytest.mark.parametrize('split', smoke.first([False, True]))
 def test_the_second_version_doubles_the_queries(split):
   module = SelfAttention(
     2,

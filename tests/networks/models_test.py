@@ -13,6 +13,7 @@ from selective_t5x.models import LanguageModel
 from t5x import decoding, models, optimizers
 from tests.attention import loops
 from tests.engine import running_sum
+from tests.support import smoke
 
 PACKED = np.array(
   [[1, 1, 1, 1, 2, 2, 2, 0], [3, 3, 4, 4, 4, 4, 4, 4], [0] * 8], np.int32
@@ -149,7 +150,7 @@ def test_without_memory_loss_it_is_t5xs_model_exactly(params, packed):
   'factor',
   [None, 7.0, 'NUM_REAL_TARGET_TOKENS', 'NUM_TOTAL_TARGET_TOKENS'],
 )
-@pytest.mark.parametrize('packed', [True, False])
+@pytest.mark.parametrize('packed', smoke.first([True, False]))
 def test_the_memory_loss_is_what_the_docstring_says(params, packed, factor):
   segment_ids = PACKED if packed else np.minimum(PACKED, 1)
   batch = batch_of(segment_ids, packed)

@@ -80,6 +80,7 @@ def decode(model):
   return np.stack(outs, axis=1)
 
 
+@pytest.mark.slow  # The same in float64 is below.
 @every_model
 def test_steps_are_the_parallel_form(kind, function):
   model = build(kind, function)

@@ -16,6 +16,7 @@ from selective_t5x.errors import UserError
 from selective_t5x.nn import stacking
 from selective_t5x.stick_breaking_heads import StickBreakingHeads
 from tests.networks import network_test, t5_decoder_only_test, t5_network_test
+from tests.support import smoke
 
 LAYERS = 2
 SELECTIVE = {
@@ -127,7 +128,7 @@ def test_unstacked_takes_each_layer_from_the_axis_of_layers():
   np.testing.assert_array_equal(found['layers_2']['b'], np.arange(6))
 
 
-@pytest.mark.parametrize('kind', NETWORKS)
+@pytest.mark.parametrize('kind', smoke.first(NETWORKS))
 def test_scanned_layers_give_what_the_same_ones_give_unrolled(kind):
   """Logits, M and every gradient, of packed rows."""
   scanned, rows, _ = network(kind, scan_layers=True, **SELECTIVE)
@@ -162,12 +163,14 @@ def test_unstacked_parameters_are_those_of_single_layers():
 
 @pytest.mark.parametrize(
   ('kind', 'scan', 'policy'),
-  [
-    ('decoder', False, 'minimal'),
-    ('decoder', True, 'full'),
-    ('t5', False, 'full'),
-    ('t5', True, 'minimal'),
-  ],
+  smoke.first(
+    [
+      ('decoder', True, 'full'),
+      ('decoder', False, 'minimal'),
+      ('t5', False, 'full'),
+      ('t5', True, 'minimal'),
+    ]
+  ),
 )
 def test_rematerialised_layers_give_the_same(kind, scan, policy):
   plain, rows, _ = network(kind, scan_layers=scan, **SELECTIVE)
@@ -180,7 +183,7 @@ def test_rematerialised_layers_give_the_same(kind, scan, policy):
   )
 
 
-@pytest.mark.parametrize('scan', [False, True])
+@pytest.mark.parametrize('scan', smoke.first([False, True]))
 def test_the_less_is_kept_the_less_memory_a_step_takes(scan):
   def temporaries(policy):
     module = network_test.decoder(
@@ -236,7 +239,7 @@ def test_parameters_are_stacked_where_t5x_stacks_them(kind):
   assert 'relpos_bias' not in params
 
 
-@pytest.mark.parametrize('kind', NETWORKS)
+@pytest.mark.parametrize('kind', smoke.first(NETWORKS))
 def test_a_pruned_cache_of_unequal_budgets_decodes_what_whole_rows_say(kind):
   module, _, _ = network(
     kind,
@@ -285,12 +288,15 @@ class Normalised(StickBreakingHeads):
 
 @pytest.mark.parametrize(
   ('extension', 'attention_fn', 'loops'),
-  [
-    (ssa.SSA, attention.causal_attention, 1),
-    (DifferentialHeads, attention.differential_attention, 0),
-    (DifferentialV2Heads, attention.differential_v2_attention, 1),
-    (Normalised, attention.stick_breaking_attention, 1),
-  ],
+  smoke.first(
+    [
+      (ssa.SSA, attention.causal_attention, 1),
+      (DifferentialHeads, attention.differential_attention, 0),
+      (DifferentialV2Heads, attention.differential_v2_attention, 1),
+      (Normalised, attention.stick_breaking_attention, 1),
+    ],
+    2,
+  ),
 )
 def test_an_extension_is_scanned_unless_it_goes_by_the_layer(
   extension, attention_fn, loops

@@ -91,6 +91,7 @@ def test_the_same_text_and_settings_are_the_same_file():
   assert first.read_bytes() == data
 
 
+@pytest.mark.slow
 def test_cores_do_not_change_the_pieces():
   """Trains in a process that may use one core only."""
   path = model_file()
