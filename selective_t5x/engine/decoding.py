@@ -206,14 +206,7 @@ def _temperature_sample_single_trial(
     )
   inputs = jnp.asarray(inputs).astype(jnp.int32)
   num_rows, length = inputs.shape
-  limit = jnp.full(num_rows, length)
-  if max_decode_steps is not None:
-    if not _is_traced(max_decode_steps) and max_decode_steps > length:
-      raise ValueError(
-        f'max_decode_steps = {max_decode_steps}: expected at most the length '
-        f'of the rows, {length}'
-      )
-    limit = jnp.minimum(limit, jnp.sum(inputs != 0, axis=1) + max_decode_steps)
+  limit = _last_indices(inputs, max_decode_steps)
   temperature = jnp.asarray(temperature)
   if temperature.ndim:
     temperature = jnp.repeat(temperature, num_decodes)
@@ -283,6 +276,21 @@ def _temperature_sample_single_trial(
   if state_callback_fn is not None:
     state = state_callback_fn(state)
   return state.sequences[:, 1 : length + 1], state.log_prob
+
+
+def _last_indices(
+  inputs: jax.Array, max_decode_steps: int | jax.Array | None
+) -> jax.Array:
+  """Returns i32[B], the index at which sampling ends in each row."""
+  num_rows, length = inputs.shape
+  if max_decode_steps is None:
+    return jnp.full(num_rows, length)
+  if not _is_traced(max_decode_steps) and max_decode_steps > length:
+    raise ValueError(
+      f'max_decode_steps = {max_decode_steps}: expected at most the length '
+      f'of the rows, {length}'
+    )
+  return jnp.minimum(length, jnp.sum(inputs != 0, axis=1) + max_decode_steps)
 
 
 def _sample(
