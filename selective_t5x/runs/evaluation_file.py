@@ -1,4 +1,4 @@
-"""evaluation.json: what an evaluation run found, and lines that say it."""
+"""Writes evaluation.json, the metrics of an evaluation run, and prints them."""
 
 import collections
 import json
@@ -24,11 +24,11 @@ TASK_METRICS_FOLDER = 'inference_eval'
 _TASK_METRICS = f'{TASK_METRICS_FOLDER}/*-metrics.jsonl'
 # {path: bytes}
 State = dict[str, int]
-_LONGEST = 60  # Characters of a metric that is no number.
+_LONGEST = 60  # Characters of a metric that is not a number.
 
 
 def state(output_dir: str | os.PathLike) -> State:
-  """Returns the size of every file of metrics in a folder."""
+  """Returns the size of every metrics file in a folder."""
   folder = epath.Path(output_dir)
   patterns = (_TASK_METRICS, f'{EVAL_FOLDER}/*/*')
   files = [file for pattern in patterns for file in folder.glob(pattern)]
@@ -40,15 +40,15 @@ def write(
 ) -> dict[str, dict[str, Any]]:
   """Writes evaluation.json, the metrics of an evaluation run; returns them.
 
-  What an earlier run found of other tasks stays in the file.
+  Metrics of other tasks from earlier runs stay in the file.
 
   Args:
     output_dir: the folder of the run.
-    before: the `state` in which the run met it; None for an empty folder.
+    before: the folder's `state` before the run; None: it was empty.
 
   Returns:
-    {task: {'step': …, metric: value}} of this run: what seqio's JSON logger
-    wrote last of the tasks' own metrics, and teacher forcing under
+    {task: {'step': …, metric: value}} of this run: a task's own metrics, as
+    last written by seqio's JSON logger, and the metrics with teacher forcing as
     'training_eval/<task>'.
   """
   output_dir = epath.Path(output_dir)
@@ -78,7 +78,7 @@ def write(
 
 
 def _last_written(folder, changed) -> Row | None:
-  """Returns the metrics of the step that was evaluated last."""
+  """Returns the metrics of the last evaluated step."""
   lines = folder / METRICS_FILE
   written = (
     read_json_lines(lines)
@@ -91,7 +91,7 @@ def _last_written(folder, changed) -> Row | None:
 
 
 def text(tasks: dict[str, dict[str, Any]]) -> str:
-  """Returns a line for each task: its metrics, and those of teacher forcing."""
+  """Returns one line per task with its metrics."""
   lines = []
   for task, row in tasks.items():
     forced = task.startswith(f'{EVAL_FOLDER}/')
@@ -102,7 +102,7 @@ def text(tasks: dict[str, dict[str, Any]]) -> str:
 
 
 def _shown(value: Any) -> str:
-  """Returns a metric in a few characters."""
+  """Formats a metric in a few characters."""
   if value is None:
     return 'not finite'
   if isinstance(value, int | float):

@@ -1,6 +1,6 @@
-"""The files of a result folder, and strict JSON.
+"""Names of the files in a result folder, and strict JSON.
 
-A number that is not finite is written as null.
+Numbers that are not finite are written as null.
 """
 
 import json
@@ -35,7 +35,7 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def read_json_lines(path: epath.Path) -> Iterator[Any]:
-  """Yields what each line holds; a last one that is cut off is left out.
+  """Yields the value of each line; an incomplete last line is left out.
 
   Raises:
     UserError: another line is not JSON.
@@ -46,24 +46,24 @@ def read_json_lines(path: epath.Path) -> Iterator[Any]:
       yield json.loads(line)
     except json.JSONDecodeError as error:
       if number == len(lines):
-        return  # Being written, or cut off when its process was killed.
+        return  # A process is writing it, or was killed while it did.
       raise UserError(f'{path}:{number}: not JSON ({error.msg})') from error
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-  """Writes strict JSON in one step: a reader sees the old file or the new.
+  """Writes strict JSON atomically: a reader sees the old or the new file.
 
-  NaN and infinities become null. The folder is made if missing.
+  NaN and infinities become null. A missing folder is created.
   """
   path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  # Of its own: two comparisons may end in one folder at the same time.
+  # The name has the process id: two comparisons may write here at once.
   temporary = path.parent / f'{path.name}.{os.getpid()}.tmp'
   text = json.dumps(_strict(value), indent=2, allow_nan=False) + '\n'
   try:
     temporary.write_text(text)
     temporary.replace(path)
-  except OSError:  # The disk is full: leave no part of it.
+  except OSError:  # For instance, the disk is full: leave no partial file.
     temporary.unlink(missing_ok=True)
     raise
 

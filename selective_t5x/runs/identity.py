@@ -1,10 +1,9 @@
-"""What results depend on, kept beside them: they are not taken for others.
+"""The identity of results: everything that their values depend on.
 
-A result is that of a checkpoint, by its name and content, under a gin
-configuration, macros replaced by their values, with the content of the files
-that it names, on one of the two engines. What only says how a run was trained,
-where results are written or which devices compute them does not count, nor does
-the code: run.json has its commit.
+It consists of the checkpoint (name and content), the gin configuration with
+macros replaced by their values, the content of the files that it names, and the
+engine. Settings of training, output paths and devices do not count. The code
+does not count either: run.json has its commit.
 """
 
 import functools
@@ -25,10 +24,10 @@ from selective_t5x.config import reader
 from selective_t5x.errors import UserError, changes
 from selective_t5x.runs.files import read_json
 
-# {what: value}, all texts.
+# {name: value}
 Identity = dict[str, str]
 
-# Configurables, by their last name, and scopes, that only training calls.
+# Last names of configurables, and scopes, that only training calls.
 _TRAINING = frozenset(
   {
     'train',
@@ -42,7 +41,7 @@ _TRAINING = frozenset(
 _TRAINING_SCOPES = ('train', 'train_eval', 'infer_eval')
 _OPTIMIZERS = ('t5x.optimizers.', 't5x.adafactor.')
 _TRAINING_PARAMETERS = frozenset({'optimizer_def'})
-# Of which checkpoint, told apart by `of_checkpoint`; and where things go.
+# Paths: `of_checkpoint` identifies the checkpoint; output paths do not count.
 _PLACES = frozenset(
   {
     'RestoreCheckpointConfig.path',
@@ -55,15 +54,14 @@ _PLACES = frozenset(
     'evaluate.summarize_config_fn',
   }
 )
-# Files are told apart by their content where they are not longer than this,
-# else by the time of their last change.
+# Longer files are identified by the time of their last change, not by content.
 _HASHED_BYTES = 1 << 28
 _LONGEST_PATH = 1000
 _CHUNK = 1 << 22
 
 
 def trained_alike(binding: reader.Binding) -> bool:
-  """Whether a binding changes neither a trained model nor what reads it."""
+  """Whether a binding affects neither a trained model nor its results."""
   configurable = binding.full_selector.split('.')[-1]
   return (
     configurable in _TRAINING
@@ -79,16 +77,16 @@ def of_config(
   config: reader.Config,
   is_free: Callable[[reader.Binding], bool] = trained_alike,
 ) -> Identity:
-  """Returns what a configuration says, and the content of the files it names.
+  """Returns the values of a configuration and the content of files it names.
 
   Args:
-    config: what was read of gin files and bindings.
-    is_free: tells the bindings that do not count.
+    config: the configuration, as read from gin files and bindings.
+    is_free: whether a binding does not count.
   """
   parameters = config_changes.parameters(config, is_free)
   identity = {'engine': selective_t5x.engine_name()}
-  identity |= {name: found.text for name, found in parameters.items()}
-  values = (found.value for found in parameters.values())
+  identity |= {name: parameter.text for name, parameter in parameters.items()}
+  values = (parameter.value for parameter in parameters.values())
   return identity | of_files(leaf for x in values for leaf in reader.leaves(x))
 
 
@@ -104,8 +102,8 @@ def of_checkpoint(path: str | os.PathLike) -> Identity:
 def content_of(checkpoint: str | os.PathLike) -> str:
   """Returns a text that changes with the files of a checkpoint.
 
-  The CRC-32 of its checksums; where it has none, of its files' names, sizes and
-  times of change. '' where there is no such folder.
+  This is the CRC-32 of its checksums, or, without checksums, of the names,
+  sizes and times of its files. It is '' for a missing folder.
   """
   folder = epath.Path(checkpoint)
   if not folder.is_dir():
@@ -115,12 +113,12 @@ def content_of(checkpoint: str | os.PathLike) -> str:
 
 
 def of_files(texts: Iterable[Any]) -> Identity:
-  """Returns the content of what is the path or the pattern of local files.
+  """Returns the content of local files that values of a configuration name.
 
   Args:
-    texts: values of a configuration; those that name neither files nor a
-      checkpoint nor the folder of a run, which stands for its latest one, are
-      passed over.
+    texts: values of a configuration. Paths and patterns of files count, and
+      checkpoints. A run's folder stands for its latest checkpoint. Other values
+      are ignored.
   """
   identity = {}
   for text in dict.fromkeys(x for x in texts if isinstance(x, str)):
@@ -135,17 +133,17 @@ def of_files(texts: Iterable[Any]) -> Identity:
         identity[f'content of {text}'] = content_of(checkpoint)
       continue
     files = [path] if os.path.isfile(path) else glob.glob(path, recursive=True)
-    told = [_content_of_file(x) for x in sorted(files) if os.path.isfile(x)]
-    if len(told) > 1:
-      crc = zlib.crc32(repr(told).encode())
-      told = [f'{len(told)} files, {crc:08x}']
-    if told:
-      identity[f'content of {text}'] = told[0]
+    contents = [_content_of_file(x) for x in sorted(files) if os.path.isfile(x)]
+    if len(contents) > 1:
+      crc = zlib.crc32(repr(contents).encode())
+      contents = [f'{len(contents)} files, {crc:08x}']
+    if contents:
+      identity[f'content of {text}'] = contents[0]
   return identity
 
 
 def latest_checkpoint(path: str | os.PathLike) -> pathlib.Path | None:
-  """Returns a local checkpoint, or the latest in a run's folder, if any."""
+  """Returns a local checkpoint, or the latest in a run's folder, or None."""
   folder = pathlib.Path(path)
   if re.fullmatch(r'checkpoint_\d+', folder.name):
     return folder if folder.is_dir() else None
@@ -166,7 +164,7 @@ def _content_of_file(path: str) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _checksum(path: str, size: int, mtime: int) -> int:
-  """Returns the CRC-32 of a file; size and mtime tell an old answer."""
+  """Returns the CRC-32 of a file; size and mtime are part of the cache key."""
   del size, mtime
   total = 0
   with open(path, 'rb') as file:
@@ -180,18 +178,18 @@ def difference(
   here: Mapping[str, str],
   config: reader.Config | None = None,
 ) -> str:
-  """Returns 'KEY is A there, B here; …' for what differs, '' if nothing.
+  """Returns 'KEY is A there, B here; …' for all differences, or ''.
 
   Args:
-    there: an identity that was kept.
-    here: the present one.
-    config: the present configuration, whose macros stand for the parameters
-      that they set.
+    there: a recorded identity.
+    here: the present identity.
+    config: the present configuration. Its macros replace the names of the
+      parameters that they set.
   """
   labels = {}
   if config is not None:
     every = config_changes.parameters(config, lambda binding: False)
-    labels = {name: found.label for name, found in every.items()}
+    labels = {name: parameter.label for name, parameter in every.items()}
   was, now = {}, {}
   for key in {**there, **here}:
     if there.get(key) != here.get(key):
@@ -202,10 +200,10 @@ def difference(
 
 
 def read(file: epath.Path) -> dict[str, Any] | None:
-  """Returns a record of this module, None where there is none.
+  """Returns a recorded identity; None if there is no such file.
 
   Raises:
-    UserError: it is not what this module writes.
+    UserError: the file is no record of this module.
   """
   if not file.exists():
     return None

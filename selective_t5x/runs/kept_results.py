@@ -1,8 +1,8 @@
-"""Predictions and evaluations of one model to a folder, which says of which.
+"""Refuses to mix predictions or evaluations of several models in one folder.
 
-Beside the results stands their `identity`. A run goes on, or adds to them,
-where its own is the same; else it is refused before anything is written. Both
-engines: T5X itself looks at names alone.
+The `identity` of results is stored beside them. A run with the same identity
+resumes or adds to the results. Any other run is refused before it writes
+anything. This holds on both engines; T5X itself only compares names.
 
     <task>-<mode>.jsonl-00000-of-00001.identity.json   of predictions
     evaluation.identity.json                           of an evaluation
@@ -25,7 +25,7 @@ _SUFFIX = '.identity.json'
 _OF_EVALUATION = f'evaluation{_SUFFIX}'
 _ELSEWHERE = 'give another output folder, or move the results away'
 
-# By the last part of a configurable's name; what only the other run mode calls.
+# Last names of configurables that only one of the two run modes calls.
 _ONLY_EVALUATION = frozenset(
   {
     'evaluate',
@@ -38,7 +38,7 @@ _ONLY_EVALUATION = frozenset(
   }
 )
 _ONLY_INFERENCE = frozenset({'infer', 'write_inferences_to_file'})
-# Results of several tasks, modes and shards may lie in one folder.
+# One folder may hold the results of several tasks, modes and shards.
 _IN_NAMES = frozenset(
   {
     'DatasetConfig.mixture_or_task_name',
@@ -54,16 +54,16 @@ _IN_NAMES = frozenset(
 
 @contextlib.contextmanager
 def claimed(folder: str, session: Session) -> Iterator[None]:
-  """Says in a folder what the results of the run in this context are of.
+  """Records in a folder the identity of the results written in this context.
 
   Call it on one process, before the run writes anything.
 
   Args:
     folder: the output folder.
-    session: the configuration that gin has, of 'infer' or 'eval'.
+    session: the active configuration, of 'infer' or 'eval'.
 
   Raises:
-    UserError: the folder has results of something else, or is the folder of a
+    UserError: the folder has results of another identity, or is the folder of a
       training run.
   """
   folder = epath.Path(folder)
@@ -76,7 +76,7 @@ def claimed(folder: str, session: Session) -> Iterator[None]:
   restore = session.bound('restore_checkpoint_cfg')
   paths = _checkpoints(restore) if restore is not None else []
   is_infer = session.run_mode == 'infer'
-  claims = _predictions if is_infer else _evaluation
+  make_claims = _predictions if is_infer else _evaluation
   unread = _ONLY_EVALUATION if is_infer else _ONLY_INFERENCE
 
   def is_free(binding: reader.Binding) -> bool:
@@ -86,31 +86,31 @@ def claimed(folder: str, session: Session) -> Iterator[None]:
       or changes.short_name(binding) in _IN_NAMES
     )
 
-  found = claims(
+  claims = make_claims(
     folder, session.bound, paths, identity.of_config(session.config, is_free)
   )
   # All are compared before the first is written.
-  for record, here, held in found:
-    _check(folder, record, here, held, session.config)
-  for record, here, held in found:
-    there = (identity.read(record) or {}) if any(map(_exists, held)) else {}
+  for record, here, results in claims:
+    _check(folder, record, here, results, session.config)
+  for record, here, results in claims:
+    there = (identity.read(record) or {}) if any(map(_exists, results)) else {}
     write_json(record, {**there, **here})
   try:
     yield
   finally:
-    for record, _, held in found:
-      if not any(map(_exists, held)):
+    for record, _, results in claims:
+      if not any(map(_exists, results)):
         record.unlink(missing_ok=True)
     if folder.exists() and not any(folder.iterdir()):
       folder.rmdir()
 
 
-# (the record, what it says, patterns of what it is of)
+# (file of the record, its content, patterns of the results that it identifies)
 _Claim = tuple[epath.Path, identity.Identity, Sequence[tuple[epath.Path, str]]]
 
 
 def _predictions(folder, bound, paths, of_config) -> list[_Claim]:
-  """Returns a claim for each task: its results go by its own name."""
+  """Returns one claim per task: the results of each have their own names."""
   here = dict(of_config)
   for path in paths:
     here |= identity.of_checkpoint(path)
@@ -120,40 +120,40 @@ def _predictions(folder, bound, paths, of_config) -> list[_Claim]:
   for task in _tasks(bound('dataset_cfg')):
     part = f'{shard:05}-of-{shards:05}'
     name = f'{task}-{mode}.{extension}-{part}'
-    held = [name, f'{name}.COMPLETED', f'tmp-{name}']
-    # T5X's own, whatever the mode: another one would go on in it.
-    held.append(f'tmp-{task}-{part}')
+    results = [name, f'{name}.COMPLETED', f'tmp-{name}']
+    # T5X's name is the same in each mode: another mode would resume from it.
+    results.append(f'tmp-{task}-{part}')
     claims.append(
-      (folder / f'{name}{_SUFFIX}', here, [(folder, x) for x in held])
+      (folder / f'{name}{_SUFFIX}', here, [(folder, x) for x in results])
     )
   return claims
 
 
 def _evaluation(folder, bound, paths, of_config) -> list[_Claim]:
-  """Returns one claim: all evaluations in a folder are of one run's model."""
+  """Returns one claim: all evaluations in a folder belong to one run."""
   del bound
   here = dict(of_config)
   for path in paths:
-    told = identity.of_checkpoint(path)
-    here['run'] = os.path.dirname(told['checkpoint'])
-    name = f'content of {os.path.basename(told["checkpoint"])}'
-    here[name] = told['content of the checkpoint']
-  held = ('inference_eval/*-metrics.jsonl', 'training_eval/*/*', 'eval.*.ckpt')
-  return [(folder / _OF_EVALUATION, here, [(folder, x) for x in held])]
+    checkpoint = identity.of_checkpoint(path)
+    here['run'] = os.path.dirname(checkpoint['checkpoint'])
+    name = f'content of {os.path.basename(checkpoint["checkpoint"])}'
+    here[name] = checkpoint['content of the checkpoint']
+  names = ('inference_eval/*-metrics.jsonl', 'training_eval/*/*', 'eval.*.ckpt')
+  return [(folder / _OF_EVALUATION, here, [(folder, x) for x in names])]
 
 
-def _check(folder, record, here, held, config) -> None:
-  """Raises UserError where there are results of something else."""
-  found = [x for pattern in held for x in pattern[0].glob(pattern[1])]
-  if not found:
+def _check(folder, record, here, results, config) -> None:
+  """Raises UserError if the folder has results of another identity."""
+  files = [x for pattern in results for x in pattern[0].glob(pattern[1])]
+  if not files:
     return
   there = identity.read(record)
   if there is None:
     raise UserError(
-      f'{folder}: has {found[0].name}, of which nothing says what model and '
+      f'{folder}: has {files[0].name}, of which nothing says what model and '
       f'settings it is of: {_ELSEWHERE}'
     )
-  # Other checkpoints of the same run may have been evaluated there.
+  # The folder may have evaluations of other checkpoints of the same run.
   others = {
     key
     for key in {**there, **here}
@@ -161,7 +161,10 @@ def _check(folder, record, here, held, config) -> None:
     and (key not in there or key not in here)
   }
   difference = identity.difference(
-    *({k: v for k, v in of.items() if k not in others} for of in (there, here)),
+    *(
+      {k: v for k, v in side.items() if k not in others}
+      for side in (there, here)
+    ),
     config,
   )
   if difference:
@@ -183,9 +186,9 @@ def _checkpoints(restore) -> Sequence[str]:
 
 
 def _tasks(cfg) -> list[str]:
-  """Returns the names of the tasks of a DatasetConfig, none if unknown.
+  """Returns the task names of a DatasetConfig.
 
-  The engine has the error for a name that is not known.
+  It is empty for an unknown name: the engine reports that error.
   """
   import seqio
 

@@ -1,7 +1,7 @@
-"""One process at a time in the folder of a run or of a search.
+"""Lets only one process at a time work in the folder of a run or search.
 
-The lock is flock's: it ends with the process that holds it, however that ends,
-so a run that was killed can be started again at once.
+The lock is flock's and ends with its process, so a killed run can be started
+again at once.
 """
 
 import contextlib
@@ -22,11 +22,11 @@ LOCK_FILE = '.lock'
 def held(folder: str | os.PathLike) -> Iterator[None]:
   """Holds the lock of a folder inside the context.
 
-  The folder is made where it is missing, and taken back if the run in this
-  context refuses what it was given and has left nothing there.
+  A missing folder is created. If the context raises UserError and the folder is
+  empty, it is removed.
 
   Args:
-    folder: a local folder; one with '://' in it is not locked.
+    folder: a local folder. One with '://' in its name is not locked.
 
   Raises:
     UserError: another process holds it, or the folder cannot be written.
@@ -59,6 +59,6 @@ def held(folder: str | os.PathLike) -> Iterator[None]:
       path.parent.rmdir()
     raise
   finally:
-    # filelock lets nobody hold a file that is no longer at its path.
+    # filelock grants no lock on a file that is no longer at its path.
     path.unlink(missing_ok=True)
     lock.release()

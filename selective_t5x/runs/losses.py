@@ -1,11 +1,11 @@
-"""What a run's metrics say of its loss a token, and by which definition.
+"""The loss per token of a run, and the definition that its metrics allow.
 
-`loss_per_token` has one meaning: the plain cross entropy of the targets in
-nats, summed over tokens with their loss weights and divided by the sum of the
-weights (TOKENS). Neither label smoothing, z-loss nor memory loss is in it. Runs
-measure it since they have the metric MEASURED. For others it follows from T5X's
-metrics where these allow it; with the normalising factor NUM_REAL_TARGET_TOKENS
-they say no more than a mean over batches (BATCHES).
+`loss_per_token` is the plain cross entropy of the targets in nats, summed over
+tokens with their loss weights and divided by the sum of the weights (TOKENS).
+It contains no label smoothing, z-loss or memory loss. The metric MEASURED is
+exactly this. For older runs without MEASURED it is derived from T5X's metrics
+if possible; with the normalising factor NUM_REAL_TARGET_TOKENS these only give
+a mean over batches (BATCHES).
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from selective_t5x.config import reader
 from selective_t5x.config.reader import Config, Macro, Reference
 
 LOSS = 'loss_per_token'
-# The metric of the train and evaluation steps, on both engines.
+# The metric of train and evaluation steps on both engines.
 MEASURED = 'cross_entropy_per_token'
 
 TOKENS = 'plain cross entropy, mean over tokens'
@@ -33,7 +33,7 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """What a run minimised, as its config.gin says.
+  """The training objective of a run, read from its config.gin.
 
   Attributes:
     loss_normalizing_factor: a number, None, or the name of a special factor.
@@ -49,19 +49,19 @@ class Setting:
 
   @property
   def definition(self) -> str | None:
-    """The definition that T5X's own metrics allow; None for neither."""
+    """The definition that T5X's own metrics allow; None: neither."""
     factor = self.loss_normalizing_factor
     if self.label_smoothing or factor == _AVERAGE_PER_SEQUENCE:
       return None
     return BATCHES if factor == 'NUM_REAL_TARGET_TOKENS' else TOKENS
 
   def __str__(self) -> str:
-    """Says all of it in gin's words."""
+    """Returns all settings as gin text."""
     return ', '.join(f'{k} = {v!r}' for k, v in vars(self).items())
 
 
 def read_setting(model_dir: epath.PathLike) -> Setting:
-  """Reads what a run minimised from its config.gin; defaults are T5X's."""
+  """Reads a run's training objective from config.gin, with T5X's defaults."""
   path = epath.Path(model_dir) / 'config.gin'
   config = reader.read(path.read_text() if path.exists() else '', str(path))
   values = {
@@ -72,21 +72,21 @@ def read_setting(model_dir: epath.PathLike) -> Setting:
 
 
 def definition(rows: Iterable[Row], setting: Setting) -> str | None:
-  """Returns by which definition the rows of a run have LOSS, None for none.
+  """Returns the definition of LOSS in the rows of a run; None: it has no LOSS.
 
   Args:
     rows: all rows of the run, of training and of evaluations.
-    setting: what it minimised.
+    setting: the run's objective.
   """
   return TOKENS if any(MEASURED in row for row in rows) else setting.definition
 
 
 def accuracy_definition(rows: Iterable[Row], setting: Setting) -> str:
-  """Returns what the rows of a run have an accuracy of."""
+  """Returns whether accuracies are means over tokens or over sequences."""
   by_sequence = setting.loss_normalizing_factor == _AVERAGE_PER_SEQUENCE
-  # T5X, and runs from before MEASURED, count tokens with every factor.
-  own = any('accuracy' in row and MEASURED in row for row in rows)
-  return SEQUENCES if by_sequence and own else BY_TOKEN
+  # T5X, and runs without MEASURED, average over tokens with every factor.
+  is_measured = any('accuracy' in row and MEASURED in row for row in rows)
+  return SEQUENCES if by_sequence and is_measured else BY_TOKEN
 
 
 def loss_per_token(
@@ -96,16 +96,16 @@ def loss_per_token(
   *,
   of: str | None = None,
 ) -> float | None:
-  """Returns the loss of a row in nats a target token.
+  """Returns the loss of a row in nats per target token.
 
   Args:
     row: metrics of one step.
     factor: the run's loss_normalizing_factor.
-    label_smoothing: the run's.
-    of: the definition that is wanted; None for the best that the row has.
+    label_smoothing: the run's label_smoothing.
+    of: the required definition; None: the best that the row allows.
 
   Returns:
-    None where the metrics do not tell, or a loss that is not finite.
+    the loss; None if the metrics do not give it or it is not finite.
   """
   if MEASURED in row:
     return row[MEASURED]
@@ -114,28 +114,28 @@ def loss_per_token(
     return None
   if setting.definition == BATCHES:
     return row.get('cross_ent_loss', row.get('loss'))
-  # T5X's loss_per_nonpadding_target_token has the z-loss and the memory loss in
-  # it. Its cross entropy has not, but is divided by all tokens.
+  # T5X's loss_per_nonpadding_target_token contains the z-loss and the memory
+  # loss. Its cross entropy does not, but it is divided by all tokens.
   share = row.get('non_padding_fraction/loss_weights')
   if isinstance(factor, str):  # NUM_TOTAL_TARGET_TOKENS.
     mean = row.get('cross_ent_loss')
     return mean / share if mean is not None and share else None
   scale = 1 if factor is None else factor
-  of_all = row.get('cross_ent_loss_per_all_target_tokens')
-  if of_all is not None and share:
-    return of_all / share * scale
-  # A model that has no z-loss to tell apart.
+  mean_of_all = row.get('cross_ent_loss_per_all_target_tokens')
+  if mean_of_all is not None and share:
+    return mean_of_all / share * scale
+  # The model has no z-loss.
   mean = row.get('loss_per_nonpadding_target_token')
   return None if mean is None else mean * scale
 
 
 def _bound(config: Config, parameter: str) -> str | float | None:
-  """Returns what a parameter of a model is bound to."""
+  """Returns the bound value of a model's parameter, or None."""
   macros = config.macros()
   value = next((b.value for b in config.bindings if b.name == parameter), None)
   while isinstance(value, Macro):
     value = macros[value.name].value if value.name in macros else None
-  if isinstance(value, Reference):  # T5X's enumeration of the same names.
+  if isinstance(value, Reference):  # T5X's enum has the same names.
     value = value.selector
   if isinstance(value, str):
     return value.rpartition('.')[2].upper()

@@ -1,6 +1,6 @@
-"""The metrics of a run, as either engine writes them.
+"""Reads the metrics of a run of either engine.
 
-The embedded engine writes them as JSON lines, T5X as TensorBoard events only.
+The embedded engine writes JSON lines, T5X only TensorBoard events.
 """
 
 import dataclasses
@@ -24,14 +24,14 @@ from selective_t5x.runs.losses import LOSS, Row, loss_per_token
 
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-  """The metrics of a run, by rising step; each row has 'step' and LOSS.
+  """The metrics of a run, sorted by step; each row has 'step' and LOSS.
 
   Attributes:
-    train: one row a window of train steps.
-    training_eval: for each task the rows of its evaluations.
-    setting: what the run minimised.
-    loss_definition: what LOSS is in all rows: losses.TOKENS, or what rows from
-      before it was measured allow; None where they do not tell it.
+    train: one row per window of train steps.
+    training_eval: {task: rows of its evaluations}.
+    setting: the run's objective.
+    loss_definition: the definition of LOSS in all rows: losses.TOKENS, or what
+      the metrics of older runs allow; None if they do not give LOSS.
     accuracy_definition: losses.BY_TOKEN or losses.SEQUENCES.
   """
 
@@ -46,8 +46,8 @@ def read_run(model_dir: str | os.PathLike) -> Metrics:
   """Reads the train and evaluation metrics of a model folder.
 
   Rows without a loss, such as T5X's timings before the first step, are left
-  out; LOSS is added to the others. It has one definition in all of them: a run
-  that an earlier version began has None where that measured another.
+  out. LOSS is added to the others, with one definition in all of them: None
+  where an earlier version measured another quantity.
 
   Raises:
     UserError: there are no train metrics.
@@ -78,13 +78,13 @@ def read_run(model_dir: str | os.PathLike) -> Metrics:
 
 
 def read_metrics(folder: str | os.PathLike) -> list[Row]:
-  """Reads what one writer (train/, training_eval/<task>/) has written.
+  """Reads the metrics in one folder (train/ or training_eval/<task>/).
 
-  metrics.jsonl where there is one, else the scalars of TensorBoard events.
+  It reads metrics.jsonl, or without it the scalars of TensorBoard events.
 
   Returns:
-    [{'step': 100, 'loss': 2.5, ...}, ...] by rising step. A step that was
-    written twice stands once: the later value of each metric wins.
+    [{'step': 100, 'loss': 2.5, ...}, ...] sorted by step. If a step was written
+    twice, the later value of each metric wins.
 
   Raises:
     UserError: there are no metrics, or a line is not JSON.
@@ -92,7 +92,7 @@ def read_metrics(folder: str | os.PathLike) -> list[Row]:
   folder = epath.Path(folder)
   if (folder / METRICS_FILE).exists():
     return _merge_steps(read_json_lines(folder / METRICS_FILE))
-  # The time of its creation is at the front of an event file's name.
+  # The names of event files begin with the time of their creation.
   events = sorted(folder.glob('events.out.tfevents.*'))
   if not events:
     raise UserError(
@@ -103,13 +103,14 @@ def read_metrics(folder: str | os.PathLike) -> list[Row]:
 
 
 def read_events(path: str | os.PathLike) -> Iterator[Row]:
-  """Yields one row a summary of a TensorBoard event file.
+  """Yields one row per summary of a TensorBoard event file.
 
-  Metrics of one step may be in several summaries.
+  A step may have several summaries.
   """
   from selective_t5x.cli import libraries
 
-  libraries.import_tensorflow()  # TensorBoard would, with all its banners.
+  # TensorBoard would import it with all its banners.
+  libraries.import_tensorflow()
   from tensorboard.backend.event_processing import event_file_loader
   from tensorboard.util import tensor_util
 
@@ -125,7 +126,7 @@ def read_events(path: str | os.PathLike) -> Iterator[Row]:
 
 
 def _merge_steps(rows) -> list[Row]:
-  """Returns one row a step; later values win."""
+  """Returns one row per step; later values win."""
   by_step: dict[int, Row] = {}
   for row in rows:
     by_step.setdefault(row['step'], {}).update(row)

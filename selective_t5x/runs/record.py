@@ -1,4 +1,4 @@
-"""run.json: what ran in a result folder, where and from which commit."""
+"""Writes run.json: the runs of a result folder, with device and commit."""
 
 import datetime
 import os
@@ -35,7 +35,7 @@ _PACKAGES = (
 
 
 def read_runs(folder: str | os.PathLike) -> list[dict[str, Any]]:
-  """Returns the entries of run.json, none where it is missing."""
+  """Returns the entries of run.json; [] if the file is missing."""
   path = epath.Path(folder) / RUN_FILE
   return read_json(path)['runs'] if path.exists() else []
 
@@ -43,17 +43,17 @@ def read_runs(folder: str | os.PathLike) -> list[dict[str, Any]]:
 def write_run_record(
   folder: str | os.PathLike, *, run_mode: str, seed: int | None
 ) -> None:
-  """Adds what runs here, now, to the list of runs in run.json.
+  """Adds the present run to the list of runs in run.json.
 
-  Call it on one process, after JAX may be initialised. A run that was
-  interrupted and started again has one entry for each start.
+  Call it on one process; it initialises JAX. A resumed run has one entry per
+  start.
 
   Args:
-    folder: the result folder; made if missing.
+    folder: the result folder; created if missing.
     run_mode: 'train', 'eval', ...
-    seed: RANDOM_SEED, None where it is not fixed.
+    seed: RANDOM_SEED; None: not fixed.
   """
-  import jax  # Not above: comparing results needs no accelerator.
+  import jax  # Imported here because comparing results needs no accelerator.
 
   devices = jax.devices()
   record = {
@@ -80,10 +80,9 @@ def write_run_record(
 
 
 def write_peak_memory(folder: str | os.PathLike) -> None:
-  """Adds to the newest entry of run.json how much memory this process held.
+  """Adds this process's peak memory to the newest entry of run.json.
 
-  peak_rss_bytes: the most of it that was in main memory at one time, libraries
-  and input pipeline included.
+  peak_rss_bytes: peak resident set size, with libraries and input pipeline.
   """
   runs = read_runs(folder)
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -103,7 +102,7 @@ def _versions() -> dict[str, str]:
 
 
 def _git_state(folder: pathlib.Path) -> dict[str, Any] | None:
-  """Returns {'commit', 'dirty'} of the package's checkout, else None."""
+  """Returns {'commit', 'dirty'} of the package's checkout, or None."""
 
   def git(*arguments):
     command = ['git', '-C', str(folder), *arguments]
@@ -112,7 +111,7 @@ def _git_state(folder: pathlib.Path) -> dict[str, Any] | None:
     ).stdout.strip()
 
   try:
-    # A package installed below some other checkout is no part of that one.
+    # The package may be installed below an unrelated checkout.
     git('ls-files', '--error-unmatch', '__init__.py')
     changes = git('status', '--porcelain', '--untracked-files=no')
     return {'commit': git('rev-parse', 'HEAD'), 'dirty': bool(changes)}

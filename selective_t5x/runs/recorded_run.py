@@ -1,4 +1,4 @@
-"""The record that a run leaves in its folder."""
+"""Writes the record of a run into its folder."""
 
 import contextlib
 
@@ -16,17 +16,17 @@ from selective_t5x.runs.summary import write_summary
 
 @contextlib.contextmanager
 def recorded_run(folder: str, *, run_mode: str, seed: int | None, vocabulary):
-  """Says in the log and in the result folder what runs in this context.
+  """Records the run in this context in the log and in the result folder.
 
-  run.json is written before the run and taken back if the run turns down what
-  the user gave; operative_config.gin, every value that the run has used, and
-  for training summary.json are written after it.
+  run.json is written before the run, and removed again if the run raises
+  UserError. operative_config.gin (every value that the run used) is written
+  after it, and for training also summary.json.
 
   Args:
     folder: the result folder.
     run_mode: the command line's --run_mode.
-    seed: RANDOM_SEED, or None where there is none.
-    vocabulary: the model's, kept in the folder of a training run; or None.
+    seed: RANDOM_SEED; None: not fixed.
+    vocabulary: the model's vocabulary, which a training run stores; or None.
 
   Raises:
     UserError: the folder cannot be written, or holds a run with another

@@ -1,6 +1,6 @@
-"""A trained model out of its run folder: its configuration, parameters, data.
+"""Restores a trained model with its configuration and data.
 
-On both engines, through T5X's public names alone.
+It uses only T5X's public names, so it works on both engines.
 """
 
 import contextlib
@@ -23,17 +23,17 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-  """A model with what it has learnt.
+  """A restored model.
 
   Attributes:
-    checkpoint: the checkpoint's folder, absolute.
-    config: the gin configuration, as it was read.
+    checkpoint: absolute path of the checkpoint.
+    config: the gin configuration, as read.
     model: T5X's model.
     params: its parameters, on the devices.
     params_axes: how they are partitioned.
     partitioner: T5X's partitioner.
     dataset_cfg: T5X's DatasetConfig of EVAL_TASK_NAME and EVAL_SPLIT.
-    length: N, the decoder's tokens in a row.
+    length: N, the length of the decoder's sequences.
   """
 
   checkpoint: str
@@ -46,24 +46,24 @@ class Trained:
   length: int
 
   def batches(self, count: int) -> list[Batch]:
-    """Returns the first batches of the split, whole ones, no row twice.
+    """Returns the first full batches of the split, from one epoch.
 
     Raises:
       UserError: the split has fewer.
     """
-    found = list(
+    batches = list(
       itertools.islice(
         _dataset(self.dataset_cfg, self.model).as_numpy_iterator(), count
       )
     )
-    if len(found) < count:
+    if len(batches) < count:
       cfg = self.dataset_cfg
       raise UserError(
-        f'split {cfg.split!r} of {cfg.mixture_or_task_name} has {len(found)} '
+        f'split {cfg.split!r} of {cfg.mixture_or_task_name} has {len(batches)} '
         f'batches of {cfg.batch_size} rows, {count} were asked for: ask for '
         'fewer, or lower BATCH_SIZE'
       )
-    return found
+    return batches
 
 
 @contextlib.contextmanager
@@ -75,13 +75,13 @@ def restored(
 ) -> Iterator[Trained]:
   """Restores a checkpoint with the configuration of its run.
 
-  gin's configuration is the run's inside the context, and empty after it: the
-  model's functions read it whenever they are called or traced, so use one
-  checkpoint at a time, and a Trained only inside.
+  gin has the run's configuration inside the context and none after it. The
+  model reads it whenever it is called or traced, so restore one checkpoint at a
+  time and use its Trained only inside the context.
 
   Args:
-    path: a run's folder, for its latest checkpoint, or a checkpoint_N in it.
-    gin_files: read after the run's config.gin and gin/runs/eval.gin.
+    path: a checkpoint_N, or a run's folder for its latest checkpoint.
+    gin_files: files to read after the run's config.gin and gin/runs/eval.gin.
     gin_bindings: 'KEY = VALUE' texts, applied last.
 
   Yields:
@@ -93,7 +93,7 @@ def restored(
   folder, checkpoint = find(path)
   session = _session(folder, checkpoint, gin_files, gin_bindings)
 
-  # They take seconds.
+  # These imports take seconds.
   from selective_t5x.cli import libraries
 
   libraries.quiet_libraries()
@@ -148,14 +148,14 @@ def _session(folder, checkpoint, gin_files, gin_bindings) -> Session:
 
 
 def find(path: str) -> tuple[pathlib.Path, pathlib.Path]:
-  """Returns the folder of a run, and its checkpoint that a path names.
+  """Returns (folder of the run, checkpoint) for a path to either.
 
   Raises:
     UserError: there is no such run or checkpoint.
   """
-  given = pathlib.Path(path).absolute()
-  is_checkpoint = bool(re.fullmatch(r'checkpoint_\d+', given.name))
-  folder = given.parent if is_checkpoint else given
+  absolute = pathlib.Path(path).absolute()
+  is_checkpoint = bool(re.fullmatch(r'checkpoint_\d+', absolute.name))
+  folder = absolute.parent if is_checkpoint else absolute
   if not folder.is_dir():
     known = folder.parent.iterdir() if folder.parent.is_dir() else ()
     nearest = did_you_mean(folder.name, [p.name for p in known if p.is_dir()])
@@ -170,16 +170,16 @@ def find(path: str) -> tuple[pathlib.Path, pathlib.Path]:
       f'{path}: no checkpoint; expected the folder of a run, with '
       'checkpoint_N folders, or one of these'
     )
-  if is_checkpoint and given not in checkpoints.values():
+  if is_checkpoint and absolute not in checkpoints.values():
     names = [p.name for p in checkpoints.values()]
     raise UserError(
-      f'{path}: no such checkpoint{did_you_mean(given.name, names)}'
+      f'{path}: no such checkpoint{did_you_mean(absolute.name, names)}'
     )
   if not (folder / 'config.gin').exists():
     raise UserError(
       f'{folder}: no config.gin, which says what the checkpoint is of'
     )
-  return folder, given if is_checkpoint else checkpoints[max(checkpoints)]
+  return folder, absolute if is_checkpoint else checkpoints[max(checkpoints)]
 
 
 def _restore(model, partitioner, spec, batch_size, restore_cfg):

@@ -1,4 +1,4 @@
-"""summary.json: the figures of a training run."""
+"""Writes and reads summary.json, the figures of a training run."""
 
 import math
 import os
@@ -36,11 +36,11 @@ def write_summary(model_dir: str | os.PathLike) -> dict[str, Any]:
 def read_summary(model_dir: str | os.PathLike) -> dict[str, Any]:
   """Reads summary.json.
 
-  One from before it had loss_definition is made anew from the metrics: its
-  losses may be another quantity.
+  A file of an earlier version, without loss_definition, may have another loss;
+  its figures are computed again from the metrics.
 
   Raises:
-    UserError: it is not JSON, or the metrics are needed and not there.
+    UserError: it is not JSON, or the metrics are needed but missing.
   """
   summary = read_json(epath.Path(model_dir) / SUMMARY_FILE)
   if 'loss_definition' in summary:
@@ -51,15 +51,14 @@ def read_summary(model_dir: str | os.PathLike) -> dict[str, Any]:
 def summarize(model_dir: str | os.PathLike) -> dict[str, Any]:
   """Returns the figures of a run.
 
-  loss_definition and accuracy_definition say what LOSS and accuracy are, see
-  `Metrics`, and loss_setting what was minimised. Of each evaluated task there
-  is the last row of metrics and the best, the one with the lowest loss (a
-  choice made on that very task: never report it as held-out). flops_per_step,
-  step_bytes (of one device) and peak_rss_bytes (of the process that trained
-  last) are None where they were not written, as by T5X. train_seconds is the
-  time of the train steps alone, without start-up, compilation and saving;
-  evaluation_seconds that of the evaluations, the compilation for the first
-  included.
+  For loss_definition and accuracy_definition see `Metrics`; loss_setting is the
+  training objective. Each evaluated task has its last row of metrics and its
+  best, the one with the lowest loss. (The best is selected on that same task:
+  never report it as held-out.) flops_per_step, step_bytes (per device) and
+  peak_rss_bytes (of the last training process) are None if the run did not
+  write them, as with T5X. train_seconds is the time of train steps, without
+  start-up, compilation and saving. evaluation_seconds is the time of
+  evaluations, with their compilation.
 
   Raises:
     UserError: the folder has no train metrics.
@@ -105,8 +104,8 @@ def _steps_per_second(row: Row) -> float | None:
 
 
 def _tokens_per_second(row: Row) -> float | None:
-  """Returns a window's target tokens a second, padding left out."""
-  # Of packed rows, of rows that are not, and of models that say neither.
+  """Returns a window's target tokens per second, without padding."""
+  # The metric of packed rows, of other rows, and of models with neither.
   names = ('decoder', 'decoder_target_tokens', 'loss_weights')
   shares = [row.get(f'non_padding_fraction/{name}') for name in names]
   share = next((x for x in shares if x is not None), None)
@@ -114,9 +113,9 @@ def _tokens_per_second(row: Row) -> float | None:
   return None if None in (share, tokens) else share * tokens
 
 
-def _rate(rows: list[Row], of_row) -> float | None:
-  """Returns a rate over all windows, each weighed by its seconds."""
-  pairs = [(row.get('timing/seconds'), of_row(row)) for row in rows]
+def _rate(rows: list[Row], row_rate) -> float | None:
+  """Returns the mean rate of all windows, weighted by their seconds."""
+  pairs = [(row.get('timing/seconds'), row_rate(row)) for row in rows]
   known = [pair for pair in pairs if None not in pair]
   seconds = sum(pair[0] for pair in known)
   return sum(a * b for a, b in known) / seconds if seconds else None
@@ -134,5 +133,5 @@ def _loss_order(row: Row) -> float:
 def _parameter_count(model_dir) -> int | None:
   path = model_dir / 'model-info.txt'
   text = path.read_text() if path.exists() else ''
-  found = re.search(r'^Total number of parameters: (\d+)$', text, re.MULTILINE)
-  return int(found.group(1)) if found else None
+  match = re.search(r'^Total number of parameters: (\d+)$', text, re.MULTILINE)
+  return int(match.group(1)) if match else None

@@ -1,9 +1,9 @@
-"""Compares what a run on the real T5X reads with what it was begun with.
+"""Refuses to resume a run on the real T5X with changed training data.
 
-The embedded engine does that itself, with a record in every checkpoint. T5X's
-checkpoints hold the state of TensorFlow's iterator, its data included, and T5X
-goes on with that whatever the task reads now. So the command line keeps a
-record in the run's folder and refuses what T5X would pass over in silence.
+The embedded engine checks this itself, with a record in every checkpoint. T5X's
+checkpoints hold TensorFlow's iterator with its data, and T5X silently resumes
+that iterator even if the task now reads other data. So the command line stores
+a record in the run's folder and refuses a change.
 """
 
 import json
@@ -23,17 +23,16 @@ _WAYS = (
 
 
 def check(train: Callable, folder: str, *, accepted: bool) -> None:
-  """Refuses to go on with other training data, and records it for a new run.
+  """Refuses changed training data; records the data of a new run.
 
   Args:
-    train: T5X's train, whose gin bindings are looked at.
-    folder: MODEL_DIR; one with '://' in it is not looked at.
-    accepted: whether a change of the data is what the user wants, which T5X
-      cannot give.
+    train: T5X's train function, to read its gin bindings.
+    folder: MODEL_DIR. One with '://' in its name is not checked.
+    accepted: whether the user accepts a change of the data. T5X cannot make it.
 
   Raises:
-    UserError: T5X would go on with other data than the configuration says, or
-      cannot go on.
+    UserError: T5X would resume with other data than configured, or cannot
+      resume.
   """
   checkpoint_cfg = apply.bound(train, 'checkpoint_cfg')
   save_cfg = checkpoint_cfg and checkpoint_cfg.save
@@ -48,8 +47,8 @@ def check(train: Callable, folder: str, *, accepted: bool) -> None:
   record = pathlib.Path(folder) / RECORD_FILE
   here = _identity(train)
   there = json.loads(record.read_text()) if record.exists() else None
-  going_on = restored is not None and restored.parent == pathlib.Path(folder)
-  if going_on and there is not None:
+  is_resumed = restored is not None and restored.parent == pathlib.Path(folder)
+  if is_resumed and there is not None:
     changed = changes(there, here)
     if changed:
       cannot = ', also with --accept_config_change' if accepted else ''
@@ -79,7 +78,7 @@ def _identity(train: Callable) -> dict[str, str]:
 
 
 def _restored(folder: pathlib.Path, restore_cfg) -> pathlib.Path | None:
-  """Returns the checkpoint that T5X goes on from, None where it begins."""
+  """Returns the checkpoint from which T5X resumes; None: a new run."""
   latest = latest_checkpoint(folder)
   if latest is None and restore_cfg is not None:
     paths = [restore_cfg.path] if isinstance(restore_cfg.path, str) else []

@@ -1,8 +1,8 @@
-"""The vocabulary of a run: kept beside its checkpoints, compared with later.
+"""Stores the vocabulary of a run beside its checkpoints and compares it later.
 
-Ids mean nothing without it, and a model of another vocabulary of the same size
-would restore without a complaint. vocabulary.json has its fingerprint, and
-vocabulary.model is the SentencePiece model itself, where it is one:
+Without this, a model would silently restore with another vocabulary of the same
+size. vocabulary.json has the fingerprint. vocabulary.model is the SentencePiece
+model, if the vocabulary is one:
 
     --gin.vocabularies.Choice.path="'results/mine/vocabulary.model'"
 """
@@ -21,7 +21,7 @@ MODEL_FILE = 'vocabulary.model'
 
 
 def save(folder: str, vocabulary: seqio.Vocabulary) -> list[pathlib.Path]:
-  """Writes the files of a run, if they are not there; returns the new ones.
+  """Writes the missing vocabulary files of a run; returns the new ones.
 
   Raises:
     UserError: the folder holds a run with another vocabulary.
@@ -40,7 +40,7 @@ def save(folder: str, vocabulary: seqio.Vocabulary) -> list[pathlib.Path]:
     model.parent.mkdir(parents=True, exist_ok=True)
     model.write_bytes(source.read_bytes())
     new.append(model)
-  # Last: what is recorded is whole.
+  # The record comes last, so that it only exists with the model.
   write_json(record, {'fingerprint': vocabularies.fingerprint(vocabulary)})
   return new
 
@@ -48,7 +48,7 @@ def save(folder: str, vocabulary: seqio.Vocabulary) -> list[pathlib.Path]:
 def check(folder: str, vocabulary: seqio.Vocabulary) -> None:
   """Compares a vocabulary with that of the run in a folder.
 
-  A folder without a record, one of T5X's own for instance, is not refused.
+  A folder without a record, such as one from T5X itself, passes.
 
   Raises:
     UserError: they differ.
@@ -56,12 +56,12 @@ def check(folder: str, vocabulary: seqio.Vocabulary) -> None:
   record = pathlib.Path(folder) / RECORD_FILE
   if not record.exists():
     return
-  trained = read_json(record)['fingerprint']
-  given = vocabularies.fingerprint(vocabulary)
-  if trained != given:
+  recorded = read_json(record)['fingerprint']
+  present = vocabularies.fingerprint(vocabulary)
+  if recorded != present:
     raise UserError(
-      f'{folder} was trained with another vocabulary ({trained}) than this '
-      f'configuration has ({given}): load its config.gin, or give '
+      f'{folder} was trained with another vocabulary ({recorded}) than this '
+      f'configuration has ({present}): load its config.gin, or give '
       f'--gin.vocabularies.Choice.path="\'{record.with_name(MODEL_FILE)}\'"'
     )
 
