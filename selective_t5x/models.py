@@ -48,7 +48,7 @@ class EncoderDecoder(
       memory_tau: tau, positive: masked this much, a token counts as gone.
 
     Raises:
-      UserError: as of `memory_loss.MemoryLossMixin.set_memory_loss`.
+      UserError: as in `memory_loss.MemoryLossMixin.set_memory_loss`.
     """
     super().__init__(
       module,

@@ -1,7 +1,7 @@
-"""The public attention functions: they check, and pick an implementation.
+"""The public attention functions: checks, and the choice of implementation.
 
-Shapes: B batch, N length, H heads, D head size. What the causal attention
-functions of the suite have in common, those of `variants` too, stands here.
+Shapes: B batch, N length, H heads, D head size. All causal attention functions
+of the suite, also those of `variants`, share what follows.
 
 Arguments:
   query: [B, N, H, D].
@@ -12,18 +12,18 @@ Arguments:
   segment_ids: i32[B, N], 0 for padding, each run of equal ids a segment; None
     for one segment without padding.
   implementation: 'reference', 'blocked', 'pallas_tpu', or None for the best one
-    here (`implementations.choose`).
-  position: i32[B], for a step of cached decoding: query is then [B, 1, H, D],
-    the token in this slot, and bias broadcasts to [B, H, 1, N].
+    available (`implementations.choose`).
+  position: i32[B], in a decoding step the cache slot of the query token. The
+    query is then [B, 1, H, D], and bias broadcasts to [B, H, 1, N].
 
 Returns:
-  [B, N, H, D] in value's dtype, [B, 1, H, D] of a step; zero in padding rows.
+  [B, N, H, D] in value's dtype, [B, 1, H, D] in a step; zero in padding rows.
   The logits are float32 for every input dtype but float64.
 
 Raises:
   ValueError: if the shapes do not fit together.
-  UserError: if a setting is not valid, or the implementation cannot do what is
-    asked.
+  UserError: if a setting is not valid, or the implementation does not support
+    the arguments.
 """
 
 from typing import Any, NamedTuple
@@ -58,7 +58,7 @@ def full_attention(
   query_ids: jax.Array,
   key_ids: jax.Array,
 ) -> jax.Array:
-  """Softmax attention both ways within a segment, of encoders and to them.
+  """Bidirectional attention in a segment, for encoders and cross-attention.
 
   Args:
     query: [B, Q, H, D].
@@ -77,11 +77,11 @@ def full_attention(
     ValueError: if the shapes do not fit together.
   """
   checks.key_shapes(query, key, value)
-  for name, ids, of in (
+  for name, ids, tokens in (
     ('query_ids', query_ids, query),
     ('key_ids', key_ids, key),
   ):
-    checks.token_ids(name, ids, of, axes='')
+    checks.token_ids(name, ids, tokens, axes='')
   checks.bias_shape(bias, query, key)
   return reference.full_attention(
     query,
@@ -109,14 +109,14 @@ def causal_attention(
 ) -> jax.Array:
   """Plain causal softmax attention: the baseline.
 
-  With a prefix its tokens see each other, whatever their order, and all others
-  stay causal. Source: Raffel et al., arXiv 1910.10683, section 3.2.1.
+  The tokens of a prefix see each other in both directions; all others stay
+  causal. Source: Raffel et al., arXiv 1910.10683, section 3.2.1.
 
   Gin: `ATTENTION = @attention.causal_attention`.
 
   Args, beside those of this module:
     prefix: i32[B, N], 1 for the tokens of each segment's prefix, as T5X's
-      decoder_causal_attention; None for no prefix. For the reference alone.
+      decoder_causal_attention; None for no prefix. Only the reference has it.
   """
   scale = checks.scale('causal_attention', scale, query)
   if position is not None:
@@ -144,13 +144,13 @@ def causal_attention(
 
 
 class Attended(NamedTuple):
-  """Selective attention of whole rows.
+  """The results of selective attention over whole rows.
 
   Attributes:
     out: [B, N, H, D].
     memory: M, f32[B, N]; None without memory_tau.
-    masking: F, f32[B, N, N] or [B, G, N, N]; None unless it was asked for.
-    masking_row: one row of F, f32[B, N] or [B, G, N]; None likewise.
+    masking: F, f32[B, N, N] or [B, G, N, N]; None unless requested.
+    masking_row: one row of F, f32[B, N] or [B, G, N]; None unless requested.
   """
 
   out: jax.Array
@@ -188,13 +188,13 @@ def selective_attention(
 ):
   """Causal attention whose tokens can mask earlier tokens for later queries.
 
-  out = softmax(A - F + mask) V with A = scale * <query_i, key_j> + bias, F the
-  masking matrix of head `selection_head` (`masking_matrix`), the same for every
-  head, that one included. No parameters are added. Source: arXiv 2410.02703,
-  section 3. Its variants: the mean of all heads' logits selects, every head
-  selects for itself (G = H heads select), one head of each of G groups selects
-  for its group, or queries and keys of its own do, for H / G heads each; and
-  selection without one of its constraints (`selection.Constraints`).
+  out = softmax(A - F + mask) V with A = scale * <query_i, key_j> + bias. F is
+  the masking matrix of head `selection_head` (`masking_matrix`). All heads use
+  it, that one too. No parameters are added. Source: arXiv 2410.02703, section
+  3. Variants: the mean of all heads' logits selects; every head selects for
+  itself (G = H); one head of each of G groups selects for its group; separate
+  queries and keys select, each for H / G heads; a constraint of selection is
+  dropped (`selection.Constraints`).
 
   Gin (a file of gin/attention/ for each variant):
     ATTENTION = @attention.selective_attention
@@ -206,33 +206,33 @@ def selective_attention(
     selection_groups: G, a divisor of H: heads 0 to H / G - 1 are the first
       group, and so on. Above 1 only with a number for selection_head and
       without selection_query.
-    selection_bias: whether they do so with their bias.
+    selection_bias: whether the bias is part of the selection logits.
     relu: whether negative logits mask nothing; else they unmask, and F may be
       negative.
     protect_bos: whether the first token of a segment is never masked.
     protect_self: whether a token does not mask itself for later queries.
-    selection_query: [B, N, G, E], G dividing H, in a step [B, 1, G, E]: with
-      selection_key they select in the head's place, by their products as they
-      are, with its bias. `selection_projections.SelectionProjections` gives
-      both.
+    selection_query: [B, N, G, E], G dividing H, or [B, 1, G, E] in a step. Its
+      unscaled products with selection_key, plus the head's bias, replace the
+      head's logits in selection. `selection_projections.SelectionProjections`
+      makes both.
     selection_key: [B, N, G, E].
-    masking_scale: multiplies F, zero or more: 0 is plain causal attention, None
-      is 1. It may be traced; no gradient for it is promised.
-    memory_tau: with a positive number, M is returned too.
-    return_masking: whether F is returned too: by the reference alone.
-    masking_row: i32[B]: this row of F is returned too, by any implementation;
-      for rows of one segment without padding before it.
-    masking: f32[B, N], or [B, G, N] where G > 1, with position: row `position`
-      of F, zeros at first.
+    masking_scale: multiplies F; zero or more. 0 is plain causal attention, None
+      is 1. It may be traced; its gradient is not guaranteed.
+    memory_tau: a positive number; M is then returned too.
+    return_masking: whether to return F too. Only the reference can.
+    masking_row: i32[B], a row of F to return too; every implementation can. The
+      tokens before it must be one segment without padding.
+    masking: row `position` of F in a step, zeros at first: f32[B, N], or
+      [B, G, N] where G > 1.
 
   Returns:
-    out, or a tuple of those asked for, in this order:
+    out, or a tuple of out and the requested results, in this order:
       out: [B, N, H, D] in value's dtype; zero in padding rows.
       M: f32[B, N], the tokens each query still sees (`memory.visible_tokens`),
         the mean over the G; without relu a key with F below zero counts as one.
       F: f32[B, N, N], or [B, G, N, N] where G > 1.
-      its row: f32[B, N], or [B, G, N] where G > 1.
-    Of a step: out, [B, 1, H, D], and the masking of the next step.
+      the row of F: f32[B, N], or [B, G, N] where G > 1.
+    A step returns out, [B, 1, H, D], and the masking of the next step.
     M and F are float32 for every input dtype but float64.
   """
   if position is None:
@@ -247,16 +247,16 @@ def selective_attention(
     **constraints._asdict(),
   )
   scale = checks.scale('selective_attention', scale, query)
-  own = checks.selection(query, key, selection_query, selection_key)
+  projections = checks.selection(query, key, selection_query, selection_key)
   selection = select(
     query,
     key,
     head=_selecting_heads(
-      query.shape[2], selection_head, selection_groups, own is not None
+      query.shape[2], selection_head, selection_groups, projections is not None
     ),
     scale=scale,
     bias=bias if selection_bias else None,
-    own=own,
+    own=projections,
     masking_scale=masking_scale,
     constraints=constraints,
   )
@@ -279,14 +279,14 @@ def selective_attention(
   if masking_row is not None:
     row = _without_one_group(masking_at(selection, masking_row))
     attended = attended._replace(masking_row=row)
-  returned = tuple(x for x in attended if x is not None)
-  return returned if len(returned) > 1 else attended.out
+  results = tuple(x for x in attended if x is not None)
+  return results if len(results) > 1 else attended.out
 
 
 def _attend_rows(
   *heads, selection, bias, implementation, return_masking, **settings
 ) -> Attended:
-  """Attends from whole rows by the implementation that is chosen."""
+  """Runs the chosen implementation over whole rows."""
   name = implementations.choose(
     implementation,
     'selective_attention',
@@ -304,12 +304,12 @@ def _attend_rows(
 
 
 def _without_one_group(masking):
-  """Drops the axis of the G where G is 1: [B, 1, ...] to [B, ...]."""
+  """Drops the axis of groups if G is 1: [B, 1, ...] to [B, ...]."""
   return masking[:, 0] if masking.shape[1] == 1 else masking
 
 
 def _check_settings(memory_tau, masking_scale, **flags):
-  """Raises UserError unless these are of the types that they should be."""
+  """Raises UserError if a setting has a wrong type or value."""
   if memory_tau is not None:
     name = 'selective_attention.memory_tau'
     expected = 'a positive number or None'
@@ -322,10 +322,10 @@ def _check_settings(memory_tau, masking_scale, **flags):
 
 
 def _selecting_heads(heads, head, groups, has_own) -> int | str | tuple:
-  """Returns the head that selects, or one of each group, or MEAN or PER_HEAD.
+  """Returns the selecting head, one head of each group, MEAN or PER_HEAD.
 
   Raises:
-    UserError: if there is no such head or there are no such groups.
+    UserError: if the head or the groups do not exist.
   """
   name = 'selective_attention'
   if not is_integer(groups) or groups < 1 or heads % groups:
@@ -336,11 +336,11 @@ def _selecting_heads(heads, head, groups, has_own) -> int | str | tuple:
   size = heads // groups
   is_number = is_integer(head)
   if head not in (MEAN, PER_HEAD) and not (is_number and 0 <= head < size):
-    of = f'there are {heads} heads'
-    of = of if groups == 1 else f'{of} in {groups} groups'
+    layout = f'there are {heads} heads'
+    layout = layout if groups == 1 else f'{layout} in {groups} groups'
     raise UserError(
       f'{name}.selection_head = {head!r}: expected an integer from 0 to '
-      f"{size - 1}, {of}, or 'mean' or 'per_head'"
+      f"{size - 1}, {layout}, or 'mean' or 'per_head'"
     )
   if groups == 1:
     return int(head) if is_number else head

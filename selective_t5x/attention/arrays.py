@@ -1,4 +1,4 @@
-"""The arrays of the maths: in signatures, jaxtyping adds shape and dtype."""
+"""Array types of the maths; jaxtyping adds shape and dtype in signatures."""
 
 import numbers
 from typing import TYPE_CHECKING
@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Shaped
 
-if TYPE_CHECKING:  # All that a static checker has to know.
+if TYPE_CHECKING:  # A static checker needs to know no more.
   Array = jax.Array
   Scalar = float | jax.Array
 else:

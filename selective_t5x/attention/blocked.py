@@ -1,26 +1,26 @@
 """Exact selective attention in blocks of queries: pure JAX, every backend.
 
-F is a running sum over earlier queries, so going through the query blocks in
-order only the column sums of what came before are needed, c [B, G, N]. Within
-a block F is c plus an exclusive running sum down the block's queries, a product
-with a strictly triangular matrix. Backward, the blocks are taken from the last
-to the first: dF is minus the sum of dA over the heads, and a score has the sum
-of dF over all later queries as its gradient, again column sums and a product.
+F is a running sum over earlier queries, so a loop over the query blocks needs
+only the column sums of the earlier blocks, c [B, G, N]. Within a block, F is c
+plus an exclusive running sum over the block's queries, computed as a product
+with a strictly triangular matrix. The backward pass takes the blocks from last
+to first: dF is minus the sum of dA over the heads, and the gradient of a score
+is the sum of dF over all later queries, again column sums and a product.
 
-Saved for the backward pass: the output, one log-sum-exp a query and head, and c
-of every block, O(N * N / block). All that is N x N is computed again, one block
-of queries at a time, so live memory is O(N * block). With no selection this is
+The forward pass saves the output, one log-sum-exp per query and head, and c of
+every block, O(N * N / block). The backward pass recomputes the N x N arrays one
+query block at a time, so live memory is O(N * block). Without selection this is
 ordinary blocked attention.
 
-Blocks are run in spans: one loop a span over its blocks, all of which read the
-keys up to the span's end. Few spans keep the program short, many skip more of
-what lies after a query. The loops also keep XLA from holding the forward pass's
-tiles for the backward pass, instead of computing them again. On CPU rows of up
-to 512 tokens have a span for each block, without loops: their tiles are small
-enough to hold, which saves up to a quarter of the time.
+Blocks are grouped into spans. A span is one loop over its blocks, which all
+read the keys up to the span's end. Few spans keep the program short; many spans
+skip more of the keys after a query. The loops also make XLA recompute the tiles
+in the backward pass instead of keeping them. On CPU, rows of up to 512 tokens
+have one span per block and no loops: their tiles are small enough to keep,
+which saves up to a quarter of the time.
 
-Tiles are [B, H, K, Q], keys before queries: products with triangular matrices
-and the sums of a softmax then run along contiguous memory.
+Tiles are [B, H, K, Q], keys before queries, so that products with triangular
+matrices and the sums of a softmax run along contiguous memory.
 
 Shapes: B batch, N length, H heads, D head size, G selection heads of size E, T
 blocks of Q queries, K the keys that a span reads.
@@ -49,14 +49,14 @@ from selective_t5x.attention.blocked_tiles import (
 )
 from selective_t5x.attention.selection import ALL, Constraints, Selection
 
-# With S spans (1 + 1 / S) / 2 of the square is computed.
+# S spans compute (1 + 1 / S) / 2 of the square.
 MAX_SPANS = 8
-# Tokens of a row whose tiles XLA:CPU may hold.
+# The longest row, in tokens, whose tiles XLA:CPU may keep.
 _SHORT = 512
 
 
 class _Static(NamedTuple):
-  """What is compiled in."""
+  """Compile-time constants of a call."""
 
   memory_tau: float | None
   blocks_a_span: int
@@ -76,7 +76,7 @@ def attention(
   levels: jax.Array | None = None,
   block: int | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
-  """Causal attention, under selection where something selects.
+  """Causal attention with or without selection.
 
   Args:
     query: [B, N, H, D].
@@ -86,10 +86,10 @@ def attention(
     scale: multiplies the logits.
     bias: added to the logits; broadcasts to [B, H, N, N]; or None.
     segment_ids: i32[B, N], 0 for padding; None for one segment.
-    memory_tau: positive; None without M.
-    levels: f32[B, N, H], whole numbers: levels_i - levels_j, which is exact, is
-      added to the logits; no gradient. None for none.
-    block: queries of a block; None for what is fastest.
+    memory_tau: positive; None to skip M.
+    levels: f32[B, N, H], whole numbers without a gradient, or None. Adds
+      levels_i - levels_j, which is exact, to the logits.
+    block: queries per block; None for the fastest size.
 
   Returns:
     (out [B, N, H, D] in value's dtype, M f32[B, N] or None); M is the mean over
@@ -97,19 +97,19 @@ def attention(
   """
   batch, length = value.shape[:2]
   dtype = jnp.promote_types(query.dtype, jnp.float32)
-  # A short row is one block; 8 is what vector units like.
+  # A short row is one block; a multiple of 8 suits vector units.
   block = min(block or _default_block(length), -(-length // 8) * 8)
   blocks = -(-length // block)
-  # Keys added at the end come after every query, so that none sees them; what
-  # the queries added there see is cut off.
-  added = blocks * block - length
+  # The padding at the end comes after every query, so no query sees its keys;
+  # the outputs of its queries are cut off.
+  padding = blocks * block - length
 
   query, key, value, selection, faults = nonfinite.clean_heads(
     query, key, value, selection, live=segment_ids
   )
 
   def pad(x):
-    return jnp.pad(x.astype(dtype), ((0, 0), (0, added), (0, 0), (0, 0)))
+    return jnp.pad(x.astype(dtype), ((0, 0), (0, padding), (0, 0), (0, 0)))
 
   def whole(x):
     return pad(x).transpose(0, 2, 1, 3)
@@ -122,11 +122,11 @@ def attention(
     if x is None:
       return None
     x = x.reshape((1,) * (4 - x.ndim) + x.shape).astype(dtype).swapaxes(2, 3)
-    room = [(0, added if size > 1 else 0) for size in x.shape[2:]]
+    room = [(0, padding if size > 1 else 0) for size in x.shape[2:]]
     return jnp.pad(x, [(0, 0), (0, 0), *room])
 
   def joined(x):
-    """[T, B, ..., Q] to [B, N, ...], zero in padding rows."""
+    """Joins blocks, [T, B, ..., Q] to [B, N, ...]; zero in padding rows."""
     x = jnp.moveaxis(x, (1, -1), (0, 2)).reshape(batch, -1, *x.shape[2:-1])
     return masks.zero_padding(x[:, :length], segment_ids)
 
@@ -134,7 +134,7 @@ def attention(
   keys = Keys(whole(key), whole(value), bias=keys_first(bias))
   if levels is not None:
     levels = jax.lax.stop_gradient(levels).swapaxes(1, 2).astype(dtype)
-    levels = jnp.pad(levels, ((0, 0), (0, 0), (0, added)))[..., None]
+    levels = jnp.pad(levels, ((0, 0), (0, 0), (0, padding)))[..., None]
     keys = keys._replace(levels=levels)
   if selection is not None:
     queries = queries._replace(
@@ -147,11 +147,11 @@ def attention(
   start = padded_start = None
   if segment_ids is not None:
     start = masks.segment_starts(length, segment_ids)
-    # After all keys: what is added sees none.
+    # The padding starts after all keys, so it sees none.
     padded_start = jnp.pad(
-      start, ((0, 0), (0, added)), constant_values=length + added
+      start, ((0, 0), (0, padding)), constant_values=length + padding
     )
-  # A loop of one block is no loop.
+  # A span of one block is no loop, so spans of long rows have two or more.
   is_short = length <= _SHORT and mesh.platform() == 'cpu'
   least = 1 if is_short else 2
   static = _Static(
@@ -169,12 +169,12 @@ def attention(
 
 
 def _default_block(length: int) -> int:
-  """Returns the fastest block size: measured on 2 CPU cores."""
-  # Several small blocks skip more of what is masked than one large one.
+  """Returns the block size that was fastest on 2 CPU cores."""
+  # Several small blocks skip more masked keys than a large one.
   return 64 if 128 < length <= _SHORT else 128
 
 
-# Traced once for all layers of a model, compiled as one where it stands alone.
+# jit traces it once for all layers of a model.
 @functools.partial(jax.jit, static_argnums=3)
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _attend(queries, keys, start, static):
@@ -196,9 +196,10 @@ def _forward(queries, keys, start, static):
         masking, _, columns = tile.masking(columns)
         if static.memory_tau is not None:
           counted = tile.visible & (masking < static.memory_tau)
-          left = jnp.where(masking < 0, 1, 1 - masking / static.memory_tau)
-          left = jnp.where(counted, left, 0)
-          seen = jnp.mean(jnp.sum(left, axis=2), axis=1)
+          visibility = 1 - masking / static.memory_tau
+          visibility = jnp.where(masking < 0, 1, visibility)
+          visibility = jnp.where(counted, visibility, 0)
+          seen = jnp.mean(jnp.sum(visibility, axis=2), axis=1)
       logits = tile.logits(masking)
       peak = jnp.max(logits, axis=2)
       weights = jnp.exp(logits - peak[:, :, None])
@@ -220,10 +221,10 @@ def _forward(queries, keys, start, static):
 def _backward(static, saved, cotangents):
   queries, keys, start, out, norm, befores = saved
   d_out, d_seen = cotangents
-  # Sums of weight times its gradient: what the gradient of a softmax takes off.
+  # The gradient of a softmax subtracts these sums of weight times gradient.
   delta = jnp.sum(d_out * out, axis=3)
-  # Both grow from the last block to the first: the keys' gradients, and the
-  # column sums of dF.
+  # The keys' gradients and the column sums of dF grow from the last block to
+  # the first.
   grown = jax.tree.map(jnp.zeros_like, keys), no_columns(keys)
   d_queries = []
   parts = list(zip(spans(queries, static), befores, strict=True))
@@ -266,13 +267,13 @@ def _backward(static, saved, cotangents):
         d_query, dot('bgke,bgkq->bgeq', span.selection_key, d_scores)
       )
 
-    of_blocks = jax.tree.map(
+    block_values = jax.tree.map(
       lambda x, blocks=blocks: x[blocks], (norm, delta, d_out, d_seen)
     )
     narrow, d_query = jax.lax.scan(
       step,
       up_to(width, grown),
-      (numbered(queries, blocks), before, *of_blocks),
+      (numbered(queries, blocks), before, *block_values),
       reverse=True,
     )
     grown = put_up_to(width, grown, narrow)

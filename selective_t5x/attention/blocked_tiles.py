@@ -15,10 +15,10 @@ from selective_t5x.attention.selection import spread
 
 
 class Queries(NamedTuple):
-  """The queries, scaled, in blocks.
+  """Scaled queries in blocks.
 
-  query [T, B, H, D, Q]; selection_query [T, B, G, E, Q], None where nothing
-  selects.
+  query [T, B, H, D, Q]; selection_query [T, B, G, E, Q], None without
+  selection.
   """
 
   query: jax.Array
@@ -26,11 +26,11 @@ class Queries(NamedTuple):
 
 
 class Keys(NamedTuple):
-  """What is read up to some key; keys are axis 2 of each.
+  """Arrays that are read up to some key; axis 2 is the key.
 
   key and value [B, H, N, D], selection_key [B, G, N, E], the biases
-  [b, h, k, q] with each axis whole or of size 1, levels [B, H, N, 1]. What
-  there is none of is None.
+  [b, h, k, q] with each axis whole or of size 1, levels [B, H, N, 1]. Absent
+  arrays are None.
   """
 
   key: jax.Array
@@ -45,14 +45,14 @@ class Tile:
   """One block of queries and all keys of its span."""
 
   def __init__(self, index, queries, span, start, constraints):
-    """Finds who may see, and who may mask, whom.
+    """Computes which keys each query may see and may mask.
 
     Args:
       index: i32[], the number of the block.
       queries: `Queries` of the one block.
       span: `Keys` up to the span's end.
       start: i32[B, N], of `masks.segment_starts`; None for one segment.
-      constraints: what is not masked.
+      constraints: what selection may not mask.
     """
     self._relu = constraints.relu
     self.query, self.selection_query = queries
@@ -61,7 +61,7 @@ class Tile:
     self._start = index * block
     keys = jnp.arange(width)[:, None]
     positions = self._start + jnp.arange(block)
-    # All [b, 1, K, Q], b is 1 where there are no segments.
+    # All are [b, 1, K, Q]; b is 1 where there are no segments.
     self.visible = (keys <= positions)[None, None]
     first = 0
     if start is not None:
@@ -74,10 +74,10 @@ class Tile:
       self._may_mask &= first < keys
 
   def masking(self, columns):
-    """Returns (F, where scores are the logits, column sums after this block).
+    """Returns F, where scores equal logits, and column sums after this block.
 
     Args:
-      columns: f32[B, G, K], the scores of earlier blocks summed.
+      columns: f32[B, G, K], the summed scores of earlier blocks.
     """
     span = self._span
     logits = dot('bgke,bgeq->bgkq', span.selection_key, self.selection_query)
@@ -90,7 +90,7 @@ class Tile:
     return masking, scored, masking[..., -1] + scores[..., -1]
 
   def logits(self, masking):
-    """Returns what the softmax is of, f32[B, H, K, Q]."""
+    """Returns the masked logits, f32[B, H, K, Q]."""
     logits = dot('bhkd,bhdq->bhkq', self._span.key, self.query)
     if self._span.bias is not None:
       logits += self._of_bias(self._span.bias)
@@ -129,23 +129,23 @@ def spans(queries, static):
 
 
 def numbered(queries, blocks):
-  """Returns (i32[T], queries) of some blocks."""
+  """Returns the numbers, i32[T], and the queries of some blocks."""
   numbers = jnp.arange(blocks.start, blocks.stop)
   return numbers, jax.tree.map(lambda x: x[blocks], queries)
 
 
 def up_to(width, tree):
-  """Cuts each array's keys, axis 2; an axis of size 1 stays."""
+  """Slices the first keys of each array, axis 2; an axis of size 1 stays."""
   return jax.tree.map(lambda x: x[:, :, :width], tree)
 
 
 def put_up_to(width, tree, narrow):
-  """Replaces what `up_to` cuts out."""
+  """Replaces the slice that `up_to` takes."""
   return jax.tree.map(lambda x, y: x.at[:, :, :width].set(y), tree, narrow)
 
 
 def no_columns(keys):
-  """Returns column sums of nothing, [B, G, N]; None without selection."""
+  """Returns zero column sums, [B, G, N]; None without selection."""
   if keys.selection_key is None:
     return None
   return jnp.zeros(keys.selection_key.shape[:3], keys.key.dtype)
@@ -157,14 +157,14 @@ def ones(tile):
 
 
 def dot(axes, x, y):
-  """Returns an einsum of x's dtype."""
+  """Returns an einsum in x's dtype."""
   return jnp.einsum(axes, x, y, preferred_element_type=x.dtype)
 
 
 def sum_by(tile, triangle):
-  """Sums [B, G, K, Q] over the queries that a triangular matrix names."""
-  # Without the barrier XLA:CPU computes what the tile comes from again for each
-  # panel of the product: at 2,048 tokens as slow as all the rest together.
+  """Sums [B, G, K, Q] over the queries that a triangular matrix selects."""
+  # Without the barrier XLA:CPU recomputes the tile for each panel of the
+  # product, which at 2,048 tokens takes as long as all the rest together.
   return jnp.matmul(
     jax.lax.optimization_barrier(tile),
     triangle,
@@ -179,7 +179,7 @@ def sum_heads(tile, groups):
   tile = tile.reshape(batch, groups, heads // groups, keys, queries)
   if mesh.platform() != 'cpu':
     return jnp.sum(tile, axis=2)
-  # XLA:CPU is several times slower at a reduction along an outer axis.
+  # A reduction along an outer axis is several times slower on XLA:CPU.
   return functools.reduce(
     operator.add, [tile[:, :, i] for i in range(heads // groups)]
   )

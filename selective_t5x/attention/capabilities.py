@@ -1,4 +1,4 @@
-"""What an attention function takes and can do, declared by a decorator."""
+"""Capabilities of attention functions, declared by a decorator."""
 
 import dataclasses
 import inspect
@@ -8,22 +8,22 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Capabilities:
-  """What a network may ask of an attention function.
+  """The optional arguments and features of an attention function.
 
   Attributes:
-    arguments: names of all its parameters: what an extension may give it.
+    arguments: names of all its parameters, which an extension may supply.
     implementation: whether it takes `implementation`.
-    key_ids: whether it takes `query_ids` and `key_ids`, and so reads both ways,
-      as an encoder does.
+    key_ids: whether it takes `query_ids` and `key_ids` and is bidirectional, as
+      in an encoder.
     masking: whether it selects, and so has a masking matrix F: it takes
       `masking` in a step of decoding, and `masking_row` and `return_masking`
       with whole rows.
     masking_scale: whether it takes `masking_scale`, which multiplies F.
     memory_tau: whether it takes `memory_tau` and then returns M too.
     prefix: whether it takes `prefix`, tokens that see each other.
-    needs_every_key: whether no pruned cache can serve it, since it goes by
-      where keys are, or by those between a key and the query: a pruned cache
-      has lost some of them and keeps the others in any order.
+    needs_every_key: whether it cannot use a pruned cache, which lacks some keys
+      and holds the others in any order: its result depends on the order of
+      keys, or on the keys between a key and the query.
   """
 
   arguments: frozenset[str]
@@ -51,10 +51,10 @@ def declare(**capabilities: bool) -> Callable[[Callable], Callable]:
 
 
 def of(function: Callable[..., Any]) -> Capabilities:
-  """Returns what a function declares, also within partials and wrappers.
+  """Returns a function's Capabilities, also through partials and wrappers.
 
-  A function that declares nothing, as a user's own may, is taken to have each
-  capability that is the name of one of its parameters.
+  A function without a declaration, e.g. a user's, has each capability whose
+  name is one of its parameters.
   """
   inner: Any = function
   while inner is not None:
@@ -69,7 +69,7 @@ def of(function: Callable[..., Any]) -> Capabilities:
 
 
 def name(function: Callable[..., Any]) -> str:
-  """Returns the name of a function, or a partial as it is written."""
+  """Returns the name of a function; a partial is written out."""
   return getattr(function, '__name__', str(function))
 
 

@@ -10,12 +10,12 @@ from selective_t5x.errors import UserError
 
 
 def number(name, value, expected='a number or None'):
-  """Raises UserError unless a setting is a number: True is none.
+  """Raises UserError unless a setting is a number; a boolean is not.
 
   Args:
-    name: of the setting, for the message.
+    name: the setting's name, for the message.
     value: a number, or an array of one, which may be traced.
-    expected: for the message.
+    expected: the valid values, for the message.
   """
   shape, dtype = getattr(value, 'shape', None), getattr(value, 'dtype', None)
   if dtype is None:
@@ -34,15 +34,15 @@ def flags(function, **settings):
 
 
 def scale(function, value, query):
-  """Returns what multiplies the logits: D ** -0.5 for None.
+  """Returns the factor of the logits: D ** -0.5 for None.
 
   Args:
-    function: who asks, for the message.
+    function: the caller's name, for the message.
     value: a number or None.
     query: [B, N, H, D].
 
   Raises:
-    UserError: if value is no number.
+    UserError: if value is not a number.
   """
   if value is None:
     return query.shape[-1] ** -0.5
@@ -90,7 +90,7 @@ def step(query, key, value, bias, position):
 
 
 def key_shapes(query, key, value):
-  """Raises ValueError unless keys and values are what queries need."""
+  """Raises ValueError unless keys and values fit the queries."""
   if (
     not query.ndim == key.ndim == 4
     or key.shape != value.shape
@@ -120,33 +120,33 @@ def bias_shape(bias, query, key):
 
 
 def selection(query, key, selection_query, selection_key):
-  """Returns what selects in the heads' place, or None if there is none.
+  """Returns the pair that selects in place of a head, or None without one.
 
   Raises:
-    ValueError: unless there are both or neither, of shapes that fit.
+    ValueError: if only one is given, or the shapes do not fit.
   """
-  own = selection_query, selection_key
+  pair = selection_query, selection_key
   if selection_query is None and selection_key is None:
     return None
   (batch, queries, heads, _), keys = query.shape, key.shape[1]
   if (
-    any(x is None or x.ndim != 4 for x in own)
+    any(x is None or x.ndim != 4 for x in pair)
     or selection_query.shape[:2] != (batch, queries)
     or selection_key.shape[:2] != (batch, keys)
     or selection_query.shape[2:] != selection_key.shape[2:]
     or heads % selection_query.shape[2]
   ):
-    found = ', '.join(str(None if x is None else list(x.shape)) for x in own)
+    shapes = ', '.join(str(None if x is None else list(x.shape)) for x in pair)
     raise ValueError(
       'attention: selection_query and selection_key must be '
       f'[{batch}, {queries}, G, E] and [{batch}, {keys}, G, E], G a divisor of '
-      f'the {heads} heads, got {found}'
+      f'the {heads} heads, got {shapes}'
     )
-  return own
+  return pair
 
 
 def masking(masking, selection_key):
-  """Raises ValueError unless a step is given a row of F."""
+  """Raises ValueError unless `masking` is a row of F for a decoding step."""
   batch, slots, groups, _ = selection_key.shape
   axes = '[B, N]'
   shape: tuple[int, ...] = (batch, slots)

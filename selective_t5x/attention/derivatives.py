@@ -1,8 +1,7 @@
-"""Which derivatives the fast implementations have, and one line for others.
+"""Clear errors for derivatives that the fast implementations do not have.
 
-What has a gradient of its own (`jax.custom_vjp`) has no forward mode in JAX,
-and a Pallas kernel has no derivative at all: JAX would say so in its own terms,
-or not at all.
+A `jax.custom_vjp` has no forward mode in JAX, and a Pallas kernel has no
+derivative at all. JAX reports this in its own terms, or not at all.
 """
 
 import functools
@@ -24,8 +23,8 @@ def _refuse_forward_mode(*_, name, **__):
   )
 
 
-# The identity of tangents, beside a number of their primal. Reverse mode only
-# transposes it; forward mode would compute it, or differentiate it again.
+# The identity on tangents; it also takes a number of their primal. Reverse mode
+# only transposes it; forward mode would compute or differentiate it, and fail.
 _tangent = Primitive('attention_tangent')
 _tangent.def_abstract_eval(lambda tangent, _, *, name: tangent)
 _tangent.def_impl(_refuse_forward_mode)
@@ -61,7 +60,7 @@ def reverse_mode_alone(tree: Any, name: str) -> Any:
   """Returns the same arrays; forward-mode derivatives through them raise.
 
   Args:
-    tree: of arrays of floats.
+    tree: a tree of float arrays.
     name: of the implementation, for the message.
 
   Raises:
@@ -71,14 +70,14 @@ def reverse_mode_alone(tree: Any, name: str) -> Any:
 
 
 def once(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-  """Makes a part of a gradient raise where it is differentiated again.
+  """Wraps a part of a gradient, so that differentiating it again raises.
 
   Args:
-    function: of trees of arrays.
+    function: a function of trees of arrays.
     name: of the implementation, for the message.
 
   Returns:
-    The function, whose derivatives raise UserError.
+    The same function, whose derivatives raise UserError.
   """
   function = jax.custom_jvp(function)
 

@@ -1,4 +1,4 @@
-"""Which implementation of attention runs: a named one, or the best one here."""
+"""Chooses the implementation of attention that runs."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from selective_t5x.attention.tpu import kernels as pallas_tpu
 from selective_t5x.errors import UserError, did_you_mean
 
 # (query, key, value, *, selection, scale, bias, segment_ids, memory_tau) ->
-# (out, M), as of blocked.attention; the first that can is preferred.
+# (out, M), as in blocked.attention. The first one that can run is preferred.
 FAST: Mapping[str, Callable[..., Any]] = {
   'pallas_tpu': pallas_tpu.attention,
   'blocked': shards.over_mesh(blocked.attention),
@@ -24,32 +24,32 @@ FAST: Mapping[str, Callable[..., Any]] = {
 def choose(
   implementation: str | None, caller: str, *, dtype=jnp.float32, **needs: Any
 ) -> str:
-  """Names the implementation that runs, and logs a choice once.
+  """Returns the name of the implementation to run, and logs each choice once.
 
-  None takes a fast one that can do what is asked, else the reference; a named
-  one that cannot is an error.
+  None picks a fast implementation that supports the call, else the reference. A
+  named one that does not support the call is an error.
 
   Args:
     implementation: 'reference', a name in FAST, or None.
-    caller: the function that asks, for messages.
-    dtype: of the queries.
-    **needs: bias, prefix, return_masking: whether there is one; constraints: of
-      the selection.
+    caller: the calling function, for messages.
+    dtype: the dtype of the queries.
+    **needs: bias, prefix, return_masking: whether the call has them;
+      constraints: those of the selection.
 
   Returns:
     'reference' or a name in FAST.
 
   Raises:
-    UserError: if there is no such implementation, or it cannot run.
+    UserError: if the implementation does not exist or cannot run.
   """
   names = ('reference', *FAST)
   where = f'{caller}.implementation'
   if implementation is None:
-    chosen = next(
+    best = next(
       (name for name in FAST if not _lacks(name, dtype, needs)), names[0]
     )
-    _log_once(f'{where} = None: {chosen} runs (on {platform()})')
-    return chosen
+    _log_once(f'{where} = None: {best} runs (on {platform()})')
+    return best
   if implementation not in names:
     raise UserError(
       f'{where} = {implementation!r}: expected None or one of '
@@ -65,7 +65,7 @@ def choose(
 
 
 def _lacks(name: str, dtype, needs: Mapping[str, Any]) -> str | None:
-  """Says what an implementation cannot do of what is asked, or None."""
+  """Returns which of the needs an implementation does not support, or None."""
   if name == 'reference':
     return None
   if needs.get('return_masking'):

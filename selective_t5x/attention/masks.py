@@ -1,4 +1,4 @@
-"""Who may see whom in a row: causal, same segment, not padding."""
+"""Visibility masks of a row: causal, same segment, not padding."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ def check_ids(name: str, ids: Shaped[Array, '...']) -> None:
   """Raises ValueError unless ids are integers or booleans.
 
   Args:
-    name: of the argument, for the message.
+    name: the argument's name, for the message.
     ids: any shape.
   """
   dtype = getattr(ids, 'dtype', None)
@@ -29,7 +29,7 @@ def visible(
   segment_ids: Shaped[Array, 'B N'] | None = None,
   prefix: Shaped[Array, 'B N'] | None = None,
 ) -> Bool[Array, '#B N N']:
-  """Tells which keys a query may see before anything is masked by selection.
+  """Returns which keys a query may see, before selection masks any.
 
   Args:
     length: N, the number of tokens in a row.
@@ -39,8 +39,8 @@ def visible(
 
   Returns:
     bool[B, N, N] (bool[1, N, N] without segment_ids and prefix), axis 1 the
-    query: true where key j <= query i or both are of the prefix, both in one
-    segment and neither is padding.
+    query: true where key j <= query i or both are in the prefix, both are in
+    one segment, and neither is padding.
 
   Raises:
     ValueError: if segment_ids are not integers.
@@ -62,11 +62,11 @@ def visible(
 def segment_starts(
   length: int, segment_ids: Shaped[Array, 'B N'] | None = None
 ) -> Int[Array, '#B N']:
-  """Returns where the segment of each token starts: it sees no key before.
+  """Returns where each token's segment starts; it sees no earlier key.
 
   Args:
     length: N, the number of tokens in a row.
-    segment_ids: as of `visible`.
+    segment_ids: as in `visible`.
 
   Returns:
     i32[B, N], N for padding, which sees no key at all; zeros, i32[1, N],
@@ -86,11 +86,11 @@ def segment_starts(
 def first_in_segment(
   length: int, segment_ids: Shaped[Array, 'B N'] | None = None
 ) -> Bool[Array, '#B N']:
-  """Tells which tokens open a segment, where <BOS> is.
+  """Returns which tokens start a segment; they hold <BOS>.
 
   Args:
     length: N, the number of tokens in a row.
-    segment_ids: as of `visible`.
+    segment_ids: as in `visible`.
 
   Returns:
     bool[B, N], bool[1, N] without segment_ids.
@@ -112,7 +112,7 @@ def position_in_segment(
 
   Args:
     length: N, the number of tokens in a row.
-    segment_ids: as of `visible`; None gives i32[1, N]. Padding is counted like
+    segment_ids: as in `visible`; None gives i32[1, N]. Padding is counted like
       a segment.
 
   Raises:
@@ -128,8 +128,8 @@ def zero_padding(
 ) -> Shaped[Array, 'B N *rest']:
   """Zeroes the padding rows of an array and of its gradient.
 
-  A select, not a product: 0 * NaN is NaN, and what lies in a padding slot must
-  never reach a live one.
+  It selects and does not multiply: 0 * NaN is NaN, and padding must never reach
+  a live slot.
 
   Args:
     x: [B, N, ...].

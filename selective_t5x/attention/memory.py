@@ -13,12 +13,12 @@ def visible_tokens(
   *,
   segment_ids: Shaped[Array, 'B N'] | None = None,
 ) -> Float[Array, 'B N']:
-  """Counts the tokens that each query sees, those partly masked in part.
+  """Counts the tokens that each query sees; partly masked ones count in part.
 
   M[b, i] = sum over non-padding j <= i of i's segment of
   1 - min(max(F[b, i, j], 0), tau) / tau. Differentiable: the cotangent g of M
   enters that of F as -g[b, i] / tau where 0 <= F < tau, and nowhere else.
-  Source: arXiv 2410.02703, section 5, which has F of zero or more and no max.
+  Source: arXiv 2410.02703, section 5, where F is zero or more, without a max.
   Differs from the paper where selection has no relu: M counts the tokens that
   a cache has to hold, so a key with F below zero counts as one, not as more,
   and drawing more attention to it costs nothing.
@@ -33,8 +33,8 @@ def visible_tokens(
     1; 0 for padding.
   """
   counted = masks.visible(masking.shape[-1], segment_ids) & (masking < tau)
-  left = jnp.where(masking < 0, 1, 1 - masking / tau)
-  return jnp.sum(jnp.where(counted, left, 0), axis=-1)
+  visibility = jnp.where(masking < 0, 1, 1 - masking / tau)
+  return jnp.sum(jnp.where(counted, visibility, 0), axis=-1)
 
 
 def fraction_visible(
@@ -42,8 +42,8 @@ def fraction_visible(
 ) -> Float[Array, '']:
   """Measures the memory that a batch needs, as a fraction of its tokens: R.
 
-  A segment needs, in each layer, room for the tokens of its most demanding
-  query. R = mean over rows with n_b > 0 of (sum over layers l and segments of
+  In each layer a segment needs room for the tokens of its most demanding query.
+  R = mean over rows with n_b > 0 of (sum over layers l and segments of
   max over i in the segment of M_l[b, i]) / (L * n_b), n_b the row's tokens that
   are not padding. Source: arXiv 2410.02703, section 5. Differs from the paper:
   packed rows; there a row is one segment.
@@ -65,7 +65,7 @@ def fractions_of_rows(
   """Returns what `fraction_visible` averages, f32[B]; 0 for a padding row."""
   layers, batch, length = memory.shape
   rows = jnp.arange(batch)[:, None]
-  # Runs of equal ids count from 0, so that any ids fit in N places. A run of
+  # Runs of equal ids are numbered from 0, so any ids fit in N places. A run of
   # padding stays at 0, below which nothing has a gradient.
   run = jnp.cumsum(masks.first_in_segment(length, segment_ids), axis=1) - 1
   memory = jnp.where(segment_ids != 0, memory, -1)

@@ -1,7 +1,7 @@
 """The device mesh that a call runs under, and how attention is split over it.
 
-XLA cannot split a kernel by itself. The axes are called as T5X calls them; over
-axes of other names every device computes the same, which is right but slow.
+XLA cannot split a kernel by itself. The mesh axes have T5X's names. Over axes
+of other names every device computes the same, which is correct but slow.
 """
 
 from typing import Any, NamedTuple
@@ -15,13 +15,13 @@ HEAD_AXES = ('model',)
 
 
 class Split(NamedTuple):
-  """How arrays [B, H, ...] lie on a mesh.
+  """How arrays [B, H, ...] are split over a mesh.
 
   Attributes:
     mesh: a `jax.sharding.Mesh` or abstract mesh.
     batch: the mesh axes that B is split over.
     heads: the mesh axes that H is split over.
-    shards: parts of H.
+    shards: the number of parts of H.
   """
 
   mesh: Any
@@ -33,9 +33,9 @@ class Split(NamedTuple):
     """Runs a function on every device's part.
 
     Args:
-      function: of the operands.
+      function: a function of the operands.
       operands: a tree of arrays [B or 1, H or P or 1, ...].
-      results: a tree of True, for each array [B, H or P, ...] it returns.
+      results: a tree with True for each array [B, H or P, ...] it returns.
     """
 
     def spec(x):
@@ -79,8 +79,8 @@ def platform() -> str:
 def split(batch: int, heads: int) -> Split | None:
   """Returns how to split arrays [batch, heads, ...]; None for one device.
 
-  An axis that the mesh does not divide stays whole. Inside a `jax.shard_map`
-  the axes that it has split are left alone.
+  An axis that the mesh does not divide stays whole. Axes that an enclosing
+  `jax.shard_map` has split are left alone.
   """
   mesh = current()
   several = mesh is not None and mesh.size > 1

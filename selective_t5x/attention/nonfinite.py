@@ -1,9 +1,9 @@
-"""Tokens that are not finite reach the queries that see them, and no others.
+"""Confines non-finite tokens to the queries that see them.
 
-A product of weights and values multiplies every value, those of weight zero
-too, and 0 * NaN is NaN: a NaN in one token would reach earlier queries and
-other segments, and so would its gradient. Here what is not finite is zeroed
-before attention, with its gradient, and what has seen it is NaN afterwards.
+A product of weights and values multiplies every value, also those of weight
+zero, and 0 * NaN is NaN. So a NaN in one token, and its gradient, would reach
+earlier queries and other segments. Here non-finite tokens and their gradients
+are zeroed before attention, and the outputs that see them become NaN after it.
 
 Shapes: B batch, N length, H heads, G selection heads, D head size.
 """
@@ -22,8 +22,8 @@ class Faults(NamedTuple):
 
   Attributes:
     query: bool[B, N, H].
-    key: bool[B, N, H], in their key or in their value.
-    selection: bool[B, N, G], in what selects; None where nothing does.
+    key: bool[B, N, H], in the key or the value.
+    selection: bool[B, N, G], in selection's query or key; None without one.
   """
 
   query: jax.Array
@@ -33,11 +33,11 @@ class Faults(NamedTuple):
   def reach(
     self, sees: Callable[[jax.Array, bool], jax.Array]
   ) -> tuple[jax.Array, jax.Array | None]:
-    """Returns what the faults reach.
+    """Returns the outputs and the rows of F that the faults reach.
 
     Args:
-      sees: of faults bool[B, N, .] and of whether those of earlier tokens alone
-        count (a selection acts on later queries): which queries see one.
+      sees: maps faults, bool[B, N, .], and whether only those of earlier tokens
+        count (selection acts on later queries), to the queries that see one.
 
     Returns:
       bool[B, N, H], the outputs; bool[B, N, G], the rows of F, or None.
@@ -50,22 +50,22 @@ class Faults(NamedTuple):
 
 
 def per_head(groups: jax.Array, heads: int) -> jax.Array:
-  """Gives each of H heads what its selection head has, [..., G] to [..., H]."""
+  """Repeats the entry of each group for its heads: [..., G] to [..., H]."""
   return jnp.repeat(groups, heads // groups.shape[-1], axis=-1)
 
 
 def clean(
   *arrays: jax.Array, live: jax.Array | None = None
 ) -> tuple[list[jax.Array], jax.Array]:
-  """Zeroes padding and what is not finite, and with them their gradients.
+  """Zeroes padding and non-finite tokens, and their gradients.
 
   Args:
     *arrays: [B, N, G, D] each.
-    live: int or bool[B, N], 0 for padding; None where there is none.
+    live: int or bool[B, N], 0 for padding; None without padding.
 
   Returns:
-    The arrays, zeros in every token that is not finite in one of them, and
-    which these are, bool[B, N, G], padding not among them.
+    The arrays, with zeros in each token that is not finite in one of them; and
+    bool[B, N, G], which tokens these are, without padding.
   """
   padded = [masks.zero_padding(x, live) for x in arrays]
   finite = jnp.ones(padded[0].shape[:3], bool)
@@ -87,37 +87,39 @@ def clean_heads(
   *,
   live: jax.Array | None = None,
 ):
-  """Zeroes padding and what is not finite in what attends and what selects.
+  """Zeroes padding and non-finite tokens in attention and in selection.
 
   Args:
     query: [B, N, H, D].
     key: [B, N, H, D].
     value: [B, N, H, D].
-    selection: a `selection.Selection`; None where nothing selects.
-    live: as of `clean`.
+    selection: a `selection.Selection`; None without selection.
+    live: as in `clean`.
 
   Returns:
     query, key, value, selection, and a `Faults`.
   """
-  (query,), of_query = clean(query, live=live)
-  (key, value), of_key = clean(key, value, live=live)
-  faults = Faults(of_query, of_key)
+  (query,), query_faults = clean(query, live=live)
+  (key, value), key_faults = clean(key, value, live=live)
+  faults = Faults(query_faults, key_faults)
   if selection is not None:
-    selects, of_selection = clean(selection.query, selection.key, live=live)
-    selection = selection._replace(query=selects[0], key=selects[1])
-    faults = faults._replace(selection=of_selection)
+    projections, selection_faults = clean(
+      selection.query, selection.key, live=live
+    )
+    selection = selection._replace(query=projections[0], key=projections[1])
+    faults = faults._replace(selection=selection_faults)
   return query, key, value, selection, faults
 
 
 def causally(
   first: jax.Array | None,
 ) -> Callable[[jax.Array, bool], jax.Array]:
-  """Returns the `sees` of queries that see all from one slot to their own.
+  """Returns `sees` for queries that see all slots from `first` to their own.
 
   Takes time and memory of O(N).
 
   Args:
-    first: i32[B or 1, N], the slot, as of `masks.segment_starts`; None for 0.
+    first: i32[B or 1, N], as in `masks.segment_starts`; None for 0.
   """
 
   def sees(faults, earlier):
@@ -133,7 +135,7 @@ def causally(
 def where_visible(
   visible: jax.Array,
 ) -> Callable[[jax.Array, bool], jax.Array]:
-  """Returns the `sees` of any pattern.
+  """Returns `sees` for any pattern.
 
   Args:
     visible: bool[B or 1, Q, N], which keys a query sees.
@@ -150,9 +152,9 @@ def where_visible(
 
 
 def mark(x: jax.Array, reached: jax.Array) -> jax.Array:
-  """Returns x, NaN where reached, which has as many axes at least in front.
+  """Returns x with NaN where `reached`, whose axes are the first axes of x.
 
-  An addition, so that the gradient of what is NaN is not lost.
+  It adds NaN, so that the gradient of a marked entry is not lost.
   """
   reached = reached.reshape(reached.shape + (1,) * (x.ndim - reached.ndim))
   return x + jnp.where(reached, jnp.nan, 0).astype(x.dtype)

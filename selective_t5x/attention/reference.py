@@ -1,4 +1,4 @@
-"""The written-out O(N^2) attention that every faster path is tested against.
+"""The reference attention, O(N^2), that tests compare faster paths with.
 
 Shapes: B batch, N length, H heads, D head size. Logits, F and the softmax are
 computed in float32 (in float64 for float64 inputs).
@@ -51,16 +51,16 @@ def attend(
 
 def full_attention(query, key, value, *, scale, bias, query_ids, key_ids):
   """Attention to a whole segment; arguments as in api.full_attention."""
-  (query,), of_query = nonfinite.clean(query, live=query_ids)
-  (key, value), of_key = nonfinite.clean(key, value, live=key_ids)
+  (query,), query_faults = nonfinite.clean(query, live=query_ids)
+  (key, value), key_faults = nonfinite.clean(key, value, live=key_ids)
   logits = attention_logits(query, key, scale, bias)
   visible = (query_ids[:, :, None] == key_ids[:, None]) & (
     query_ids[:, :, None] != 0
   )
   out = attend(logits, value, visible)
-  # A query whose segment has no key sees nothing, and averages nothing.
+  # A query whose segment has no key sees nothing: its output is zero.
   out = masks.zero_padding(out, jnp.any(visible, axis=-1))
-  reached, _ = nonfinite.Faults(of_query, of_key).reach(
+  reached, _ = nonfinite.Faults(query_faults, key_faults).reach(
     nonfinite.where_visible(visible)
   )
   return nonfinite.mark(out, reached)
@@ -85,7 +85,7 @@ def attention_where(
     scale: multiplies the logits.
     bias: added to the logits; broadcasts to [B, H, N, N]; or None.
     visible: bool[B or 1, N, N], axis 1 the query.
-    segment_ids: i32[B, N], 0 for padding; None where there is none.
+    segment_ids: i32[B, N], 0 for padding; None without padding.
 
   Returns:
     [B, N, H, D] in value's dtype, zero in padding rows.
@@ -126,7 +126,7 @@ def selective_attention(
 ) -> tuple[
   Float[Array, 'B N H D'], Float[Array, 'B N'] | None, Float[Array, 'B G N N']
 ]:
-  """Attention under selection; arguments as of `blocked.attention`.
+  """Attention under selection; arguments as in `blocked.attention`.
 
   Returns:
     (out [B, N, H, D], M f32[B, N] or None, F f32[B, G, N, N]); M is the mean
@@ -140,8 +140,8 @@ def selective_attention(
     selection.query, selection.key, selection.scale, selection.bias
   )
   masking = jax.vmap(
-    lambda one: masking_matrix(
-      one, segment_ids=segment_ids, constraints=selection.constraints
+    lambda x: masking_matrix(
+      x, segment_ids=segment_ids, constraints=selection.constraints
     ),
     1,
     1,
@@ -153,9 +153,7 @@ def selective_attention(
   seen = None
   if memory_tau is not None:
     seen = jax.vmap(
-      lambda one: memory.visible_tokens(
-        one, memory_tau, segment_ids=segment_ids
-      ),
+      lambda x: memory.visible_tokens(x, memory_tau, segment_ids=segment_ids),
       1,
     )(masking)
     seen = nonfinite.mark(jnp.mean(seen, axis=0), jnp.any(rows, axis=-1))

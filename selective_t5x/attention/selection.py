@@ -1,4 +1,4 @@
-"""Selection: how strongly earlier queries ask to mask each key.
+"""Selection: the scores by which queries mask keys, and their sum F.
 
 Source: Leviathan, Kalman, Matias, "Selective Attention Improves Transformer",
 arXiv 2410.02703, section 3.
@@ -13,22 +13,22 @@ from jaxtyping import Float, Int, Shaped
 from selective_t5x.attention import checks, masks
 from selective_t5x.attention.arrays import Array, Scalar
 
-# Queries whose scores are held at once for one row of F.
+# Queries per block where one row of F is computed.
 _ROWS = 128
 
-# Who selects, beside one head by its number.
+# Values of `head` beside the number of one head.
 MEAN, PER_HEAD = 'mean', 'per_head'
 
 
 class Constraints(NamedTuple):
-  """What selection may not do; the paper has all three.
+  """Limits of selection; the paper has all three.
 
   Attributes:
     relu: negative logits mask nothing. Without it a score is the logit itself
       and F may be negative, which draws attention to a key.
     protect_bos: nobody masks the first token of a segment, <BOS>.
-    protect_self: a token does not mask itself for later queries. (For itself it
-      never does, since a selection acts on later queries only.)
+    protect_self: a token does not mask itself for later queries. (It never does
+      for its own query, since selection acts on later queries only.)
   """
 
   relu: bool = True
@@ -36,25 +36,25 @@ class Constraints(NamedTuple):
   protect_self: bool = True
 
 
-# The paper's.
+# The constraints of the paper.
 ALL = Constraints()
 
 
 class Selection(NamedTuple):
-  """What selects: G heads, each of which masks keys for H / G others.
+  """The G selecting heads, each of which masks keys for H / G heads.
 
-  Their logits are scale * <query_i, key_j> + bias. One head of the model itself
-  is its slice of queries and keys.
+  Their logits are scale * <query_i, key_j> + bias. For a head of the model they
+  are its slice of queries and keys.
 
   Attributes:
     query: [B, N, G, E]. Head h of H reads the masking of g = h // (H / G).
     key: [B, N, G, E].
     scale: multiplies the products.
-    bias: broadcasts to [B, G, N, N]; None for none.
-    head: the head of the model whose query, key and scale these are, the heads
-      where there are several, MEAN or PER_HEAD, so that who has the products of
-      all heads need not compute these; None for none.
-    constraints: what is not masked.
+    bias: broadcasts to [B, G, N, N]; None for no bias.
+    head: which head or heads of the model query, key and scale come from: a
+      number, several, MEAN or PER_HEAD. Lets a caller that has the products of
+      all heads reuse them. None if they come from no head.
+    constraints: what selection may not mask.
   """
 
   query: Float[Array, 'B N G E']
@@ -68,14 +68,14 @@ class Selection(NamedTuple):
 def of_heads(
   logits: Float[Array, 'B H Q N'], head: int | str | tuple[int, ...]
 ) -> Float[Array, 'B G Q N']:
-  """Returns those of the heads that select: [B, H, Q, N] to [B, G, Q, N]."""
+  """Takes the selecting heads of all heads: [B, H, Q, N] to [B, G, Q, N]."""
   if head == MEAN:
     return jnp.mean(logits, axis=1, keepdims=True)
   return logits if isinstance(head, str) else _heads(logits, head, axis=1)
 
 
 def _heads(x: Array, head: int | tuple[int, ...], axis: int) -> Array:
-  """Slices one head, or several that lie equally far apart, from an axis."""
+  """Slices one head, or several equally spaced ones, from an axis."""
   first, *others = head if isinstance(head, tuple) else (head,)
   step = others[0] - first if others else 1
   last = others[-1] if others else first
@@ -93,27 +93,28 @@ def select(
   masking_scale: Scalar | None = None,
   constraints: Constraints = ALL,
 ) -> Selection:
-  """Makes attention heads select by their logits, or others by their own.
+  """Builds the Selection of attention heads, or of separate projections.
 
-  The mean of the heads' logits is one head with all of them side by side,
-  divided by H.
+  The mean of the heads' logits is computed as one head, which has all heads
+  side by side, divided by H.
 
   Args:
     query: [B, Q, H, D].
     key: [B, N, H, D].
-    head: which of the H, several of them equally far apart, MEAN or PER_HEAD.
+    head: a head, several equally spaced ones, MEAN or PER_HEAD.
     scale: multiplies the logits.
-    bias: of the logits, broadcasts to [B, H, Q, N]; None to select without. It
-      is that of the head, or the mean, or each head's.
-    own: [B, Q, G, E] and [B, N, G, E], scaled already, which select in place of
-      the heads; G divides H, and the bias is as if the head selected.
-    masking_scale: multiplies all scores, and so F: zero or more; None for 1.
-      It multiplies the queries, which is the same since relu(c x) = c relu(x).
-    constraints: what is not masked.
+    bias: added to the logits, broadcasts to [B, H, Q, N]; None for no bias. The
+      bias in `head` is taken.
+    own: separate queries [B, Q, G, E] and keys [B, N, G, E], already scaled,
+      which select in place of the heads. G divides H. The bias is still that of
+      `head`.
+    masking_scale: multiplies all scores, and so F; zero or more, None for 1. It
+      is applied to the queries, since relu(c x) = c relu(x).
+    constraints: what selection may not mask.
   """
   heads, size = query.shape[2:]
   if bias is not None:
-    # [B or 1, H or 1, Q or 1, N or 1], with leading axes where it had none.
+    # [B or 1, H or 1, Q or 1, N or 1]: missing leading axes are added.
     bias = bias.reshape((1,) * (4 - bias.ndim) + bias.shape)
     bias = bias if bias.shape[1] == 1 else of_heads(bias, head)
   if own is not None:
@@ -135,7 +136,7 @@ def select(
 def spread(
   masking: Float[Array, 'B G *rest'], heads: int
 ) -> Float[Array, 'B H_or_1 *rest']:
-  """Gives every head the F that it reads.
+  """Repeats F for the heads that share it.
 
   Args:
     masking: f32[B, G, ...].
@@ -156,7 +157,7 @@ def selection_scores(
   segment_ids: Shaped[Array, 'B N'] | None = None,
   constraints: Constraints = ALL,
 ) -> Float[Array, 'B N N']:
-  """Clips the logits of the selection head to what a token may mask.
+  """Returns the selection scores: how much each query masks each key.
 
   S[b, i, j] = relu(A[b, i, j]) where j < i (a token never masks itself), both
   in one segment, neither padding, and j not the first of its segment (<BOS> is
@@ -166,7 +167,7 @@ def selection_scores(
     head_logits: f32[B, N, N], logits of the selection head before any mask;
       axis 1 is the query.
     segment_ids: i32[B, N], 0 for padding; None for one segment.
-    constraints: what is not masked.
+    constraints: what selection may not mask.
 
   Returns:
     [B, N, N] of head_logits' dtype, zero or more with relu.
@@ -187,18 +188,18 @@ def masking_matrix(
   segment_ids: Array | None = None,
   constraints: Constraints = ALL,
 ) -> Float[Array, 'B N N']:
-  """Sums the selection scores of earlier queries: what each key is masked by.
+  """Returns F, the sum of the selection scores of all earlier queries.
 
   F[b, i, j] = sum_{k < i} S[b, k, j], S from `selection_scores`: the selection
-  of a token acts on strictly later queries. Differs from the paper: packed
-  rows, where each segment protects its own first token and sums on its own.
+  of a token acts on strictly later queries. Differs from the paper: rows may be
+  packed; each segment protects its own first token and has its own sums.
 
   Args:
     head_logits: f32[B, N, N], logits of the selection head before any mask;
       axis 1 is the query. Other float types are computed in float32 at least.
     segment_ids: i32[B, N], 0 for padding, each run of equal ids a segment;
       None for one segment.
-    constraints: what is not masked; all of the paper's unless said otherwise.
+    constraints: what selection may not mask; by default all of the paper's.
 
   Returns:
     f32[B, N, N], zero or more with relu; 0 wherever the query may not see
@@ -229,9 +230,9 @@ def masking_matrix(
 def masking_at(
   selection: Selection, row: Int[Array, ' B']
 ) -> Float[Array, 'B G N']:
-  """Returns one row of F: what is masked for a query, by all earlier ones.
+  """Returns one row of F: how much all earlier queries mask each key.
 
-  F itself is never held: the scores of _ROWS queries at a time are summed.
+  F is never materialised: the scores of _ROWS queries are summed at a time.
 
   Args:
     selection: of rows of one segment without padding.
@@ -242,11 +243,11 @@ def masking_at(
   """
   batch, length, groups, _ = selection.key.shape
   blocks = -(-length // _ROWS)
-  added = blocks * _ROWS - length
-  query = jnp.pad(selection.query, ((0, 0), (0, added), (0, 0), (0, 0)))
+  padding = blocks * _ROWS - length
+  query = jnp.pad(selection.query, ((0, 0), (0, padding), (0, 0), (0, 0)))
   bias = selection.bias
   if bias is not None and bias.shape[2] > 1:
-    bias = jnp.pad(bias, ((0, 0), (0, 0), (0, added), (0, 0)))
+    bias = jnp.pad(bias, ((0, 0), (0, 0), (0, padding), (0, 0)))
   relu, protect_bos, protect_self = selection.constraints
   dtype = jnp.promote_types(query.dtype, jnp.float32)
   keys = jnp.arange(length)

@@ -1,9 +1,9 @@
-"""Runs an implementation in plain JAX on every device's own rows and heads.
+"""Runs attention in plain JAX on each device's own rows and heads.
 
-XLA splits plain JAX by itself, but where one head selects for heads on several
-devices it sends tiles of logits and of the gradient of F between them, O(N * N)
-numbers a row. Here every device is given the queries and keys that select,
-O(N), and computes F for itself; their gradients are summed.
+XLA can split plain JAX by itself. But where one head selects for heads on
+several devices, it exchanges tiles of logits and of F's gradient, O(N * N)
+numbers per row. Here every device gets the selecting queries and keys, O(N),
+and computes F itself; their gradients are summed.
 """
 
 import functools
@@ -18,10 +18,10 @@ from selective_t5x.attention import mesh
 
 
 def over_mesh(attention: Callable[..., Any]) -> Callable[..., Any]:
-  """Returns an implementation that runs so under a mesh of several devices.
+  """Wraps an implementation, which then is split over a mesh of devices.
 
   Args:
-    attention: with the arguments and results of `blocked.attention`.
+    attention: has the arguments and results of `blocked.attention`.
   """
 
   @functools.wraps(attention)
@@ -59,7 +59,7 @@ def over_mesh(attention: Callable[..., Any]) -> Callable[..., Any]:
       'selection': None,
     }
     if selection is not None:
-      # Each device its own copy, where the heads of several share one.
+      # Where heads on several devices share one, each device gets a copy.
       groups = selection.query.shape[2]
       copies = math.lcm(groups, split.shards) // groups
       operands['selection'] = tuple(

@@ -1,8 +1,8 @@
-"""Attention of one more token to those before it: cached decoding.
+"""Attention in a decoding step: one new token reads a KV cache.
 
 Shapes: B batch, N cache slots, H heads, D head size. A row's tokens fill its
-slots from 0; slots after the token's own are empty and never matter, whatever
-they hold. Each function computes one row i of its parallel form.
+slots from 0. Slots after the token's own are empty; their content never
+matters. Each function computes one row i of its parallel form.
 """
 
 import jax
@@ -22,14 +22,15 @@ def query_logits(
 ) -> Float[Array, 'B H 1 N']:
   """Returns scale * <query, key_j> + bias, f32[B, H, 1, N], for one query.
 
-  A product and a sum, not a matrix product, so that empty slots can be masked
-  after it: to mask the keys before would copy a whole cache at every step.
+  It is an elementwise product and a sum, not a matrix product, so that empty
+  slots can be masked afterwards. Masking the keys first would copy the whole
+  cache at every step.
 
   Args:
     query: [B, 1, H, D].
     key: [B, N, H, D].
     scale: multiplies the products.
-    bias: broadcasts to [B, H, 1, N]; None for none.
+    bias: broadcasts to [B, H, 1, N]; None for no bias.
   """
   dtype = jnp.promote_types(query.dtype, jnp.float32)
   products = _sum(query.astype(dtype) * key.astype(dtype), axis=3)
@@ -48,7 +49,7 @@ def _sum(x, axis):
 
 
 def _attend(logits, value, filled):
-  """Returns the mean of the values in filled slots, [B, 1, H, D].
+  """Averages the values of filled slots by their softmax, [B, 1, H, D].
 
   Args:
     logits: f32[B, H, 1, N].
@@ -57,8 +58,8 @@ def _attend(logits, value, filled):
   """
   logits = jnp.where(filled[:, None, None], logits, -jnp.inf)
   weights = jnp.moveaxis(jax.nn.softmax(logits)[:, :, 0], 1, 2)[..., None]
-  # Selected after the product: what lies in an empty slot may be NaN, and the
-  # values need not be copied.
+  # Masked after the product: an empty slot may hold NaN, and masking the values
+  # first would copy them.
   parts = jnp.where(filled[..., None, None], weights * value, 0)
   return _sum(parts, axis=1)[:, None].astype(value.dtype)
 
@@ -73,7 +74,7 @@ def causal_step(
   position: Int[Array, ' B'],
   seen: Bool[Array, 'B N'] | bool = True,
 ) -> Float[Array, 'B 1 H D']:
-  """Attends from the token at `position` to all up to itself.
+  """Attends from the token at `position` to all tokens up to itself.
 
   Args:
     query: [B, 1, H, D].
@@ -82,7 +83,7 @@ def causal_step(
     scale: multiplies the logits.
     bias: added to the logits; broadcasts to [B, H, 1, N].
     position: i32[B], the slot of each row's token.
-    seen: bool[B, N], to which of these, its own among them; True for all.
+    seen: bool[B, N], which keys it sees, including its own; True for all.
 
   Returns:
     [B, 1, H, D] in value's dtype.
@@ -102,7 +103,7 @@ def selective_step(
   position: Int[Array, ' B'],
   masking: Float[Array, 'B *G N'],
 ) -> tuple[Float[Array, 'B 1 H D'], Float[Array, 'B *G N']]:
-  """Attends under what earlier tokens have masked, then adds its own masking.
+  """Attends with the masking of earlier tokens, then adds the token's own.
 
   Args:
     query: [B, 1, H, D].
@@ -127,10 +128,16 @@ def selective_step(
   )
   logits = query_logits(query, key, scale, None)
   if selection.head is None:
-    asked = query_logits(selection.query, selection.key, selection.scale, None)
+    selection_logits = query_logits(
+      selection.query, selection.key, selection.scale, None
+    )
   else:
-    asked = of_heads(logits, selection.head)
-  asked = asked if selection.bias is None else asked + selection.bias
+    selection_logits = of_heads(logits, selection.head)
+  selection_logits = (
+    selection_logits
+    if selection.bias is None
+    else selection_logits + selection.bias
+  )
   logits = logits if bias is None else logits + bias
   masked = spread(masking, logits.shape[1])[:, :, None]
   out = _attend(logits - masked, value, filled)
@@ -141,6 +148,10 @@ def selective_step(
     may_mask &= slots < position[:, None]
   if protect_bos:
     may_mask &= slots > 0
-  scores = jax.nn.relu(asked[:, :, 0]) if relu else asked[:, :, 0]
+  scores = (
+    jax.nn.relu(selection_logits[:, :, 0])
+    if relu
+    else selection_logits[:, :, 0]
+  )
   masking += jnp.where(may_mask[:, None], scores, 0)
   return out, masking.reshape(shape)

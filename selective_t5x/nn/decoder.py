@@ -136,8 +136,8 @@ class Decoder(nn.Module):
       call: the rest, without place and budgets.
       positions: i32[B, N], rows of the position embedding; None counts along
         the row. Read by networks that have one, but not while they decode.
-      decode: as of `cache.place`.
-      prefill: as of `cache.place`.
+      decode: as in `cache.place`.
+      prefill: as in `cache.place`.
       prefill_lengths: i32[B], the tokens of each prompt; None counts the
         targets that are not 0.
       budgets: i32[L], in place of the config's for whole rows; may be traced,

@@ -101,7 +101,7 @@ class Extension(nn.Module):
     """Changes the attention's output before the output projection.
 
     Args:
-      x: [B, N, M], as of `__call__`.
+      x: [B, N, M], as in `__call__`.
       out: [B, N, H, D].
 
     Returns:

@@ -1,9 +1,9 @@
-"""The backward TPU kernels: one of keys and values, one of queries.
+"""The backward TPU kernels: one for keys and values, one for queries.
 
 Both recompute a tile of F from the saved column sums of the selection scores,
 and the weights from the saved log-sum-exp. F's gradient is summed over later
-queries: the kernel of keys and values goes through the rows of tiles from the
-last one up and keeps the sums, which it saves for the kernel of queries.
+queries: the kernel for keys and values goes through the rows of tiles from the
+last one up, and saves these sums for the kernel for queries.
 """
 
 from typing import Any, NamedTuple
@@ -20,17 +20,17 @@ from selective_t5x.attention.tpu.plan import Plan
 
 
 class Saved(NamedTuple):
-  """What the kernels read beside the inputs, as arrays or as blocks.
+  """Arrays, or their blocks, that the kernels read beside the inputs.
 
   Attributes:
     grad: [B, H, N, D], the cotangent of the output.
-    lse: f32[B, P, N, heads of a program], see pallas_forward.Outputs.
+    lse: f32[B, P, N, heads of a program], see forward.Outputs.
     delta: f32[B, P, N, heads of a program], the product of the output and its
       cotangent.
-    sums: f32[B, P, N / query block, 1, N], see pallas_forward.Outputs.
+    sums: f32[B, P, N / query block, 1, N], see forward.Outputs.
     memory_grad: f32[B, P, N, 1], the cotangent of M; None without M.
     later: f32[B, P, N / query block, 1, N], F's gradient summed over the rows
-      of tiles below each; of the kernel of queries alone.
+      of tiles below each; only for the kernel for queries.
   """
 
   grad: Any
@@ -42,7 +42,7 @@ class Saved(NamedTuple):
 
 
 class KeyGrads(NamedTuple):
-  """What the kernel of keys and values gives.
+  """Results of the kernel for keys and values.
 
   Attributes:
     key: [B, H, N, D].
@@ -58,7 +58,7 @@ class KeyGrads(NamedTuple):
 
 
 class QueryGrads(NamedTuple):
-  """What the kernel of queries gives.
+  """Results of the kernel for queries.
 
   Attributes:
     query: [B, H, N, D].
@@ -75,9 +75,9 @@ def backward(
   """Runs both kernels.
 
   Args:
-    plan: of the call.
-    inputs: as of the forward kernel.
-    outputs: as of the forward kernel.
+    plan: the plan of the call.
+    inputs: those of the forward kernel.
+    outputs: those of the forward kernel.
     grad: [B, H, N, D], the cotangent of the output.
     memory_grad: f32[B, P, N, 1], the cotangent of M; None without it.
 
@@ -92,8 +92,10 @@ def backward(
     plan.batch, plan.programs, plan.block.heads, plan.length
   ).swapaxes(2, 3)
   saved = Saved(grad, outputs.lse, delta, outputs.sums, memory_grad)
-  of_keys = _key_grads(plan, inputs, saved)
-  of_queries = _query_grads(plan, inputs, saved._replace(later=of_keys.later))
+  key_grads = _key_grads(plan, inputs, saved)
+  query_grads = _query_grads(
+    plan, inputs, saved._replace(later=key_grads.later)
+  )
 
   def over_programs(share):
     if share is None:
@@ -103,11 +105,11 @@ def backward(
     return total.astype(plan.dtype)
 
   return Inputs(
-    of_queries.query,
-    of_keys.key,
-    of_keys.value,
-    over_programs(of_queries.selection_query),
-    over_programs(of_keys.selection_key),
+    query_grads.query,
+    key_grads.key,
+    key_grads.value,
+    over_programs(query_grads.selection_query),
+    over_programs(key_grads.selection_key),
   )
 
 
@@ -167,7 +169,7 @@ def _key_kernel(
   grads: KeyGrads,
   scratch: KeyGrads,
 ):
-  """Sums over the queries, from the last up; `scratch` in float32."""
+  """Sums over the queries, from the last up; `scratch` is in float32."""
   i, j = blocks.tile(pl.program_id(2), pl.program_id(3))
 
   @pl.when(i == plan.query_blocks - 1)

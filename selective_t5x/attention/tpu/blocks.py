@@ -1,7 +1,7 @@
 """How the TPU kernels cut their operands into blocks.
 
 The grid of a kernel is (B, P, outer, inner): batch, programs (groups of heads),
-and the two axes of the tiles. Shapes as in pallas_plan.
+and the two axes of the tiles. Shapes are those of `plan`.
 """
 
 import dataclasses
@@ -24,9 +24,9 @@ class Blocks:
   """The grid and the block specs of one kernel.
 
   Attributes:
-    plan: of the call.
-    outer: QUERY, for tiles row by row, from the left to the diagonal; KEY, for
-      tiles column by column, from the last row up to the diagonal.
+    plan: the plan of the call.
+    outer: QUERY runs tiles row by row, from the left to the diagonal; KEY runs
+      them column by column, from the last row up to the diagonal.
   """
 
   plan: Plan
@@ -34,7 +34,7 @@ class Blocks:
 
   @property
   def grid(self) -> tuple[int, int, int, int]:
-    """Programs of the kernel; the last two axes run in order."""
+    """The grid of the kernel; its last two axes run in order."""
     plan = self.plan
     tiles = (plan.query_blocks, plan.key_blocks)
     return (plan.batch, plan.programs, tiles[self.outer], tiles[1 - self.outer])
@@ -46,15 +46,15 @@ class Blocks:
     )
 
   def _written(self, x, y):
-    # Past the diagonal the last block stays, so that nothing is written.
+    # Past the diagonal the last block stays, so nothing is written.
     i, j = self.tile(x, y)
     if self.outer == QUERY:
       return i, jnp.minimum(j, self.plan.last_key_block(i))
     return jnp.maximum(i, self.plan.first_query_block(j)), j
 
   def _read(self, x, y):
-    # Past the diagonal nothing is computed: the first block of the next row (or
-    # column) can come in.
+    # Past the diagonal nothing is computed, so the first block of the next row
+    # (or column) can be loaded.
     i, j = self.tile(x, y)
     runs = self.plan.runs(i, j)
     if self.outer == QUERY:
@@ -62,20 +62,20 @@ class Blocks:
     return jnp.where(runs, i, self.plan.query_blocks - 1), j
 
   def heads(self, axis: int) -> pl.BlockSpec:
-    """Of [B, H, N, D]: [heads of a program, block, D]."""
+    """Returns the spec of [B, H, N, D]: [heads of a program, block, D]."""
     return self._spec(self.plan.block.heads, axis, self.plan.size)
 
   def selection(self, axis: int) -> pl.BlockSpec:
-    """Of [B, G, N, E]: [block, E]."""
+    """Returns the spec of [B, G, N, E]: [block, E]."""
     shared = self.plan.programs_a_group
     return self._spec(None, axis, self.plan.selection_size, shared)
 
   def program(self, axis: int, columns: int) -> pl.BlockSpec:
-    """Of [B, P, N, columns]: [block, columns], what each program has alone."""
+    """Returns the spec of [B, P, N, columns], one part a program."""
     return self._spec(None, axis, columns)
 
   def row(self, axis: int) -> pl.BlockSpec:
-    """Of [B, 1, N, 1]: [block, 1], what all programs share."""
+    """Returns the spec of [B, 1, N, 1], shared by all programs: [block, 1]."""
     return self._spec(None, axis, 1, self.plan.programs)
 
   def _spec(self, heads, axis, columns, shared=1):
@@ -86,7 +86,7 @@ class Blocks:
     )
 
   def sums(self) -> pl.BlockSpec:
-    """Of [B, P, N / query block, 1, N]: [1, block], of one tile."""
+    """Returns the spec of [B, P, N / query block, 1, N]: [1, block] a tile."""
 
     def index(b, p, x, y):
       i, j = self._written(x, y)
@@ -107,10 +107,10 @@ class Blocks:
     """Runs a kernel over the grid.
 
     Args:
-      kernel: called with plan, blocks, then the refs of each operand, of the
-        result and of the scratch, each a tree; None in it is an absent array.
+      kernel: is called with plan, blocks, and the refs of each operand, of the
+        result and of the scratch. Each is a tree; None is an absent array.
       operands: trees of arrays.
-      name: of the kernel, in profiles; after 'selective_' or 'plain_'.
+      name: the kernel's name in profiles, after 'selective_' or 'plain_'.
       in_specs: a tree of block specs for each operand.
       out: a tree of pairs, the block spec and the `jax.ShapeDtypeStruct` of a
         result, or None.

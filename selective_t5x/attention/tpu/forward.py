@@ -1,8 +1,8 @@
-"""The forward TPU kernel: attention under selection, tile by tile.
+"""The forward TPU kernel: selective attention, tile by tile.
 
-Tiles go row by row, so that the column sums of the selection scores are all
-that a tile needs of the earlier queries. A tile of F is computed once for all
-heads of a program.
+Tiles run row by row, so that a tile needs only the column sums of the selection
+scores of earlier queries. A tile of F is computed once for all heads of a
+program.
 """
 
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from selective_t5x.attention.tpu.plan import Plan
 
 
 class Inputs(NamedTuple):
-  """What attends, as arrays or as blocks.
+  """Inputs of the kernel, as arrays or as blocks.
 
   Attributes:
     query: [B, H, N, D].
@@ -39,7 +39,7 @@ class Inputs(NamedTuple):
 
 
 class Outputs(NamedTuple):
-  """What comes out, as arrays or as blocks.
+  """Outputs of the kernel, as arrays or as blocks.
 
   Attributes:
     out: [B, H, N, D].
@@ -47,7 +47,7 @@ class Outputs(NamedTuple):
       exponentials of each row of logits.
     sums: f32[B, P, N / query block, 1, N], the column sums of S above each row
       of tiles; None without selection.
-    memory: f32[B, P, N, 1], M; None if not asked for.
+    memory: f32[B, P, N, 1], M; None if not requested.
   """
 
   out: Any
@@ -57,7 +57,7 @@ class Outputs(NamedTuple):
 
 
 class Scratch(NamedTuple):
-  """What stays in vector memory from tile to tile.
+  """The state that stays in vector memory from tile to tile.
 
   Attributes:
     total: f32[heads, Q, D], the weighted sum of the values so far.
@@ -111,7 +111,7 @@ def forward(plan: Plan, inputs: Inputs) -> Outputs:
 
 
 def input_specs(blocks: Blocks) -> Inputs:
-  """Returns the block specs of what attends."""
+  """Returns the block specs of the inputs."""
   selects = blocks.plan.selects
   return Inputs(
     blocks.heads(QUERY),
@@ -163,7 +163,7 @@ def _kernel(
 
 
 def _visible_tokens(plan, tile):
-  """Returns f32[Q, 1], what the tile adds to M."""
+  """Returns the part of M from this tile, f32[Q, 1]."""
   counted = tile.visible & (tile.masking < plan.memory_tau)
   seen = jnp.where(counted, 1.0 - tile.masking / plan.memory_tau, 0.0)
   return jnp.sum(seen, axis=1, keepdims=True)

@@ -1,22 +1,22 @@
 """Selective attention on TPUs, at about the cost of fused plain attention.
 
-F is a running sum over earlier queries, so the kernels go through the rows of
-tiles in order and keep c, f32[N], the column sums of the selection scores so
-far. In a tile of queries and keys:
+F is a running sum over earlier queries, so the kernels run the rows of tiles in
+order and keep c, f32[N], the column sums of the selection scores so far. In a
+tile of queries and keys:
 
   logits of selection = scale * <selection query, selection key>, the products
     of the inputs' dtype summed in float32; S clips them;
-  F = c + the sum of the rows of S above (a triangular product), and c goes on;
-  all heads of the program then attend with the one tile of F.
+  F = c + the sum of the rows of S above (a triangular product); c adds them;
+  all heads of the program then attend with this tile of F.
 
-Forward saves the log-sum-exp, f32[B, H, N], and c above each row of tiles,
-f32[B, N, N / block], from which backward recomputes any tile of F. With A the
-logits and g the cotangent of M, dF = -(the sum over heads of dA), less g / tau
-where M counts the key. It is summed over later queries as F is over earlier
-ones, from the last row of tiles up, and is the gradient of the selection logits
-where they were positive.
+The forward kernel saves the log-sum-exp, f32[B, H, N], and c above each row of
+tiles, f32[B, N, N / block], from which the backward kernels recompute any tile
+of F. With A the logits and g the cotangent of M, dF = -(the sum over heads of
+dA), less g / tau where M counts the key. It is summed over later queries, from
+the last row of tiles up; the sum is the gradient of the selection logits where
+they were positive.
 
-Nothing of size N x N exists. Source: arXiv 2410.02703, section 3, for F, and
+No N x N array is materialised. Source: arXiv 2410.02703, section 3, for F, and
 Dao, arXiv 2307.08691, for attention in tiles.
 """
 
@@ -51,10 +51,10 @@ def unsupported(
   """Returns why `attention` cannot run here, or None if it can.
 
   Args:
-    dtype: of the queries.
+    dtype: the dtype of the queries.
     bias: whether the logits or the selection have one.
-    constraints: of the selection.
-    interpret: as of `attention`.
+    constraints: those of the selection.
+    interpret: as in `attention`.
   """
   if bias:
     return 'its kernels add no bias: the gradient of one is N x N'
@@ -80,7 +80,7 @@ def attention(
   block_sizes: BlockSizes | None = None,
   interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
-  """Attends under selection, by fused kernels forward and backward.
+  """Selective attention by fused kernels, forward and backward.
 
   Under a mesh (`with mesh:` or `jax.set_mesh`) the batch is split over the axes
   'replica' and 'data' and the heads over 'model', see `mesh`.
@@ -93,8 +93,8 @@ def attention(
       slowly.
 
   Raises:
-    ValueError: what `unsupported` says, block_sizes that do not fit, a G that
-      does not divide H, or memory_tau without selection.
+    ValueError: if `unsupported` gives a reason, block_sizes do not fit, G does
+      not divide H, or there is memory_tau without selection.
   """
   selection_bias = None if selection is None else selection.bias
   why = unsupported(
@@ -137,7 +137,7 @@ def attention(
     )
     out, memory = _attention(plan, inputs)
     if memory is not None:
-      # Programs of a group have the same F.
+      # All programs of a group have the same F.
       memory = memory[:, :: plan.programs_a_group]
     return (out,) if memory is None else (out, memory)
 
@@ -145,8 +145,8 @@ def attention(
   if split is None:
     out, *memory = run(inputs)
   else:
-    # Each shard of the heads has its own selection heads: a copy, where the
-    # heads of several shards share one.
+    # Each shard of the heads has its own selection heads, a copy where several
+    # shards share one.
     if selection is not None:
       copies = math.lcm(groups, split.shards) // groups
       inputs = inputs._replace(
@@ -171,7 +171,7 @@ def _head_major(x, length, dtype):
 
 
 def _padded_start(start, length):
-  """Returns i32[B, N] as [B, 1, length, 1]; what is added starts after it."""
+  """Returns i32[B, N] as [B, 1, length, 1]; padding starts after the row."""
   start = jnp.pad(
     start, ((0, 0), (0, length - start.shape[1])), constant_values=length
   )

@@ -1,4 +1,4 @@
-"""What the TPU kernels are compiled for: shapes and tiles, checked once.
+"""Shapes and tiles that the TPU kernels are compiled for, checked once.
 
 Shapes: B batch, N length, H heads, D head size, G selection heads, E their
 size. A program of a kernel's grid computes some heads that share one selection
@@ -14,17 +14,17 @@ from jax.experimental import pallas as pl
 
 from selective_t5x.errors import is_integer
 
-LANES = 128  # Of a vector register: the last axis comes in these.
-CHUNK = 32  # Rows of one triangular product, see pallas_tile.running_sums.
-# What a kernel may take of a core's vector memory; all of it on TPU v4.
+LANES = 128  # Lanes of a vector register, which hold the last axis.
+CHUNK = 32  # Rows of one triangular product, see tile.running_sums.
+# Bytes of a core's vector memory that a kernel may use; all of it on TPU v4.
 VECTOR_MEMORY = 16 * 2**20
-# Tiles of float32 that the compiler is seen to keep while it computes one.
+# Tiles of float32 that the compiler was seen to keep while it computes one.
 _LIVE_TILES = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockSizes:
-  """Tiles of the kernels: any fit, they cost time and memory differently.
+  """Tile sizes of the kernels; they only change time and memory.
 
   Attributes:
     query: rows of a tile, a multiple of 32.
@@ -33,7 +33,7 @@ class BlockSizes:
       the most that fit in the vector memory.
 
   Raises:
-    ValueError: one of them is none of these.
+    ValueError: if a size is not such a number.
   """
 
   query: int = 256
@@ -58,7 +58,7 @@ class BlockSizes:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """The static side of one call.
+  """The static facts of one call.
 
   Attributes:
     batch: B.
@@ -67,12 +67,12 @@ class Plan:
     length: N, padded to whole tiles.
     size: D.
     selection_size: E; None without selection.
-    block: query and key divide length, heads divides H / G.
+    block: the tiles; query and key divide length, heads divides H / G.
     scale: multiplies the logits.
     selection_scale: multiplies the selection logits; None without selection.
-    memory_tau: None without M.
+    memory_tau: tau of M; None without M.
     packed: whether rows hold several segments or padding.
-    dtype: of the inputs, bfloat16 or float32.
+    dtype: the inputs' dtype, bfloat16 or float32.
     interpret: whether the kernels run in Pallas' interpreter.
   """
 
@@ -92,27 +92,27 @@ class Plan:
 
   @property
   def programs(self) -> int:
-    """P, each of block.heads heads."""
+    """P, the number of programs of block.heads heads each."""
     return self.heads // self.block.heads
 
   @property
   def selects(self) -> bool:
-    """Whether there is selection; without, it is plain causal attention."""
+    """Whether there is selection, or plain causal attention."""
     return self.selection_size is not None
 
   @property
   def programs_a_group(self) -> int:
-    """Programs that read the same selection head; they follow each other."""
+    """The number of consecutive programs that read one selection head."""
     return self.programs // self.groups
 
   @property
   def query_blocks(self) -> int:
-    """Tiles in a column."""
+    """The number of tiles in a column."""
     return self.length // self.block.query
 
   @property
   def key_blocks(self) -> int:
-    """Tiles in a row."""
+    """The number of tiles in a row."""
     return self.length // self.block.key
 
   def runs(self, i, j):
@@ -129,7 +129,7 @@ class Plan:
 
 
 def padded_length(length: int, block: BlockSizes) -> tuple[int, BlockSizes]:
-  """Returns the length in whole tiles, and tiles no larger than it needs."""
+  """Pads a length to whole tiles; returns it and tiles that are not larger."""
   whole = pl.cdiv(length, LANES) * LANES
   block = dataclasses.replace(
     block, query=min(block.query, whole), key=min(block.key, whole)
@@ -149,13 +149,13 @@ def heads_a_program(
 
   Args:
     shared: H / G.
-    block: the tiles; its heads, if set, are what is returned.
+    block: the tiles; its heads, if set, are returned.
     size: D.
     selection_size: E; None without selection.
-    dtype: of the inputs.
+    dtype: the inputs' dtype.
 
   Raises:
-    ValueError: block.heads does not divide H / G, or one head does not fit.
+    ValueError: if block.heads does not divide H / G, or one head does not fit.
   """
   if block.heads is not None:
     if shared % block.heads:
@@ -183,19 +183,19 @@ def vector_memory(
   selection_size: int | None,
   dtype: Any,
 ) -> int:
-  """Estimates the bytes of the greediest kernel, that of keys and values."""
+  """Estimates the bytes of the largest kernel, the one for keys and values."""
 
   def lanes(n):
     return pl.cdiv(n, LANES) * LANES
 
   rows, columns = block.query, block.key
   itemsize = jnp.dtype(dtype).itemsize
-  # queries, keys, values, the cotangent and two gradients.
+  # Queries, keys, values, the cotangent and two gradients.
   blocks = itemsize * heads * lanes(size) * (2 * rows + 4 * columns)
   if selection_size is not None:
     width = lanes(selection_size)
     blocks += itemsize * width * (rows + columns) + 4 * width * columns
-  blocks += 4 * rows * 3 * LANES  # Numbers of each row.
+  blocks += 4 * rows * 3 * LANES  # Three numbers a row.
   sums = 2 * 4 * heads * columns * lanes(size)
-  # Blocks come twice: the next one comes while this one is computed.
+  # Blocks are double-buffered: the next one loads while this one is computed.
   return 2 * blocks + sums + _LIVE_TILES * 4 * rows * columns

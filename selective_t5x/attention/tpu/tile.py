@@ -1,6 +1,6 @@
-"""What the TPU kernels compute in one tile of queries and keys.
+"""The computation of the TPU kernels in one tile of queries and keys.
 
-Everything here is values inside a kernel: Q rows of a query block, K columns of
+All arrays are values inside a kernel: Q rows of a query block, K columns of
 a key block, D head size, E size of a selection head.
 """
 
@@ -12,21 +12,21 @@ from jax import lax
 
 from selective_t5x.attention.tpu.plan import CHUNK, Plan
 
-# Taken off the logits where a query may not see a key: finite, so that a row
-# without any key stays finite too, and far below every logit.
+# Subtracted from the logits where a query may not see a key. It is larger than
+# every logit, and finite, so that a row without any key stays finite.
 FAR = 0.7 * float(jnp.finfo(jnp.float32).max)
 
 _BFLOAT16_BITS = -(2**16)  # 0xffff0000
 
 
 class Tile(NamedTuple):
-  """Who sees whom in a tile, and what selection takes off the logits.
+  """The visibility and the selection of a tile.
 
   Attributes:
     visible: bool[Q, K].
     scores: f32[Q, K], S; None without selection.
     masking: f32[Q, K], F; None without selection.
-    taken_off: f32[Q, K], F where visible and FAR elsewhere.
+    taken_off: f32[Q, K], subtracted from the logits: F where visible, else FAR.
     sums: f32[1, K], the column sums of S after this tile; None without
       selection.
   """
@@ -39,10 +39,10 @@ class Tile(NamedTuple):
 
 
 def product(a, b, *, transpose_a=False, transpose_b=False):
-  """Returns the matrix product in float32; a and b of one dtype.
+  """Returns the matrix product in float32; a and b have one dtype.
 
-  The matrix unit takes bfloat16 in one pass, exactly, and float32 in six.
-  Either way, whatever `jax.default_matmul_precision` says.
+  The matrix unit multiplies bfloat16 exactly in one pass, and float32 in six.
+  `jax.default_matmul_precision` does not change this.
   """
   exact = a.dtype == jnp.float32
   contract = ((0 if transpose_a else 1,), (1 if transpose_b else 0,))
@@ -59,10 +59,10 @@ def make_tile(plan: Plan, i, j, inputs, sums) -> Tile:
   """Computes a tile's selection.
 
   Args:
-    plan: of the call.
+    plan: the plan of the call.
     i: i32[], the query block.
     j: i32[], the key block.
-    inputs: `pallas_forward.Inputs` of references to the blocks.
+    inputs: `forward.Inputs` of references to the blocks.
     sums: f32[1, K], the column sums of S over earlier query blocks;
       None without selection.
   """
@@ -70,7 +70,7 @@ def make_tile(plan: Plan, i, j, inputs, sums) -> Tile:
   row = i * plan.block.query + lax.broadcasted_iota(jnp.int32, shape, 0)
   column = j * plan.block.key + lax.broadcasted_iota(jnp.int32, shape, 1)
   first = 0 if inputs.start is None else inputs.start[...]
-  # A segment is a run, so that its start tells all of it.
+  # A segment is contiguous, so its start is enough.
   visible = (first <= column) & (column <= row)
   if not plan.selects:
     taken_off = jnp.where(visible, 0.0, FAR)
@@ -86,11 +86,11 @@ def make_tile(plan: Plan, i, j, inputs, sums) -> Tile:
 
 
 def running_sums(x, carry, *, reverse=False):
-  """Sums the rows above each row (below it, if reverse), itself excluded.
+  """Sums the rows above each row (below it if reverse), excluding itself.
 
-  A strictly triangular matrix of ones times chunks of rows. The matrix unit
-  multiplies bfloat16, in which ones are exact and x is the sum of three: one
-  product of depth 3 * CHUNK, which it takes in one pass, is exact to float32.
+  It multiplies chunks of rows by a strictly triangular matrix of ones. The
+  matrix unit multiplies bfloat16, in which ones are exact and x is a sum of
+  three: one product of depth 3 * CHUNK, in one pass, is exact to float32.
 
   Args:
     x: f32[Q, K].
@@ -117,8 +117,8 @@ def _bfloat16_parts(x):
   """Splits f32[Q, K] into bf16[3 * Q, K], three addends of 8 bits each."""
   parts = []
   for _ in range(2):
-    # Cut, not rounded by astype: a compiler may take a cast there and back as
-    # nothing.
+    # Truncated rather than rounded by astype: a compiler may remove a cast to
+    # bfloat16 and back.
     bits = lax.bitcast_convert_type(x, jnp.int32) & _BFLOAT16_BITS
     high = lax.bitcast_convert_type(bits, jnp.float32)
     parts.append(high)
@@ -135,7 +135,7 @@ def head_gradients(plan: Plan, tile: Tile, query, key, value, grad, lse, delta):
   """Recomputes one head's weights and differentiates through its softmax.
 
   Args:
-    plan: of the call.
+    plan: the plan of the call.
     tile: of `make_tile`.
     query: [Q, D].
     key: [K, D].
@@ -155,15 +155,15 @@ def selection_gradient(plan: Plan, tile: Tile, logit_grads, memory_grad, sums):
   """Carries the gradient from F to the selection logits.
 
   Args:
-    plan: of the call.
+    plan: the plan of the call.
     tile: of `make_tile`.
     logit_grads: f32[Q, K], the gradients of all heads' logits, summed.
-    memory_grad: f32[Q, 1], the cotangent of M; None without it.
+    memory_grad: f32[Q, 1], the cotangent of M; None without M.
     sums: f32[1, K], the gradient of F summed over later query blocks.
 
   Returns:
     f32[Q, K], the gradient of <query_i, key_j> of the selection head, and the
-    sums f32[1, K] with this tile in them.
+    sums, f32[1, K], including this tile.
   """
   grad = -logit_grads
   if memory_grad is not None:

@@ -1,13 +1,13 @@
-"""Counts what a Pallas kernel moves and multiplies, from its own program.
+"""Counts the bytes and operations of a Pallas kernel from its own program.
 
 The compiler cannot look into a kernel and reports what its author declares.
 Here nothing is declared: a kernel's grid, index maps and body are read from its
-jaxpr. An operand moves a block each time that its block index changes along the
-grid. A matrix product counts at every grid index whose conditions (`pl.when`)
-let it run.
+jaxpr. An operand moves a block each time its block index changes along the
+grid. A matrix product counts at every grid index where its conditions
+(`pl.when`) let it run.
 
-The conditions and index maps of kernels are integer arithmetic on grid indices;
-it is done for all grid indices at once, in NumPy.
+The conditions and index maps of kernels are integer arithmetic on grid indices.
+NumPy evaluates it for all grid indices at once.
 """
 
 import functools
@@ -22,12 +22,12 @@ from jax.experimental import pallas as pl
 
 
 class Cost(NamedTuple):
-  """What kernels cost.
+  """The cost of kernels.
 
   Attributes:
-    flops: of the matrix products, two for each multiply-add.
-    bytes: between the chip's main memory and its vector memory.
-    transcendentals: exponentials and logarithms.
+    flops: operations of the matrix products, two for each multiply-add.
+    bytes: bytes moved between the chip's main memory and its vector memory.
+    transcendentals: the number of exponentials and logarithms.
   """
 
   flops: int = 0
@@ -35,7 +35,7 @@ class Cost(NamedTuple):
   transcendentals: int = 0
 
   def estimate(self) -> pl.CostEstimate:
-    """Returns it as XLA takes it."""
+    """Returns the cost in XLA's form."""
     return pl.CostEstimate(
       flops=self.flops,
       bytes_accessed=self.bytes,
@@ -44,15 +44,15 @@ class Cost(NamedTuple):
 
 
 def counted_call(kernel, operands: tuple, **spec) -> Any:
-  """Calls a kernel and tells XLA what it costs.
+  """Calls a kernel and tells XLA its cost.
 
   Args:
-    kernel: as of `pl.pallas_call`.
-    operands: what it is called with.
-    **spec: as of `pl.pallas_call`.
+    kernel: as in `pl.pallas_call`.
+    operands: the arguments of the kernel.
+    **spec: as in `pl.pallas_call`.
 
   Returns:
-    What the call returns.
+    The result of the call.
   """
   call = functools.partial(pl.pallas_call, kernel, **spec)
   cost = total(kernel_costs(call(), *operands))
@@ -65,12 +65,12 @@ def kernel_costs(function, *args) -> list[tuple[str, Cost]]:
   A kernel inside `jax.lax.scan` is listed once, with the cost of all rounds.
 
   Args:
-    function: of arrays; it is traced, not run.
+    function: a function of arrays; it is traced, not run.
     *args: arrays or `jax.ShapeDtypeStruct`s.
 
   Raises:
-    ValueError: a kernel's condition or index map hangs on more than its grid
-      indices, or a kernel loops an unknown number of rounds.
+    ValueError: if a kernel's condition or index map depends on more than its
+      grid indices, or a kernel loops an unknown number of rounds.
   """
   return list(_kernels(jax.make_jaxpr(function)(*args).jaxpr, 1))
 
@@ -95,7 +95,7 @@ def _kernels(jaxpr, times):
 
 
 def kernel_cost(params) -> Cost:
-  """Returns the cost of one kernel: the parameters of its `pallas_call`.
+  """Returns the cost of one kernel from the parameters of its `pallas_call`.
 
   Raises:
     ValueError: see `kernel_costs`.
@@ -134,7 +134,7 @@ def padded_bytes(shape, dtype) -> int:
   return math.prod(outer) * rows * lanes * np.dtype(dtype).itemsize
 
 
-# What conditions and index maps are made of; integers, zero or more.
+# The operations of conditions and index maps, on integers of zero or more.
 _ARITHMETIC: dict[str, Callable] = {
   'add': np.add,
   'and': np.logical_and,
@@ -163,7 +163,7 @@ def _read(known, x):
 
 
 def _evaluate(jaxpr, known, indices=None) -> None:
-  """Adds to known what follows from it, over all grid indices."""
+  """Adds to `known` the values that follow from it, over all grid indices."""
   for eqn in jaxpr.eqns:
     _evaluate_equation(eqn, known, indices)
 
@@ -189,7 +189,7 @@ def _evaluate_equation(eqn, known, indices) -> None:
 
 
 class _Body:
-  """Adds up what the body of a kernel computes at all grid indices."""
+  """Adds up the operations of a kernel's body at all grid indices."""
 
   def __init__(self, indices):
     self.indices = indices
@@ -211,7 +211,7 @@ class _Body:
         raise ValueError('a kernel loops an unknown number of rounds')
       else:
         _evaluate_equation(eqn, known, self.indices)
-        # What a loop carries changes from round to round.
+        # The values that a loop carries change from round to round.
         fixed = eqn.params.get('num_consts', len(eqn.invars))
         for sub in jax.extend.core.jaxprs_in_params(eqn.params):
           inside = _arguments(sub.invars[:fixed], eqn.invars[:fixed], known)
@@ -224,13 +224,13 @@ class _Body:
         'a condition of a kernel hangs on more than its grid indices'
       )
     for number, branch in enumerate(eqn.params['branches']):
-      taken = runs & (np.asarray(which, int) == number)
+      branch_runs = runs & (np.asarray(which, int) == number)
       inside = _arguments(branch.jaxpr.invars, eqn.invars[1:], known)
-      self.walk(branch.jaxpr, inside, taken, rounds)
+      self.walk(branch.jaxpr, inside, branch_runs, rounds)
 
 
 def _arguments(names, operands, known):
-  """Returns what is known inside a jaxpr that is called with operands."""
+  """Returns the known values inside a jaxpr that is called with operands."""
   values = [_read(known, x) for x in operands]
   pairs = zip(names, values, strict=True)
   return {name: value for name, value in pairs if value is not None}

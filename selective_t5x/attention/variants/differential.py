@@ -18,7 +18,7 @@ def initial_share(layer: int) -> float:
   """Returns lambda_init = 0.8 - 0.6 * exp(-0.3 * layer).
 
   Args:
-    layer: its number, from 0 (the paper counts from 1).
+    layer: the layer's number, from 0 (the paper counts from 1).
   """
   return 0.8 - 0.6 * math.exp(-0.3 * layer)
 
@@ -33,11 +33,11 @@ def share(
   """Returns lambda = exp(<q1, k1>) - exp(<q2, k2>) + initial, f32[].
 
   Args:
-    query_1: f32[D / 2], learned, as the three that follow.
+    query_1: f32[D / 2], learned, like the next three.
     key_1: f32[D / 2].
     query_2: f32[D / 2].
     key_2: f32[D / 2].
-    initial: lambda_init, what lambda is where all four are zero.
+    initial: lambda_init, the value of lambda if all four are zero.
   """
   return (
     jnp.exp(jnp.sum(query_1 * key_1))
@@ -61,14 +61,14 @@ def differential_attention(
 ) -> jax.Array:
   """Causal attention with the difference of two softmaxes for weights.
 
-  out = (softmax(A_1) - share * softmax(A_2)) V, A_1 and A_2 the logits of the
-  first and of the second half of each head's queries and keys; the values stay
-  whole. Both are plain attention, of 4 H heads of D / 2: each half of queries
-  and keys with each half of the values. `differential_heads.DifferentialHeads`
-  has the parameters, and the normalisation that follows. The paper has half as
-  many heads as a Transformer of its size, each of twice the size, so that a
-  half is as large as a head of that Transformer: gin/attention/differential.gin
-  sets H and D so. Differs from the paper: a bias is added to both logits, and a
+  out = (softmax(A_1) - share * softmax(A_2)) V. A_1 and A_2 are the logits of
+  the first and of the second half of each head's queries and keys; the values
+  stay whole. It is computed as plain attention with 4 H heads of D / 2: each
+  half of queries and keys with each half of the values.
+  `differential_heads.DifferentialHeads` has the parameters and the following
+  normalisation. As in the paper, gin/attention/differential.gin sets half as
+  many heads of twice the size, so that a half is as large as a head of a plain
+  Transformer. Differs from the paper: a bias is added to both logits, and a
   network that normalises queries and keys does so over both halves together.
 
   Args, beside those of `attention.api`:
@@ -81,7 +81,7 @@ def differential_attention(
     raise ValueError(f'attention: D must be even to be halved, got {size}')
 
   def halves(x, outer):
-    """[B, N, H, D] to [B, N, 4 H, D / 2]: of logits, or of values, outer."""
+    """Splits [B, N, H, D] to [B, N, 4 H, D / 2]; values use `outer`."""
     batch, length = x.shape[:2]
     x = x.reshape(batch, length, heads, 2, size // 2)
     x = jnp.expand_dims(x, 4 if outer else 3)
@@ -122,12 +122,12 @@ def differential_v2_attention(
 ) -> jax.Array:
   """Causal attention with two queries a head, whose outputs are subtracted.
 
-  out = (softmax(A_1) - share * softmax(A_2)) V, A_1 and A_2 the logits of the
-  head's two queries with the same keys. It is plain attention of 2 H heads that
-  share keys and values by pairs. No normalisation follows and there is no
-  lambda_init. Source: Differential Transformer V2. Differs from it: a bias is
-  added to both logits. `differential_heads.DifferentialV2Heads` has the
-  parameters.
+  out = (softmax(A_1) - share * softmax(A_2)) V. A_1 and A_2 are the logits of
+  the head's two queries with the same keys. It is computed as plain attention
+  with 2 H heads, of which pairs share keys and values. There is no lambda_init
+  and no following normalisation. Source: Differential Transformer V2. Differs
+  from it: a bias is added to both logits. The parameters are in
+  `differential_heads.DifferentialV2Heads`.
 
   Gin: gin/attention/differential_v2.gin.
 

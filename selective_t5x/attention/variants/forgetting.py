@@ -1,4 +1,4 @@
-"""Forgetting attention: a gate at every token fades what lies before it.
+"""Forgetting attention: the gate of each token fades all earlier tokens.
 
 Shapes: B batch, N length, H heads, D head size. Source: Lin, Nikishin, He,
 Courville, "Forgetting Transformer", arXiv 2503.02130, section 3.
@@ -19,7 +19,7 @@ from selective_t5x.attention import (
 )
 from selective_t5x.attention.arrays import Array
 
-# The log of a gate counts as this where it is below: all is forgotten.
+# Logs of gates are clipped to this minimum, at which all is forgotten.
 LEAST_LOG = -1024.0
 
 
@@ -27,19 +27,19 @@ def gate_sums(
   log_forget: Float[Array, 'B N H'],
   live: Shaped[Array, 'B N'] | None = None,
 ) -> tuple[Float[Array, 'B N H'], Float[Array, 'B N H']]:
-  """Sums the logs of the gates, in whole numbers and what is left.
+  """Sums the logs of the gates, as a whole number and a remainder.
 
   One float32 is off by up to 6e-5 where the sum is 1,024 to 2,048 (2,048 gates
   near one half), and by several times as much where it is summed in float32.
-  Here both numbers together are off by less than 1e-6 (seen at N = 2,048, gates
-  from 0.1 to 1). Differences of the whole numbers are exact, so c[i] - c[j] is
-  off by that and by its own rounding: 2e-6 for a difference of up to 16, 4e-6
-  for one of 100. Ours.
+  Both numbers together are off by less than 1e-6 (measured at N = 2,048, gates
+  from 0.1 to 1). Differences of the whole numbers are exact, so the error of
+  c[i] - c[j] is that and its own rounding: 2e-6 for a difference of up to 16,
+  4e-6 for one of 100. This method is ours.
 
   Args:
-    log_forget: [B, N, H], zero or less; below LEAST_LOG it counts as that.
+    log_forget: [B, N, H], zero or less; clipped to LEAST_LOG.
     live: int or bool[B, N], 0 where there is no token; None for a token
-      everywhere. Sums run through segments: only differences inside one count.
+      everywhere. Sums run across segments: use differences inside one only.
 
   Returns:
     f32[B, N, H], whole numbers, exact to 2 ** 24, without a gradient; and
@@ -63,15 +63,15 @@ def forget_bias(
   live: Shaped[Array, 'B N'] | None = None,
   query: Int[Array, '#B Q'] | None = None,
 ) -> Float[Array, 'B H Q_or_1 N']:
-  """Sums the log of the gates that lie between a key and its query.
+  """Sums the logs of the gates between a key and its query.
 
-  D[i, j] = sum_{j < k <= i} log f[k] = c[i] - c[j], c the running sum, which
-  the paper adds to the logits. A softmax over j does not see c[i], so -c[j]
-  alone is the same attention, but for the digits that it has not.
+  The paper adds D[i, j] = sum_{j < k <= i} log f[k] = c[i] - c[j] to the
+  logits; c is the running sum. c[i] does not change a softmax over j, so -c[j]
+  alone gives the same attention, with fewer exact digits.
 
   Args:
     log_forget: [B, N, H], zero or less.
-    live: as of `gate_sums`.
+    live: as in `gate_sums`.
     query: i32[B or 1, Q], the slots of the queries; None for -c.
 
   Returns:
@@ -80,15 +80,15 @@ def forget_bias(
   """
   whole, part = gate_sums(log_forget, live)
 
-  def of_keys(x):
+  def as_keys(x):
     return x.transpose(0, 2, 1)[:, :, None]
 
   if query is None:
-    return -of_keys(whole + part)
-  of_query = jnp.take_along_axis(whole, query[..., None], axis=1)
-  levels = of_query.transpose(0, 2, 1)[..., None] - of_keys(whole)
-  of_query = jnp.take_along_axis(part, query[..., None], axis=1)
-  return levels + (of_query.transpose(0, 2, 1)[..., None] - of_keys(part))
+    return -as_keys(whole + part)
+  at_query = jnp.take_along_axis(whole, query[..., None], axis=1)
+  levels = at_query.transpose(0, 2, 1)[..., None] - as_keys(whole)
+  at_query = jnp.take_along_axis(part, query[..., None], axis=1)
+  return levels + (at_query.transpose(0, 2, 1)[..., None] - as_keys(part))
 
 
 @capabilities.declare(implementation=True, needs_every_key=True)
@@ -104,16 +104,16 @@ def forgetting_attention(
   implementation: str | None = None,
   position: jax.Array | None = None,
 ) -> jax.Array:
-  """Causal attention whose logits fade with the gates passed on the way.
+  """Causal attention whose logits fade by the gates between key and query.
 
-  out = softmax(A + c_i - c_j) V, c the running sum of log_forget. All gates at
-  1 is causal attention. `forget_gate.ForgetGate` makes log_forget of a layer's
-  input. Differs from the paper: positions are embedded, or biases added, as
-  the network does; there are none.
+  out = softmax(A + c_i - c_j) V, c the running sum of log_forget. With all
+  gates at 1 it is causal attention. `forget_gate.ForgetGate` makes log_forget
+  from a layer's input. Differs from the paper, which has no positions: the
+  network may embed positions or add biases.
 
   Args, beside those of `attention.api`:
-    log_forget: [B, N, H], the log of each token's gate, zero or less; below
-      LEAST_LOG it counts as that, -inf too. In a step that of all slots.
+    log_forget: [B, N, H], the log of each token's gate, zero or less, also
+      -inf; clipped to LEAST_LOG. In a step it has all slots.
 
   Sums are float32; the sum of the gates between a key and its query is off by
   2e-6 where it is above -16 (`gate_sums`), at any length.
@@ -140,7 +140,7 @@ def forgetting_attention(
   name = implementations.choose(
     implementation, 'forgetting_attention', dtype=query.dtype, bias=True
   )
-  # Clipped first: a gate of 0 is finite.
+  # Clipped first, so that the log of a gate of 0 is finite.
   log_forget = jnp.maximum(log_forget, LEAST_LOG)[..., None]
   (log_forget,), faults = nonfinite.clean(log_forget, live=segment_ids)
   log_forget = log_forget[..., 0]

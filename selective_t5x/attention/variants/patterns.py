@@ -1,7 +1,7 @@
-"""Attention with fixed patterns: rivals that see less, whatever the text.
+"""Attention with fixed sparse patterns, baselines for selection.
 
-Shapes: B batch, N length, H heads, D head size. A pattern goes by positions in
-the segment, so a packed row has that of each segment alone.
+Shapes: B batch, N length, H heads, D head size. A pattern depends on positions
+in the segment, so each segment of a packed row has its own.
 """
 
 import jax
@@ -34,20 +34,20 @@ def window_attention(
   implementation: str | None = None,
   position: jax.Array | None = None,
 ) -> jax.Array:
-  """Causal attention to the last `window` tokens: sliding-window attention.
+  """Sliding-window attention: causal attention to the last `window` tokens.
 
   Query i sees key j where i - window < j <= i. Source: Beltagy et al.,
   "Longformer", arXiv 2004.05150, section 3.1, causal as in its language model;
-  the first token kept as in arXiv 2309.17453. While decoding, a cache keeps all
-  keys: gin/pruning/window.gin is for caches that forget.
+  keep_first is from arXiv 2309.17453. While decoding, the KV cache keeps all
+  keys; gin/pruning/window.gin is for a cache that evicts.
 
   Gin: gin/attention/window.gin.
 
   Args, beside those of `attention.api`:
-    window: the tokens that a query sees, itself among them; 1 or more.
+    window: how many tokens a query sees, including itself; 1 or more.
     keep_first: whether it also sees the first token of its segment.
-    implementation: 'reference'; 'blocked', of O(N * window) time and memory,
-      without a bias; None for the best that can.
+    implementation: 'reference'; 'blocked', which takes O(N * window) time and
+      memory and no bias; None for the best that supports the call.
   """
   _check_size('window_attention.window', window)
   checks.flags('window_attention', keep_first=keep_first)
@@ -94,8 +94,8 @@ def strided_attention(
   Query i sees key j where i - j <= stride or stride divides i - j. Source:
   Child et al., "Generating Long Sequences with Sparse Transformers", arXiv
   1904.10509, section 4.2, the strided pattern; every head sees the union of the
-  two parts, one of the ways of section 4.1. Differs from it: written out, so
-  that neither time nor memory is saved.
+  two parts, one of the ways of section 4.1. Differs from it: dense logits are
+  masked, which saves neither time nor memory.
 
   Gin: gin/attention/strided.gin.
 
@@ -118,7 +118,7 @@ def _check_size(name, size):
 
 
 def _attend(query, key, value, scale, bias, segment_ids, position, sees):
-  """Attends where sees(position of the query, of the key), written out."""
+  """Attends with dense logits where sees(query position, key position)."""
   if position is not None:
     checks.step(query, key, value, bias, position)
     return steps.causal_step(
@@ -146,27 +146,27 @@ def _attend(query, key, value, scale, bias, segment_ids, position, sees):
 
 
 def _blocked_window(query, key, value, window, keep_first, scale, segment_ids):
-  """Attends in blocks of `window` queries, to their own block and the last.
+  """Attends in blocks of `window` queries to their own and the previous block.
 
-  Where first tokens are kept, one more key is the first of a query's segment.
+  With keep_first, the first token of a query's segment is one more key.
   """
   batch, length, heads, _ = query.shape
-  given_dtype = value.dtype
+  value_dtype = value.dtype
   dtype = jnp.promote_types(query.dtype, jnp.float32)
   blocks = -(-length // window)
-  added = blocks * window - length
+  padding = blocks * window - length
   query, key, value, _, faults = nonfinite.clean_heads(
     *(x.astype(dtype) for x in (query, key, value)), live=segment_ids
   )
   start = masks.segment_starts(length, segment_ids)
 
   def in_blocks(x, fill=0):
-    room = [(0, 0), (0, added), *[(0, 0)] * (x.ndim - 2)]
+    room = [(0, 0), (0, padding), *[(0, 0)] * (x.ndim - 2)]
     x = jnp.pad(x, room, constant_values=fill)
     return x.reshape(x.shape[0], blocks, window, *x.shape[2:])
 
   def with_last(x):
-    """Puts the last block's tokens before those of each, [., T, 2 w, ...]."""
+    """Prepends the previous block to each block, [., T, 2 w, ...]."""
     before = jnp.pad(x[:, :-1], [(0, 0), (1, 0), *[(0, 0)] * (x.ndim - 2)])
     return jnp.concatenate([before, x], axis=2)
 
@@ -184,7 +184,7 @@ def _blocked_window(query, key, value, window, keep_first, scale, segment_ids):
   logits = jnp.where(seen[:, :, None], logits, least)
   values = with_last(in_blocks(value))
   if keep_first:
-    # [B or 1, N, 1, 1]; padding, which sees nothing, reads any.
+    # [B or 1, N, 1, 1]. Padding sees nothing, so its index does not matter.
     index = jnp.minimum(start, length - 1)[..., None, None]
     first_key, first_value = (
       jnp.take_along_axis(
@@ -195,7 +195,7 @@ def _blocked_window(query, key, value, window, keep_first, scale, segment_ids):
     first = scale * jnp.einsum(
       'btihd,btihd->bthi', queries, in_blocks(first_key)
     )
-    # In the window it is seen already.
+    # A first token in the window is seen already.
     is_far = in_blocks(start <= jnp.arange(length) - window)[:, :, None]
     first = jnp.where(is_far, first, least)
     logits = jnp.concatenate([logits, first[..., None]], axis=-1)
@@ -206,10 +206,10 @@ def _blocked_window(query, key, value, window, keep_first, scale, segment_ids):
       'bthi,btihd->btihd', weights[..., -1], in_blocks(first_value)
     )
   out = out.reshape(batch, -1, heads, value.shape[-1])[:, :length]
-  out = masks.zero_padding(out, segment_ids).astype(given_dtype)
+  out = masks.zero_padding(out, segment_ids).astype(value_dtype)
   since = jnp.maximum(start, jnp.arange(length) - window + 1)
   reached, _ = faults.reach(nonfinite.causally(since))
   if keep_first:
-    of_first = jnp.take_along_axis(faults.key, index[..., 0], axis=1)
-    reached |= of_first & (start < length)[..., None]
+    first_faults = jnp.take_along_axis(faults.key, index[..., 0], axis=1)
+    reached |= first_faults & (start < length)[..., None]
   return nonfinite.mark(out, reached)

@@ -17,7 +17,7 @@ from selective_t5x.attention import (
 )
 from selective_t5x.errors import UserError
 
-# What becomes of the part of the stick that no key has taken.
+# Where the part of the stick goes that no key takes.
 NONE, VALUE, BIAS = 'none', 'value', 'bias'
 REMAINDERS = (NONE, VALUE, BIAS)
 
@@ -35,12 +35,12 @@ def stick_breaking_weights(logits: jax.Array, visible: jax.Array) -> jax.Array:
   Returns:
     As logits: zero or more, with a sum of at most 1; zero where not visible.
   """
-  # Selected first too, so that nothing in a dead cell has a gradient.
+  # Masked first too, so that invisible logits have no gradient.
   logits = jnp.where(visible, logits, 0)
-  taken = jnp.where(visible, jax.nn.softplus(logits), 0)
-  by_later = jax.lax.cumsum(taken[..., 1:], taken.ndim - 1, reverse=True)
-  by_later = jnp.pad(by_later, [(0, 0)] * (taken.ndim - 1) + [(0, 1)])
-  weights = jnp.exp(jax.nn.log_sigmoid(logits) - by_later)
+  shares = jnp.where(visible, jax.nn.softplus(logits), 0)
+  later_shares = jax.lax.cumsum(shares[..., 1:], shares.ndim - 1, reverse=True)
+  later_shares = jnp.pad(later_shares, [(0, 0)] * (shares.ndim - 1) + [(0, 1)])
+  weights = jnp.exp(jax.nn.log_sigmoid(logits) - later_shares)
   return jnp.where(visible, weights, 0)
 
 
@@ -59,36 +59,37 @@ def stick_breaking_attention(
 ) -> jax.Array:
   """Attends to earlier tokens by `stick_breaking_weights`.
 
-  A token does not see itself. What is left of its stick, 1 minus the sum of its
-  weights, which is all of it for the first token of a segment, goes where
-  `remainder` says:
+  A token does not see itself. The rest of its stick, 1 minus the sum of its
+  weights (all of it for the first token of a segment), depends on `remainder`:
 
-  - 'none': it is lost, so that the first token gives zero. Ours, the simplest.
-  - 'value': to the token's own value. As in the official tests of the authors'
-    kernel (github.com/shawntan/stickbreaking-attention) and in an earlier
-    configuration of their model.
-  - 'bias': to a learned vector of each head. As in the authors' model
+  - 'none': it is lost, so the first token gives zero. Ours, the simplest.
+  - 'value': it weighs the token's own value, as in the official tests of the
+    authors' kernel (github.com/shawntan/stickbreaking-attention) and in an
+    earlier configuration of their model.
+  - 'bias': it weighs a learned vector of each head, as in the authors' model
     (github.com/IBM/dolomite-engine), which then normalises each head:
     `stick_breaking_heads.StickBreakingHeads` has both.
 
-  Which of the three the text of the paper has was not seen. Differs from the
-  paper: positions are embedded, or biases added, as the network does; there are
-  none. O(N^2) memory; the authors' kernel needs less.
+  We have not seen which of the three the text of the paper has. Differs from
+  the paper, which has no positions: the network may embed positions or add
+  biases. It takes O(N^2) memory; the authors' kernel needs less.
 
   Gin: gin/attention/stick_breaking.gin, stick_breaking_value.gin,
   stick_breaking_bias.gin.
 
   Args, beside those of `attention.api`:
     remainder: 'none', 'value' or 'bias'.
-    remainder_bias: [H, D], with 'bias' alone.
+    remainder_bias: [H, D], only with 'bias'.
   """
   _check_remainder(remainder, remainder_bias, query)
   scale = checks.scale('stick_breaking_attention', scale, query)
-  own = value
+  own_value = value
   if position is not None:
     checks.step(query, key, value, bias, position)
     if remainder == VALUE:
-      own = jnp.take_along_axis(value, position[:, None, None, None], axis=1)
+      own_value = jnp.take_along_axis(
+        value, position[:, None, None, None], axis=1
+      )
     earlier = jnp.arange(key.shape[1]) < position[:, None]
     value = masks.zero_padding(value, earlier)
     logits = steps.query_logits(query, key, scale, bias)
@@ -98,7 +99,7 @@ def stick_breaking_attention(
     query, key, value, _, faults = nonfinite.clean_heads(
       query, key, value, live=segment_ids
     )
-    own = value
+    own_value = value
     logits = reference.attention_logits(query, key, scale, bias)
     earlier = ~jnp.eye(logits.shape[-1], dtype=bool)
     visible = masks.visible(logits.shape[-1], segment_ids) & earlier
@@ -106,12 +107,12 @@ def stick_breaking_attention(
   weights = stick_breaking_weights(logits, visible)
   out = jnp.einsum('bhij,bjhd->bihd', weights, value.astype(weights.dtype))
   if remainder != NONE:
-    # prod (1 - sigmoid(z)), and so 1 - sum(weights) without its cancellation.
-    taken = jnp.where(visible, jax.nn.softplus(logits), 0)
-    left = jnp.exp(-jnp.sum(taken, axis=-1)).swapaxes(1, 2)[..., None]
-    # Padding sees nothing, so it would have all of its stick left.
-    left = masks.zero_padding(left, segment_ids)
-    out += left * (own if remainder == VALUE else remainder_bias)
+    # prod (1 - sigmoid(z)) is 1 - sum(weights) without its cancellation.
+    shares = jnp.where(visible, jax.nn.softplus(logits), 0)
+    rest = jnp.exp(-jnp.sum(shares, axis=-1)).swapaxes(1, 2)[..., None]
+    # Padding sees nothing, so its whole stick would remain.
+    rest = masks.zero_padding(rest, segment_ids)
+    out += rest * (own_value if remainder == VALUE else remainder_bias)
   out = out.astype(value.dtype)
   if position is not None:
     return out
@@ -123,7 +124,7 @@ def stick_breaking_attention(
 
 
 def _check_remainder(remainder, remainder_bias, query):
-  """Refuses a remainder that is not there, or a bias that nothing reads."""
+  """Refuses an unknown remainder, or a bias that nothing reads."""
   name = f'stick_breaking_attention.remainder = {remainder!r}'
   if remainder not in REMAINDERS:
     raise UserError(f"{name}: expected 'none', 'value' or 'bias'")

@@ -19,19 +19,19 @@ def inverse_temperature(
 ) -> jax.Array:
   """Returns t = 1 + tanh(token) + sigmoid(alpha) * log(position).
 
-  The paper's two terms: what the token says of itself, tanh(f(x)), and how far
-  into its segment it stands, 1 + sigmoid(alpha) * log(n). Differs from the
-  paper: the 1 stays without the second, so that f = 0 is plain attention.
+  These are the paper's two terms: the token's, tanh(f(x)), and the position's
+  in the segment, 1 + sigmoid(alpha) * log(n). Differs from the paper: the 1
+  stays without the second term, so that f = 0 is plain attention.
 
   Args:
     token: f32[B, N], f(x); None without this term.
     alpha: f32[], how much the position matters; None without this term.
-    position: i32[B, N], in its segment, from 1; with alpha.
-    segment_ids: i32[B, N], 0 for padding, where the token says nothing; None
-      where there is none.
+    position: i32[B, N], in the segment, from 1; needed with alpha.
+    segment_ids: i32[B, N], 0 for padding, which has no token term; None without
+      padding.
 
   Returns:
-    f32[B, N], zero or more; [1, N] or [1, 1] where no more is given.
+    f32[B, N], zero or more; [1, N] or [1, 1] if the inputs have no more axes.
   """
   terms = jnp.ones((1, 1))
   if token is not None:
@@ -47,13 +47,13 @@ def tempered(
 ) -> jax.Array:
   """Multiplies queries, keys or values by their inverse temperatures.
 
-  softmax(scale * (t_q Q)(t_k K)^T) (t_v V) is any attention of the products;
-  selection reads them too, as it reads the logits.
+  With softmax(scale * (t_q Q)(t_k K)^T) (t_v V), attention and selection both
+  read the multiplied arrays.
 
   Args:
     x: [B, N, H, D].
-    temperature: f32[B, N], or an axis of 1; finite.
-    segment_ids: i32[B, N], 0 for padding; None where there is none.
+    temperature: f32[B, N], finite; an axis may be 1.
+    segment_ids: i32[B, N], 0 for padding; None without padding.
 
   Returns:
     [B, N, H, D] of x's dtype, zero in padding.
