@@ -1,4 +1,4 @@
-r"""Trains variants with matched seeds and says how they differ.
+r"""Trains variants with matched seeds and reports their differences.
 
   python -m selective_t5x.compare \
     --gin_file=gin/experiments/wikipedia_sample_lm.gin \
@@ -6,15 +6,15 @@ r"""Trains variants with matched seeds and says how they differ.
     --variant=selective=gin/attention/selective.gin \
     --seeds=3 --output_dir=results/selective_or_not --gin.TRAIN_STEPS=600
 
-The first variant is the reference. A variant is NAME=FILE or NAME=FILE,FILE;
-its gin files come after the common ones, then the --gin.KEY=VALUE flags, and
---variant_gin.NAME.KEY=VALUE, for one variant, last.
+The first variant is the reference. A variant is NAME=FILE or NAME=FILE,FILE.
+Its gin files are applied after the common ones, then --gin.KEY=VALUE flags, and
+last --variant_gin.NAME.KEY=VALUE for one variant.
 --sweep="LEARNING_RATE=[0.001, 0.003]" trains all variants with each of these
-values; given again, at each point of the grid. Started again, the same command
-keeps what is finished and goes on with the rest.
+values; several --sweep flags make a grid. The same command resumes an
+interrupted comparison and keeps its finished runs.
 
-Exit codes: 0 done; 1 a run failed; 2 something given is wrong, nothing was run;
-75 stopped by SIGTERM, its runs have saved: the same command goes on.
+Exit codes: 0 done; 1 a run failed; 2 a flag or a configuration is wrong and
+nothing ran; 75 stopped by SIGTERM after its runs saved checkpoints.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     help='a variant and its gin files, with commas; the first is the reference',
   )
   parser.add_argument(
-    '--variant_gin.NAME.KEY',  # For --help; `_with_bindings` reads them.
+    '--variant_gin.NAME.KEY',  # Only for --help; `_with_bindings` reads them.
     action='append',
     metavar='VALUE',
     help='bind a gin macro or parameter in the runs of one variant',
@@ -63,16 +63,16 @@ def main(argv: Sequence[str]) -> None:
     help='of selective_t5x.pruning.frontier, to show on the page',
   )
   flags.add_examples_flag(parser)
-  of_one = [arg for arg in argv if arg.startswith(_VARIANT_GIN)]
+  variant_flags = [arg for arg in argv if arg.startswith(_VARIANT_GIN)]
   args, bindings = flags.parse(
     parser,
-    [arg for arg in argv if arg not in of_one],
+    [arg for arg in argv if arg not in variant_flags],
     needed=('gin_file', 'variant', 'output_dir'),
     counts=('seeds',),
   )
   curves = args.frontier and memory.read(args.frontier)
   variants = [_variant(text) for text in args.variant]
-  variants = _with_bindings(variants, of_one)
+  variants = _with_bindings(variants, variant_flags)
   variants = plan.sweep(variants, flags.swept(args.sweep))
   figures = compare.of_flags(variants, args, bindings)
   if figures is None:
@@ -108,11 +108,11 @@ def _variant(text: str) -> plan.Variant:
 def _with_bindings(
   variants: Sequence[plan.Variant], arguments: Sequence[str]
 ) -> list[plan.Variant]:
-  """Returns the variants with what --variant_gin.NAME.KEY=VALUE flags bind."""
+  """Returns the variants with the bindings of --variant_gin flags added."""
   bindings = {variant.name: list(variant.gin_bindings) for variant in variants}
   for flag in arguments:
     left, equals, value = flag.removeprefix(_VARIANT_GIN).partition('=')
-    # A variant's name may have dots, as a key may.
+    # Names of variants and keys may both have dots.
     names = [name for name in bindings if left.startswith(f'{name}.')]
     if not names:
       nearest = did_you_mean(left.partition('.')[0], bindings)

@@ -1,4 +1,4 @@
-r"""Trains, evaluates, infers or precompiles what gin files describe.
+r"""Trains, evaluates, infers with or precompiles the model of gin files.
 
 The flags are T5X's.
 
@@ -7,17 +7,19 @@ The flags are T5X's.
     --gin_file=gin/attention/selective.gin \
     --gin.MODEL_DIR="'results/selective'" --gin.TRAIN_STEPS=600
 
-Files are read in order and then the --gin.KEY=VALUE flags; later wins. A file
-is looked for in the current folder, in --gin_search_paths, and among the files
-that come with the suite. A string needs quotes inside the shell's quotes.
---run_mode=precompile compiles the steps for a TPU --topology that is not here
-and says what they need (docs/precompile.md).
+gin files are applied in order, then the --gin.KEY=VALUE flags; later values
+win. Files are searched in the current folder, in --gin_search_paths and among
+the suite's files. A string needs quotes inside the shell's quotes.
+--run_mode=precompile compiles the steps for an absent TPU --topology and
+reports what they need (docs/precompile.md).
 
-Exit codes: 0 done; 1 the run failed, with a line on stderr or, where the cause
-is not known, its traceback, or what precompile was asked about does not fit;
-2 something given is wrong, nothing was run, and one line on stderr says what;
-75 stopped by SIGTERM, after training saved the step it was in: the same command
-goes on; 130 interrupted by Ctrl-C.
+Exit codes:
+  0    done
+  1    the run failed (a line or a traceback on stderr), or the precompiled
+       steps do not fit the topology
+  2    a flag or the configuration is wrong (one line on stderr); nothing ran
+  75   stopped by SIGTERM after a checkpoint was saved; the same command resumes
+  130  interrupted by Ctrl-C
 """
 
 import contextlib
@@ -37,7 +39,7 @@ from selective_t5x.config.session import Session
 from selective_t5x.costs import topologies
 from selective_t5x.errors import UserError, did_you_mean
 
-# Run modes of T5X's own command line.
+# The run modes of T5X's command line.
 _T5X_RUN_MODES = ('train', 'eval', 'infer', 'precompile', 'export')
 FLAGS = flags.FLAGS
 
@@ -81,10 +83,10 @@ def define_flags() -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-  """Parses the command line, --gin.KEY=VALUE included.
+  """Parses the command line with its --gin.KEY=VALUE flags.
 
   Raises:
-    UserError: a flag is unknown, missing or has a value it cannot have.
+    UserError: a flag is unknown or missing, or its value is invalid.
   """
   if {'--help', '-help', '-h', '--helpshort'} & set(argv):
     print(f'{__doc__}\nFlags:\n{FLAGS.main_module_help()}')
@@ -123,7 +125,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def _check_topology() -> None:
-  """Checks the flags of precompile, which alone has them."""
+  """Checks the flags that only precompile has."""
   if FLAGS.run_mode != entry_points.PRECOMPILE:
     for name in ('topology', 'compare_gin'):
       if FLAGS[name].value:
@@ -134,10 +136,10 @@ def _check_topology() -> None:
   topologies.find(FLAGS.topology, '--topology')
   if importlib.util.find_spec('libtpu') is None:
     raise UserError(topologies.MISSING_LIBTPU)
-  # libtpu compiles; what runs, runs here, and nobody is asked for a TPU.
+  # libtpu only compiles: run on this CPU and do not query for a TPU.
   os.environ['JAX_PLATFORMS'] = 'cpu'
   os.environ['TPU_SKIP_MDS_QUERY'] = '1'
-  # Its lock, meant for chips, would let one process compile at a time.
+  # libtpu's lock is meant for chips and would allow only one process.
   os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'
 
 
@@ -151,7 +153,7 @@ def search_paths() -> list[str]:
   """Returns the folders to look for gin files in, after the current one.
 
   Raises:
-    UserError: the engine that was asked for is not there.
+    UserError: the chosen engine is not installed.
   """
   try:
     spec = importlib.util.find_spec('t5x')
@@ -164,10 +166,10 @@ def search_paths() -> list[str]:
 
 
 def make_sessions() -> list[Session]:
-  """Returns the configuration, and those that precompile compares it with.
+  """Returns the configuration, then those that precompile compares it with.
 
   Raises:
-    UserError: one of them cannot be.
+    UserError: a configuration is invalid.
   """
   precompile = FLAGS.run_mode == entry_points.PRECOMPILE
   paths = search_paths()
@@ -183,7 +185,7 @@ def make_sessions() -> list[Session]:
 
 
 def main(argv: list[str]) -> None:
-  """Checks the configuration, then runs what --run_mode says."""
+  """Checks the configuration, then runs the mode of --run_mode."""
   del argv
   distributed.check(FLAGS)
   sessions = make_sessions()
@@ -195,7 +197,8 @@ def main(argv: list[str]) -> None:
 
   distributed.connect(FLAGS)
 
-  # Before any gin file imports the t5 package's tasks: their vocabulary.
+  # It sets the vocabulary of the t5 package's tasks, so it must come before any
+  # gin file imports them.
   importlib.import_module('selective_t5x.tasks')
   libraries.set_data_folders(
     FLAGS.tfds_data_dir, FLAGS.seqio_additional_cache_dirs
@@ -220,7 +223,7 @@ def main(argv: list[str]) -> None:
 
 
 def _run(session: Session) -> None:
-  """Runs what --run_mode says, with a record of it in its folder."""
+  """Runs the mode of --run_mode and records the run in its folder."""
   import gin
   import jax
 
@@ -260,17 +263,17 @@ def _run(session: Session) -> None:
 
 
 def _warn(lines: list[str]) -> None:
-  """Puts warnings into the log of one process, a line each."""
+  """Logs warnings on one process, one line each."""
   import jax
 
-  # It would initialise the devices for a dry run that has no warning.
+  # process_index initialises the devices, so it is only called for a warning.
   if lines and jax.process_index() == 0:
     for line in lines:
       logging.warning('%s', line)
 
 
 def _data_changes(entry, folder: str) -> contextlib.AbstractContextManager:
-  """Returns the context in which other training data is refused or accepted."""
+  """Returns a context that refuses or accepts a change of training data."""
   accepted = FLAGS.accept_config_change
   if selective_t5x.engine_name() == 't5x':
     from selective_t5x.runs import training_data

@@ -3,10 +3,9 @@ r"""Trains selective attention and its baseline on two tasks, and shows both.
   python -m selective_t5x.quickstart --output_dir=results/quickstart
 
 variable_assignment is the paper's opening example; wikipedia_sample_lm is
-language modelling on real text. Both are plain comparisons, see
-selective_t5x.compare, of the gin files that gin/experiments/ has. One seed
-each. Started again, the same command keeps what is finished and goes on with
-the rest. The last line printed is JSON.
+language modelling on real text. Both are comparisons (selective_t5x.compare) of
+gin files in gin/experiments/ with one seed. The same command resumes an
+interrupted run and keeps finished ones. The last line printed is JSON.
 """
 
 import json
@@ -25,7 +24,7 @@ VARIANTS = (
   plan.Variant('baseline', ('gin/attention/baseline.gin',)),
   plan.Variant('selective', ('gin/attention/selective.gin',)),
 )
-# Name, which is also the gin file's, and what it asks.
+# {name of the experiment and of its gin file: description}
 EXPERIMENTS = {
   'variable_assignment': (
     'Variables get new values again and again; which value has this one now? '
@@ -43,10 +42,10 @@ def summary(comparisons: dict[str, Comparison]) -> dict[str, object]:
   """Returns the headline figures.
 
   Args:
-    comparisons: by the name of the experiment.
+    comparisons: {name of the experiment: comparison}.
 
   Returns:
-    accuracies in 0..1 and losses in nats a token, of the last evaluation;
+    accuracies (0 to 1) and losses (nats per token) of the last evaluation.
     train_minutes is the time of all train steps, without start-up, compilation,
     evaluation and saving.
   """
@@ -75,12 +74,12 @@ def summary(comparisons: dict[str, Comparison]) -> dict[str, object]:
 
 def main(argv: Sequence[str]) -> None:
   """Runs `python -m selective_t5x.quickstart`."""
-  made = flags.parser('selective_t5x.quickstart', __doc__)
-  flags.add_output_flags(made)
-  flags.add_jobs_flag(made)
-  made.set_defaults(output_dir=DEFAULT_OUTPUT_DIR)
-  flags.add_examples_flag(made)
-  args, bindings = flags.parse(made, argv)
+  parser = flags.parser('selective_t5x.quickstart', __doc__)
+  flags.add_output_flags(parser)
+  flags.add_jobs_flag(parser)
+  parser.set_defaults(output_dir=DEFAULT_OUTPUT_DIR)
+  flags.add_examples_flag(parser)
+  args, bindings = flags.parse(parser, argv)
   output_dir = pathlib.Path(args.output_dir)
   started = time.monotonic()
   every = {

@@ -1,4 +1,4 @@
-"""Trains the runs of a comparison that are missing, and writes its figures."""
+"""Trains the missing runs of a comparison and writes its figures."""
 
 import argparse
 import os
@@ -21,27 +21,27 @@ def compare(
   jobs: int = 1,
   program: Sequence[str] = training.MAIN,
 ) -> Comparison:
-  """Trains what is missing of a comparison, and writes its figures.
+  """Trains the missing runs of a comparison and writes its figures.
 
-  In output_dir: a result folder for each variant and seed, comparison.json (all
+  output_dir then has a result folder per variant and seed, comparison.json (all
   figures), curves.csv, table.txt, learning_curves.png, and the curves as
   TensorBoard events.
 
   Args:
-    gin_files: what all variants share.
+    gin_files: gin files that all variants share.
     variants: the first is the reference.
-    output_dir: a local folder; what is finished there is kept.
-    seeds: how many; they are 0, 1, ... for every variant.
+    output_dir: a local folder. Its finished runs are kept.
+    seeds: number of seeds; they are 0, 1, ... for every variant.
     gin_bindings: 'KEY = VALUE' texts for all runs.
-    jobs: how many runs are trained at a time.
-    program: what runs a cell, see `training.run_cells`.
+    jobs: number of runs that train at a time.
+    program: the command that runs a cell, see `training.run_cells`.
 
   Returns:
     the figures, see `figures.compare_cells`.
 
   Raises:
-    UserError: something given is wrong.
-    training.CellError: runs failed; all others were finished first.
+    UserError: an argument or a configuration is wrong.
+    training.CellError: runs failed. All other runs were finished first.
   """
   runs = plan.make_cells(
     gin_files, variants, range(seeds), gin_bindings, output_dir
@@ -67,13 +67,13 @@ def of_flags(
   bindings: Sequence[str],
   gin_files: Sequence[str] = (),
 ) -> Comparison | None:
-  """Trains what a command compares; with --dry_run only says what that is.
+  """Trains the comparison of a command, or prints it for --dry_run.
 
   Args:
     variants: the first is the reference.
     args: --gin_file, --seeds, --output_dir, --jobs and --dry_run.
     bindings: 'KEY = VALUE' texts for all runs.
-    gin_files: what all variants share, before those of --gin_file.
+    gin_files: gin files that all variants share; --gin_file comes after them.
 
   Returns:
     the comparison, or None for --dry_run.
@@ -95,7 +95,7 @@ def of_flags(
 
 
 def describe(runs: Sequence[plan.Cell], jobs: int) -> str:
-  """Returns the commands of runs and the bindings they differ in."""
+  """Returns the commands of runs and their differing bindings, as text."""
   lines = [f'{len(runs)} runs, {jobs} at a time']
   for run in runs:
     state = 'finished' if run.finished else 'to run'

@@ -1,4 +1,4 @@
-"""Variants held equal otherwise than by steps: by train time, by parameters."""
+"""Comparisons at equal training time or at an equal number of parameters."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,21 +13,20 @@ def equal_time(
   references: Mapping[str, str],
   seeds: Sequence[int],
 ) -> dict[str, Any] | None:
-  """Returns the losses after the longest train time that every run reached.
+  """Returns the losses at the train time of the shortest run.
 
-  That is the shortest run's, of its train steps alone. The loss of a run there
-  is read from straight lines between its evaluations, so it is None where it
-  was not evaluated both before and after.
+  Only train steps count as time. The loss is interpolated linearly between the
+  evaluations of a run. It is None without an evaluation before and after.
 
   Args:
-    curves: see `figures.compare_cells`; a task is evaluated with each seed.
-    references: {variant: the one that it is compared to, or itself}.
-    seeds: in the order of the values of a spread.
+    curves: see `figures.compare_cells`; every seed evaluates each task.
+    references: {variant: its reference, or itself}.
+    seeds: the seeds, in the order of a spread's values.
 
   Returns:
-    train_seconds, and results: one entry a task and variant, {'task',
-    'variant', 'loss': spread}, with the difference to the reference. None where
-    a run did not measure its time.
+    train_seconds, and results: one entry per task and variant, {'task',
+    'variant', 'loss': spread}, with the difference to the reference; None if a
+    run did not measure its time.
   """
   ends = [c['train_seconds'][-1] for c in curves if c['task'] == 'train']
   if None in ends:
@@ -37,7 +36,7 @@ def equal_time(
     (c['task'], c['variant'], c['seed']): _loss_at(c, end) for c in curves
   }
 
-  def of_seeds(task, variant):
+  def seed_losses(task, variant):
     return [losses.get((task, variant, seed)) for seed in seeds]
 
   tasks = dict.fromkeys(c['task'] for c in curves if c['task'] != 'train')
@@ -48,8 +47,8 @@ def equal_time(
         'task': task,
         'variant': variant,
         'loss': spread(
-          of_seeds(task, variant),
-          None if variant == reference else of_seeds(task, reference),
+          seed_losses(task, variant),
+          None if variant == reference else seed_losses(task, reference),
         ),
       }
       for task in tasks
@@ -65,10 +64,11 @@ def equal_parameters(
 
   Args:
     costs: see `figures.compare_cells`.
-    references: {variant: the one that it is compared to, or itself}.
+    references: {variant: its reference, or itself}.
 
   Returns:
-    agree, None where a number is not known, and parameters: {variant: number}.
+    agree: True or False; None if a number is unknown.
+    parameters: {variant: number}.
   """
   numbers = {cost['variant']: cost['parameters'] for cost in costs}
   agree = all(numbers[v] == numbers[r] for v, r in references.items())
@@ -81,7 +81,7 @@ def equal_parameters(
 def caveats(
   time: dict[str, Any] | None, parameters: dict[str, Any]
 ) -> list[str]:
-  """Returns what a reader of the two views must know."""
+  """Returns notes for readers of the two comparisons."""
   lines = []
   if time is None:
     lines.append('No view at equal time: a run did not measure its steps.')

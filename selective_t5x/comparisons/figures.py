@@ -1,7 +1,7 @@
-"""From finished cells to the figures of a comparison.
+"""Computes the figures of a comparison from its finished cells.
 
-The figures are one JSON value, comparison.json, that tables, plots and page
-are made from; nothing of them needs the runs again.
+The figures are one JSON value, comparison.json. Tables, plots and the page are
+made from it alone, without the runs.
 """
 
 import bisect
@@ -47,56 +47,57 @@ def compare_cells(cells: Sequence[Cell]) -> Comparison:
 
   Returns:
     variants, seeds: names and numbers, in the order of `plan`.
-    references: {variant: the one that it is compared to, or itself}.
-    loss: the metric that stands for the loss: losses.LOSS, or T5X's 'loss'
-      where the metrics do not tell that.
-    loss_definition: what losses.LOSS is in all runs, see `runs.losses`.
-    train_task: what is trained on, None where gin does not say it in words.
-    caveats: lines that belong beside every table of these figures.
-    results: one entry a task and variant, {'task', 'variant', 'step',
-      'metrics': {name: spread}}, of the last evaluation; a spread has 'values'
-      (one a seed), 'mean', 'min', 'max', and 'difference', the spread of the
-      paired differences to the reference, see `spread`.
-    claims: lines that say what the differences of the losses show.
+    references: {variant: its reference, or itself}.
+    loss: the metric to compare: losses.LOSS, or T5X's 'loss' if the metrics do
+      not give losses.LOSS.
+    loss_definition: the definition of losses.LOSS, see `runs.losses`.
+    train_task: name of the training task; None if gin does not bind a name.
+    caveats: notes to print with every table of these figures.
+    results: one entry per task and variant for the last evaluation: {'task',
+      'variant', 'step', 'metrics': {name: spread}}. A spread has 'values' (one
+      per seed), 'mean', 'min', 'max' and 'difference' (the spread of paired
+      differences to the reference), see `spread`.
+    claims: lines on what the differences of losses show.
     equal_time, equal_parameters: see `equal_cost`.
-    costs: one entry a variant: parameters, steps, flops_per_step, step_bytes,
+    costs: one entry per variant: parameters, steps, flops_per_step, step_bytes,
       and the spreads steps_per_second, tokens_per_second, train_seconds and
       peak_rss_bytes; see `runs.summary`.
-    curves: one entry a cell and task: 'step', 'train_seconds', 'loss' and
-      'accuracy' as lists; the task 'train' is what the train steps saw, and
-      train_seconds what they had taken, or None.
-    cells: what ran: folder, command and the last entry of run.json.
-    differences: {binding: {variant: value}}, of what gin files set.
-    used_differences: the same of all values that were used, those that no gin
-      file sets among them; None where a run did not write them.
+    curves: one entry per cell and task with the lists 'step', 'train_seconds'
+      (time of train steps so far, or None), 'loss' and 'accuracy'. The task
+      'train' has the metrics of train steps.
+    cells: name, variant, seed, command and last entry of run.json of each cell.
+    differences: {binding: {variant: value}} of values set by gin files.
+    used_differences: the same for all values in use, also unset ones; None if a
+      run did not write them.
 
   Raises:
     UserError: a cell has no metrics, or the losses are not the same quantity.
   """
-  of_cells = _Summaries(cells)
-  references, seeds, loss = of_cells.references, of_cells.seeds, of_cells.loss
+  summaries = _Summaries(cells)
+  references, seeds = summaries.references, summaries.seeds
+  loss = summaries.loss
   variants = list(references)
   runs = [_last_train_run(cell) for cell in cells]
-  tasks = _tasks(cells[0], of_cells[variants[0], seeds[0]])
-  costs = [of_cells.cost(variant) for variant in variants]
+  tasks = _tasks(cells[0], summaries[variants[0], seeds[0]])
+  costs = [summaries.cost(variant) for variant in variants]
   curves = [
     curve
     for cell in cells
-    for curve in _curves(cell, loss, ['train', *tasks], of_cells.same_accuracy)
+    for curve in _curves(cell, loss, ['train', *tasks], summaries.same_accuracy)
   ]
   equal_time = equal_cost.equal_time(curves, references, seeds)
   equal_parameters = equal_cost.equal_parameters(costs, references)
-  results = [of_cells.result(task, v) for task in tasks for v in variants]
+  results = [summaries.result(task, v) for task in tasks for v in variants]
   return {
     'variants': variants,
     'references': references,
     'seeds': seeds,
     'loss': loss,
-    'loss_definition': of_cells[variants[0], seeds[0]]['loss_definition'],
+    'loss_definition': summaries[variants[0], seeds[0]]['loss_definition'],
     'train_task': cells[0].macro('MIXTURE_OR_TASK_NAME'),
     'caveats': [
-      *_caveats(seeds, of_cells, runs),
-      *([] if of_cells.same_accuracy else [_OTHER_ACCURACIES]),
+      *_caveats(seeds, summaries, runs),
+      *([] if summaries.same_accuracy else [_OTHER_ACCURACIES]),
       *_shared_machine(cells),
       *equal_cost.caveats(equal_time, equal_parameters),
     ],
@@ -130,9 +131,9 @@ class _Summaries(dict[tuple[str, int], dict[str, Any]]):
   """{(variant, seed): summary} of finished cells, and figures over the seeds.
 
   Attributes:
-    references: {variant: the one that it is compared to, or itself}.
-    seeds: in the order of the values of a spread.
-    loss: the metric that stands for the loss.
+    references: {variant: its reference, or itself}.
+    seeds: the seeds, in the order of a spread's values.
+    loss: the metric to compare.
     same_accuracy: whether accuracies of all cells are the same quantity.
   """
 
@@ -148,7 +149,7 @@ class _Summaries(dict[tuple[str, int], dict[str, Any]]):
     self.same_accuracy = quantities.same_accuracy(by_name)
 
   def of_seeds(self, variant: str, *path: str) -> list[Any]:
-    """Returns what stands at a path of the summaries, one value a seed."""
+    """Returns the value at a path of the summaries, one per seed."""
     values = [self[variant, seed] for seed in self.seeds]
     if path[-1] == 'accuracy' and not self.same_accuracy:
       return [None for _ in values]
@@ -175,7 +176,7 @@ class _Summaries(dict[tuple[str, int], dict[str, Any]]):
     }
 
   def cost(self, variant: str) -> dict[str, Any]:
-    """Returns what the runs of a variant took."""
+    """Returns the costs of a variant's runs."""
     return {
       'variant': variant,
       'parameters': self.of_seeds(variant, 'parameters')[0],
@@ -189,19 +190,21 @@ class _Summaries(dict[tuple[str, int], dict[str, Any]]):
 
 
 def _claim(entry, reference, loss) -> str:
-  """Returns the largest claim that one difference of losses supports."""
+  """Returns the strongest claim that one difference of losses supports."""
   difference = entry['metrics'][loss]['difference']
   mean, p_value = difference['mean'], difference['p_value']
-  of = f'{entry["task"]}: '
+  prefix = f'{entry["task"]}: '
   names = f'{entry["variant"]} and {reference}'
   if mean is None:
-    return f'{of}nothing can be said of {names}: a loss is not finite.'
+    return f'{prefix}nothing can be said of {names}: a loss is not finite.'
   if statistics.is_zero(difference):
-    return f'{of}the losses of {names} are equal within rounding in every seed.'
+    return (
+      f'{prefix}the losses of {names} are equal within rounding in every seed.'
+    )
   decimals = statistics.decimals(difference, 4)
   if p_value is None:
     return (
-      f'{of}the losses of {names} differ by {mean:+.{decimals}f} in every '
+      f'{prefix}the losses of {names} differ by {mean:+.{decimals}f} in every '
       'seed, the same within rounding, which no test can judge.'
     )
   low, high = difference['interval']
@@ -210,19 +213,21 @@ def _claim(entry, reference, loss) -> str:
     f'p = {p_value:.2g}'
   )
   if p_value >= SIGNIFICANT or low <= 0 <= high:
-    return f'{of}it is not shown that the losses of {names} differ; {figures}.'
+    return (
+      f'{prefix}it is not shown that the losses of {names} differ; {figures}.'
+    )
   which = 'lower' if mean < 0 else 'higher'
   return (
-    f'{of}the loss of {entry["variant"]} is {which} than that of {reference} '
-    f'by {abs(mean):.{decimals}f}; {figures}.'
+    f'{prefix}the loss of {entry["variant"]} is {which} than that of '
+    f'{reference} by {abs(mean):.{decimals}f}; {figures}.'
   )
 
 
 def _tasks(cell: Cell, summary) -> list[str]:
   """Returns the evaluated tasks.
 
-  T5X evaluates a mixture task by task and once more as a whole, which says
-  nothing new.
+  T5X evaluates a mixture by task and also as a whole. The whole is redundant
+  and left out.
   """
   tasks = list(summary['training_eval'])
   whole = cell.macro('EVAL_TASK_NAME')
@@ -230,7 +235,7 @@ def _tasks(cell: Cell, summary) -> list[str]:
 
 
 def _curves(cell: Cell, loss: str, tasks: Sequence[str], same_accuracy: bool):
-  """Yields the curves of a cell's train steps and evaluations."""
+  """Yields the curves of a cell's training and evaluations."""
   metrics = read_run(cell.folder)
   seconds_at = _train_seconds(metrics.train)
   for task, rows in {'train': metrics.train, **metrics.training_eval}.items():
@@ -249,7 +254,7 @@ def _curves(cell: Cell, loss: str, tasks: Sequence[str], same_accuracy: bool):
 
 
 def _train_seconds(rows: list[Row]):
-  """Returns a function: what the train steps up to a step took, or None."""
+  """Returns a function from a step to the train time so far, or None."""
   steps = [row['step'] for row in rows]
   seconds = [row.get('timing/seconds') for row in rows]
   if None in seconds:
@@ -259,13 +264,13 @@ def _train_seconds(rows: list[Row]):
 
 
 def _last_train_run(cell: Cell) -> dict[str, Any]:
-  """Returns the newest entry of the cell's run.json, {} without one."""
+  """Returns the newest entry of the cell's run.json; {} if it has none."""
   path = cell.folder / RUN_FILE
   return read_json(path)['runs'][-1] if path.exists() else {}
 
 
 def _shared_machine(cells) -> list[str]:
-  """Returns a line where runs trained beside each other."""
+  """Returns a caveat if runs were trained at the same time."""
   paths = [cell.folder / CELL_FILE for cell in cells]
   jobs = [read_json(path).get('jobs', 1) for path in paths]
   if max(jobs) == 1:
@@ -277,7 +282,7 @@ def _shared_machine(cells) -> list[str]:
 
 
 def _caveats(seeds, summaries, runs) -> list[str]:
-  """Returns what a reader of the figures must know."""
+  """Returns notes for readers of the figures."""
   lines = []
   if len(seeds) == 1:
     lines.append('One seed: no claim about significance.')

@@ -1,8 +1,8 @@
-"""The cells of a comparison: one training run of a variant with a seed each.
+"""Plans the cells of a comparison: one training run per variant and seed.
 
-A cell is a result folder. cell.json, written first, says which configuration
-it belongs to; summary.json, written last, that it is finished. Between the two
-the run goes on from its latest checkpoint.
+A cell is a result folder. cell.json is written first and identifies its
+configuration. summary.json is written last and marks it as finished. Until
+then, the run resumes from its latest checkpoint.
 """
 
 import ast
@@ -33,7 +33,7 @@ CELL_FILE = 'cell.json'
 LOG_FILE = 'log.txt'
 LOCK_FILE = '.cell.lock'
 
-# Macros that a comparison sets itself.
+# Macros that a comparison sets itself for each cell.
 _SEEDS = ('RANDOM_SEED', 'TRAIN_SEED')
 _OWN_MACROS = (*_SEEDS, 'MODEL_DIR')
 
@@ -43,10 +43,10 @@ class Variant:
   """One side of a comparison.
 
   Attributes:
-    name: also of its folders.
-    gin_files: read after those that all variants share.
-    gin_bindings: 'KEY = VALUE' texts, applied after those for all.
-    reference: the variant that it is compared to; None for the first one.
+    name: its name, which also begins the names of its folders.
+    gin_files: files to read after the shared ones.
+    gin_bindings: 'KEY = VALUE' texts, applied after the shared ones.
+    reference: the name of its reference; None: the first variant.
   """
 
   name: str
@@ -68,11 +68,11 @@ class Cell:
 
   Attributes:
     variant: the variant's name.
-    reference: the name of the variant that it is compared to, or its own.
-    seed: of the initial values, dropout and the order of the data.
-    folder: its result folder, named after all that is varied.
-    arguments: of `python -m selective_t5x.main`.
-    bindings: the gin bindings that are in force, MODEL_DIR apart.
+    reference: the name of the reference variant, or its own.
+    seed: the seed for initial values, dropout and the order of the data.
+    folder: its result folder, named after the variant and the seed.
+    arguments: the flags of `python -m selective_t5x.main`.
+    bindings: {key: gin value} of all bindings but MODEL_DIR.
   """
 
   variant: str
@@ -95,12 +95,12 @@ class Cell:
 
   @property
   def total_steps(self) -> int | None:
-    """TRAIN_STEPS, where it is a plain number."""
+    """TRAIN_STEPS; None if it is not a plain number."""
     steps = self.macro('TRAIN_STEPS')
     return steps if is_integer(steps) else None
 
   def macro(self, name: str):
-    """Returns the value of a macro, None where it is no plain Python value."""
+    """Returns the value of a macro; None if it is no plain Python value."""
     text = self.bindings.get(name, 'None')
     if text.startswith('%'):
       return self.macro(text[1:])
@@ -111,7 +111,7 @@ class Cell:
 
   @property
   def finished(self) -> bool:
-    """Whether it needs no more training."""
+    """Whether the training is complete."""
     return (self.folder / SUMMARY_FILE).exists()
 
 
@@ -121,16 +121,16 @@ def sweep(
   """Returns every variant at every point of a grid.
 
   Args:
-    variants: at least one; at each point the first is the reference.
-    grid: the values of gin macros or parameters; where there are none, the
-      variants stay as they are.
+    variants: at least one. The first is the reference at each point.
+    grid: {gin macro or parameter: values}. With an empty grid, the variants
+      are returned unchanged.
   """
-  found = []
+  swept = []
   for values in itertools.product(*grid.values()):
     point = list(zip(grid, values, strict=True))
     suffix = ''.join(f'+{key}={value}' for key, value in point)
     bindings = tuple(f'{key} = {value!r}' for key, value in point)
-    found += [
+    swept += [
       dataclasses.replace(
         variant,
         name=variant.name + suffix,
@@ -139,7 +139,7 @@ def sweep(
       )
       for variant in variants
     ]
-  return found
+  return swept
 
 
 def folder_name(variant: str, seed: int) -> str:
@@ -154,20 +154,20 @@ def make_cells(
   gin_bindings: Sequence[str],
   output_dir: str | os.PathLike,
 ) -> list[Cell]:
-  """Returns the cells of a comparison, seed by seed; nothing is written.
+  """Returns the cells of a comparison, seed by seed, without writing anything.
 
   Args:
     gin_files: gin files that all variants share.
     variants: at least one.
-    seeds: each variant is trained with each of them: RANDOM_SEED and
-      TRAIN_SEED are bound to it, so that cells of one seed see the same data
-      in the same order and, where shapes allow, start from the same values.
+    seeds: every variant has one cell per seed. RANDOM_SEED and TRAIN_SEED are
+      bound to it, so cells of one seed have the same data in the same order
+      and, if shapes allow, the same initial values.
     gin_bindings: 'KEY = VALUE' texts for all cells, applied last.
     output_dir: a local folder.
 
   Raises:
-    UserError: the configuration of a cell cannot be, a name is used twice, or
-      its folder holds something else.
+    UserError: the configuration of a cell is invalid, a name is used twice, or
+      a folder holds something else.
   """
   names = [variant.name for variant in variants]
   for name in names:
@@ -175,8 +175,8 @@ def make_cells(
       raise UserError(f'variant {name!r} is there twice')
   if '://' in str(output_dir):
     raise UserError(f'{output_dir}: expected a local folder')
-  of_variants = (b for variant in variants for b in variant.gin_bindings)
-  for binding in (*gin_bindings, *of_variants):
+  variant_bindings = (b for variant in variants for b in variant.gin_bindings)
+  for binding in (*gin_bindings, *variant_bindings):
     macro = binding.partition('=')[0].strip()
     if macro in _OWN_MACROS:
       raise UserError(f'--gin.{macro}: a comparison sets {macro} itself')
@@ -199,7 +199,7 @@ def make_cells(
 def differences(cells: Sequence[Cell]) -> dict[str, dict[str, str | None]]:
   """Returns {binding: {variant: value}} of the bindings that differ.
 
-  A variant that does not set the binding has None there. Seeds are left out.
+  The value is None if a variant does not set the binding. Seeds are left out.
   """
   return _differing({cell.variant: cell.bindings for cell in cells})
 
@@ -207,13 +207,13 @@ def differences(cells: Sequence[Cell]) -> dict[str, dict[str, str | None]]:
 def used_differences(
   cells: Sequence[Cell],
 ) -> dict[str, dict[str, str | None]] | None:
-  """Returns {binding: {variant: value}} of the values that finished runs used.
+  """Returns {binding: {variant: value}} of differing values in finished runs.
 
-  Those that no gin file sets are among them. Seeds and MODEL_DIR are left out;
-  where the runs of a variant differ in more than these, all values are there.
+  This includes values that no gin file sets. Seeds and MODEL_DIR are left out.
+  If the runs of a variant differ otherwise, the value lists all of them.
 
   Returns:
-    None where a run did not write them.
+    the differences; None if a run did not write its values.
   """
   by_variant: dict[str, dict[str, list[str]]] = {}
   for cell in cells:
@@ -235,12 +235,12 @@ def used_differences(
 
 def _differing(by_variant):
   keys = dict.fromkeys(key for b in by_variant.values() for key in b)
-  found = {}
+  differing = {}
   for key in keys:
     values = {name: b.get(key) for name, b in by_variant.items()}
     if key not in _OWN_MACROS and len(set(values.values())) > 1:
-      found[key] = values
-  return found
+      differing[key] = values
+  return differing
 
 
 def _make_cell(gin_files, variant, seed, gin_bindings, output_dir) -> Cell:
@@ -252,8 +252,8 @@ def _make_cell(gin_files, variant, seed, gin_bindings, output_dir) -> Cell:
     *(f'{macro} = {seed}' for macro in _SEEDS),
     f'MODEL_DIR = {str(folder)!r}',
   ]
-  in_force = dict(_bindings(Session(files, bindings).config))
-  del in_force['MODEL_DIR']
+  bound = dict(_bindings(Session(files, bindings).config))
+  del bound['MODEL_DIR']
   flags = [
     *(f'--gin_file={file}' for file in files),
     *('--gin.' + re.sub(r'\s*=\s*', '=', b, count=1) for b in bindings),
@@ -264,12 +264,12 @@ def _make_cell(gin_files, variant, seed, gin_bindings, output_dir) -> Cell:
     seed=seed,
     folder=folder,
     arguments=('--run_mode=train', *flags),
-    bindings=in_force,
+    bindings=bound,
   )
 
 
 def _bindings(config: reader.Config) -> Iterator[tuple[str, str]]:
-  """Yields the left and the right side of each binding in force."""
+  """Yields (key, gin value) of each binding that is not overridden."""
   for binding in config.final():
     scope = f'{binding.scope}/' if binding.scope else ''
     selector = f'{binding.full_selector}.' if binding.selector else ''
@@ -280,14 +280,14 @@ def _bindings(config: reader.Config) -> Iterator[tuple[str, str]]:
 
 
 def _shell_word(word: str) -> str:
-  """Quotes a word for the shell; a gin string stays readable."""
+  """Quotes a word for the shell, but keeps gin strings readable."""
   if "'" in word and not set(word) & set('"$`\\!'):
     return f'"{word}"'
   return shlex.quote(word)
 
 
 def identity(cell: Cell) -> dict[str, Any]:
-  """Returns what cell.json says: which configuration its folder belongs to."""
+  """Returns the content of cell.json, which identifies the configuration."""
   return {
     'variant': cell.variant,
     'seed': cell.seed,
@@ -308,13 +308,13 @@ def _strings(texts: Iterable[str]) -> Iterator[str]:
 
 
 def check_folder(cell: Cell) -> None:
-  """Raises UserError where the cell's folder holds something else."""
-  held = os.listdir(cell.folder) if cell.folder.exists() else ()
-  # A file that a killed process was writing is not there yet.
-  held = {name for name in held if not name.endswith('.tmp')}
+  """Raises UserError if the cell's folder holds something else."""
+  names = os.listdir(cell.folder) if cell.folder.exists() else ()
+  # A killed process may leave partial files.
+  files = {name for name in names if not name.endswith('.tmp')}
   ours = {LOCK_FILE, CELL_FILE, LOG_FILE, run_lock.LOCK_FILE, RUN_FILE}
-  if held <= ours:
-    return  # Nothing was trained yet: a mistake can be mended in place.
+  if files <= ours:
+    return  # Nothing is trained yet, so the configuration may still change.
   path = cell.folder / CELL_FILE
   if not path.exists():
     raise UserError(
@@ -324,7 +324,7 @@ def check_folder(cell: Cell) -> None:
   there, here = read_json(path), identity(cell)
   was = {**there['bindings'], 'engine': there['engine']}
   now = {**here['bindings'], 'engine': here['engine']}
-  if 'files' in there:  # Older versions did not look at them.
+  if 'files' in there:  # Older versions did not record them.
     was |= there['files']
     now |= here['files']
   changed = changes(was, now)

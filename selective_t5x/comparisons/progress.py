@@ -1,4 +1,4 @@
-"""Shows how far the cells of a comparison are: those that run, and all."""
+"""Shows the progress of a comparison and of its running cells."""
 
 import sys
 import time
@@ -16,9 +16,9 @@ _LINE_SECONDS = 20
 
 
 class Progress:
-  """A bar for all cells and one for each that runs; a context manager.
+  """A progress bar for all cells and one per running cell; a context manager.
 
-  Where stderr is no terminal, a line is printed now and then instead.
+  If stderr is no terminal, it prints a line now and then instead.
   """
 
   def __init__(self, cells: Sequence[Cell]):
@@ -39,21 +39,21 @@ class Progress:
     self._bar.close()
 
   def say(self, line: str) -> None:
-    """Prints a line; above the bars, where there are any."""
+    """Prints a line above the bars."""
     tqdm.tqdm.write(line, file=sys.stderr)
 
   def line(self, cell: Cell) -> '_Line':
-    """Returns the line of a cell that starts; a context manager."""
+    """Returns the line of a starting cell; a context manager."""
     return _Line(self, cell)
 
   def end(self, cell: Cell, how: str) -> None:
-    """Says how a cell ended, and counts it."""
+    """Prints how a cell ended, and counts it."""
     self._ended += 1
     self.say(f'[{self._ended}/{self._count}] {cell.name}: {how}')
     self.count(cell, _steps_done(cell))
 
   def count(self, cell: Cell, steps: int) -> None:
-    """Puts the steps that a cell has done into those of all."""
+    """Updates the total with the steps that a cell has done."""
     self._steps[cell.name] = steps
     self._bar.set_postfix_str(f'{self._ended} of {self._count} runs', False)
     self._bar.update(sum(self._steps.values()) - self._bar.n)
@@ -68,7 +68,7 @@ class _Line:
     self._size, self._step = 0, None
     self._said_at = time.monotonic()
     self._bar = _bar(cell.total_steps, desc=cell.name, leave=False)
-    # T5X's metrics are TensorBoard events, which are read at the end alone.
+    # T5X's metrics are TensorBoard events, which are only read at the end.
     embedded = selective_t5x.engine_name() == 'embedded'
     self._bar.set_postfix_str('starting' if embedded else 'see its log')
 
@@ -79,7 +79,7 @@ class _Line:
     self._bar.close()
 
   def update(self) -> None:
-    """Looks how far the cell is."""
+    """Reads the cell's newest metrics and shows them."""
     path = _train_folder(self._cell) / METRICS_FILE
     size = path.stat().st_size if path.exists() else 0
     if size != self._size:
@@ -91,7 +91,7 @@ class _Line:
 
   def _show(self, row: Row) -> None:
     if self._step is None:
-      # Neither start-up nor the steps of an earlier start count for the rate.
+      # The rate excludes start-up and the steps before a resume.
       self._bar.reset()
       self._bar.initial = self._bar.n = row['step']
     self._step = row['step']
@@ -101,8 +101,8 @@ class _Line:
     self._progress.count(self._cell, self._step)
     if self._bar.disable and time.monotonic() - self._said_at > _LINE_SECONDS:
       self._said_at = time.monotonic()
-      of = f'{self._step}/{self._cell.total_steps or "?"}'
-      self._progress.say(f'{self._cell.name}: step {of}, loss {loss}')
+      position = f'{self._step}/{self._cell.total_steps or "?"}'
+      self._progress.say(f'{self._cell.name}: step {position}, loss {loss}')
 
 
 def _bar(total: int | None, **options) -> tqdm.tqdm:
@@ -127,7 +127,7 @@ def _steps_done(cell: Cell) -> int:
 
 
 def _last_row(cell: Cell) -> Row | None:
-  """Returns the newest train metrics, None before there are any."""
+  """Returns the newest train metrics; None if there are none yet."""
   folder = _train_folder(cell)
   if not (folder / METRICS_FILE).exists():
     return None

@@ -1,4 +1,4 @@
-"""Whether the metrics of several runs are the same quantities."""
+"""Checks that the metrics of several runs are the same quantities."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,13 +14,13 @@ Summaries = Mapping[str, Mapping[str, Any]]
 
 
 def loss_metric(summaries: Summaries) -> str:
-  """Returns the metric by which the losses of runs are compared.
+  """Returns the loss metric to compare.
 
-  That is losses.LOSS; or T5X's 'loss', what is minimised, where no run's
-  metrics tell losses.LOSS and all minimise the same.
+  This is losses.LOSS. If no run gives it and all have the same objective, it is
+  T5X's 'loss', the objective itself.
 
   Args:
-    summaries: {name of a run: as of `summarize`}.
+    summaries: {name of a run: result of `summarize`}.
 
   Raises:
     UserError: the losses are not the same quantity.
@@ -45,11 +45,11 @@ def same_accuracy(summaries: Summaries) -> bool:
 
 
 def check_resumable(cells: Sequence[Cell]) -> None:
-  """Refuses to train cells beside results that they could not be compared to.
+  """Refuses to train cells whose loss would differ from that of finished ones.
 
   Raises:
-    UserError: finished cells are of an earlier version, which measured another
-      loss, and there are others to train.
+    UserError: an earlier version, which measured another loss, has trained some
+      cells, and others are still to train.
   """
   finished = [cell for cell in cells if cell.finished]
   if len(finished) == len(cells):
@@ -58,17 +58,17 @@ def check_resumable(cells: Sequence[Cell]) -> None:
     path = cell.folder / SUMMARY_FILE
     if 'loss_definition' in read_json(path):
       continue
-    found = read_summary(cell.folder)['loss_definition']
-    if found != losses.TOKENS:
+    definition = read_summary(cell.folder)['loss_definition']
+    if definition != losses.TOKENS:
       raise UserError(
         f'{cell.folder}: is of an earlier version, whose loss is '
-        f'{found or "nothing that is known"}; that of runs now is '
+        f'{definition or "nothing that is known"}; that of runs now is '
         f'{losses.TOKENS}: give another --output_dir'
       )
 
 
 def _refuse_several(values: Mapping[str, str], what: str) -> None:
-  """Raises UserError where runs have several values."""
+  """Raises UserError if runs have different values."""
   examples: dict[str, str] = {}
   for name, value in values.items():
     examples.setdefault(value, name)

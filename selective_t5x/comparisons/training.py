@@ -1,7 +1,7 @@
-"""Trains cells: each in a process of its own, several at a time.
+"""Trains cells in processes, several at a time.
 
-A cell that is being trained is locked, by the process that trains it too, so
-that the lock outlasts a killed comparison.
+The training process holds the lock of its cell too, so the lock outlives a
+killed comparison.
 """
 
 import collections
@@ -39,21 +39,21 @@ class CellError(RunError):
 def run_cells(
   cells: Sequence[Cell], *, jobs: int = 1, program: Sequence[str] = MAIN
 ) -> None:
-  """Trains cells, or what is left of them; finished ones are kept.
+  """Trains all cells that are not finished; resumes those that were begun.
 
-  What a run prints goes to log.txt in its folder; meanwhile its progress is
-  shown. Where another process is already at a cell, waits for that one. A run
-  that SIGTERM stopped, while this process lives, goes on at once. A run
-  that fails leaves its folder as it is and stops no other; an exception, such
-  as that of Ctrl-C, ends all that run.
+  The output of a run goes to log.txt in its folder, and its progress is shown.
+  If another process is training a cell, this one waits for it. A run that
+  SIGTERM stopped is resumed at once if this process lives. A failed run leaves
+  its folder as it is and does not stop the others. An exception such as Ctrl-C
+  stops all running cells.
 
   Args:
-    cells: in the order in which they start.
-    jobs: how many run at a time.
-    program: what is started with a cell's arguments.
+    cells: the cells in the order in which they start.
+    jobs: number of cells that run at a time.
+    program: the command to start with a cell's arguments.
 
   Raises:
-    CellError: runs failed; why was said when it happened. All others were
+    CellError: runs failed; the reasons were printed. All other runs were
       finished first.
   """
   waiting, running, failed = collections.deque(cells), {}, []
@@ -83,7 +83,7 @@ def run_cells(
 def _run(
   cell: Cell, jobs: int, program: Sequence[str], progress: Progress
 ) -> Generator[None, None, bool]:
-  """Trains a cell and yields now and then; closed early, it ends the run.
+  """Trains a cell and yields now and then; closing it stops the run.
 
   Returns:
     whether the cell is finished.
@@ -123,7 +123,7 @@ def _run(
 def _start(
   cell: Cell, program: Sequence[str], lock: IO, progress: Progress
 ) -> Generator[None, None, int]:
-  """Starts the run of a cell once, see `_run`; returns its exit code."""
+  """Starts the run of a cell once, for `_run`; returns its exit code."""
   with open(cell.folder / LOG_FILE, 'ab') as log:
     process = subprocess.Popen(
       [*program, *cell.arguments],
@@ -145,7 +145,7 @@ def _start(
 
 
 def _locks(file: IO) -> bool:
-  """Tries to lock a file; returns whether it did."""
+  """Tries to lock a file; returns whether it succeeded."""
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:
