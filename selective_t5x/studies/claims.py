@@ -1,6 +1,6 @@
-"""The claims of the papers, and the rules of the verdicts.
+"""The claims of the papers and the rules of their verdicts.
 
-All of it is data: selective_t5x.studies.reproduction runs it.
+This module is only data; selective_t5x.studies.reproduction runs it.
 """
 
 import dataclasses
@@ -26,17 +26,17 @@ from selective_t5x.studies.verdicts import (
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-  """What a paper says, and how we decide whether it holds here.
+  """A claim of a paper, and the rule that decides whether it holds here.
 
   Attributes:
     says: the claim in our words.
-    source: the paper and where in it.
-    experiment: a name in experiments.EXPERIMENTS, or PRUNING or
-      TOKEN_TRANSITION, or None where two cores cannot decide.
-    rule: of the verdict.
+    source: the paper and the place in it.
+    experiment: a name in experiments.EXPERIMENTS, PRUNING or TOKEN_TRANSITION;
+      None: two cores cannot decide.
+    rule: the rule of the verdict.
     paper_scale: the gin files of the paper's own experiment, as far as known.
-    fast: the experiment with --fast; None where there is none.
-    in_fast: whether --fast decides it where no claims are named.
+    fast: the experiment with --fast; None: it has none.
+    in_fast: whether --fast decides it by default.
   """
 
   says: str
@@ -68,7 +68,7 @@ def _lm(says: str, source: str, rule: Rule, in_fast: bool = False) -> Claim:
 def _even(
   says: str, source: str, variant: str, than: str, file: str | None = None
 ) -> Claim:
-  """A claim of variants whose number of heads must be even."""
+  """Returns a claim of variants that need an even number of heads."""
   experiment = 'language_modelling_even_heads'
   return Claim(
     says,

@@ -1,4 +1,4 @@
-"""What the command lines of the studies share."""
+"""Parses the command lines of studies."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -16,28 +16,28 @@ def parse(
   """Parses `python -m selective_t5x.studies.NAME`.
 
   Args:
-    name: the study's, also of its folder in results/.
-    description: for --help.
+    name: the name of the study and of its folder in results/.
+    description: the text of --help.
     argv: the flags.
-    add_flags: adds those that only this study has.
-    **counts: further flags, integers of 1 or more: the default, and the help.
+    add_flags: adds the flags that only this study has.
+    **counts: {flag with an integer of 1 or more: (default, help)}.
 
   Returns:
-    the flags, those of `flags.parser` and --seeds among them, and
-    --gin.KEY=VALUE as 'KEY = VALUE' texts.
+    the flags, including --seeds and those of `flags.parser`, and the
+    --gin.KEY=VALUE flags as 'KEY = VALUE' texts.
 
   Raises:
-    UserError: a flag is unknown or has a value it cannot have.
+    UserError: a flag is unknown or its value is invalid.
   """
-  made = flags.parser(f'selective_t5x.studies.{name}', description)
-  flags.add_output_flags(made)
-  flags.add_jobs_flag(made)
-  made.set_defaults(output_dir=f'results/{name}')
+  parser = flags.parser(f'selective_t5x.studies.{name}', description)
+  flags.add_output_flags(parser)
+  flags.add_jobs_flag(parser)
+  parser.set_defaults(output_dir=f'results/{name}')
   if add_flags:
-    add_flags(made)
+    add_flags(parser)
   counts = {'seeds': (3, 'seeds a variant'), **counts}
   for flag, (default, text) in counts.items():
-    made.add_argument(
+    parser.add_argument(
       f'--{flag}', type=int, default=default, metavar='N', help=text
     )
-  return flags.parse(made, argv, counts=counts)
+  return flags.parse(parser, argv, counts=counts)

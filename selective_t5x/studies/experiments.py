@@ -1,6 +1,6 @@
-"""The comparisons that claims are decided by.
+"""The comparisons that decide the claims.
 
-All of it is data: selective_t5x.studies.reproduction runs it.
+This module is only data; selective_t5x.studies.reproduction runs it.
 """
 
 import dataclasses
@@ -11,10 +11,10 @@ from selective_t5x.studies import pruning, t5_span_corruption
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-  """A comparison that claims are decided by; it is one folder.
+  """A comparison that decides claims; it has one result folder.
 
   Attributes:
-    gin_files: what its variants share.
+    gin_files: gin files that its variants share.
     variants: the first is the reference of its tables.
     gin_bindings: 'KEY = VALUE' texts.
   """
@@ -31,7 +31,7 @@ def _attention(*files: str) -> tuple[str, ...]:
 BASELINE = Variant('baseline', _attention('baseline'))
 SELECTIVE = Variant('selective', _attention('selective'))
 TWICE = Variant('twice_the_heads', _attention('twice_the_heads'))
-# What language modelling compares, beside baseline and selective.
+# Further variants of language modelling, beside those of `pruning`.
 _OTHERS = (
   TWICE,
   Variant('selective_head_1', SELECTIVE.gin_files, ('SELECTION_HEAD = 1',)),
@@ -46,7 +46,7 @@ _OTHERS = (
       'selective_masks_self',
     )
   ),
-  # Half of the context of 256, and near its square root.
+  # Half of the context of 256, and its square root.
   Variant('window', _attention('window'), ('WINDOW = 128',)),
   Variant('strided', _attention('strided'), ('STRIDE = 16',)),
   *(
@@ -60,7 +60,7 @@ _OTHERS = (
     )
   ),
 )
-# What an odd number of heads cannot have.
+# These variants need an even number of heads.
 _OF_EVEN_HEADS = (
   BASELINE,
   SELECTIVE,
@@ -73,8 +73,8 @@ _OF_EVEN_HEADS = (
   Variant('differential', _attention('differential')),
   Variant('differential_v2', _attention('differential_v2')),
 )
-# d = 2 with four heads of 32 in place of two of 64: groups of heads are then
-# more than one head.
+# Four heads of size 32 in place of two of 64, so that a group of heads has more
+# than one head.
 _EVEN_HEADS = (
   'EMB_DIM = 128',
   'NUM_HEADS = 4',
@@ -104,7 +104,7 @@ EXPERIMENTS = {
   'copy': _synthetic('copy'),
   'parity': _synthetic('parity'),
   'parity_interleaved': _synthetic('parity_interleaved'),
-  # The cells of the pruning study are among them: the searches go on from here.
+  # This includes the models of the pruning study, which searches use.
   'language_modelling': Experiment(pruning.GIN_FILES, _LANGUAGE_MODELS),
   'language_modelling_250_steps': Experiment(
     pruning.GIN_FILES, _LANGUAGE_MODELS, _250_STEPS
@@ -119,7 +119,8 @@ EXPERIMENTS = {
     t5_span_corruption.GIN_FILES, t5_span_corruption.VARIANTS
   ),
 }
-# Not trained anew: the searches of the language models' budgets; a small fit.
+# Two experiments train no comparison: the searches of budgets for the language
+# models of PRUNED, and a small fit.
 PRUNING = 'pruning'
 PRUNED = 'language_modelling'
 TOKEN_TRANSITION = 'token_transition'

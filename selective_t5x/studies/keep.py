@@ -1,11 +1,11 @@
-r"""Keeps of a study what the pages of docs/ read, and leaves the runs behind.
+r"""Copies the files of a study that the pages of docs/ read, without the runs.
 
   python -m selective_t5x.studies.keep results/study_fast docs/studies/fast
 
-For every comparison: its table and its figures, without the learning curves and
-with one line of provenance a run (the command that trains it anew, the commit,
-the device). For the study itself: its own figures, tables and pictures. The
-rest (metrics, summaries, checkpoints) is made again by these commands.
+It copies the study's figures, tables and plots, and each comparison's table and
+figures. The figures have no learning curves, and one entry of provenance per
+run (its command, commit and device). The commands recreate everything else
+(metrics, summaries, checkpoints).
 """
 
 import pathlib
@@ -18,10 +18,10 @@ from selective_t5x.errors import UserError
 from selective_t5x.runs.files import read_json, write_json
 
 _COMPARISON = 'comparison.json'
-# Of the folder of a study or a comparison, besides the comparison's figures.
+# Files to copy from the folder of a study or a comparison.
 _SUFFIXES = {'.json', '.txt', '.md', '.png'}
-# The figures are in the table; the events and curves are the runs'.
-_LEFT = {'learning_curves.png', 'report.html', 'cell.json'}
+# The table has their figures, or they belong to single runs.
+_OMITTED = {'learning_curves.png', 'report.html', 'cell.json'}
 
 
 def reduced(comparison: dict[str, Any]) -> dict[str, Any]:
@@ -38,12 +38,12 @@ def reduced(comparison: dict[str, Any]) -> dict[str, Any]:
 def keep(
   source: pathlib.Path, target: pathlib.Path, *, below: bool = True
 ) -> None:
-  """Writes the kept files of a study, or of one comparison, into a folder.
+  """Copies the files of a study or of one comparison into a folder.
 
   Args:
     source: the folder of the study.
-    target: made where it is missing; files of the same names are replaced.
-    below: whether the comparisons in folders of the source are kept too.
+    target: created if missing. Files of the same names are replaced.
+    below: whether to copy the comparisons in subfolders too.
 
   Raises:
     UserError: the source is no such folder.
@@ -56,14 +56,14 @@ def keep(
       figures = reduced(read_json(path))
       write_json(target / _COMPARISON, figures)
     elif path.is_file() and path.suffix in _SUFFIXES:
-      if path.name not in _LEFT:
+      if path.name not in _OMITTED:
         shutil.copyfile(path, target / path.name)
     elif below and (path / _COMPARISON).exists():
       keep(path, target / path.name, below=False)
 
 
 def _provenance(cell: dict[str, Any]) -> dict[str, Any]:
-  """Returns what a figure of a cell comes from."""
+  """Returns the origin of a cell's figures."""
   run = cell.get('run') or {}
   device = run.get('device') or {}
   return {

@@ -15,8 +15,8 @@ from selective_t5x.studies.claims import Claim
 from selective_t5x.studies.experiments import PRUNING
 from selective_t5x.studies.verdicts import Verdict
 
-# Where the figures of an experiment are: the first of these that has all that a
-# claim needs.
+# {experiment: files of figures}. The first file with all variants of a claim is
+# used.
 _FIGURES = {
   'variable_assignment': (
     'study/variable_assignment/comparison.json',
@@ -43,23 +43,23 @@ _FIGURES = {
   ),
   'token_transition': ('token_transition/token_transition.json',),
 }
-# Variants of kept figures that are no longer what a claim means: this `ssa`
-# started at alpha = 0.
+# Variants in old figures that no longer match a claim: this `ssa` started at
+# alpha = 0.
 _STALE = {'fast/language_modelling_250_steps/comparison.json': {'ssa'}}
 
 
 def with_tables(text: str, studies: pathlib.Path) -> str:
-  """Returns the text of the page with the tables that kept figures give.
+  """Returns the text of the page with new tables.
 
   Args:
-    text: of the page as it is.
+    text: the present text of the page.
     studies: the folder of the figures, see `keep`.
   """
   for name, fast in (('verdicts', False), ('fast', True)):
     claims = reproduction.choose(fast)
     verdicts = judged(claims, studies)
     if not fast:
-      # What the whole study has not decided, the fast one may have.
+      # The fast study may decide claims that the whole study has not.
       fast_claims = reproduction.of_mode(fast=True)
       fast_verdicts = judged(fast_claims, studies)
       for claim in fast_verdicts.keys() - verdicts.keys():
@@ -75,7 +75,7 @@ def with_tables(text: str, studies: pathlib.Path) -> str:
 def judged(
   claims: Mapping[str, Claim], studies: pathlib.Path
 ) -> dict[str, Verdict]:
-  """Returns the verdicts of the claims that the kept figures decide."""
+  """Returns the verdicts of the claims that have figures."""
   verdicts = {}
   for name, claim in claims.items():
     figures = _figures(studies, claim.experiment, claim.rule.variants)
@@ -85,12 +85,12 @@ def judged(
 
 
 def _figures(studies, experiment, variants) -> Any:
-  """Returns what a rule reads, None where it is not kept.
+  """Returns the figures that a rule reads; None if there are none.
 
   Args:
-    studies: the folder.
-    experiment: of the claim.
-    variants: those that the rule reads; none where it reads no comparison.
+    studies: the folder of the figures.
+    experiment: the experiment of the claim.
+    variants: the variants that the rule reads; empty if it reads no comparison.
   """
   for name in _FIGURES.get(experiment, ()):
     if (studies / name).exists():

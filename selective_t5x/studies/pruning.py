@@ -1,17 +1,17 @@
-r"""How much smaller a pruned cache can be: selective attention and its rivals.
+r"""Measures how small the KV cache can be with selective attention and rivals.
 
   python -m selective_t5x.studies.pruning --seeds=3
 
 Trains gin/experiments/wikipedia_sample_lm.gin with plain attention, selective
-attention, and selective attention with the memory loss, and searches the budget
-of every layer (selective_t5x.pruning.search): the selective models with their
-own policy, the baseline with H2O, TOVA and a window. Started again, the same
-command keeps what is finished and goes on with the rest. The last line printed
-is JSON: memory factors, means over seeds.
+attention, and selective attention with the memory loss. Then searches the
+budget of every layer (selective_t5x.pruning.search): of the selective models
+with their own policy, of the baseline with H2O, TOVA and a window. The same
+command resumes an interrupted study. The last line printed is JSON: mean memory
+factors over seeds.
 
-The first batches of the validation split are for the search. A memory factor
-counts where the loss holds on them and on the batches after them, which the
-search did not see; each against the loss of the same batches without pruning.
+The search reads the first batches of the validation split. A memory factor
+counts if the loss holds on these batches and on the next ones, which the search
+did not see, each compared with the loss without pruning.
 """
 
 import json
@@ -47,16 +47,16 @@ RIVALS: dict[str, Policy] = {
 OWN = ('selective', 'selective_memory_loss')
 TOLERANCE = 0.01
 
-# What is searched, {name: finished search}, of one seed.
+# {name of model and policy: finished search} of one seed
 Searches = dict[str, dict[str, Any]]
 
 
 def search_seed(
   output_dir: pathlib.Path, seed: int, tuning_batches: int, report_batches: int
 ) -> Searches:
-  """Searches the budgets of one seed's models, or what is left of it."""
+  """Searches the budgets of one seed's models, or resumes the searches."""
 
-  def one(run, name, policy, target_loss):
+  def search_model(run, name, policy, target_loss):
     return search.search(
       run,
       policy,
@@ -70,30 +70,31 @@ def search_seed(
   with restore.restored(
     str(output_dir / plan.folder_name('baseline', seed))
   ) as run:
-    found = {
-      name: one(run, name, policy, None) for name, policy in RIVALS.items()
+    searches = {
+      name: search_model(run, name, policy, None)
+      for name, policy in RIVALS.items()
     }
-  baseline = found['window_on_baseline']['path'][0]['tuning_loss']
+  baseline = searches['window_on_baseline']['path'][0]['tuning_loss']
   for name in OWN:
     with restore.restored(
       str(output_dir / plan.folder_name(name, seed))
     ) as run:
-      found[name] = one(run, name, Selective(), baseline)
-  return found
+      searches[name] = search_model(run, name, Selective(), baseline)
+  return searches
 
 
 def best_point(
   found: dict[str, Any], reference: dict[str, float], tolerance: float
 ) -> dict[str, Any] | None:
-  """Returns the smallest memory on a search's path whose losses hold.
+  """Returns the point with the smallest cache whose losses are low enough.
 
   Args:
     found: a finished search.
-    reference: the tuning_loss and report_loss to hold.
-    tolerance: how far above each, as a share of it, will do.
+    reference: the tuning_loss and report_loss to reach.
+    tolerance: relative excess over each that is allowed.
 
   Returns:
-    a point of the path; None where even without pruning they do not hold.
+    a point of the search's path; None if no point reaches the losses.
   """
   holds = [
     point
@@ -112,7 +113,7 @@ def best_points(searches: Searches) -> dict[str, dict[str, Any]]:
   names = [*OWN, *RIVALS]
   return {
     'at_baseline_loss': {
-      # The baseline itself, pruned, is never below its own loss by much.
+      # The pruned baseline hardly reaches its own loss without a tolerance.
       name: best_point(
         searches[name], baseline, TOLERANCE if name in RIVALS else 0
       )
@@ -132,19 +133,18 @@ def summary(every: Sequence[Searches]) -> dict[str, Any]:
     every: the searches of each seed.
 
   Returns:
-    memory factors L * N / sum of K_l, means over seeds; None where a seed has
-    none.
+    mean memory factors L * N / sum of K_l over seeds; None if a seed has none.
   """
   points = [best_points(searches) for searches in every]
 
   def means(kind):
-    found = {}
+    factors = {}
     for name in (*OWN, *RIVALS):
-      of_seeds = [
+      values = [
         p[kind][name] and p[kind][name]['memory_factor'] for p in points
       ]
-      found[name] = None if None in of_seeds else sum(of_seeds) / len(of_seeds)
-    return found
+      factors[name] = None if None in values else sum(values) / len(values)
+    return factors
 
   return {
     'context': every[0]['selective']['settings']['context'],
@@ -155,16 +155,16 @@ def summary(every: Sequence[Searches]) -> dict[str, Any]:
 
 
 def as_text(every: Sequence[Searches]) -> str:
-  """Returns a table: losses on what no search saw, and what each found."""
+  """Returns a table of losses on unseen batches and of the budgets."""
   rows = []
   for seed, searches in enumerate(every):
     points = best_points(searches)
     for name in (*OWN, *RIVALS):
       full = searches[name]['path'][0]
-      cells_of = [str(seed), f'{full["report_loss"]:.4f}']
+      row = [str(seed), f'{full["report_loss"]:.4f}']
       for kind in points.values():
         point = kind[name]
-        cells_of += (
+        row += (
           ['none', '', '']
           if point is None
           else [
@@ -173,7 +173,7 @@ def as_text(every: Sequence[Searches]) -> str:
             ' '.join(map(str, point['budgets'])),
           ]
         )
-      rows.append((name, *cells_of))
+      rows.append((name, *row))
   table = tables.Table(
     title='memory factors; losses on batches that no search saw (nats/token)',
     header=(

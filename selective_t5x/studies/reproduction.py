@@ -1,17 +1,17 @@
-r"""Which claims of the papers hold here: trains, searches, and gives verdicts.
+r"""Tests the claims of the papers: trains, searches, and gives verdicts.
 
   python -m selective_t5x.studies.reproduction --fast
 
-The claims, their experiments and the rules of their verdicts are declared in
-selective_t5x.studies.claims and .experiments. An experiment is a comparison
-(selective_t5x.compare), a folder in --output_dir. Started again, the same
-command keeps what is finished and goes on with the rest; --fast, with language
-models of 250 steps, shares what has the same settings with the whole study.
-Where a run fails, the other experiments go on.
+selective_t5x.studies.claims and .experiments declare the claims, the
+experiments and the rules of verdicts. An experiment is a comparison
+(selective_t5x.compare) with a folder in --output_dir. The same command resumes
+an interrupted study. --fast trains language models for 250 steps and shares
+runs of the same settings with the whole study. If a run fails, the other
+experiments continue.
 
-study.json and study.md, with --fast fast.json and fast.md, have every claim
-that was decided in the folder, with its verdict and numbers; the last line
-printed has those of this command: {claim: {"verdict": ...}}.
+study.json and study.md (fast.json and fast.md with --fast) have all decided
+claims of the folder with verdicts and numbers. The last line printed has those
+of this command: {claim: {"verdict": ...}}.
 """
 
 import argparse
@@ -42,7 +42,7 @@ _BATCHES = 8  # For each of the two splits of a search, see `pruning`.
 
 
 class Study:
-  """The experiments of some claims, run as they are asked for."""
+  """The experiments of some claims; each runs when its figures are needed."""
 
   def __init__(
     self,
@@ -50,10 +50,10 @@ class Study:
     args: argparse.Namespace,
     gin_bindings: Sequence[str],
   ):
-    """Takes claims, and the flags and bindings of `main`; runs nothing.
+    """Checks the runs of claims, with the flags and bindings of `main`.
 
     Raises:
-      UserError: a configuration cannot be.
+      UserError: a configuration is invalid.
     """
     self._args, self._bindings = args, gin_bindings
     self._folder = pathlib.Path(args.output_dir)
@@ -79,7 +79,7 @@ class Study:
     }
 
   def _finished(self, name: str, variant: plan.Variant) -> bool:
-    """Returns whether an earlier command trained a variant with all seeds."""
+    """Whether an earlier command trained a variant with all seeds."""
     folder = self._folder / name
     return all(
       (folder / plan.folder_name(variant.name, seed) / SUMMARY_FILE).exists()
@@ -97,7 +97,7 @@ class Study:
     }
 
   def figures(self, name: str | None) -> Any:
-    """Runs what is left of an experiment; returns what its rules read.
+    """Runs or resumes an experiment; returns the figures for its rules.
 
     Raises:
       training.CellError: a run failed.
@@ -105,9 +105,9 @@ class Study:
     if name is None:
       return None
     if name == TOKEN_TRANSITION:
-      found = token_transition.measure_all()
-      write_json(self._folder / f'{name}.json', found)
-      return found
+      transitions = token_transition.measure_all()
+      write_json(self._folder / f'{name}.json', transitions)
+      return transitions
     if name == PRUNING:
       self.figures(PRUNED)
       return [
@@ -155,11 +155,11 @@ def main(argv: Sequence[str]) -> None:
 
 
 def choose(fast: bool, names: str | None = None) -> dict[str, Claim]:
-  """Returns the claims to decide, their experiments those of the mode.
+  """Returns the claims to decide, with their experiments in this mode.
 
   Args:
-    fast: for `make study-fast`.
-    names: of claims, with commas; None for all.
+    fast: whether this is `make study-fast`.
+    names: comma-separated names of claims; None: all.
 
   Raises:
     UserError: there is no such claim.
@@ -177,7 +177,7 @@ def choose(fast: bool, names: str | None = None) -> dict[str, Claim]:
 
 
 def of_mode(fast: bool) -> dict[str, Claim]:
-  """Returns the claims that can be decided, their experiments the mode's."""
+  """Returns all claims of a mode, with their experiments in it."""
   if not fast:
     return CLAIMS
   return {
@@ -188,17 +188,17 @@ def of_mode(fast: bool) -> dict[str, Claim]:
 
 
 class Record:
-  """What was decided in a folder, as JSON and as a table.
+  """The verdicts of a folder, written as JSON and as a table.
 
   Attributes:
-    table: a path, of Markdown.
+    table: path of the table in Markdown.
   """
 
   def __init__(self, stem: pathlib.Path, args: argparse.Namespace):
-    """Goes on from what is there, where it is of as many seeds.
+    """Reads the earlier verdicts if they have the same number of seeds.
 
     Args:
-      stem: of both files.
+      stem: path of both files without the suffix.
       args: the flags of the command.
     """
     self._json, self.table = stem.with_suffix('.json'), stem.with_suffix('.md')
@@ -216,13 +216,13 @@ class Record:
 
   @property
   def minutes(self) -> float:
-    """The time of this command and of those before it."""
+    """The total time of this command and of earlier ones."""
     return self._minutes + (time.monotonic() - self._started) / 60
 
   def write(
     self, claims: Mapping[str, Claim], verdicts: Mapping[str, Verdict]
   ) -> None:
-    """Adds verdicts; the table has all `claims`, decided or not."""
+    """Adds verdicts. The table has all `claims`, even undecided ones."""
     self._verdicts.update(verdicts)
     known = of_mode(self._args.fast)
     decided = {n: self._verdicts[n] for n in known if n in self._verdicts}
@@ -243,7 +243,7 @@ class Record:
 
 
 def summary(verdicts: Mapping[str, Verdict]) -> dict[str, Any]:
-  """Returns {claim: {'verdict': ..., its numbers}}."""
+  """Returns {claim: {'verdict': ..., name of a number: number}}."""
   return {
     name: {'verdict': verdict.verdict, **verdict.numbers}
     for name, verdict in verdicts.items()
@@ -253,7 +253,7 @@ def summary(verdicts: Mapping[str, Verdict]) -> dict[str, Any]:
 def as_markdown(
   claims: Mapping[str, Claim], verdicts: Mapping[str, Verdict]
 ) -> str:
-  """Returns a table of claims, a row each."""
+  """Returns a Markdown table with one row per claim."""
   lines = [
     '| claim | what is said | source | experiment | here | verdict '
     "| at the paper's scale |",

@@ -2,11 +2,10 @@ r"""Trains T5 with and without a selective decoder, three seeds each.
 
   python -m selective_t5x.studies.t5_span_corruption --seeds=3
 
-Span corruption on the offline corpus, a small model: the comparison
-(selective_t5x.compare) of gin/experiments/t5_span_corruption_baseline.gin and
-gin/test/t5_tiny.gin with each of the two attention files. Started again, the
-same command keeps what is finished and goes on with the rest. The last line
-printed is JSON.
+A comparison (selective_t5x.compare) trains a small model by span corruption on
+the offline corpus: gin/experiments/t5_span_corruption_baseline.gin and
+gin/test/t5_tiny.gin with each of the two attention files. The same command
+resumes an interrupted comparison. The last line printed is JSON.
 """
 
 import json
@@ -32,7 +31,7 @@ VARIANTS = (
 
 
 def summary(comparison: Comparison) -> dict[str, object]:
-  """Returns the headline figures: losses in nats a token, means over seeds."""
+  """Returns the headline figures: mean losses over seeds in nats per token."""
   losses = {
     f'{result["variant"]}_loss': result['metrics'][comparison['loss']]['mean']
     for result in comparison['results']

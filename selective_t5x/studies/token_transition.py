@@ -2,20 +2,20 @@ r"""Fits a transition matrix of 8 tokens by attention, with temperatures or not.
 
   python -m selective_t5x.studies.token_transition --seeds=20
 
-The claim of SSA (Zhang et al., arXiv 2411.12892, section 4): a query's own
-temperature lets one attention map be sharp for some tokens and flat for others
-with small weights. Tokens 0 to 7 go, each as likely, to their next 1, 1, 2, 2,
-4, 4, 8, 8 tokens on a circle. One attention head is all of the model: the
-chance of j after i is its weight, softmax_j of t_i * <W_q e_i, W_k e_j> /
-sqrt(D), with random embeddings e of size D, 4 or 8; t is 1, or SSA's 1 +
-tanh(f), `attention.temperature`. Both fit the matrix by Adam on the exact
-expected cross-entropy: nothing is sampled. A seed gives embeddings and initial
-weights to both. The paper draws its graph as a figure, which this one is not;
-its sizes and training are not known to us.
+This tests a claim of SSA (Zhang et al., arXiv 2411.12892, section 4): with a
+temperature per query, one attention map with small weights can be sharp for
+some tokens and flat for others. The tokens 0 to 7 lie on a circle. They go with
+equal chances to one of their next 1, 1, 2, 2, 4, 4, 8, 8 tokens. The model is
+one attention head: the chance of j after i is softmax_j of
+t_i * <W_q e_i, W_k e_j> / sqrt(D), with random embeddings e of size D = 4 or 8.
+t is 1, or SSA's 1 + tanh(f), `attention.temperature`. Adam minimises the exact
+expected cross entropy, without sampling. Both models have the same embeddings
+and initial weights in each seed. The graph is not that of the paper's figure;
+its sizes and training are unknown to us.
 
-Printed are means over the seeds of the cross-entropy above its floor (nats a
-token), the L1 distance of the matrices (mean over rows) and the spectral norm
-of W_q W_k^T, and last the same as JSON, with paired 95 % intervals.
+It prints means over seeds: the cross entropy above its floor (nats per token),
+the L1 distance of the matrices (mean over rows) and the spectral norm of
+W_q W_k^T. The last line is the same as JSON, with paired 95 % intervals.
 """
 
 import argparse
@@ -42,7 +42,7 @@ MEASURES = ('excess_loss', 'l1_error', 'weight_norm')
 
 
 def transitions() -> np.ndarray:
-  """Returns P, f32[8, 8]: row i spreads over the tokens that follow i."""
+  """Returns P, f32[8, 8]: row i has the chances of the tokens after i."""
   steps = (np.arange(TOKENS) - np.arange(TOKENS)[:, None] - 1) % TOKENS
   follows = steps < np.array(SUCCESSORS)[:, None]
   return (follows / follows.sum(axis=1, keepdims=True)).astype(np.float32)
@@ -56,7 +56,7 @@ def log_chances(
   Args:
     params: query and key, f32[D, D]; token, f32[D], the last layer of f.
     embeddings: f32[8, D].
-    ssa: whether queries have their temperatures.
+    ssa: whether queries have temperatures.
   """
   query, key = (embeddings @ params[name] for name in ('query', 'key'))
   logits = query @ key.T * query.shape[-1] ** -0.5
@@ -70,10 +70,10 @@ def fit(key: jax.Array, steps: int, size: int, *, ssa: bool) -> jax.Array:
   """Returns MEASURES after training, f32[3].
 
   Args:
-    key: of embeddings and initial weights.
-    steps: of Adam.
+    key: random key for embeddings and initial weights.
+    steps: number of steps of Adam.
     size: D.
-    ssa: as of `log_chances`.
+    ssa: see `log_chances`.
   """
   keys = jax.random.split(key, 4)
   embeddings = jax.random.normal(keys[0], (TOKENS, size))
@@ -82,13 +82,13 @@ def fit(key: jax.Array, steps: int, size: int, *, ssa: bool) -> jax.Array:
     'key': jax.random.normal(keys[2], (size, size)) * size**-0.5,
     'token': jax.random.normal(keys[3], (size,)) * size**-0.5,
   }
-  wanted = jnp.asarray(transitions())
+  target = jnp.asarray(transitions())
   floor = jnp.mean(jnp.log(jnp.array(SUCCESSORS, jnp.float32)))
   optimizer = optax.adam(LEARNING_RATE)
 
   def loss(params):
-    chances = log_chances(params, embeddings, ssa=ssa)
-    return -jnp.mean(jnp.sum(wanted * chances, axis=1))
+    log_p = log_chances(params, embeddings, ssa=ssa)
+    return -jnp.mean(jnp.sum(target * log_p, axis=1))
 
   def step(state, _):
     params, moments = state
@@ -97,18 +97,18 @@ def fit(key: jax.Array, steps: int, size: int, *, ssa: bool) -> jax.Array:
 
   state = params, optimizer.init(params)
   (params, _), _ = jax.lax.scan(step, state, length=steps)
-  got = jnp.exp(log_chances(params, embeddings, ssa=ssa))
+  chances = jnp.exp(log_chances(params, embeddings, ssa=ssa))
   return jnp.array(
     [
       loss(params) - floor,
-      jnp.mean(jnp.sum(jnp.abs(got - wanted), axis=1)),
+      jnp.mean(jnp.sum(jnp.abs(chances - target), axis=1)),
       jnp.linalg.norm(params['query'] @ params['key'].T, 2),
     ]
   )
 
 
 def measure(seeds: int, steps: int, size: int) -> dict[str, object]:
-  """Returns means over seeds, and intervals of the difference SSA - plain."""
+  """Returns means over seeds and intervals of the difference SSA - plain."""
   keys = jax.random.split(jax.random.key(0), seeds)
   measured = {
     name: np.asarray(
@@ -124,7 +124,7 @@ def measure(seeds: int, steps: int, size: int) -> dict[str, object]:
   }
   if seeds > 1:
     difference = measured['ssa'] - measured['plain']
-    # 1.96: many seeds are cheap here.
+    # 1.96 is the normal quantile: seeds are cheap here, so there are many.
     half = 1.96 * difference.std(axis=0, ddof=1) / seeds**0.5
     figures['ssa - plain'] = {
       name: [float(mean - wide), float(mean + wide)]
@@ -137,8 +137,8 @@ def measure(seeds: int, steps: int, size: int) -> dict[str, object]:
 
 def measure_all(seeds: int = 20, steps: int = 1000) -> dict[str, object]:
   """Returns seeds, steps, and `measure` of each size."""
-  of_sizes = {f'size_{size}': measure(seeds, steps, size) for size in SIZES}
-  return {'seeds': seeds, 'steps': steps, **of_sizes}
+  measures = {f'size_{size}': measure(seeds, steps, size) for size in SIZES}
+  return {'seeds': seeds, 'steps': steps, **measures}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -159,12 +159,12 @@ def main(argv: Sequence[str]) -> None:
   args = parser.parse_args(argv)
   flags.check_count('seeds', args.seeds)
   flags.check_count('steps', args.steps)
-  of_sizes = measure_all(args.seeds, args.steps)
+  measures = measure_all(args.seeds, args.steps)
   for size in SIZES:
     for name in ('plain', 'ssa'):
-      values = of_sizes[f'size_{size}'][name]
+      values = measures[f'size_{size}'][name]
       print(f'D = {size} {name:6}', *(f'{m} {values[m]:.4f}' for m in MEASURES))
-  figures = {NAME: of_sizes}
+  figures = {NAME: measures}
   write_json(pathlib.Path(args.output_dir) / f'{NAME}.json', figures)
   print(json.dumps(figures))
 

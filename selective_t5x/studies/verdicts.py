@@ -1,7 +1,7 @@
-"""Rules that say, by numbers alone, whether a claim was reproduced.
+"""Rules that decide from numbers alone whether a claim was reproduced.
 
-Each rule can say yes, no and undecided. With fewer than three seeds none says
-anything but undecided.
+Each rule can say reproduced, not reproduced or undecided. With fewer than three
+seeds it always says undecided.
 """
 
 import abc
@@ -24,21 +24,21 @@ NOT_REPRODUCED = 'not reproduced'
 UNDECIDED = 'undecided'
 OUT_OF_REACH = 'out of reach here'
 
-# Losses nearer than this are as good as equal: 1 % of perplexity.
+# A smaller difference of losses does not count: 1 % of perplexity.
 NEGLIGIBLE = 0.01
-# Small beside what selection gains: a tenth of the 0.44 nats a token of
+# Small against the gain of selection: a tenth of the 0.44 nats per token of
 # docs/studies/pruning.
 SMALL = 0.04
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-  """What a rule says.
+  """The verdict of a rule on a claim.
 
   Attributes:
     verdict: one of the four words above.
     text: the deciding figure, for a table.
-    numbers: the same and more, for JSON.
+    numbers: the deciding figure and others, for JSON.
   """
 
   verdict: str
@@ -47,9 +47,9 @@ class Verdict:
 
 
 class Rule(abc.ABC):
-  """A rule of a verdict."""
+  """A rule that decides a claim."""
 
-  variants: Sequence[str] = ()  # Those of a comparison that it reads.
+  variants: Sequence[str] = ()  # The variants of a comparison that it reads.
 
   @abc.abstractmethod
   def judge(self, figures: Any) -> Verdict:
@@ -58,13 +58,13 @@ class Rule(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Solves(Rule):
-  """Accuracies on a task: every seed of some variants reaches `least`.
+  """Some variants solve a task, and others do not, in every seed.
 
   Attributes:
-    task: what is evaluated.
-    solved_by: the variants that should. One that does in no seed refutes.
-    not_solved_by: those that should not. One that does in all seeds refutes.
-    least: from which accuracy on, 0 to 1, the task is solved.
+    task: the evaluated task.
+    solved_by: variants that should solve it. One that never does refutes.
+    not_solved_by: variants that should not. One that always does refutes.
+    least: the lowest accuracy (0 to 1) that solves the task.
   """
 
   task: str
@@ -83,7 +83,7 @@ class Solves(Rule):
       name: _metric(figures, self.task, name, 'accuracy')
       for name in self.variants
     }
-    # A run whose loss was not finite has solved nothing.
+    # A run with a loss that was not finite has not solved the task.
     solved = {
       name: [value is not None and value >= self.least for value in s['values']]
       for name, s in spreads.items()
@@ -104,13 +104,13 @@ class Solves(Rule):
 
 @dataclasses.dataclass(frozen=True)
 class LossDifference(Rule):
-  """By the paired 95 % t interval of a difference of two variants' losses.
+  """Decides by the paired 95 % t interval of a difference of two losses.
 
   Attributes:
-    task: what is evaluated.
-    variant: the one,
-    than: minus the other.
-    margin: nats a token.
+    task: the evaluated task.
+    variant: the variant whose loss comes first.
+    than: the variant whose loss is subtracted.
+    margin: nats per token.
   """
 
   task: str
@@ -125,7 +125,7 @@ class LossDifference(Rule):
 
   @abc.abstractmethod
   def decide(self, low: float, high: float) -> tuple[bool, bool]:
-    """Returns whether an interval shows the claim, and whether it refutes."""
+    """Returns (whether an interval shows the claim, whether it refutes it)."""
 
   def judge(self, figures: Comparison) -> Verdict:
     """Returns the verdict on a comparison."""
@@ -141,7 +141,7 @@ class LossDifference(Rule):
       _verdict(len(figures['seeds']), yes=yes, no=no),
       f'loss {self.variant} - {self.than}: {_with_interval(difference)}',
       {
-        **{f'{name}_loss': of['mean'] for name, of in losses.items()},
+        **{f'{name}_loss': loss['mean'] for name, loss in losses.items()},
         'difference': difference['mean'],
         'interval': difference['t_interval'],
         'p_value': difference['p_value'],
@@ -151,10 +151,10 @@ class LossDifference(Rule):
 
 @dataclasses.dataclass(frozen=True)
 class Lower(LossDifference):
-  """The loss is lower: the whole interval lies below the margin.
+  """The loss is lower: the whole interval is below the margin.
 
-  Refuted where the interval leaves out all gains that are not NEGLIGIBLE. With
-  the margin NEGLIGIBLE it asks for no more than not to be worse.
+  An interval without any gain above NEGLIGIBLE refutes. With the margin
+  NEGLIGIBLE, the loss only has to be no worse.
   """
 
   margin: float = 0.0
@@ -166,9 +166,9 @@ class Lower(LossDifference):
 
 @dataclasses.dataclass(frozen=True)
 class Same(LossDifference):
-  """The losses are the same: the whole interval lies within ±margin.
+  """The losses are the same: the whole interval is within ±margin.
 
-  Refuted where it lies outside.
+  An interval outside of ±margin refutes.
   """
 
   margin: float = SMALL
@@ -181,15 +181,15 @@ class Same(LossDifference):
 
 @dataclasses.dataclass(frozen=True)
 class MemoryFactor(Rule):
-  """A pruned cache is this many times smaller, in every seed.
+  """A pruned cache is this many times smaller in every seed.
 
-  Refuted where it is in none. A model that does not reach the loss even with
-  its whole cache has the factor 0.
+  If it is in no seed, that refutes. A model that does not reach the loss even
+  with its whole cache has the factor 0.
 
   Attributes:
-    kind: of `pruning.best_points`, which loss is held.
+    kind: the loss to reach, a key of `pruning.best_points`.
     name: the model and its policy.
-    least: the factor.
+    least: the smallest factor.
   """
 
   kind: str
@@ -213,14 +213,14 @@ class MemoryFactor(Rule):
 
 @dataclasses.dataclass(frozen=True)
 class Smaller(Rule):
-  """A pruned cache is smaller than others', by paired 95 % intervals.
+  """A pruned cache is smaller than those of others, by paired 95 % intervals.
 
-  Refuted where the whole interval against one of them is not above zero.
+  An interval against one of them without values above zero refutes.
 
   Attributes:
-    kind: of `pruning.best_points`, which loss is held.
+    kind: the loss to reach, a key of `pruning.best_points`.
     name: the model and its policy.
-    than: the others.
+    than: the other models and policies.
   """
 
   kind: str
@@ -229,10 +229,10 @@ class Smaller(Rule):
 
   def judge(self, figures: Sequence[Mapping[str, Any]]) -> Verdict:
     """Returns the verdict on one `pruning.best_points` a seed."""
-    own = _factors(figures, self.kind, self.name)
+    factors = _factors(figures, self.kind, self.name)
     others = {name: _factors(figures, self.kind, name) for name in self.than}
     differences = {
-      name: spread(own, reference=values)['difference']
+      name: spread(factors, reference=values)['difference']
       for name, values in others.items()
     }
     intervals = [_interval(d) for d in differences.values()]
@@ -249,16 +249,16 @@ class Smaller(Rule):
       ),
       {
         f'{name}_memory_factor': values
-        for name, values in {self.name: own, **others}.items()
+        for name, values in {self.name: factors, **others}.items()
       },
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class LowerWithTemperatures(Rule):
-  """SSA's token transitions: a measure is lower, by 95 %, at every head size.
+  """A measure of SSA's token transitions is lower at every head size, by 95 %.
 
-  Refuted where it is higher at one.
+  A higher one at any head size refutes.
 
   Attributes:
     measure: one of `token_transition.MEASURES`.
@@ -287,14 +287,14 @@ class LowerWithTemperatures(Rule):
         for name, d in differences.items()
       ),
       {
-        f'{name}_{key}': d[of]
+        f'{name}_{label}': d[key]
         for name, d in differences.items()
-        for key, of in (('difference', 'mean'), ('interval', 't_interval'))
+        for label, key in (('difference', 'mean'), ('interval', 't_interval'))
       },
     )
 
   def _difference(self, of_size: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what `spread` would of the means, with the measured interval."""
+    """Returns the `spread` of the means, with the measured interval."""
     means = of_size['ssa'][self.measure], of_size['plain'][self.measure]
     return {
       **spread([means[0] - means[1]]),
@@ -305,10 +305,10 @@ class LowerWithTemperatures(Rule):
 
 @dataclasses.dataclass(frozen=True)
 class OutOfReach(Rule):
-  """Says why two cores cannot decide; it reads no figures.
+  """Marks a claim that two cores cannot decide; it reads no figures.
 
   Attributes:
-    why: in a few words.
+    why: the reason in a few words.
   """
 
   why: str
@@ -329,18 +329,18 @@ def _verdict(seeds: int, *, yes: bool, no: bool) -> str:
 
 def _metric(figures: Comparison, task: str, variant: str, metric: str):
   """Returns the spread of a metric of the last evaluation."""
-  found = [
+  metrics = [
     result['metrics'][metric]
     for result in figures['results']
     if (result['task'], result['variant']) == (task, variant)
   ]
-  return found[0]
+  return metrics[0]
 
 
 def _interval(difference: Mapping[str, Any]) -> tuple[float, float]:
-  """Returns the ends; all numbers where nothing is known.
+  """Returns the ends of an interval; infinite if nothing is known.
 
-  What is zero but for rounding is zero: its sign decides nothing.
+  An interval that is zero within rounding becomes zero: its sign means nothing.
   """
   if difference['t_interval'] is not None:
     ends = tuple(difference['t_interval'])
