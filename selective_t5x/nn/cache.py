@@ -1,14 +1,14 @@
-"""The decoding cache of a causal decoder: all keys and values are kept.
+"""The full KV cache of a causal decoder, which keeps all keys and values.
 
-T5X's protocol, collection 'cache': one apply with decode=True on [B, N] tokens
-makes an empty cache of N slots; with prefill=True whole prompts enter it at
-once; every further apply with decode=True takes one token a row, [B, 1]. Rows
-are independent of each other: each has its own position.
+It follows T5X's protocol for the collection 'cache': one apply with decode=True
+on [B, N] tokens makes an empty cache of N slots; one with prefill=True enters
+whole prompts at once; every further apply with decode=True takes one token a
+row, [B, 1]. Rows are independent: each has its own position.
 
-Shapes are static, every leaf is finite and has the batch as its first axis,
-since T5X's decoding copies and gathers rows of it for beams. That leaves out
-the leaves named cache_index, cached_bias and position_embedder_index, so none
-of those names occurs here.
+Shapes are static. Every leaf is finite and has the batch as its first axis,
+since T5X's decoding copies and gathers rows of it for beams. T5X does not
+gather leaves named cache_index, cached_bias and position_embedder_index, so
+these names do not occur here.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,13 +23,13 @@ from selective_t5x.attention import capabilities, masks
 
 
 class Place(NamedTuple):
-  """What a decoder is given now, and where in the cache it belongs.
+  """The place in the KV cache of a decoder's current tokens.
 
   Attributes:
-    position: i32[B], the slot of each row's one token; None for whole rows,
-      which start at slot 0.
-    lengths: i32[B], how many tokens of each whole row enter the cache; None
-      for a step, and where an empty cache is made.
+    position: i32[B], the slot of each row's token in a step; None for whole
+      rows, which start at slot 0.
+    lengths: i32[B], how many tokens of each prompt enter the cache; None in a
+      step, and when an empty cache is made.
   """
 
   position: jax.Array | None = None
@@ -44,21 +44,21 @@ def place(
   prefill: bool | None = False,
   prefill_lengths: jax.Array | None = None,
 ) -> Place | None:
-  """Finds the place of tokens in the cache and moves the rows' counter on.
+  """Returns the place of tokens in the cache, and advances the rows' counter.
 
   Args:
     module: the decoder, inside its compact call; it keeps the counter,
       `cached_position`, i32[B].
-    tokens: i32[B, N], or i32[B, 1] of a step.
-    decode: T5X's: makes the cache, or with one takes a step.
-    prefill: T5X's: fills the cache with prompts.
+    tokens: i32[B, N], or i32[B, 1] in a step.
+    decode: as in T5X: makes the cache or, if it exists, takes a step.
+    prefill: as in T5X: fills the cache with prompts.
     prefill_lengths: i32[B], the tokens of each prompt; not None with prefill.
 
   Returns:
-    The place, or None where nothing is decoded.
+    The place, or None without decode and prefill.
 
   Raises:
-    ValueError: if both are asked for, or the tokens do not fit the cache.
+    ValueError: if both are true, or the tokens do not fit the cache.
   """
   if not decode and not prefill:
     return None
@@ -85,14 +85,14 @@ def place(
 
 
 def partitioned(name: str, x: jax.Array) -> jax.Array:
-  """Splits a leaf over the device mesh as activations are.
+  """Splits a leaf over the device mesh like activations.
 
   Args:
-    name: of what is kept of tokens, `key`, `value` or another.
-    x: [B, N, H, D] of these two, else [B, N, ...].
+    name: the leaf's name, `key`, `value` or another.
+    x: [B, N, H, D] for these two, else [B, N, ...].
 
   Returns:
-    x; its rows are split over 'data', and its heads over 'model'.
+    x, whose rows are split over 'data', and whose heads over 'model'.
   """
   axes: tuple[str, ...] = ('batch', 'length')
   if name in ('key', 'value'):
@@ -103,12 +103,12 @@ def partitioned(name: str, x: jax.Array) -> jax.Array:
 
 
 class KeyValueCache(nn.Module):
-  """Attends with the keys and values of earlier tokens, and keeps the new ones.
+  """Attends with the keys and values of earlier tokens, and caches new ones.
 
-  Leaves: cached_key and cached_value [B, N, H, D]; where the attention function
-  selects, also cached_masking f32[B, N], what earlier tokens have masked, or
-  f32[B, G, N] where G > 1 heads select; where there is an extension, also
-  cached_<name> [B, N, ...] of what it keeps.
+  Leaves: cached_key and cached_value [B, N, H, D]; if the attention function
+  selects, also cached_masking, the masking by earlier tokens, f32[B, N], or
+  f32[B, G, N] where G > 1 heads select; with an extension, also cached_<name>
+  [B, N, ...] for each array that it keeps.
 
   Attributes:
     attention_fn: `attention.causal_attention`, `attention.selective_attention`
@@ -129,16 +129,16 @@ class KeyValueCache(nn.Module):
     kept: Mapping[str, jax.Array] | None = None,
     **settings,
   ) -> jax.Array:
-    """Attends causally; nothing is padding while a model decodes.
+    """Attends causally; there is no padding while a model decodes.
 
     Args:
-      query: [B, N, H, D], or [B, 1, H, D] of a step.
+      query: [B, N, H, D], or [B, 1, H, D] in a step.
       key: as query.
       value: as query.
       place: the place of these tokens.
-      bias_fn: gives the bias for (N, position), position None for whole rows.
-      kept: of these tokens, [B, N, ...] each, see `extensions.Extended`.
-      **settings: of the attention function.
+      bias_fn: gives the bias for (N, position), or (N, None) for whole rows.
+      kept: arrays of these tokens, [B, N, ...], see `extensions.Extended`.
+      **settings: arguments of the attention function.
 
     Returns:
       As query.
@@ -154,11 +154,11 @@ class KeyValueCache(nn.Module):
     if bias_fn is not None:
       settings['bias'] = bias_fn(slots, place.position)
 
-    def attend(**asked):
-      return self.attention_fn(query, key, value, **kept, **(settings | asked))
+    def attend(**more):
+      return self.attention_fn(query, key, value, **kept, **(settings | more))
 
     def nothing_masked():
-      """A row of F: how many heads select is the attention function's own."""
+      """Makes an empty row of F; the attention function knows its shape."""
       first = jnp.zeros(key.shape[:1], jnp.int32)
       _, row = jax.eval_shape(lambda: attend(masking_row=first))
       return jnp.zeros((*row.shape[:-1], slots), row.dtype)
@@ -167,20 +167,20 @@ class KeyValueCache(nn.Module):
       masking = self.variable('cache', 'cached_masking', nothing_masked)
 
     if place.position is not None:
-      # In place, in the loop of decoding; a row that is over writes nothing.
+      # Updated in place in the decoding loop; a finished row writes nothing.
       slot = jnp.arange(key.shape[0]), place.position
       for name, x in tokens.items():
-        added = leaves[name].value.at[slot].set(x[:, 0])
-        leaves[name].value = partitioned(name, added)
+        entries = leaves[name].value.at[slot].set(x[:, 0])
+        leaves[name].value = partitioned(name, entries)
       if selects:
         settings['masking'] = masking.value
-      keys, values, *others = (leaf.value for leaf in leaves.values())
+      keys, values, *cached = (leaf.value for leaf in leaves.values())
       out = self.attention_fn(
         query,
         keys,
         values,
         position=place.position,
-        **dict(zip(kept, others, strict=True)),
+        **dict(zip(kept, cached, strict=True)),
         **settings,
       )
       if selects:
@@ -207,6 +207,6 @@ class KeyValueCache(nn.Module):
 
 
 def row_of(x: jax.Array, query: jax.Array) -> jax.Array:
-  """Picks [B, ..., N] of [B, ..., N, N] by i32[B] on the query axis."""
+  """Takes the row of one query, i32[B]: [B, ..., N, N] to [B, ..., N]."""
   index = query.reshape(-1, *(1,) * (x.ndim - 1))
   return jnp.take_along_axis(x, index, axis=-2)[..., 0, :]

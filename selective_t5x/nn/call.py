@@ -1,4 +1,4 @@
-"""What a network hands down to each of its layers."""
+"""The facts that a network passes to each of its layers."""
 
 from collections.abc import Sequence
 
@@ -12,18 +12,18 @@ class Call(flax.struct.PyTreeNode):
   """The facts of one call of a network, the same for all layers of a stack.
 
   Attributes:
-    segment_ids: i32[B, N], 0 for padding; not read where there is a place.
+    segment_ids: i32[B, N], 0 for padding; not read while decoding.
     deterministic: whether dropout is off.
-    memory_tau: with a number, self-attention sows M, f32[B, N]; None for no M.
+    memory_tau: a number makes self-attention sow M, f32[B, N]; None for no M.
     prefix: i32[B, N], 1 for tokens that see each other; None for no token.
     encoded: [B, K, M], the encoder's output; None without an encoder.
     encoder_ids: i32[B, K], segments of the encoder's tokens, 0 for padding.
-    bias: [1, H, N, N], of an encoder's logits; None where each layer has its
+    bias: [1, H, N, N], added to an encoder's logits; None if each layer has its
       own.
     place: the place of the tokens in the KV cache; None unless the network
       decodes.
-    budgets: i32[L], the keys that each layer of the decoder may hold, 2 or
-      more; may be traced for whole rows. None where nothing is pruned.
+    budgets: i32[L], the number of keys that each decoder layer may hold, 2 or
+      more; may be traced for whole rows. None without pruning.
   """
 
   segment_ids: jax.Array

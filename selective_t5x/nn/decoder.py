@@ -25,7 +25,7 @@ def dropout(cfg: settings.DecoderSettings, call: Call) -> nn.Dropout:
 def relative_bias(
   cfg: settings.DecoderSettings, *, both_ways: bool
 ) -> nn.Module:
-  """Makes the biases of the calling module, by T5X's name."""
+  """Makes the relative biases of the calling module, with T5X's name."""
   return t5_layers.RelativeBias(
     cfg.num_heads, both_ways=both_ways, dtype=cfg.dtype, name='relpos_bias'
   )
@@ -45,13 +45,14 @@ def feed_forward(
 class DecoderLayer(nn.Module):
   """Self-attention, attention to an encoder's output, and feed-forward.
 
-  Each is normalised first and added. Without an encoder the second is left out.
+  Each block normalises its input and adds its output. Without an encoder the
+  second block is absent.
 
   Attributes:
     config: the settings.
-    relative_bias: the decoder's, shared by its layers; None where each has its
-      own, or none has any.
-    layer: its number, from 0.
+    relative_bias: the biases that all layers share; None if each layer has its
+      own, or there are none.
+    layer: the layer's number, from 0.
   """
 
   config: settings.DecoderSettings
@@ -109,7 +110,7 @@ class Decoder(nn.Module):
 
   Attributes:
     config: the settings.
-    token_embedder: shared with the encoder; None makes one of its own.
+    token_embedder: shared with the encoder; None makes a new one.
   """
 
   config: settings.DecoderSettings
@@ -132,21 +133,21 @@ class Decoder(nn.Module):
 
     Args:
       tokens: i32[B, N].
-      targets: i32[B, N], 0 for padding; read for prefill_lengths alone.
-      call: the rest, without place and budgets.
+      targets: i32[B, N], 0 for padding; only read to count prefill_lengths.
+      call: the other facts of the call, without place and budgets.
       positions: i32[B, N], rows of the position embedding; None counts along
-        the row. Read by networks that have one, but not while they decode.
+        the row. Not read while decoding, nor without a position embedding.
       decode: as in `cache.place`.
       prefill: as in `cache.place`.
       prefill_lengths: i32[B], the tokens of each prompt; None counts the
         targets that are not 0.
-      budgets: i32[L], in place of the config's for whole rows; may be traced,
-        see `pruning.Pruning`.
+      budgets: i32[L], replaces the config's for whole rows; may be traced, see
+        `pruning.Pruning`.
 
     Raises:
       UserError: if there is a prefix and the attention function takes none.
-      ValueError: if a decoding step does not fit the cache, or budgets not the
-        network.
+      ValueError: if a decoding step does not fit the cache, or the budgets do
+        not fit the network.
     """
     cfg = self.config
     if call.prefix is not None:
@@ -188,7 +189,7 @@ class Decoder(nn.Module):
     x = layers.RMSNorm(dtype=cfg.dtype, name='decoder_norm')(x)
     x = dropout(cfg, call)(x)
     if cfg.logits_via_embedding:
-      # Its entries are of unit size, those of a logit matrix of M ** -0.5.
+      # Entries of the embedding have unit size, of a logit matrix M ** -0.5.
       return embedder.attend(x) * cfg.emb_dim**-0.5
     dtype = jnp.promote_types(cfg.dtype, jnp.float32)
     return layers.Dense(
@@ -196,10 +197,10 @@ class Decoder(nn.Module):
     )(x)
 
   def _embedded_positions(self, length, positions, place):
-    """Returns [B or 1, N, M], of learned positions."""
+    """Returns the embeddings of positions, [B or 1, N, M]."""
     cfg = self.config
     if place is not None and place.position is not None:
-      # Rows that are over may go on while others decode.
+      # Finished rows may run on while others decode.
       positions = jnp.minimum(place.position, cfg.max_length - 1)[:, None]
     elif positions is None:
       positions = jnp.arange(length)[None]

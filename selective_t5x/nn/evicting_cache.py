@@ -1,8 +1,8 @@
-"""The decoding cache that has room for a budget of keys, and evicts the others.
+"""The pruned KV cache, which holds a budget of keys and evicts the others.
 
-T5X's protocol and the place of tokens are those of `cache`; but a layer's cache
-is made with as many slots as its budget, whatever the length of the rows. No
-array of a step is longer.
+T5X's protocol and the place of tokens are those of `cache`. But a layer's cache
+has as many slots as its budget, whatever the length of the rows. No array of a
+step is longer.
 """
 
 import functools
@@ -22,22 +22,22 @@ from selective_t5x.pruning.whole_rows import pruned_attention
 
 
 class EvictingCache(nn.Module):
-  """Attends with the keys and values that are left, and keeps the new ones.
+  """Attends with the cached keys and values, evicts, and caches the new ones.
 
   Leaves, K slots each: cached_key and cached_value [B, K, H, D];
-  cached_key_position i32[B, K], the original positions; where the attention
+  cached_key_position i32[B, K], the original positions; if the attention
   selects, cached_masking f32[B, K], the next query's row of F, or f32[B, K, G]
-  where G > 1 heads select, whose mean the policy goes by; where the policy
-  accumulates, cached_score f32[B, K]; where there is an extension, also
-  cached_<name> [B, K, ...] of what it keeps. Slots fill from 0, so the
-  decoder's position tells which are in use: all before it.
+  where G > 1 heads select, whose mean the policy reads; if the policy
+  accumulates, cached_score f32[B, K]; with an extension, cached_<name>
+  [B, K, ...] for each array that it keeps. Slots fill from 0, so the slots
+  before the decoder's position are in use.
 
   Attributes:
     attention_fn: `attention.causal_attention`, `attention.selective_attention`
-      or a function with their arguments for steps, to which slots are given in
-      place of positions: see `pruning.eviction`.
-    policy: which key goes.
-    budget: K; a cache for shorter rows has a slot for each token.
+      or a function with their arguments for steps. It gets slots in place of
+      positions: see `pruning.eviction`.
+    policy: decides which key is evicted.
+    budget: K; a cache for shorter rows has one slot per token.
     layer: the layer's number, from 0.
   """
 
@@ -58,11 +58,11 @@ class EvictingCache(nn.Module):
     kept: Mapping[str, Any] | None = None,
     **settings,
   ) -> jax.Array:
-    """Attends causally, as `cache.KeyValueCache` with all keys.
+    """Attends causally, like `cache.KeyValueCache` with all keys.
 
-    The arguments are the same, but for bias_fn, which gives the bias for (N,
-    None) of whole rows, and for (i32[B, K], i32[B]), the positions of keys and
-    queries, of steps.
+    The arguments are the same except for bias_fn. It gives the bias for (N,
+    None) with whole rows, and for (i32[B, K], i32[B]), the positions of keys
+    and queries, in steps.
     """
     tokens = {'key': key, 'value': value, **(kept or {})}
     batch, length = key.shape[:2]
@@ -108,46 +108,48 @@ class EvictingCache(nn.Module):
     return pruned.out
 
   def _step(self, leaves, query, tokens, position, bias_fn, settings):
-    """Makes room for one token a row, keeps it, attends; [B, 1, H, D]."""
-    held = {name: leaf.value for name, leaf in leaves.items()}
+    """Evicts a key, caches one token a row, and attends; [B, 1, H, D]."""
+    cached = {name: leaf.value for name, leaf in leaves.items()}
     if bias_fn is not None:
       bias_fn = functools.partial(bias_fn, position=position)
     logits = None
     if self.policy.reads_logits:
-      logits = _logits(query, tokens['key'], held, position, bias_fn, settings)
+      logits = _logits(
+        query, tokens['key'], cached, position, bias_fn, settings
+      )
     slot, scores = eviction.admit(
       self.policy,
       position,
-      held['position'],
+      cached['position'],
       layer=self.layer,
-      scores=held.get('score'),
-      masking=_mean(held.get('masking')),
+      scores=cached.get('score'),
+      masking=_mean(cached.get('masking')),
       logits=logits,
     )
     new = {name: x[:, 0] for name, x in tokens.items()}
     new['position'] = position
-    if 'score' in held:
-      held['score'], new['score'] = scores[:, :-1], scores[:, -1]
-    if 'masking' in held:
-      new['masking'] = jnp.zeros_like(held['masking'][:, 0])
-    last = eviction.last_slot(position, held['position'].shape[1])
-    for name, x in held.items():
-      held[name] = partitioned(name, eviction.put(x, new[name], slot, last))
+    if 'score' in cached:
+      cached['score'], new['score'] = scores[:, :-1], scores[:, -1]
+    if 'masking' in cached:
+      new['masking'] = jnp.zeros_like(cached['masking'][:, 0])
+    last = eviction.last_slot(position, cached['position'].shape[1])
+    for name, x in cached.items():
+      cached[name] = partitioned(name, eviction.put(x, new[name], slot, last))
     if bias_fn is not None:
-      settings['bias'] = bias_fn(held['position'])
-    if 'masking' in held:
-      settings['masking'] = _swap_groups(held['masking'])
-    settings |= {name: held[name] for name in tokens}
+      settings['bias'] = bias_fn(cached['position'])
+    if 'masking' in cached:
+      settings['masking'] = _swap_groups(cached['masking'])
+    settings |= {name: cached[name] for name in tokens}
     out = self.attention_fn(query, position=last, **settings)
-    if 'masking' in held:
+    if 'masking' in cached:
       out, masking = out
-      held['masking'] = _swap_groups(masking)
-    for name, x in held.items():
+      cached['masking'] = _swap_groups(masking)
+    for name, x in cached.items():
       leaves[name].value = x
     return out
 
   def _fill(self, leaves, tokens, pruned, lengths):
-    """Keeps what the last query of each prompt, lengths - 1, leaves."""
+    """Caches the keys that each prompt's last query, lengths - 1, keeps."""
     batch, length = tokens['key'].shape[:2]
     size = leaves['position'].value.shape[1]
     if length < size:
@@ -170,36 +172,36 @@ class EvictingCache(nn.Module):
     filled = jnp.arange(size) < lengths[:, None]
     rows = jnp.arange(index.shape[0])[:, None]
     for name, x in entries.items():
-      left = masks.zero_padding(x[rows, index], filled)
-      leaves[name].value = partitioned(name, left)
+      contents = masks.zero_padding(x[rows, index], filled)
+      leaves[name].value = partitioned(name, contents)
 
 
 def _swap_groups(masking):
-  """Exchanges [B, K, G] and [B, G, K], where there is a G."""
+  """Swaps [B, K, G] and [B, G, K], if there is a G."""
   return masking if masking.ndim == 2 else masking.swapaxes(1, 2)
 
 
 def _mean(masking):
-  """Returns f32[B, K], the mean over the G; None for None."""
+  """Returns the mean over the G, f32[B, K]; None for None."""
   if masking is None or masking.ndim == 2:
     return masking
   return jnp.mean(masking, axis=2)
 
 
-def _logits(query, key, held, position, bias_fn, settings):
-  """Returns f32[B, H, K + 1], of the slots and the own key, F subtracted."""
+def _logits(query, key, cached, position, bias_fn, settings):
+  """Returns the logits of slots and own key less F, f32[B, H, K + 1]."""
   scale = checks.scale('EvictingCache', settings.get('scale'), query)
   logits = jnp.concatenate(
-    [steps.query_logits(query, of, scale, None) for of in (held['key'], key)],
+    [steps.query_logits(query, x, scale, None) for x in (cached['key'], key)],
     axis=-1,
   )
   if bias_fn is not None:
     logits += bias_fn(
-      jnp.concatenate([held['position'], position[:, None]], axis=1)
+      jnp.concatenate([cached['position'], position[:, None]], axis=1)
     )
   logits = logits[:, :, 0]
-  if 'masking' in held:
-    masking = held['masking']
+  if 'masking' in cached:
+    masking = cached['masking']
     masking = masking.reshape(*masking.shape[:2], -1).swapaxes(1, 2)
     masking = spread(masking, logits.shape[1])
     logits -= jnp.pad(masking, ((0, 0), (0, 0), (0, 1)))

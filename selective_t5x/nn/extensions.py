@@ -1,10 +1,9 @@
-"""What lets a variant of attention have parameters of its own.
+"""Extensions, which give a variant of attention its own parameters.
 
 A network whose config has an `attention_extension` makes one in every layer of
-its decoder's self-attention. It sees what goes into the attention function and
-what comes out, and may change both; what an attention function needs of each
-token beside queries, keys and values comes from here, and is cached with the
-keys while decoding.
+its decoder's self-attention. An extension can change the inputs and the output
+of the attention function. It can also supply other arrays per token (e.g.
+forget gates), which are cached with the keys while decoding.
 
 Shapes: B batch, N length, M model width, H heads, D head size.
 """
@@ -26,19 +25,18 @@ class Heads(NamedTuple):
 
 
 class Extended(NamedTuple):
-  """What an attention function is called with.
+  """The arguments of an attention function.
 
   Attributes:
     heads: the queries, keys and values, changed or not.
     kept: arrays [B, N, ...] of the keys, by the names of the function's keyword
       arguments. The function gets them for all keys: while decoding they are
-      cached next to these, as leaves `cached_<name>`, and a step is given
-      [B, slots, ...]. What lies in an empty slot or in padding never matters
-      to it. Names of the caches' own leaves are taken: key, value, position,
-      key_position, masking, score; and bias and index, which T5X's beams leave
-      out.
-    given: other keyword arguments, handed on as they are: arrays [B, N, ...] of
-      the queries (N is 1 in a step), or what all tokens share.
+      cached in leaves `cached_<name>`, and a step gets [B, slots, ...]. The
+      function ignores empty slots and padding. Reserved names are key, value,
+      position, key_position, masking and score, leaves of the caches, and bias
+      and index, which T5X's beams leave out.
+    given: other keyword arguments, passed on as they are: arrays [B, N, ...] of
+      the queries (N is 1 in a step), or values that all tokens share.
   """
 
   heads: Heads
@@ -49,9 +47,9 @@ class Extended(NamedTuple):
 class Extension(nn.Module):
   """Base of the extensions: this one changes nothing.
 
-  A subclass makes its parameters in `setup`, with T5X's logical axes (those of
-  layers.Dense are), so that both methods can read them. It may have attributes
-  of its own, which gin binds. Gin, after `from selective_t5x import <module>`:
+  A subclass makes its parameters in `setup`, with T5X's logical axes (as
+  layers.Dense does), so that both methods can read them. It may have more
+  attributes, which gin binds. Gin, after `from selective_t5x import <module>`:
 
     ATTENTION_EXTENSION = @<module>.<Class>
 
@@ -60,11 +58,11 @@ class Extension(nn.Module):
     head_dim: D.
     layer: the layer's number, from 0.
     dtype: of the computation.
-    by_layer: of the class: whether it goes by the layer's number, so that its
-      layers cannot be scanned.
-    queries_per_head: of the class: how many queries, R, the layer projects for
-      each head. Above 1, `__call__` gets queries [B, N, H R, D], those of one
-      head side by side, and must return [B, N, H, D].
+    by_layer: a class attribute: whether it depends on the layer's number, so
+      that its layers cannot be scanned.
+    queries_per_head: a class attribute: R, how many queries the layer projects
+      for each head. Above 1, `__call__` gets queries [B, N, H R, D], those of
+      one head side by side, and must return [B, N, H, D].
   """
 
   by_layer: ClassVar[bool] = False
@@ -84,14 +82,14 @@ class Extension(nn.Module):
     *,
     deterministic: bool,
   ) -> Extended:
-    """Says what the attention function is called with.
+    """Returns the arguments of the attention function.
 
     Args:
-      x: [B, N, M], what the layer attends for; N is 1 in a step of decoding.
-      projected: what x is projected to, before normalisation.
-      heads: the same after it; T5 has none. Before dropout.
-      position: i32[B, N] or [1, N], in the segment, from 1; anything from 1 on
-        in padding.
+      x: [B, N, M], the layer's input; N is 1 in a decoding step.
+      projected: the projections of x, before normalisation.
+      heads: the same after normalisation, which T5 has not, before dropout.
+      position: i32[B, N] or [1, N], in the segment, from 1; padding has any
+        number from 1 on.
       deterministic: whether dropout is off.
     """
     del x, projected, position, deterministic

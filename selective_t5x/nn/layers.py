@@ -19,9 +19,9 @@ from flax.linen import partitioning
 KERNEL_INIT = nn.initializers.variance_scaling(
   1.0, 'fan_in', 'truncated_normal'
 )
-# T5X's choice for tokens: the residual stream starts at unit size.
+# T5X's choice for tokens, which starts the residual stream at unit size.
 TOKEN_INIT = nn.initializers.normal(stddev=1.0)
-# Positions start at nothing, or they would drown what selection tells of near
+# Positions start at zero. Larger ones would hide what selection says of near
 # and far from the first step on (every later token adds to F). Measured on
 # variable assignment (24 assignments, 2 layers, width 64, AdamW 0.001): entries
 # of size 1 stay at 34 % out of distribution after 1,000 steps; 0, 0.02 and 0.1
@@ -30,7 +30,7 @@ TOKEN_INIT = nn.initializers.normal(stddev=1.0)
 POSITION_INIT = nn.initializers.zeros
 
 
-# What a feed-forward block may multiply, by T5X's names.
+# Activations of a feed-forward block, by T5X's names.
 ACTIVATIONS = {
   'gelu': nn.gelu,
   'linear': lambda x: x,
@@ -43,7 +43,7 @@ ACTIVATIONS = {
 class RMSNorm(nn.Module):
   """Root mean square normalisation over the last axis, with a learned scale.
 
-  Source: arXiv 1910.07467. No mean is taken off and there is no bias.
+  Source: arXiv 1910.07467. No mean is subtracted and there is no bias.
 
   Attributes:
     axis: the logical name of the normalised axis.
@@ -75,11 +75,11 @@ class Dense(nn.Module):
   """A matrix product without bias.
 
   Attributes:
-    features: size of the last axis of the output.
+    features: the size of the last axis of the output.
     axes: logical names of the kernel's axes, input first.
-    dtype: of the product.
+    dtype: the product's dtype.
     kernel_init: gives the initial kernel, [in, features].
-    shape: of the kernel where it has more axes than these two.
+    shape: the kernel's shape if it has more than these two axes.
   """
 
   features: int
@@ -122,7 +122,7 @@ class Embed(nn.Module):
   dtype: Any = jnp.float32
 
   def setup(self):
-    """Makes the table, which both methods read."""
+    """Makes the table for both methods."""
     self.embedding = partitioning.param_with_axes(
       'embedding',
       self.embedding_init,
@@ -145,13 +145,13 @@ class FeedForward(nn.Module):
   """The feed-forward block: (f0(x W0) * f1(x W1)) W, or f(x W0) W.
 
   Source: arXiv 2002.05202. ('silu', 'linear') is SwiGLU, ('gelu', 'linear') is
-  T5 1.1's, ('relu',) that of T5 1.0.
+  T5 1.1's, ('relu',) T5 1.0's.
 
   Attributes:
     mlp_dim: the hidden size.
-    activations: names in ACTIVATIONS, one a factor.
-    dropout_rate: of the hidden activations, one mask for all positions.
-    dtype: of the computation.
+    activations: a name in ACTIVATIONS for each factor.
+    dropout_rate: the rate of hidden activations, one mask for all positions.
+    dtype: the computation's dtype.
   """
 
   mlp_dim: int
@@ -194,7 +194,7 @@ def project_heads(
 ) -> jax.Array:
   """Maps [B, N, M] to [B, N, H, D] by a kernel of the calling module.
 
-  It is [M, H D], or [M, H, D] where it is split.
+  The kernel is [M, H D], or [M, H, D] if split.
   """
   joined = Dense(
     num_heads * head_dim,
@@ -220,7 +220,7 @@ def join_heads(
 ) -> jax.Array:
   """Maps [B, N, H, D] to [B, N, features] by the caller's kernel `out`.
 
-  It is [H D, features], or [H, D, features] where it is split.
+  The kernel is [H D, features], or [H, D, features] if split.
   """
   return Dense(
     features,
@@ -237,8 +237,8 @@ def drop_keys(
 ) -> jax.Array:
   """Drops attention weights as T5X does: one mask per key, for all queries.
 
-  T5X drops a key of a head for all queries at once: the weights of a column
-  share one mask, which is the same as dropping the value, [B, N, H, D].
+  The weights of a column share one mask, which is the same as dropping the
+  value, [B, N, H, D].
   """
   return nn.Dropout(rate, broadcast_dims=(-1,))(
     value, deterministic=deterministic

@@ -18,32 +18,32 @@ from t5x import losses
 
 
 class MemoryLossMixin:
-  """Adds the memory loss to a T5X model; it comes before that among the bases.
+  """Adds the memory loss to a T5X model; list it before the model's class.
 
-  The memory loss asks selection to leave few tokens visible, so that the others
-  can be pruned. Per token
+  The memory loss trains selection to leave few tokens visible, so that the
+  others can be pruned. Per token
 
     loss = cross_entropy + memory_loss_weight * R
 
-  with R from `attention.memory.fraction_visible`, of the decoder's layers. T5X
-  sums over tokens and divides by loss_normalizing_factor, so to the batch's
-  loss this adds memory_loss_weight * R * (sum of loss weights) /
-  loss_normalizing_factor.
+  with R from `attention.memory.fraction_visible` over the decoder's layers. T5X
+  sums over tokens and divides by loss_normalizing_factor, so this adds
+  memory_loss_weight * R * (sum of loss weights) / loss_normalizing_factor to
+  the batch's loss.
 
-  Metrics: `loss` and `loss_per_*` are of all that is minimised,
-  `cross_ent_loss` leaves the memory loss out, `memory/fraction_visible` is R,
-  `memory/visible_tokens_layer_<l>` the mean of layer l's M over real tokens.
-  With weight 0 the model is T5X's and nothing of this is computed.
+  Metrics: `loss` and `loss_per_*` include the memory loss, `cross_ent_loss`
+  does not, `memory/fraction_visible` is R, `memory/visible_tokens_layer_<l>` is
+  the mean of layer l's M over real tokens. With weight 0 the model is T5X's and
+  computes none of this.
 
   Gin: gin/attention/memory_loss.gin.
   """
 
   def set_memory_loss(self, weight: float, tau: float) -> None:
-    """Takes the settings; called by the constructor.
+    """Sets weight and tau; the constructor calls it.
 
     Args:
       weight: epsilon, zero or more; 0 for no memory loss.
-      tau: positive: masked this much, a token counts as gone.
+      tau: the masking from which a token counts as gone; positive.
 
     Raises:
       UserError: if a value is out of range, or there is a memory loss but the
@@ -63,7 +63,7 @@ class MemoryLossMixin:
       _check_selects(self.module.config.attention_fn, name)
     self._memory_loss_weight = weight
     self._memory_tau = tau
-    self._scale_of_rows = None  # Of a whole batch, for its parts.
+    self._scale_of_rows = None  # The whole batch's scale, for its parts.
 
   def loss_fn(
     self,
@@ -103,16 +103,16 @@ class MemoryLossMixin:
     }
 
   def for_parts_of(self, batch: Mapping[str, jax.Array]) -> Any:
-    """See the embedded engine's BaseModel; T5X does not call it.
+    """Returns a model for parts of a batch; only the embedded engine calls it.
 
-    R is a mean over the rows of the whole batch, and weighs as many tokens.
+    R is a mean over the rows of the whole batch, weighted by all its tokens.
     """
     model = super().for_parts_of(batch)
     model._scale_of_rows = self._row_scale(batch)
     return model
 
   def _row_scale(self, batch) -> jax.Array:
-    """Returns what a row's fraction is multiplied by in the loss, f32[]."""
+    """Returns the factor of a row's fraction in the loss, f32[]."""
     normalizer, weights = losses.get_loss_normalizing_factor_and_weights(
       self._loss_normalizing_factor, batch
     )
@@ -124,7 +124,7 @@ class MemoryLossMixin:
     return scale / jnp.maximum(memory.count_rows(_segment_ids(batch)), 1)
 
   def _logits_and_memory(self, params, batch, dropout_rng):
-    """Returns f32[B, N, V] and the M of every layer, f32[L, B, N]."""
+    """Returns the logits, f32[B, N, V], and M of every layer, f32[L, B, N]."""
     model = model_copies.with_arguments(self, memory_tau=self._memory_tau)
     logits, changed = model._compute_logits(
       params, batch, dropout_rng, mutable=['intermediates']
@@ -133,14 +133,14 @@ class MemoryLossMixin:
     sown = {
       path: value for path, (value,) in sown.items() if path[-1] == 'memory'
     }
-    by_layer = {_layer(path): value for path, value in sown.items()}
-    if None in by_layer:
-      return logits, by_layer[None]
-    return logits, jnp.stack([by_layer[i] for i in range(len(by_layer))])
+    memories = {_layer(path): value for path, value in sown.items()}
+    if None in memories:
+      return logits, memories[None]
+    return logits, jnp.stack([memories[i] for i in range(len(memories))])
 
 
 def _segment_ids(batch: Mapping[str, jax.Array]) -> jax.Array:
-  """Returns the decoder's segment ids, or where its targets are no padding."""
+  """Returns the decoder's segment ids, or a mask of its non-padding targets."""
   segment_ids = batch.get('decoder_segment_ids')
   if segment_ids is None:
     return batch['decoder_target_tokens'] > 0
@@ -148,7 +148,7 @@ def _segment_ids(batch: Mapping[str, jax.Array]) -> jax.Array:
 
 
 def _layer(path: tuple[str, ...]) -> int | None:
-  """Returns the layer that a variable belongs to; None for all, scanned."""
+  """Returns the layer of a variable; None if it holds all scanned layers."""
   numbers = (
     int(name.removeprefix('layers_'))
     for name in path
@@ -158,7 +158,7 @@ def _layer(path: tuple[str, ...]) -> int | None:
 
 
 def _check_selects(attention_fn: Callable[..., Any], model: str):
-  """Refuses an attention function that has no memory to speak of."""
+  """Refuses an attention function that has no M."""
   if not capabilities.of(attention_fn).memory_tau:
     raise UserError(
       f'{model}.memory_loss_weight is on, but the attention '

@@ -1,4 +1,4 @@
-"""Changed copies of T5X models, which share all else with the original."""
+"""Changed copies of T5X models, which share everything else."""
 
 import copy
 import dataclasses
@@ -20,11 +20,12 @@ def with_config(model: Any, **changes: Any) -> Any:
 
 
 def with_arguments(model: Any, **arguments: Any) -> Any:
-  """Returns a copy whose module is called with these arguments too.
+  """Returns a copy of a model whose module gets more arguments in each call.
 
   Args:
-    model: T5X's.
-    **arguments: of the module's `__call__`, e.g. memory_tau; may be traced.
+    model: a T5X model.
+    **arguments: arguments of the module's `__call__`, e.g. memory_tau; may be
+      traced.
   """
   changed = copy.copy(model)
   changed.module = types.SimpleNamespace(
@@ -34,14 +35,14 @@ def with_arguments(model: Any, **arguments: Any) -> Any:
 
 
 def with_logits(model: Any, logits: jax.Array) -> Any:
-  """Returns a copy that has these logits already, and computes none.
+  """Returns a copy of a model that uses these logits and computes none.
 
   Its `loss_fn` and `score_batch` are the loss and the scores of the logits. A
-  mixin calls those of the class after it: `super(Mixin, copy).loss_fn(...)`.
+  mixin calls the methods of the next class: `super(Mixin, copy).loss_fn(...)`.
 
   Args:
-    model: T5X's.
-    logits: f32[B, N, V], of the batch that the copy will be called with.
+    model: a T5X model.
+    logits: f32[B, N, V], the logits of the batch that the copy is called with.
   """
   changed = copy.copy(model)
   changed._compute_logits = lambda *_, **__: logits

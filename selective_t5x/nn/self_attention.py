@@ -1,4 +1,4 @@
-"""Causal self-attention of a decoder, through an injected function.
+"""Causal self-attention of a decoder with an injected attention function.
 
 Shapes: B batch, N length, M model width, H heads, D head size.
 """
@@ -20,35 +20,33 @@ from selective_t5x.pruning import Policy, pruned_attention
 
 
 class SelfAttention(nn.Module):
-  """Multi-head causal self-attention through an injected function.
+  """Multi-head causal self-attention with an injected attention function.
 
   The paper's decoder normalises queries and keys (RMSNorm over the head
   dimension), which bounds the logits and so the selection scores. The paper
-  says so without details; here the learned scale is one vector of D for queries
-  and one for keys, shared by the heads, and the logits are then scaled by
-  D ** -0.5. T5 does neither: its initial query kernel has the scale.
+  gives no details; here one learned scale vector of size D for queries and one
+  for keys are shared by the heads, and the logits are then scaled by D ** -0.5.
+  T5 does neither: its initial query kernel has the scale.
 
   Attributes:
     num_heads: H.
     head_dim: D.
-    attention_fn: takes (query, key, value, *, segment_ids) as
-      `attention.selective_attention` does, scale and bias where they are given,
-      memory_tau where the memory loss is on, prefix where inputs see each
-      other, and for cached decoding what `cache.KeyValueCache` asks for.
-    dropout_rate: of the attention weights.
-    dtype: of the computation.
+    attention_fn: takes (query, key, value, *, segment_ids) like
+      `attention.selective_attention`. It must also take scale and bias if they
+      are used, memory_tau with the memory loss, prefix if inputs see each
+      other, and for decoding the arguments of `cache.KeyValueCache`.
+    dropout_rate: the rate of the attention weights.
+    dtype: the computation's dtype.
     normalise: whether queries and keys are normalised.
     scale: multiplies the logits; None for D ** -0.5.
     kernel_init: gives the initial kernels.
-    query_init: gives that of the queries.
-    policy: which keys are kept; None for all. How many is the budget of the
-      call.
-    extension: makes the `extensions.Extension` that goes with the attention
-      function, parameters under `extension`; None for none.
-    layer: the layer's number, from 0: which of the budgets is its own, and what
-      an extension or a policy may go by.
-    split_kernels: whether heads are an axis of the kernels, as T5X has them in
-      scanned layers.
+    query_init: gives the initial kernel of the queries.
+    policy: decides which keys are kept; None for all. The call has the budget.
+    extension: makes the attention function's `extensions.Extension`, with
+      parameters under `extension`; None for no extension.
+    layer: the layer's number, from 0, for its budget, extension and policy.
+    split_kernels: whether heads are an axis of the kernels, as in T5X's scanned
+      layers.
   """
 
   num_heads: int
@@ -72,21 +70,21 @@ class SelfAttention(nn.Module):
     call: Call,
     bias_fn: Callable[..., jax.Array] | None = None,
   ) -> jax.Array:
-    """Attends; with memory_tau it sows `memory`, M, in 'intermediates'.
+    """Attends; with memory_tau it sows M as `memory` in 'intermediates'.
 
     Args:
       x: [B, N, M].
-      call: what the network hands down.
-      bias_fn: gives the logits' bias, as `t5_layers.RelativeBias` does: for (N,
-        None) of whole rows, and of steps for (N, position) or, where keys are
-        pruned, (positions of the keys, position); None for no bias.
+      call: the facts of the network's call.
+      bias_fn: gives the logits' bias, like `t5_layers.RelativeBias`. Its
+        arguments are (N, None) for whole rows, and (N, position) in steps, or
+        (positions of the keys, position) with pruning. None for no bias.
 
     Returns:
       [B, N, M], zero in padding rows.
 
     Raises:
-      UserError: if the attention function does not take what the extension
-        gives.
+      UserError: if the attention function does not take the extension's
+        arguments.
     """
     extended, finish = self._extended(x, call)
     query, key, value = extended.heads
@@ -146,10 +144,10 @@ class SelfAttention(nn.Module):
     )
 
   def _extended(self, x, call):
-    """Projects x to heads and extends these.
+    """Projects x to heads and applies the extension.
 
     Returns:
-      Extended, and a function of the attention's output that finishes it.
+      Extended, and the function that finishes the attention's output.
     """
 
     def heads(name, init, per_head=1):
@@ -204,20 +202,20 @@ class SelfAttention(nn.Module):
 
 
 def _position(length, segment_ids, place):
-  """Returns i32[B or 1, N], positions in the segment, from 1."""
+  """Returns positions in the segment, i32[B or 1, N], from 1."""
   if place is None:
     return 1 + masks.position_in_segment(length, segment_ids)
-  # Nothing is packed while a model decodes.
+  # Rows are not packed while a model decodes.
   if place.position is None:
     return 1 + jnp.arange(length)[None]
   return 1 + place.position[:, None]
 
 
 def _check_takes(attention_fn, extension, extended):
-  """Refuses an attention function that does not know what is extended."""
-  taken = capabilities.of(attention_fn).arguments
+  """Refuses an attention function that lacks the extension's arguments."""
+  accepted = capabilities.of(attention_fn).arguments
   for name in (*extended.kept, *extended.given):
-    if name not in taken:
+    if name not in accepted:
       raise UserError(
         f'ATTENTION_EXTENSION = @{type(extension).__name__} gives {name}, '
         f'which the attention function ({capabilities.name(attention_fn)}) '
@@ -226,7 +224,7 @@ def _check_takes(attention_fn, extension, extended):
 
 
 def _attend_pruned(attention_fn, policy, *heads, **arguments):
-  """Returns out, and M where it is asked for, as the attention function."""
+  """Returns out, and M if requested, like the attention function."""
   pruned = pruned_attention(attention_fn, policy, *heads, **arguments)
   if 'memory_tau' in arguments:
     return pruned.out, pruned.memory

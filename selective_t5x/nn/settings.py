@@ -1,4 +1,4 @@
-"""Checks of the settings that every network has, and what follows from them."""
+"""The settings that every network has, their checks, and derived facts."""
 
 import abc
 import dataclasses
@@ -17,13 +17,13 @@ from selective_t5x.pruning import Pruning
 
 
 class DecoderSettings(abc.ABC):
-  """Base of the networks' configs: what `decoder.Decoder` reads of them.
+  """Base of the networks' configs: the settings that `decoder.Decoder` reads.
 
   The values here are those of the paper's decoder; T5's configs have their own.
-  What has none here is a field of each config.
+  Settings without a value here are fields of each config.
 
   Attributes:
-    mlp_activations: of the feed-forward block.
+    mlp_activations: activations of the feed-forward block.
     logits_via_embedding: whether the token embedding also gives the logits.
     has_relative_bias: whether attention logits have T5's biases by distance.
     vocab_size: rows of the token embedding and of the output.
@@ -32,22 +32,23 @@ class DecoderSettings(abc.ABC):
     num_heads: H.
     head_dim: D, size of a head.
     mlp_dim: hidden size of the feed-forward block.
-    dropout_rate: of embeddings, attention weights, block outputs and hidden
-      activations, as in T5X.
-    dtype: of activations; parameters, logits and F stay float32.
-    attention_fn: of the decoder's self-attention: `attention.causal_attention`,
-      `attention.selective_attention` or a function with their arguments.
+    dropout_rate: the rate of embeddings, attention weights, block outputs and
+      hidden activations, as in T5X.
+    dtype: the activations' dtype; parameters, logits and F stay float32.
+    attention_fn: the function of the decoder's self-attention:
+      `attention.causal_attention`, `attention.selective_attention` or a
+      function with their arguments.
     pruning: which keys the decoder's self-attention keeps, and how many in each
       layer; None for all.
-    attention_extension: makes what an attention function with parameters of its
-      own needs: a subclass of `extensions.Extension`, or None.
+    attention_extension: a subclass of `extensions.Extension`, which holds the
+      parameters of the attention function; None for no parameters.
     scan_layers: whether the layers' parameters are stacked and their loop is
-      compiled once; every layer then has relative biases of its own, as in
-      T5X's examples/scalable_t5. Decoding, pruning and what differs by layer
-      unroll it.
-    remat_policy: what a layer keeps for the backward pass, a name in
+      compiled once; every layer then has its own relative biases, as in T5X's
+      examples/scalable_t5. Decoding, pruning and extensions that differ by
+      layer unroll the loop.
+    remat_policy: what a layer saves for the backward pass, a name in
       `stacking.REMAT_POLICIES`.
-    unroll_layers: unrolls it always; the parameters stay stacked.
+    unroll_layers: always unrolls the loop; the parameters stay stacked.
   """
 
   mlp_activations: Sequence[str] = ('silu', 'linear')
@@ -71,21 +72,21 @@ class DecoderSettings(abc.ABC):
 
   @property
   def gin_name(self) -> str:
-    """What it is called in gin."""
+    """The config's name in gin."""
     return f'{type(self).__module__.split(".")[-1]}.{type(self).__name__}'
 
   @property
   @abc.abstractmethod
   def decoder_layers(self) -> int:
-    """L, the layers of the decoder: each kind of network has its own name."""
+    """L, the number of decoder layers, which has other names in each config."""
 
   @property
   def self_attention(self) -> Mapping[str, Any]:
-    """Attributes of SelfAttention that are not its defaults."""
+    """The attributes of SelfAttention that differ from its defaults."""
     return {}
 
   def __post_init__(self):
-    """Refuses what would fail later and less clearly."""
+    """Refuses settings that would fail later and less clearly."""
     check_settings(self)
     check_function(self, 'attention_fn')
     _check_extension(self)
@@ -96,7 +97,7 @@ def check_settings(config: Any):
   """Checks sizes, dropout, dtype, and how layers run.
 
   Raises:
-    UserError: naming the field and what was expected.
+    UserError: if a field is not valid; it names the expected values.
   """
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
@@ -126,13 +127,13 @@ def check_settings(config: Any):
 
 
 def check_function(config: DecoderSettings, field: str):
-  """Raises UserError if a field holds no function."""
+  """Raises UserError if a field is not a function."""
   if not callable(getattr(config, field)):
     refuse(config, field, 'a function, e.g. @attention.selective_attention')
 
 
 def _check_extension(config):
-  """Raises UserError if a config's attention_extension is not a class of it."""
+  """Raises UserError if attention_extension is not a subclass of Extension."""
   extension = config.attention_extension
   if extension is None:
     return
@@ -146,7 +147,7 @@ def _check_extension(config):
 
 
 def _check_pruning(config):
-  """Raises UserError if a config prunes as its decoder cannot."""
+  """Raises UserError if a config's pruning does not suit its decoder."""
   pruning = config.pruning
   if pruning is None:
     return
@@ -156,7 +157,7 @@ def _check_pruning(config):
 
 
 def sizes(config: DecoderSettings) -> str:
-  """Writes the sizes of a decoder, to know it by."""
+  """Writes the sizes of a decoder, which identify it."""
   return (
     f'{config.decoder_layers} layers, {config.num_heads} heads of '
     f'{config.head_dim}, emb_dim {config.emb_dim}, mlp_dim {config.mlp_dim}, '
@@ -169,15 +170,15 @@ def layer_budgets(
   budgets: jax.Array | None,
   place: cache.Place | None,
 ) -> Sequence[int] | jax.Array | None:
-  """Returns the budget of each layer, None where nothing is pruned.
+  """Returns the budget of each layer, or None without pruning.
 
   Args:
-    config: of a network; its `pruning` is the default.
-    budgets: i32[L], what the network was called with; None for the default.
+    config: the network's config; its `pruning` is the default.
+    budgets: i32[L], the argument of the network's call; None for the default.
     place: the place in the KV cache while decoding, else None.
 
   Raises:
-    ValueError: if there are budgets where they cannot be followed.
+    ValueError: if there are budgets that cannot be applied.
   """
   layers, pruning = config.decoder_layers, config.pruning
   if budgets is None:
@@ -199,7 +200,7 @@ def layer_budgets(
 
 
 def scans(module: nn.Module, place: cache.Place | None) -> bool:
-  """Returns whether a decoder scans its layers: whether all do the same.
+  """Returns whether a decoder scans its layers, which then all do the same.
 
   Args:
     module: the decoder.
@@ -209,19 +210,19 @@ def scans(module: nn.Module, place: cache.Place | None) -> bool:
   if not config.scan_layers or config.unroll_layers or place is not None:
     return False
   if module.is_initializing():
-    return True  # The parameters are the same whatever the layers do.
+    return True  # The parameters do not depend on what the layers do.
   by_layer = getattr(config.attention_extension, 'by_layer', False)
   return config.pruning is None and not by_layer
 
 
 def refuse(config: DecoderSettings, field: str, expected: str):
-  """Raises UserError: this field was expected to be something else."""
+  """Raises UserError for a field, with the expected values."""
   value = getattr(config, field)
   raise UserError(f'{config.gin_name}.{field} = {value!r}: expected {expected}')
 
 
 def check_takes_prefix(attention_fn: Callable[..., Any]):
-  """Refuses an attention function that can only read causally.
+  """Refuses an attention function that is only causal.
 
   Raises:
     UserError: if it has no argument `prefix`.

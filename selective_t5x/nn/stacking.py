@@ -1,4 +1,4 @@
-"""Runs the equal layers of a network, one by one or scanned.
+"""Runs the identical layers of a network, in a Python loop or scanned.
 
 Settings, names and the tree of parameters are those of T5X's
 examples/scalable_t5: scanned layers are one module whose parameters have an
@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import partitioning
 
-# The axis of layers among those of a parameter: T5X's param_scan_axis.
+# The position of a parameter's axis of layers: T5X's param_scan_axis.
 LAYERS_AXIS = 1
 
-# What a layer keeps for the backward pass, by T5X's names; the rest is computed
-# again. 'minimal' keeps the products with parameters.
+# What a layer saves for the backward pass, by T5X's names; the rest is
+# recomputed. 'minimal' saves the products with parameters.
 REMAT_POLICIES = {
   'none': None,
   'minimal': jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
@@ -29,15 +29,16 @@ REMAT_POLICIES = {
 def unstacked(
   params: Mapping[str, Any], name: str, layers: int
 ) -> dict[str, Any]:
-  """Returns parameters of scanned layers as those of single ones.
+  """Splits the parameters of scanned layers into those of single layers.
 
   Args:
-    params: of a network, nested; `params[name]` has the axis of layers.
-    name: of the scanned layers.
+    params: a network's nested parameters; `params[name]` has the axis of
+      layers.
+    name: the name of the scanned layers.
     layers: L.
 
   Returns:
-    the same with `layers_0` to `layers_<L - 1>` in place of `name`.
+    The parameters with `layers_0` to `layers_<L - 1>` in place of `name`.
   """
   rest = {key: value for key, value in params.items() if key != name}
   return rest | {
@@ -61,56 +62,56 @@ def run(
   """Runs x through the layers.
 
   Args:
-    network: what the layers belong to, inside its compact call. Its config says
-      whether parameters are stacked, and what is kept for the backward pass.
+    network: the module that has the layers, inside its compact call. Its config
+      says whether parameters are stacked, and what the backward pass saves.
     x: [B, N, M].
-    call: what each layer is called with beside x.
-    make: makes layer i, from (i, parent=, name=).
+    call: the second argument of each layer.
+    make: makes layer i from (i, parent=, name=).
     layers: L.
-    name: of the scanned layers; single ones are `layers_<i>`.
-    scan: whether they are scanned; only where their parameters are stacked, and
-      where all do the same and nothing is cached: i is 0 for all.
+    name: the name of the scanned layers; single ones are `layers_<i>`.
+    scan: whether to scan the layers. This needs stacked parameters, layers that
+      all do the same (i is 0 for all), and no KV cache.
 
   Returns:
     [B, N, M].
   """
   config = network.config
 
-  def one(layer, x):
+  def apply(layer, x):
     if config.remat_policy == 'none':
       return layer(x, call)
-    rematerialised = partitioning.remat(
+    remat_layer = partitioning.remat(
       lambda layer, x: layer(x, call),
       prevent_cse=not scan,
       policy=REMAT_POLICIES[config.remat_policy],
     )
-    return rematerialised(layer, x)
+    return remat_layer(layer, x)
 
   def loop(parent, x):
     for i in range(layers):
-      x = one(make(i, parent=parent, name=f'layers_{i}'), x)
+      x = apply(make(i, parent=parent, name=f'layers_{i}'), x)
     return x
 
   if scan:
     axis: Any = LAYERS_AXIS
     if not network.is_mutable_collection('params'):
       axis = flax.core.lift.In(axis)
-    scanned = partitioning.scan_with_axes(
-      lambda layer, x: (one(layer, x), None),
+    scan_layers = partitioning.scan_with_axes(
+      lambda layer, x: (apply(layer, x), None),
       variable_axes={'params': axis, 'intermediates': 0},
       split_rngs={'params': True, 'dropout': True},
       in_axes=(),
       length=layers,
       axis_name='layers',
     )
-    x, _ = scanned(make(0, parent=network, name=name), x)
+    x, _ = scan_layers(make(0, parent=network, name=name), x)
     return x
   if not config.scan_layers:
     return loop(network, x)
 
   def unstack(variables):
     params = variables['params']
-    # Modules that the network was given come here too, each by itself.
+    # Shared modules from outside the network are mapped too, each by itself.
     return {
       'params': unstacked(params, name, layers) if name in params else params
     }

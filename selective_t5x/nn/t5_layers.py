@@ -1,4 +1,4 @@
-"""Flax layers of T5: relative position biases, attention to an encoder.
+"""Flax layers of T5: relative position biases, bidirectional attention.
 
 Shapes: B batch, N length, M model width, H heads, D head size. Names, shapes,
 logical axes and initial values of parameters are those of T5X's examples/t5.
@@ -20,27 +20,27 @@ from selective_t5x.nn import layers
 NUM_BUCKETS = 32
 MAX_DISTANCE = 128
 
-# T5 does not scale its logits: the initial query kernels are smaller instead,
-# which under Adafactor comes to the same. Source: arXiv 1910.10683's code.
+# T5 does not scale its logits. Its initial query kernels are smaller instead,
+# which is equivalent under Adafactor. Source: arXiv 1910.10683's code.
 KERNEL_INIT = nn.initializers.variance_scaling(1.0, 'fan_in', 'normal')
 
 
 def query_init(head_dim: int) -> Callable[..., jax.Array]:
-  """Returns the initialiser of query kernels: that of keys over D ** 0.5."""
+  """Returns the initialiser of query kernels, the keys' over D ** 0.5."""
   return nn.initializers.variance_scaling(1 / head_dim, 'fan_in', 'normal')
 
 
 def distance_buckets(distance: np.ndarray, *, both_ways: bool) -> np.ndarray:
   """Sorts distances into the NUM_BUCKETS that share a learned bias.
 
-  One bucket a distance for short ones, then logarithmically wider ones up to
-  MAX_DISTANCE; all that is further shares the last. Source: arXiv 1910.10683,
-  section 2.1.
+  Each short distance has its own bucket. Then buckets widen logarithmically up
+  to MAX_DISTANCE; all longer distances share the last one. Source: arXiv
+  1910.10683, section 2.1.
 
   Args:
-    distance: i64[...], position of the key minus that of the query.
-    both_ways: whether keys may lie ahead; they then have half of the buckets,
-      else they share the bucket of distance 0.
+    distance: i64[...], position of the key minus position of the query.
+    both_ways: whether keys may be ahead of queries. They then have half of the
+      buckets; else they share the bucket of distance 0.
 
   Returns:
     i64[...], from 0 to NUM_BUCKETS - 1.
@@ -49,7 +49,7 @@ def distance_buckets(distance: np.ndarray, *, both_ways: bool) -> np.ndarray:
   buckets = NUM_BUCKETS // 2 if both_ways else NUM_BUCKETS
   back = np.abs(distance) if both_ways else np.maximum(-distance, 0)
   exact = buckets // 2
-  # In float32 as in T5X, or a distance at a border could change its bucket.
+  # In float32 as in T5X; otherwise a distance at a border could move.
   ratio = np.maximum(back, 1).astype(np.float32) / exact
   steps = np.log(ratio + np.finfo(np.float32).eps) / math.log(
     MAX_DISTANCE / exact
@@ -64,8 +64,8 @@ class RelativeBias(nn.Module):
 
   Attributes:
     num_heads: H.
-    both_ways: whether keys may lie ahead of queries, as in an encoder.
-    dtype: of the biases.
+    both_ways: whether keys may be ahead of queries, as in an encoder.
+    dtype: the biases' dtype.
   """
 
   num_heads: int
@@ -88,10 +88,10 @@ class RelativeBias(nn.Module):
     """Returns the biases of a row of N keys.
 
     Args:
-      keys: N, for keys at positions 0 to N - 1, or their positions, i32[B, N],
-        which asks for position.
-      position: i32[B], the one query of each row; None for a query at each of
-        the N positions.
+      keys: N, for keys at positions 0 to N - 1; or the keys' positions,
+        i32[B, N], only with `position`.
+      position: i32[B], the single query of each row; None for a query at each
+        of the N positions.
 
     Returns:
       [1, H, N, N], axis 2 the query, or [B, H, 1, N] with position.
@@ -102,31 +102,31 @@ class RelativeBias(nn.Module):
       distance = positions - positions[:, None]
       buckets = distance_buckets(distance, both_ways=self.both_ways)[None]
     else:
-      # Every distance that matters, as a constant.
-      by_distance = distance_buckets(
+      # A constant table of all distances up to the maximum.
+      table = distance_buckets(
         np.arange(-MAX_DISTANCE, MAX_DISTANCE + 1), both_ways=self.both_ways
       )
       distance = jnp.clip(
         positions - position[:, None], -MAX_DISTANCE, MAX_DISTANCE
       )
-      buckets = jnp.asarray(by_distance)[distance + MAX_DISTANCE][:, None]
-    # A product, as T5X has it: a gather and its gradient are slow on a TPU.
-    chosen = buckets[:, None] == np.arange(NUM_BUCKETS)[:, None, None]
+      buckets = jnp.asarray(table)[distance + MAX_DISTANCE][:, None]
+    # A product as in T5X: a gather and its gradient are slow on a TPU.
+    one_hot = buckets[:, None] == np.arange(NUM_BUCKETS)[:, None, None]
     return jnp.einsum(
-      'hk,bkij->bhij', self.table.astype(self.dtype), chosen.astype(self.dtype)
+      'hk,bkij->bhij', self.table.astype(self.dtype), one_hot.astype(self.dtype)
     )
 
 
 class Attention(nn.Module):
-  """Multi-head attention that is not causal: in encoders, and to them.
+  """Bidirectional multi-head attention, for encoders and cross-attention.
 
   Attributes:
     num_heads: H.
     head_dim: D.
     attention_fn: `attention.full_attention` or a function with its arguments.
-    dropout_rate: of the attention weights.
-    dtype: of the computation.
-    split_kernels: as of SelfAttention.
+    dropout_rate: the rate of the attention weights.
+    dtype: the computation's dtype.
+    split_kernels: as in SelfAttention.
   """
 
   num_heads: int
@@ -147,7 +147,7 @@ class Attention(nn.Module):
     deterministic: bool,
     bias: jax.Array | None = None,
   ) -> jax.Array:
-    """Attends from each token of x to those of its segment in y.
+    """Attends from each token of x to the tokens of its segment in y.
 
     Args:
       x: [B, N, M].
@@ -161,9 +161,9 @@ class Attention(nn.Module):
       [B, N, M], zero in padding rows.
     """
 
-    def heads(name, of, init=KERNEL_INIT):
+    def heads(name, inputs, init=KERNEL_INIT):
       return layers.project_heads(
-        of,
+        inputs,
         self.num_heads,
         self.head_dim,
         name=name,

@@ -19,12 +19,12 @@ from selective_t5x.pruning import Pruning
 
 @dataclasses.dataclass(frozen=True)
 class StackConfig(settings.DecoderSettings):
-  """Settings that every network of T5's kind has, by T5X's names.
+  """Settings that every T5-like network has, by T5X's names.
 
   Attributes, beside those of `settings.DecoderSettings`:
     mlp_activations: ('gelu', 'linear') for T5 1.1, ('relu',) for T5 1.0.
     logits_via_embedding: whether the token embedding also gives the logits, as
-      in T5 1.0, or a matrix of their own, as in T5 1.1.
+      in T5 1.0, or a separate matrix, as in T5 1.1.
   """
 
   max_length = None
@@ -48,7 +48,7 @@ class StackConfig(settings.DecoderSettings):
 
   @property
   def self_attention(self) -> Mapping[str, Any]:
-    """T5's: nothing is normalised or scaled, see `t5_layers.query_init`."""
+    """T5 normalises and scales nothing, see `t5_layers.query_init`."""
     return {
       'normalise': False,
       'scale': 1.0,
@@ -57,9 +57,9 @@ class StackConfig(settings.DecoderSettings):
     }
 
   def __post_init__(self):
-    """Refuses what would fail later and less clearly."""
+    """Refuses settings that would fail later and less clearly."""
     super().__post_init__()
-    # gin gives lists; a tuple can be hashed, as flax asks of a config.
+    # gin gives lists; flax needs a config that can be hashed.
     activations = self.mlp_activations
     if isinstance(activations, str) or not activations:
       settings.refuse(self, 'mlp_activations', "names, e.g. ('gelu', 'linear')")
@@ -75,7 +75,7 @@ class StackConfig(settings.DecoderSettings):
 
 
 def segments(tokens: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
-  """Returns i32[B, N], the segments, 0 where the token is padding."""
+  """Returns the segment of each token, i32[B, N], 0 for padding."""
   live = tokens > 0
   if segment_ids is None:
     return live.astype(jnp.int32)

@@ -1,6 +1,6 @@
-"""The plain cross entropy a token, which every run measures alike.
+"""The plain cross entropy per token, a metric that is the same in every run.
 
-The embedded engine's models measure it; on the real T5X the suite's models do.
+The embedded engine's models compute it; on the real T5X the suite's models do.
 """
 
 from collections.abc import Mapping
@@ -18,14 +18,14 @@ TOKEN_LOSS = 'cross_entropy_per_token'
 
 
 class TokenLossMixin:
-  """Adds TOKEN_LOSS to a T5X model's metrics; it comes before that in bases.
+  """Adds TOKEN_LOSS to a T5X model's metrics; list it before the model's class.
 
   The metric is the cross entropy of the targets in nats, summed over tokens
-  with their loss weights and divided by the sum of these. Neither label
-  smoothing, z-loss, memory loss nor the normalising factor changes it, and over
-  a whole data set neither does the batch size. T5X's own metrics do not tell it
-  with label smoothing, and with NUM_REAL_TARGET_TOKENS or AVERAGE_PER_SEQUENCE
-  they are means over batches.
+  with their loss weights and divided by the sum of the weights. Label
+  smoothing, z-loss, memory loss and the normalising factor do not change it,
+  nor does the batch size over a whole data set. T5X's own metrics do not report
+  it with label smoothing, and with NUM_REAL_TARGET_TOKENS or
+  AVERAGE_PER_SEQUENCE they are means over batches.
   """
 
   def loss_fn(
