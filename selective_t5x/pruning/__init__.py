@@ -1,7 +1,7 @@
-"""Context pruning: which keys stay in a cache.
+"""Context pruning: policies that decide which keys stay in a KV cache.
 
-What is imported here is pure functions of arrays; the commands `search` and
-`frontier` beside them apply it to trained models.
+This package imports pure functions of arrays. The commands `search` and
+`frontier` apply them to trained models.
 """
 
 from selective_t5x.pruning.config import Pruning

@@ -11,13 +11,13 @@ from selective_t5x.pruning.whole_rows import check_suits
 
 @dataclasses.dataclass(frozen=True)
 class Pruning:
-  """Which keys a decoder's self-attention keeps, and how many a layer.
+  """The pruning of a decoder: a policy and a budget of keys per layer.
 
-  A network whose config has it prunes wherever it runs: scoring and the loss of
-  whole rows (`pruned_attention`), and decoding, whose cache then has room for
-  the budgets and no more. `__call__` of a network takes other `budgets` for
-  whole rows, i32[L], which may be traced: a search compiles once and maps over
-  candidates,
+  A network with it in its config prunes wherever it runs: in scoring and the
+  loss of whole rows (`pruned_attention`), and in decoding, where the KV cache
+  has the size of the budgets. `__call__` of a network takes other `budgets`,
+  i32[L], for whole rows. They may be traced, so a search compiles once and maps
+  over candidates:
 
     def loss(budgets):
       logits = module.apply(
@@ -32,9 +32,9 @@ class Pruning:
   Gin: gin/pruning/.
 
   Attributes:
-    policy: which key goes when a layer holds too many.
-    budgets: K, the keys that a layer holds at most, the current one and the
-      first among them, 2 or more: one for all layers, or one a layer.
+    policy: decides which key is evicted when a layer holds too many.
+    budgets: K, the most keys that a layer holds, including the current and the
+      first one, 2 or more: a number for all layers, or one per layer.
     found_for: the decoder that a search found the budgets for, as
       `settings.sizes` writes it; None for any.
   """
@@ -44,7 +44,7 @@ class Pruning:
   found_for: str | None = None
 
   def __post_init__(self):
-    """Refuses what is no policy or no budget."""
+    """Refuses invalid policies and budgets."""
     if not isinstance(self.policy, Policy):
       raise UserError(
         f'pruning.Pruning.policy = {self.policy!r}: expected a policy, e.g. '
@@ -52,7 +52,7 @@ class Pruning:
       )
     budgets = self.budgets
     if isinstance(budgets, Sequence) and not isinstance(budgets, str):
-      # gin gives lists; a tuple can be hashed, as flax asks of a config.
+      # gin gives lists; flax needs a config that can be hashed.
       budgets = tuple(budgets)
       object.__setattr__(self, 'budgets', budgets)
     for budget in budgets if isinstance(budgets, tuple) else (budgets,):
@@ -81,12 +81,12 @@ class Pruning:
     return tuple(self.budgets)
 
   def check(self, layers: int, attention_fn: Callable[..., Any], sizes: str):
-    """Raises UserError unless it suits a decoder.
+    """Raises UserError unless the pruning suits a decoder.
 
     Args:
       layers: L.
-      attention_fn: of its self-attention.
-      sizes: what `settings.sizes` writes of it.
+      attention_fn: the function of the decoder's self-attention.
+      sizes: the decoder's sizes, as `settings.sizes` writes them.
     """
     self.of_layers(layers)
     if self.found_for not in (None, sizes):

@@ -1,12 +1,12 @@
-"""Sequential eviction: over whole rows, and in a cache of K slots.
+"""Sequential eviction over whole rows, and in a cache of K slots.
 
-Both serve the queries one by one with `Policy.step`, so they keep the same
+Both process the queries one by one with `Policy.step`, so they keep the same
 keys.
 
 Shapes: B batch, N length, K slots of a cache, as many as its budget. A row
-fills its slots from 0 on, so its first key lies in slot 0 and stays there, and
-the key that came last lies in slot min(position, K - 1), where the next step of
-attention looks for it (attention/steps.py). The others lie in any order.
+fills its slots from 0. Its first key stays in slot 0, and its latest key is in
+slot min(position, K - 1), where the next step of attention expects it
+(attention/steps.py). The other keys are in any order.
 """
 
 import jax
@@ -25,24 +25,24 @@ def keep_mask(
   masking: jax.Array | None = None,
   logits: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
-  """Serves the queries one by one and says which keys each attends to.
+  """Evicts keys query by query, and returns the keys that each attends to.
 
-  A budget counts the keys of the query's own segment, so a packed row keeps
-  what each segment would keep alone.
+  A budget counts the keys of the query's own segment, so each segment of a
+  packed row keeps the same keys as if it were alone.
 
   Args:
-    policy: which key goes.
+    policy: decides which key is evicted.
     segment_ids: i32[B, N], 0 for padding, each segment contiguous.
     budget: i32[], K of this layer, 2 or more; may be traced.
     layer: the layer's number, from 0.
-    masking: f32[B, N, N], F, axis 1 the query; read by policies that say so.
-    logits: f32[B, H, N, N], axis 2 the query, F subtracted; read by policies
-      that say so.
+    masking: f32[B, N, N], F, axis 1 the query; for `reads_masking` policies.
+    logits: f32[B, H, N, N], axis 2 the query, F subtracted; for `reads_logits`
+      policies.
 
   Returns:
     bool[B, N, N], axis 1 the query: false for keys that are later, evicted, of
-    another segment or padding; and the scores that each query leaves behind,
-    f32[B, N, N], None unless the policy accumulates.
+    another segment or padding; and the scores after each query, f32[B, N, N],
+    None unless the policy accumulates.
   """
   length = segment_ids.shape[1]
   slots = jnp.arange(length)
@@ -82,7 +82,7 @@ def keep_mask(
 
 
 def last_slot(position: jax.Array, slots: int) -> jax.Array:
-  """Returns i32[B], the slot of the key at i32[B] positions."""
+  """Returns the slots, i32[B], of the keys at i32[B] positions."""
   return jnp.minimum(position, slots - 1)
 
 
@@ -96,21 +96,21 @@ def admit(
   masking: jax.Array | None = None,
   logits: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-  """Finds the slot that is given up for the key of the next query.
+  """Finds the slot to evict for the key of the next query.
 
   Args:
-    policy: which key goes.
-    position: i32[B], of the query.
-    positions: i32[B, K], of the keys in the slots.
+    policy: decides which key is evicted.
+    position: i32[B], the query's position.
+    positions: i32[B, K], the positions of the keys in the slots.
     layer: the layer's number, from 0.
-    scores: f32[B, K], what the policy has accumulated; None unless it does.
+    scores: f32[B, K], the policy's accumulated scores; None if it has none.
     masking: f32[B, K], the query's row of F; None unless the policy reads it.
-    logits: f32[B, H, K + 1], of the slots and the query's own key, F
+    logits: f32[B, H, K + 1], those of the slots and the query's own key, F
       subtracted; None unless the policy reads them.
 
   Returns:
-    i32[B], the slot, `last_slot` where the row is not full yet; and the scores
-    of the slots and of the own key, f32[B, K + 1].
+    i32[B], the slot, `last_slot` if the row is not full yet; and the scores of
+    the slots and of the query's own key, f32[B, K + 1].
   """
   batch, slots = positions.shape
   filled = jnp.arange(slots) < position[:, None]
@@ -147,11 +147,11 @@ def admit(
 def put(
   x: jax.Array, new: jax.Array, slot: jax.Array, last: jax.Array
 ) -> jax.Array:
-  """Puts new entries in the last slots, whose old ones replace those given up.
+  """Moves the entries of the last slots to the evicted ones, and puts new ones.
 
   Args:
-    x: [B, K, ...], one entry a slot.
-    new: [B, ...], of the new key.
+    x: [B, K, ...], one entry per slot.
+    new: [B, ...], the entry of the new key.
     slot: i32[B], from `admit`.
     last: i32[B], from `last_slot`.
 
@@ -161,20 +161,20 @@ def put(
   rows = jnp.arange(x.shape[0])
   is_last = (slot == last).reshape(last.shape + (1,) * (x.ndim - 2))
   moved = jnp.where(is_last, new, x[rows, last])
-  # One scatter is done in place, of two one copies the cache.
+  # A single scatter runs in place; with two, one would copy the cache.
   both = jnp.stack([slot, last], axis=1)
   return x.at[rows[:, None], both].set(jnp.stack([moved, new], axis=1))
 
 
 def gather_kept(kept: jax.Array, slots: int) -> jax.Array:
-  """Finds what a prompt leaves in the slots.
+  """Returns the keys that a prompt leaves in the slots.
 
   Args:
-    kept: bool[B, N], the keys that the prompt's last query leaves, K at most.
+    kept: bool[B, N], the keys that the prompt's last query keeps, K at most.
     slots: K, N at most.
 
   Returns:
-    i32[B, K], their indices in rising order, so that the first key and the last
-    are where they belong; then any.
+    i32[B, K], the indices of these keys in rising order, so that the first and
+    the last key are in their slots; the other indices are arbitrary.
   """
   return jnp.argsort(~kept, axis=1, stable=True)[:, :slots]

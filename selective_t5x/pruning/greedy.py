@@ -1,4 +1,4 @@
-"""The paper's greedy search for a budget of keys a layer. Plain numbers.
+"""The paper's greedy search for a budget of keys per layer, in plain Python.
 
 Source: arXiv 2410.02703, section 4.
 """
@@ -8,26 +8,26 @@ from collections.abc import Callable, Iterator, Sequence
 
 Budgets = tuple[int, ...]
 
-# After the large steps; the paper stops at 8.
+# The steps after the large ones; the paper stops at 8.
 _SMALL = (8, 6, 4, 3, 2)
 STEPS = ('ladder', 'fixed')
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-  """Budgets of all layers, and the loss with them on the tuning split."""
+  """The budgets of all layers, and their loss on the tuning split."""
 
   budgets: Budgets
   loss: float
 
 
 def budget_steps(steps: str, length: int) -> list[int]:
-  """Returns the budgets that a layer goes through, falling.
+  """Returns the budgets that a layer steps through, in falling order.
 
   Args:
     steps: 'fixed', the multiples of 8, as in the paper; or 'ladder', which
-      halves. Below 8 both go on with 6, 4, 3, 2.
-    length: N, the context length, 2 or more: the first of them.
+      halves. Below 8 both continue with 6, 4, 3, 2.
+    length: N, the context length and the first budget, 2 or more.
   """
   if steps == 'fixed':
     large = [length, *range((length - 1) // 8 * 8, 8, -8)]
@@ -41,10 +41,10 @@ def budget_steps(steps: str, length: int) -> list[int]:
 def candidates(
   budgets: Budgets, steps: Sequence[int], *, uniform: bool = False
 ) -> list[Budgets]:
-  """Returns the budgets with one layer cut by a step, for each that can be.
+  """Returns the budgets with one layer cut by a step, for every such layer.
 
   Args:
-    budgets: each one of the steps.
+    budgets: the budget of each layer, one of the steps.
     steps: see `budget_steps`.
     uniform: cut all layers together, which gives one candidate.
   """
@@ -67,21 +67,20 @@ def search(
   *,
   uniform: bool = False,
 ) -> Iterator[Point]:
-  """Cuts, again and again, the layer whose cut leaves the lowest loss.
+  """Repeatedly cuts the layer whose cut leaves the lowest loss.
 
-  Stops when every cut left would bring the loss above the target. A cut may
-  lower the loss. Of equal losses the first layer's wins.
+  It stops when every remaining cut would raise the loss above the target. A cut
+  may lower the loss. Of equal losses the first layer's wins.
 
   Args:
-    losses: gives the loss with each of some budgets.
-    start: where to begin; what an interrupted search yielded last goes on as
-      it would have.
+    losses: returns the loss with each of some budgets.
+    start: where to begin. The last yield of an interrupted search resumes it.
     steps: see `budget_steps`.
-    target: the highest loss that will do.
+    target: the highest acceptable loss.
     uniform: cut all layers together.
 
   Yields:
-    every cut that is made.
+    The point after each cut.
   """
   budgets = start
   while tried := candidates(budgets, steps, uniform=uniform):

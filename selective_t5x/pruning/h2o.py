@@ -1,4 +1,4 @@
-"""H2O: recent keys and those that have got most attention stay."""
+"""The H2O policy keeps recent keys and those with the most attention."""
 
 import dataclasses
 from typing import ClassVar
@@ -11,14 +11,14 @@ from selective_t5x.pruning.policy import Policy, View, mean_weights
 
 @dataclasses.dataclass(frozen=True)
 class H2O(Policy):
-  """Evicts the key with the least attention, the recent ones apart.
+  """Evicts the key with the least attention, except for recent ones.
 
-  Recent are the last ceil(K / 2) keys, the query's own among them. Attention is
-  the sum of the weights that earlier queries gave, each after its own eviction.
+  The last ceil(K / 2) keys are recent, including the query's own. Attention is
+  the sum of the weights from earlier queries, each after its own eviction.
   Source: Zhang et al., "H2O: Heavy-Hitter Oracle for Efficient Generative
-  Inference of Large Language Models", arXiv 2306.14048. Differs from it: one
-  kept set for all heads, by the mean of their weights (there one a head); the
-  first key always stays.
+  Inference of Large Language Models", arXiv 2306.14048. Differs from it: all
+  heads share one kept set, by the mean of their weights (there each head has
+  its own); the first key always stays.
 
   Gin: gin/pruning/h2o.gin.
   """
@@ -27,11 +27,11 @@ class H2O(Policy):
   accumulates: ClassVar[bool] = True
 
   def order(self, view: View) -> jax.Array:
-    """Returns the accumulated attention, negative, f32[B, S]."""
+    """Returns minus the accumulated attention, f32[B, S]."""
     return -view.scores
 
   def evictable(self, view: View) -> jax.Array:
-    """Returns bool[B, S]: what may go and is not recent."""
+    """Returns the evictable keys that are not recent, bool[B, S]."""
     recent = (view.budget + 1) // 2
     age = view.position[:, None] - view.positions
     return super().evictable(view) & (age >= recent)

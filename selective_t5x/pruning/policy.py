@@ -1,10 +1,9 @@
-"""What a cache policy is: which key goes when more are held than a budget.
+"""The base of cache policies, which decide which key to evict over budget.
 
 Shapes: B batch, S slots, H heads. A slot holds one key. Whole rows
-(`eviction.keep_mask`) have a slot for every position, the decoding cache
-(`eviction.admit`) has as many as its budget and one for the key that comes.
-Both call `Policy.step` and nothing else of a policy, so they keep the same
-keys.
+(`eviction.keep_mask`) have a slot for every position. The KV cache
+(`eviction.admit`) has as many slots as its budget, and one for the new key.
+Both call only `Policy.step`, so they keep the same keys.
 """
 
 import abc
@@ -16,20 +15,20 @@ import jax.numpy as jnp
 
 
 class View(NamedTuple):
-  """What a policy may look at as a query is served, before anything goes.
+  """The facts that a policy sees at one query, before the eviction.
 
-  Slots that are not held may hold anything, NaN too.
+  Slots that are not held may hold anything, even NaN.
 
   Attributes:
-    held: bool[B, S], the query's own key among them.
-    positions: i32[B, S], of the keys in their segment, from 0.
-    position: i32[B], of the query, and of its own key.
-    scores: f32[B, S], what the policy has accumulated; 0 for the own key.
-    budget: i32[], keys that may stay; may be traced.
+    held: bool[B, S], which slots hold a key, including the query's own.
+    positions: i32[B, S], positions of the keys in their segment, from 0.
+    position: i32[B], the position of the query and its own key.
+    scores: f32[B, S], the policy's accumulated scores; 0 for the own key.
+    budget: i32[], how many keys may stay; may be traced.
     layer: the layer's number, from 0.
     masking: f32[B, S], the query's row of F; None unless `reads_masking`.
-    logits: f32[B, H, S], those whose softmax over the held keys weighs the
-      values, F subtracted; None unless `reads_logits`.
+    logits: f32[B, H, S], F subtracted; their softmax over the held keys weighs
+      the values. None unless `reads_logits`.
   """
 
   held: jax.Array
@@ -44,15 +43,15 @@ class View(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Policy(abc.ABC):
-  """Base of the policies. A new one writes `order`, and little else.
+  """Base of the policies; a new policy mainly defines `order`.
 
-  Never evicted are the query's own key and the first of its segment: attention
-  to the first token is what a model rests on (arXiv 2309.17453).
+  The query's own key and the first key of its segment are never evicted: models
+  rely on attention to the first token (arXiv 2309.17453).
 
   Class attributes:
-    reads_masking: whether F is needed, so that the model must select.
-    reads_logits: whether attention logits are needed.
-    accumulates: whether `accumulate` does anything.
+    reads_masking: whether it needs F, and so a model that selects.
+    reads_logits: whether it needs attention logits.
+    accumulates: whether it defines `accumulate`.
   """
 
   reads_masking: ClassVar[bool] = False
@@ -61,29 +60,29 @@ class Policy(abc.ABC):
 
   @abc.abstractmethod
   def order(self, view: View) -> jax.Array:
-    """Returns f32[B, S]: the evictable key with the largest goes first."""
+    """Returns f32[B, S]; the evictable key with the largest is evicted."""
 
   def evictable(self, view: View) -> jax.Array:
-    """Returns bool[B, S], the held keys that may go."""
+    """Returns the held keys that may be evicted, bool[B, S]."""
     is_own = view.positions == view.position[:, None]
     return view.held & ~is_own & (view.positions != 0)
 
   def accumulate(self, view: View, kept: jax.Array) -> jax.Array:
-    """Returns the scores that the next query finds, f32[B, S]."""
+    """Returns the scores for the next query, f32[B, S]."""
     del kept
     return view.scores
 
   def step(self, view: View) -> tuple[jax.Array, jax.Array]:
     """Evicts one key of each row that holds more than the budget.
 
-    Of keys that are equal in `order` the oldest goes.
+    Of keys that are equal in `order` it evicts the oldest.
 
     Args:
-      view: what is held, the query's own key included.
+      view: the facts, including the query's own key.
 
     Returns:
-      bool[B, S], the keys that the query attends to and that are held on, and
-      the scores, f32[B, S].
+      bool[B, S], the keys that the query attends to and that stay, and the
+      scores, f32[B, S].
     """
     may_go = self.evictable(view)
     order = jnp.where(may_go, self.order(view), -jnp.inf)
@@ -97,7 +96,7 @@ class Policy(abc.ABC):
 
 
 def mean_weights(logits: jax.Array, seen: jax.Array) -> jax.Array:
-  """Returns the attention weights of the seen keys, the mean over heads.
+  """Returns the mean attention weights over heads, of the seen keys.
 
   Args:
     logits: f32[B, H, S].
@@ -107,6 +106,6 @@ def mean_weights(logits: jax.Array, seen: jax.Array) -> jax.Array:
     f32[B, S], 0 for other keys.
   """
   seen = seen[:, None]
-  # Finite, for rows that see no key.
+  # The minimum is finite for rows that see no key.
   logits = jnp.where(seen, logits, jnp.finfo(logits.dtype).min)
   return jnp.mean(jnp.where(seen, jax.nn.softmax(logits), 0), axis=1)

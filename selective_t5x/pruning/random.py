@@ -1,4 +1,4 @@
-"""Random keys stay: the floor that a policy must beat."""
+"""The random policy, the baseline that a policy must beat."""
 
 import dataclasses
 
@@ -12,8 +12,8 @@ from selective_t5x.pruning.policy import Policy, View
 class Random(Policy):
   """Evicts by a hash of seed, layer and original position.
 
-  So every row, every beam and every packed segment drops the same positions,
-  and each set of positions is as likely as another.
+  Every row, beam and packed segment thus drops the same positions, and all sets
+  of positions are equally likely.
 
   Gin: gin/pruning/random.gin.
 
@@ -31,7 +31,7 @@ class Random(Policy):
 
 
 def _mix(x: jax.Array) -> jax.Array:
-  """Scrambles u32[...], one to one: the finaliser of MurmurHash3."""
+  """Scrambles u32[...] one to one by the finaliser of MurmurHash3."""
   x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
   x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
   return x ^ (x >> 16)

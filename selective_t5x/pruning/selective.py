@@ -1,4 +1,4 @@
-"""The paper's own policy: what selection has masked most goes first."""
+"""The paper's policy, which evicts the key that selection masks most."""
 
 import dataclasses
 from typing import ClassVar
@@ -12,11 +12,10 @@ from selective_t5x.pruning.policy import Policy, View
 class Selective(Policy):
   """Evicts the key with the largest F.
 
-  Source: arXiv 2410.02703, section 4. A key that was evicted cannot come back,
-  and F is summed for held keys alone, which changes nothing: a query's
-  selection of a key does not depend on other keys. Where G > 1 heads select,
-  it goes by the mean of their F: all heads share one kept set. Needs a
-  selective model.
+  Source: arXiv 2410.02703, section 4. An evicted key cannot return, and F is
+  only summed for held keys. This changes nothing: a query's selection of a key
+  does not depend on other keys. Where G > 1 heads select, the policy reads the
+  mean of their F, as all heads share one kept set. It needs a selective model.
 
   Gin: gin/pruning/selective.gin.
   """

@@ -1,4 +1,4 @@
-"""TOVA: the key that the current query heeds least goes."""
+"""The TOVA policy evicts the key that the current query attends to least."""
 
 import dataclasses
 from typing import ClassVar
@@ -10,12 +10,12 @@ from selective_t5x.pruning.policy import Policy, View, mean_weights
 
 @dataclasses.dataclass(frozen=True)
 class TOVA(Policy):
-  """Evicts the key with the least weight of the query that is served.
+  """Evicts the key with the least attention weight from the current query.
 
-  The weights are those over all held keys and its own, before eviction, the
-  mean over heads. Source: Oren et al., "Transformers are Multi-State RNNs",
-  arXiv 2401.06104. Differs from it: the query attends after the eviction (there
-  before); its own key and the first always stay.
+  The weights are over all held keys and the query's own, before eviction; their
+  mean over heads counts. Source: Oren et al., "Transformers are Multi-State
+  RNNs", arXiv 2401.06104. Differs from it: the query attends after the eviction
+  (there before); its own key and the first always stay.
 
   Gin: gin/pruning/tova.gin.
   """
@@ -23,5 +23,5 @@ class TOVA(Policy):
   reads_logits: ClassVar[bool] = True
 
   def order(self, view: View) -> jax.Array:
-    """Returns the weights, negative, f32[B, S]."""
+    """Returns minus the weights, f32[B, S]."""
     return -mean_weights(view.logits, view.held)

@@ -1,4 +1,4 @@
-"""Attention of whole rows at once, as if keys had been evicted on the way."""
+"""Pruned attention over whole rows, equal to decoding with eviction."""
 
 import functools
 from collections.abc import Callable
@@ -16,14 +16,14 @@ from selective_t5x.pruning.policy import Policy
 
 
 class Pruned(NamedTuple):
-  """Pruned attention, and what it has found.
+  """The results of pruned attention.
 
   Attributes:
     out: [B, N, H, D] in value's dtype, zero in padding rows.
-    kept: bool[B, N, N], axis 1 the query: the keys it attends to.
+    kept: bool[B, N, N], the keys that a query, axis 1, attends to.
     masking: F as the attention function returns it, f32[B, N, N], or
       [B, G, N, N] where G > 1 heads select; None where none does.
-    scores: f32[B, N, N], what the policy has accumulated after each query; None
+    scores: f32[B, N, N], the policy's accumulated scores after each query; None
       unless it accumulates.
     memory: f32[B, N], M with memory_tau, as if nothing were evicted; else None.
   """
@@ -53,25 +53,25 @@ def pruned_attention(
 ) -> Pruned:
   """Attends as sequential decoding with an evicting cache would.
 
-  F does not depend on what is evicted, so it comes of one pass; then a scan
-  over queries finds what is kept, and all attend at once. Takes O(N^2) memory.
-  A budget of N or more prunes nothing. Where G > 1 heads select, policies read
-  the mean of their F. Source: arXiv 2410.02703, section 4.
+  F does not depend on evictions, so one pass computes it. Then a scan over
+  queries finds the kept keys, and all queries attend at once. It takes O(N^2)
+  memory. A budget of N or more prunes nothing. Where G > 1 heads select,
+  policies read the mean of their F. Source: arXiv 2410.02703, section 4.
 
   Args:
     attention_fn: `attention.causal_attention`, `attention.selective_attention`
       or a function with their arguments.
-    policy: which key goes.
+    policy: decides which key is evicted.
     query: [B, N, H, D].
     key: [B, N, H, D].
     value: [B, N, H, D].
-    budget: i32[], keys that this layer may hold, 2 or more; may be traced.
+    budget: i32[], how many keys this layer may hold, 2 or more; may be traced.
     layer: the layer's number, from 0.
     scale: multiplies the logits; None for D ** -0.5.
     bias: added to the logits; broadcasts to [B, H, N, N].
     segment_ids: i32[B, N], 0 for padding; None for one segment.
-    memory_tau: asks for M.
-    prefix: must be None: eviction is causal.
+    memory_tau: a number requests M.
+    prefix: must be None, as eviction is causal.
     **settings: more arguments of attention_fn.
 
   Returns:
@@ -88,7 +88,7 @@ def pruned_attention(
   check_suits(policy, attention_fn)
   can = capabilities.of(attention_fn)
   if can.implementation:
-    # Faster ones have no F to return, and save no memory with this bias.
+    # Faster ones cannot return F, and save no memory with this bias.
     settings['implementation'] = 'reference'
   attend = functools.partial(
     attention_fn, scale=scale, segment_ids=segment_ids, **settings
@@ -124,7 +124,7 @@ def pruned_attention(
     logits=logits,
   )
   dtype = jnp.promote_types(query.dtype, jnp.float32)
-  # Far below any logit, and finite with any logit added.
+  # It is far below any logit, and finite with any logit added.
   gone = jnp.where(kept, jnp.zeros((), dtype), jnp.finfo(dtype).min / 2)[
     :, None
   ]
@@ -133,9 +133,9 @@ def pruned_attention(
 
 
 def check_suits(policy: Policy, attention_fn: Callable[..., Any]):
-  """Raises UserError if a policy needs F and the attention has none.
+  """Raises UserError if an attention function has no F for a policy's needs.
 
-  Also if the attention function does without pruning.
+  It also raises if the attention function cannot be pruned.
   """
   name = capabilities.name(attention_fn)
   can = capabilities.of(attention_fn)
