@@ -1,19 +1,19 @@
-r"""The loss of trained models against the size of their pruned caches.
+r"""Measures the loss of trained models against the size of their pruned caches.
 
   python -m selective_t5x.pruning.frontier \
     --checkpoint=baseline=results/baseline \
     --checkpoint=selective=results/selective \
     --output_dir=results/frontier
 
-Every policy prunes every checkpoint that has what it needs, with one budget for
-all layers; --search=DIR adds the path of a finished selective_t5x.pruning.
-search, whose losses are those on its report batches. --gin_file and
---gin.KEY=VALUE change the configurations that the runs' folders have, e.g.
-BATCH_SIZE. Started again, the same command keeps what it has.
+Every policy prunes every checkpoint that supports it, with one budget for all
+layers. --search=DIR adds the path of a finished selective_t5x.pruning.search
+with the losses on its report batches. --gin_file and --gin.KEY=VALUE change the
+runs' own configurations, e.g. BATCH_SIZE. The same command resumes an
+interrupted one.
 
-Writes frontier.json, frontier.txt, frontier.md, frontier.png and run.json.
+It writes frontier.json, frontier.txt, frontier.md, frontier.png and run.json.
 
-Exit codes: 0 done; 2 something given is wrong; 75 stopped by SIGTERM.
+Exit codes: 0 done; 2 a flag or a configuration is wrong; 75 stopped by SIGTERM.
 """
 
 import os
@@ -59,27 +59,26 @@ def frontier(
   gin_files: Sequence[str] = (),
   gin_bindings: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
-  """Evaluates what is missing, and writes frontier.json.
+  """Evaluates the missing curves and writes frontier.json.
 
   Args:
-    checkpoints: by name, see `restore.restored`.
-    output_dir: where frontier.json is, or will be.
-    policies: names among POLICIES.
+    checkpoints: {name: path}, see `restore.restored`.
+    output_dir: the folder of frontier.json.
+    policies: names in POLICIES.
     searches: folders of finished searches of budgets.
-    batches: the first of the evaluation split.
-    gin_files: for all checkpoints.
+    batches: number of batches, the first of the evaluation split.
+    gin_files: gin files for all checkpoints.
     gin_bindings: 'KEY = VALUE' texts for all checkpoints.
 
   Returns:
-    a curve for each checkpoint and policy, and for each search: 'model',
-    'policy', and 'points', each with budgets, memory_factor and loss, in nats a
-    token.
+    one curve per checkpoint and policy, and per search: 'model', 'policy' and
+    'points', each with budgets, memory_factor and loss in nats per token.
 
   Raises:
-    UserError: a checkpoint is not there, or output_dir holds other figures.
+    UserError: a checkpoint is missing, or output_dir holds other figures.
   """
   file = pathlib.Path(output_dir) / memory.FILE
-  found = [searched(folder) for folder in searches]
+  search_curves = [searched(folder) for folder in searches]
   settings = {
     'checkpoints': {
       name: os.path.relpath(restore.find(path)[1])
@@ -95,16 +94,16 @@ def frontier(
     config = restore.configuration(
       path, gin_files=gin_files, gin_bindings=gin_bindings
     )
-    told = search.identity_of(config, restore.find(path)[1])
-    depends_on |= {f'{name}: {key}': value for key, value in told.items()}
+    identity = search.identity_of(config, restore.find(path)[1])
+    depends_on |= {f'{name}: {key}': value for key, value in identity.items()}
   state = search.read_state(file, settings, depends_on)
   state = state or {
     'settings': settings,
     'identity': depends_on,
     'curves': [],
   }
-  # Read anew each time: they cost nothing.
-  state['searched'] = found
+  # Searches are read again each time because this costs nothing.
+  state['searched'] = search_curves
   done = {(curve['model'], curve['policy']) for curve in state['curves']}
   for name, path in checkpoints.items():
     if all((name, policy) in done for policy in policies):
@@ -120,7 +119,7 @@ def frontier(
         desc=name,
         unit='policy',
         dynamic_ncols=True,
-        disable=None,  # Where there is no terminal.
+        disable=None,  # This disables it without a terminal.
       )
       for policy in bar:
         needs = POLICIES[policy].reads_masking
@@ -135,11 +134,11 @@ def frontier(
         )
         write_json(file, state)
   write_json(file, state)
-  return [*state['curves'], *found]
+  return [*state['curves'], *search_curves]
 
 
 def _points(run, policy, data) -> list[dict[str, Any]]:
-  """Returns the losses with one budget for all layers, of each step."""
+  """Returns one point per budget, with the same budget in all layers."""
   evaluate = losses.Losses(run, policy)
   every = [
     (budget,) * evaluate.layers
@@ -156,10 +155,10 @@ def _points(run, policy, data) -> list[dict[str, Any]]:
 
 
 def searched(folder: str) -> dict[str, Any]:
-  """Returns the curve of a finished search, as `frontier` does.
+  """Returns the curve of a finished search, in the format of `frontier`.
 
   Raises:
-    UserError: there is none.
+    UserError: the folder has no finished search.
   """
   file = pathlib.Path(folder) / search.STATE_FILE
   if not file.exists():
@@ -186,30 +185,30 @@ def searched(folder: str) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> None:
   """Runs `python -m selective_t5x.pruning.frontier`."""
-  made = flags.parser('selective_t5x.pruning.frontier', __doc__)
-  flags.add_output_flags(made)
-  made.add_argument(
+  parser = flags.parser('selective_t5x.pruning.frontier', __doc__)
+  flags.add_output_flags(parser)
+  parser.add_argument(
     '--checkpoint',
     action='append',
     default=[],
     metavar='NAME=DIR',
     help='a run, or a checkpoint_N in it; give it again for more',
   )
-  made.add_argument(
+  parser.add_argument(
     '--policies',
     default=','.join(POLICIES),
     help='with commas, of these (all of them)',
   )
-  made.add_argument(
+  parser.add_argument(
     '--search',
     action='append',
     default=[],
     metavar='DIR',
     help='a finished search of budgets',
   )
-  made.add_argument('--batches', type=int, default=8, metavar='N')
+  parser.add_argument('--batches', type=int, default=8, metavar='N')
   args, bindings = flags.parse(
-    made, argv, needed=('checkpoint', 'output_dir'), counts=('batches',)
+    parser, argv, needed=('checkpoint', 'output_dir'), counts=('batches',)
   )
   checkpoints, policies = _check(args)
   for folder in args.search:
@@ -231,19 +230,19 @@ def main(argv: Sequence[str]) -> None:
   )
   folder = pathlib.Path(args.output_dir)
   write_run_record(folder, run_mode='frontier', seed=None)
-  found = memory.table(curves)
-  (folder / f'{NAME}.txt').write_text(tables.text(found) + '\n')
-  (folder / f'{NAME}.md').write_text(tables.markdown(found))
+  table = memory.table(curves)
+  (folder / f'{NAME}.txt').write_text(tables.text(table) + '\n')
+  (folder / f'{NAME}.md').write_text(tables.markdown(table))
   (folder / f'{NAME}.png').write_bytes(plots.png(memory.figure(curves)))
-  print(tables.text(found))
+  print(tables.text(table))
   print(f'{folder / NAME}.png shows this.')
 
 
 def _check(args) -> tuple[dict[str, str], list[str]]:
-  """Returns the checkpoints by name, and the policies.
+  """Returns ({name: checkpoint}, policies).
 
   Raises:
-    UserError: a flag has a value that cannot be.
+    UserError: a flag has an invalid value.
   """
   checkpoints = {}
   for text in args.checkpoint:

@@ -1,4 +1,4 @@
-"""The loss of a trained model with pruned caches, for any budgets."""
+"""Computes the loss of a trained model with pruned caches of any budgets."""
 
 import functools
 import math
@@ -16,23 +16,23 @@ from selective_t5x.pruning.greedy import Budgets
 from selective_t5x.pruning.policy import Policy
 from selective_t5x.runs.restore import Batch, Trained
 
-# Evaluated together: they share what comes before the first layer's budget, and
-# the scans over queries, which are many small steps. Memory grows with them.
+# Number of candidates per call. They share the layers before the first budget
+# and the scan over queries, which has many small steps; memory grows with it.
 _AT_ONCE = 4
 
 
 class Losses:
-  """Evaluates budgets: compiled once, for they are traced.
+  """Evaluates budgets. They are traced, so it compiles only once.
 
   Attributes:
-    layers: L, of the decoder.
+    layers: L, the number of the decoder's layers.
   """
 
   def __init__(self, run: Trained, policy: Policy):
-    """Takes the model of a run and the policy to prune with.
+    """Prepares the model of a run for pruning with a policy.
 
     Raises:
-      UserError: the model cannot prune, or not with this policy.
+      UserError: the model cannot prune with this policy.
     """
     model = with_pruning(run.model, Pruning(policy, 2))
     self.layers = model.module.config.decoder_layers
@@ -51,38 +51,38 @@ class Losses:
   def __call__(
     self, candidates: Sequence[Budgets], batches: Sequence[Batch]
   ) -> list[float]:
-    """Returns the cross entropy with each of the budgets, in nats a token.
+    """Returns the cross entropy for each candidate, in nats per token.
 
-    It is the mean over all tokens of the batches that have a loss weight;
-    neither z-loss nor memory loss is in it.
+    It is the mean over all tokens of the batches with a loss weight, without
+    z-loss or memory loss.
 
     Args:
-      candidates: each of L budgets.
-      batches: as of `Trained.batches`.
+      candidates: each has L budgets.
+      batches: see `Trained.batches`.
     """
-    found = []
+    totals = []
     for start in range(0, len(candidates), self._at_once):
       chunk = list(candidates[start : start + self._at_once])
       padded = chunk + chunk[-1:] * (self._at_once - len(chunk))
       budgets = jnp.asarray(padded, jnp.int32)
-      # One batch at a time: its memory is that of four models.
+      # One batch at a time because it needs the memory of _AT_ONCE models.
       sums = sum(
         np.asarray(self._totals(self._params, batch, budgets), np.float64)
         for batch in batches
       )
-      found += sums[: len(chunk)].tolist()
+      totals += sums[: len(chunk)].tolist()
     weight = sum(
       np.sum(batch['decoder_loss_weights'], dtype=np.float64)
       for batch in batches
     )
-    return [total / float(weight) for total in found]
+    return [total / float(weight) for total in totals]
 
 
 def with_pruning(model: Any, pruning: Pruning | None) -> Any:
-  """Returns a T5X model whose network prunes so.
+  """Returns a copy of a T5X model whose network has this pruning.
 
   Raises:
-    UserError: the network cannot prune, or not so.
+    UserError: the network cannot prune in this way.
   """
   module = model.module
   if not hasattr(getattr(module, 'config', None), 'pruning'):
@@ -94,12 +94,12 @@ def with_pruning(model: Any, pruning: Pruning | None) -> Any:
 
 
 def cache_bytes(model: Any, pruning: Pruning | None, length: int) -> int:
-  """Returns the bytes of the decoding cache of one row.
+  """Returns the size in bytes of one row's KV cache.
 
   Args:
-    model: T5X's.
-    pruning: how it prunes; None for the cache that holds all keys.
-    length: N, the longest row, the inputs of an encoder too.
+    model: T5X's model.
+    pruning: its pruning; None: the cache that holds all keys.
+    length: N, the length of the longest row, also of an encoder's inputs.
   """
   module = with_pruning(model, pruning).module
   tokens = jnp.ones((1, length), jnp.int32)
@@ -107,15 +107,15 @@ def cache_bytes(model: Any, pruning: Pruning | None, length: int) -> int:
   rows = [tokens] * (3 if hasattr(module, 'encode') else 2)
 
   def empty_cache():
-    made = module.init(jax.random.key(0), *rows, enable_dropout=False)
-    _, changed = module.apply(
-      {'params': made['params']},
+    variables = module.init(jax.random.key(0), *rows, enable_dropout=False)
+    _, updates = module.apply(
+      {'params': variables['params']},
       *rows,
       enable_dropout=False,
       decode=True,
       mutable=['cache'],
     )
-    return changed['cache']
+    return updates['cache']
 
   return sum(
     math.prod(leaf.shape) * leaf.dtype.itemsize
@@ -124,14 +124,14 @@ def cache_bytes(model: Any, pruning: Pruning | None, length: int) -> int:
 
 
 def _totals(model, params, batch, candidates):
-  """Returns the cross entropy, summed over tokens, of i32[C, L]; f32[C]."""
+  """Returns f32[C], the summed cross entropy for budgets i32[C, L]."""
 
   def total(budgets):
     with_budgets = model_copies.with_arguments(model, budgets=budgets)
     logits = with_budgets._compute_logits(params, batch)
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
     targets = batch['decoder_target_tokens'][..., None]
-    of_targets = jnp.take_along_axis(log_probs, targets, axis=-1)[..., 0]
-    return -jnp.sum(of_targets * batch['decoder_loss_weights'])
+    target_log_probs = jnp.take_along_axis(log_probs, targets, axis=-1)[..., 0]
+    return -jnp.sum(target_log_probs * batch['decoder_loss_weights'])
 
   return jax.vmap(total)(candidates)

@@ -1,4 +1,4 @@
-"""What a finished search of budgets has found, as a gin file and as text."""
+"""Writes the result of a finished search of budgets as gin and as text."""
 
 import pathlib
 from typing import Any
@@ -8,10 +8,10 @@ from selective_t5x.runs import restore
 
 
 def as_gin(state: dict[str, Any], run: restore.Trained) -> str:
-  """Returns the gin file of the budgets that a finished search has found."""
+  """Returns the gin file of the budgets of a finished search."""
   settings, full, found = state['settings'], state['path'][0], state['path'][-1]
   binding = run.config.macros()['PRUNING']
-  # What the command line said of the policy.
+  # The policy's macros that the command line sets.
   of_policy = {b.name for b in run.config.bindings if b.file == binding.file}
   own = [
     b

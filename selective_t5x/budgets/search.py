@@ -4,18 +4,19 @@ r"""Searches the smallest cache that keeps a trained model's loss.
     --checkpoint=results/selective --gin_file=gin/pruning/selective.gin \
     --baseline=results/baseline --output_dir=results/selective_budgets
 
-The paper's greedy search (arXiv 2410.02703, section 4): every layer starts at
-the context length, and the one whose cut raises the loss least is cut, until
-the loss would pass the target. Batches of the evaluation split are for the
-search; those that follow them are for the report. --gin_file names the policy
-(gin/pruning/), --gin.KEY=VALUE changes the run's own configuration, e.g.
-BATCH_SIZE. Killed at any moment and started again, it goes on; a second search
-in its folder is refused.
+This is the paper's greedy search (arXiv 2410.02703, section 4). The budget of
+every layer starts at the context length. The search cuts the layer whose cut
+raises the loss least, until the loss would pass the target. It reads the first
+batches of the evaluation split; the report reads the next ones. --gin_file
+names the policy (gin/pruning/). --gin.KEY=VALUE changes the run's own
+configuration, e.g. BATCH_SIZE. The same command resumes an interrupted search;
+a second search in its folder is refused.
 
-Writes budgets.gin, which eval, infer and decoding take after the run's
-config.gin, search.json, every cut with its losses, and run.json.
+It writes budgets.gin (load it after the run's config.gin for eval, infer and
+decoding), search.json (every cut with its losses) and run.json.
 
-Exit codes: 0 done; 2 something given is wrong; 75 stopped by SIGTERM.
+Exit codes: 0 done; 2 a flag or the configuration is wrong; 75 stopped by
+SIGTERM.
 """
 
 import contextlib
@@ -57,27 +58,27 @@ def search(
   tuning_batches: int = 8,
   report_batches: int = 8,
 ) -> dict[str, Any]:
-  """Searches budgets, or what is left of the search; see the module.
+  """Starts or resumes a search of budgets; see the module.
 
   Args:
-    run: the model, and its evaluation split.
-    policy: which key goes.
-    output_dir: where search.json is, or will be.
-    target_loss: nats a token on the tuning batches, which will do.
-    tolerance: how far above its loss without pruning, as a share of that, will
-      do too. Without both, its loss without pruning is the target.
+    run: the model and its evaluation split.
+    policy: the policy that evicts keys.
+    output_dir: the folder of search.json.
+    target_loss: allowed loss in nats per token on the tuning batches.
+    tolerance: allowed relative excess over the loss without pruning. With both,
+      the higher loss is allowed; without both, the loss without pruning is.
     steps: 'ladder' or 'fixed', see `greedy.budget_steps`.
-    uniform: one budget for all layers.
-    tuning_batches: the first batches of the split, for the search.
-    report_batches: those after them, for the report.
+    uniform: whether all layers have the same budget.
+    tuning_batches: number of batches for the search, the first of the split.
+    report_batches: number of the following batches, for the report.
 
   Returns:
-    what search.json has:
-      settings: what was asked for.
-      goal: the highest loss on the tuning batches that will do.
-      path: from no pruning on, cut by cut: budgets, memory_factor, and
-        tuning_loss and report_loss in nats a token. The last one is the result.
-      cache_bytes_per_row: of the decoding cache, {'full', 'pruned'}.
+    the content of search.json:
+      settings: the arguments.
+      goal: the highest allowed loss on the tuning batches.
+      path: one point per cut, from no pruning to the result: budgets,
+        memory_factor, and tuning_loss and report_loss in nats per token.
+      cache_bytes_per_row: {'full', 'pruned'}, sizes of the KV cache.
 
   Raises:
     UserError: the model cannot prune with the policy, the split is too small,
@@ -123,13 +124,13 @@ def search(
 
   path = state['path']
   _cut(evaluate, tuning, state, file)
-  told = evaluate([point['budgets'] for point in path], report)
-  for point, loss in zip(path, told, strict=True):
+  report_losses = evaluate([point['budgets'] for point in path], report)
+  for point, loss in zip(path, report_losses, strict=True):
     point['report_loss'] = loss
-  found = Pruning(policy, path[-1]['budgets'])
+  pruning = Pruning(policy, path[-1]['budgets'])
   state['cache_bytes_per_row'] = {
     'full': losses.cache_bytes(run.model, None, run.length),
-    'pruned': losses.cache_bytes(run.model, found, run.length),
+    'pruned': losses.cache_bytes(run.model, pruning, run.length),
   }
   state['finished'] = True
   write_json(file, state)
@@ -137,7 +138,7 @@ def search(
 
 
 def _cut(evaluate, tuning, state, file) -> None:
-  """Makes the cuts that are left, and writes each down."""
+  """Makes the remaining cuts and writes the state after each."""
   settings, path = state['settings'], state['path']
   steps = greedy.budget_steps(settings['steps'], settings['context'])
   last = tuple(path[-1]['budgets'])
@@ -156,7 +157,7 @@ def _cut(evaluate, tuning, state, file) -> None:
     desc=file.parent.name,
     unit='cut',
     dynamic_ncols=True,
-    disable=None,  # Where there is no terminal.
+    disable=None,  # This disables it without a terminal.
   ) as bar:
     for cut in cuts:
       path.append(_point(cut.budgets, cut.loss, settings['context']))
@@ -180,9 +181,9 @@ def _point(budgets, loss, length) -> dict[str, Any]:
 def identity_of(
   config: reader.Config | None, checkpoint: str | os.PathLike
 ) -> identity.Identity:
-  """Returns what losses of a checkpoint under a configuration depend on.
+  """Returns the identity of the losses of a checkpoint.
 
-  Its folder may be moved: its content counts.
+  The content of the checkpoint counts, not its path.
   """
   depends_on = {'content of the checkpoint': identity.content_of(checkpoint)}
   return depends_on | (identity.of_config(config) if config else {})
@@ -193,16 +194,16 @@ def read_state(
   settings: dict,
   depends_on: identity.Identity | None = None,
 ) -> dict[str, Any] | None:
-  """Returns what an interrupted or finished command wrote, None if nothing.
+  """Returns the state of an earlier command; None if there is none.
 
   Args:
-    file: what it wrote.
-    settings: those of this command.
-    depends_on: see `identity_of`; None does not compare it.
+    file: the file of the state.
+    settings: the settings of the present command.
+    depends_on: see `identity_of`; None: not compared.
 
   Raises:
-    UserError: it was given other settings, or another configuration, or the
-      checkpoint or a file has changed since.
+    UserError: the settings, the configuration, the checkpoint or a file that it
+      names differ from those of the earlier command.
   """
   if not file.exists():
     return None
@@ -232,16 +233,16 @@ def read_state(
 
 
 def check_state(file: pathlib.Path, state: Any) -> None:
-  """Raises UserError where search.json is not what a search has written."""
+  """Raises UserError if search.json is not a state of a search."""
 
   def is_number(value):
     return isinstance(value, int | float)
 
   try:
-    losses_told = ['tuning_loss', *['report_loss'] * state['finished']]
+    loss_names = ['tuning_loss', *['report_loss'] * state['finished']]
     whole = is_number(state['goal']) and all(
       all(map(is_number, point['budgets']))
-      and all(is_number(point[k]) for k in ('memory_factor', *losses_told))
+      and all(is_number(point[k]) for k in ('memory_factor', *loss_names))
       for point in state['path']
     )
   except (KeyError, TypeError):
@@ -257,7 +258,7 @@ def _baseline_loss(path, gin_files, gin_bindings, count) -> float:
   with restore.restored(
     path,
     gin_files=gin_files,
-    # It need not have what the policy needs.
+    # The baseline may lack what the policy needs.
     gin_bindings=[*gin_bindings, 'PRUNING = None'],
   ) as run:
     evaluate = losses.Losses(run, Window())
@@ -267,31 +268,31 @@ def _baseline_loss(path, gin_files, gin_bindings, count) -> float:
 
 def main(argv: Sequence[str]) -> None:
   """Runs `python -m selective_t5x.pruning.search`."""
-  made = flags.parser('selective_t5x.pruning.search', __doc__)
-  flags.add_output_flags(made)
-  made.add_argument(
+  parser = flags.parser('selective_t5x.pruning.search', __doc__)
+  flags.add_output_flags(parser)
+  parser.add_argument(
     '--checkpoint', metavar='DIR', help='of a run, or a checkpoint_N in it'
   )
-  made.add_argument(
+  parser.add_argument(
     '--target_loss', type=float, metavar='X', help='nats a token that will do'
   )
-  made.add_argument(
+  parser.add_argument(
     '--baseline', metavar='DIR', help='in its place, a run with this loss'
   )
-  made.add_argument(
+  parser.add_argument(
     '--tolerance',
     type=float,
     metavar='X',
     help="0.01: 1 %% above the model's own loss will do too",
   )
-  made.add_argument('--steps', default='ladder', help='ladder or fixed')
-  made.add_argument(
+  parser.add_argument('--steps', default='ladder', help='ladder or fixed')
+  parser.add_argument(
     '--uniform', action='store_true', help='one budget for all layers'
   )
-  made.add_argument('--tuning_batches', type=int, default=8, metavar='N')
-  made.add_argument('--report_batches', type=int, default=8, metavar='N')
+  parser.add_argument('--tuning_batches', type=int, default=8, metavar='N')
+  parser.add_argument('--report_batches', type=int, default=8, metavar='N')
   args, bindings = flags.parse(
-    made,
+    parser,
     argv,
     needed=('checkpoint', 'gin_file', 'output_dir'),
     counts=('tuning_batches', 'report_batches'),
@@ -300,13 +301,13 @@ def main(argv: Sequence[str]) -> None:
   for path in filter(None, (args.checkpoint, args.baseline)):
     restore.find(path)
   # A second search is refused before it restores anything.
-  held = run_lock.held(args.output_dir)
-  with contextlib.nullcontext() if args.dry_run else held:
+  lock = run_lock.held(args.output_dir)
+  with contextlib.nullcontext() if args.dry_run else lock:
     _run(args, bindings)
 
 
 def _run(args, bindings: Sequence[str]) -> None:
-  """Searches, or says what would be searched."""
+  """Searches, or prints the plan of the search for --dry_run."""
   files = [*args.gin_file, _GIN_FILE]
   target = args.target_loss
   if args.baseline and not args.dry_run:
@@ -345,7 +346,7 @@ def _run(args, bindings: Sequence[str]) -> None:
 
 
 def _check(args) -> None:
-  """Raises UserError for a flag with a value that cannot be."""
+  """Raises UserError for a flag with an invalid value."""
   if args.steps not in greedy.STEPS:
     raise UserError(
       f'--steps={args.steps}: expected one of {", ".join(greedy.STEPS)}'

@@ -1,13 +1,13 @@
-r"""Shows what a trained model masks: makes a page with the masking viewer.
+r"""Makes a page with the masking viewer for a trained model.
 
   python -m selective_t5x.report --checkpoint=results/selective \
     --text="The cat sat on the mat. The cat slept." --output_dir=results/masking
 
-Without --text the first rows of the evaluation split are shown. --gin_file and
---gin.KEY=VALUE change the run's own configuration, e.g. EVAL_SPLIT. Writes
-masking.html, which needs no network, masking.json, its data, and run.json.
+Without --text it shows the first rows of the evaluation split. --gin_file and
+--gin.KEY=VALUE change the run's own configuration, e.g. EVAL_SPLIT. It writes
+masking.html (needs no network), masking.json (its data) and run.json.
 
-Exit codes: 0 done; 2 something given is wrong.
+Exit codes: 0 done; 2 a flag or the configuration is wrong.
 """
 
 import math
@@ -25,28 +25,28 @@ from selective_t5x.runs.record import write_run_record
 
 def main(argv: Sequence[str]) -> None:
   """Runs `python -m selective_t5x.report`."""
-  made = flags.parser('selective_t5x.report', __doc__)
-  flags.add_output_flags(made)
-  made.add_argument(
+  parser = flags.parser('selective_t5x.report', __doc__)
+  flags.add_output_flags(parser)
+  parser.add_argument(
     '--checkpoint', metavar='DIR', help='of a run, or a checkpoint_N in it'
   )
-  made.add_argument(
+  parser.add_argument(
     '--text',
     action='append',
     default=[],
     help='what the model reads; give it again for more',
   )
-  made.add_argument(
+  parser.add_argument(
     '--examples', type=int, default=3, metavar='N', help='rows without --text'
   )
   args, bindings = flags.parse(
-    made, argv, needed=('checkpoint', 'output_dir'), counts=('examples',)
+    parser, argv, needed=('checkpoint', 'output_dir'), counts=('examples',)
   )
   restore.find(args.checkpoint)
   with restore.restored(
     args.checkpoint, gin_files=args.gin_file, gin_bindings=bindings
   ) as run:
-    # It takes seconds to import.
+    # This import takes seconds.
     from selective_t5x.report import masking, packing, page, viewer
 
     vocabulary = run.model.output_vocabulary
@@ -89,13 +89,13 @@ def _first(run, count) -> list[dict[str, np.ndarray]]:
   """Returns the first rows of the evaluation split, in batches."""
   size = run.dataset_cfg.batch_size
   batches = run.batches(math.ceil(count / size))
-  left = count - size * (len(batches) - 1)
-  batches[-1] = {name: x[:left] for name, x in batches[-1].items()}
+  remaining = count - size * (len(batches) - 1)
+  batches[-1] = {name: x[:remaining] for name, x in batches[-1].items()}
   return batches
 
 
 def _read(run, vocabulary, text: str) -> dict[str, np.ndarray]:
-  """Returns a batch of one row: the start token, and a text."""
+  """Returns a batch of one row: the start token and a text."""
   if hasattr(run.model.module, 'encode'):
     raise UserError(
       '--text: an encoder-decoder reads two texts; leave it out to see rows of '
@@ -112,7 +112,7 @@ def _read(run, vocabulary, text: str) -> dict[str, np.ndarray]:
   ones = np.ones_like(inputs)
   return {
     'decoder_input_tokens': inputs,
-    # Nothing is predicted: no padding is all that counts.
+    # Nothing is predicted; targets only mark that there is no padding.
     'decoder_target_tokens': ones,
     'decoder_loss_weights': ones,
     'decoder_positions': np.arange(inputs.size, dtype=np.int32)[None],

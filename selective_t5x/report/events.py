@@ -1,4 +1,4 @@
-"""A comparison's figures as a TensorBoard event file."""
+"""Writes a comparison's figures as a TensorBoard event file."""
 
 import os
 import pathlib
@@ -11,7 +11,7 @@ from tensorboard.summary.writer import record_writer
 
 from selective_t5x.report import plots
 
-# One name, so that a comparison that is made again replaces its events.
+# The name is fixed so that a new comparison replaces the old events.
 EVENTS_FILE = 'events.out.tfevents.comparison'
 
 
@@ -20,11 +20,11 @@ def write(
 ) -> None:
   """Writes means over seeds as scalars, and the learning curves as an image.
 
-  The scalars are `<task>/<metric>/<variant>` at each step that all seeds of a
-  variant have, finite values only. The image is at the last step.
+  The scalars are `<task>/<metric>/<variant>` at each step where all seeds of a
+  variant have finite values. The image is at the last step.
 
   Args:
-    folder: where TensorBoard finds them; the runs in it have their own.
+    folder: the folder of the comparison.
     comparison: see `figures.compare_cells`.
     curves_png: the learning curves, a PNG file.
   """

@@ -1,4 +1,4 @@
-"""What the selective variants of a comparison mask, for its page's viewer."""
+"""Collects what the selective variants of a comparison mask, for its page."""
 
 import pathlib
 import subprocess
@@ -13,7 +13,7 @@ from selective_t5x.report import viewer
 from selective_t5x.runs import identity
 from selective_t5x.runs.files import read_json, write_json
 
-# A longer page tells no more.
+# More variants would only make the page long.
 MOST_VARIANTS = 6
 _FOLDER = 'masking'
 _LOG = 'log.txt'
@@ -23,11 +23,11 @@ _IDENTITY = 'identity.json'
 def masking_viewer(
   comparisons: Sequence[tuple[str, pathlib.Path, dict[str, Any]]], count: int
 ) -> list[Markup]:
-  """Returns the viewer as parts of a page, see `collect`.
+  """Returns the viewer as a list of parts of a page; [] if there is no viewer.
 
   Args:
-    comparisons: of the page: name, folder and figures of each.
-    count: rows; 0 for none.
+    comparisons: see `collect`.
+    count: number of rows; 0: no viewer.
   """
   models = collect(comparisons, count) if count else {}
   if not models:
@@ -38,16 +38,16 @@ def masking_viewer(
 def collect(
   comparisons: Sequence[tuple[str, pathlib.Path, dict[str, Any]]], count: int
 ) -> dict[str, dict[str, Any]]:
-  """Runs what is missing of the reports of selective variants.
+  """Runs the missing reports of selective variants.
 
-  One `python -m selective_t5x.report` for each variant, of its first seed, into
-  the folder masking of its result folder. What fails is said on stderr, and
-  left out.
+  It runs `python -m selective_t5x.report` for the first seed of each variant
+  and writes into the subfolder masking of its result folder. A failed report is
+  mentioned on stderr and left out.
 
   Args:
-    comparisons: of one page: a name, '' where it is alone, the folder of the
-      cells, and the figures, see `figures.compare_cells`.
-    count: rows of tokens in all; each variant has one at least.
+    comparisons: (name, folder of the cells, figures) of each comparison on the
+      page, see `figures.compare_cells`; the name of a single one is ''.
+    count: number of rows in total; each variant has at least one.
 
   Returns:
     {name: `packing.figures`}, for `viewer.section`.
@@ -59,7 +59,7 @@ def collect(
     if cell['seed'] == comparison['seeds'][0]
     and _selects(folder / cell['name'])
   ][:MOST_VARIANTS]
-  found = {}
+  models = {}
   for name, folder in shown:
     rows = max(1, count // len(shown))
     figures = _kept(folder / _FOLDER, rows)
@@ -67,12 +67,12 @@ def collect(
       print(f'{name}: looking at what it masks', file=sys.stderr, flush=True)
       figures = _run(folder, rows)
     if figures is not None:
-      found[name] = figures
-  return found
+      models[name] = figures
+  return models
 
 
 def _selects(folder: pathlib.Path) -> bool:
-  """Tells from a run's configuration whether its attention selects."""
+  """Whether the attention in a run's configuration selects."""
   path = folder / 'config.gin'
   if not path.exists():
     return False
@@ -82,7 +82,7 @@ def _selects(folder: pathlib.Path) -> bool:
 
 
 def _kept(folder, rows) -> dict[str, Any] | None:
-  """Returns the figures of an earlier report, if they are of this model."""
+  """Returns the figures of an earlier report of this model, or None."""
   if not (folder / viewer.FILE).exists():
     return None
   if identity.read(folder / _IDENTITY) != _identity(folder.parent):
@@ -92,7 +92,7 @@ def _kept(folder, rows) -> dict[str, Any] | None:
 
 
 def _identity(folder) -> identity.Identity:
-  """Returns what a report of a run depends on."""
+  """Returns the identity of a report of a run."""
   checkpoint = identity.latest_checkpoint(folder)
   return {
     'content of config.gin': (folder / 'config.gin').read_text('utf-8'),

@@ -1,8 +1,8 @@
-"""What selection masks in a trained model: captured for the masking viewer.
+"""Captures what selection masks in a trained model, for the masking viewer.
 
-Each layer's F and its attention weights, with selection and, by the same
-parameters, with F set to 0; when a pruned cache would evict each key; and SSA's
-temperatures, of models that have them.
+It captures each layer's F and attention weights, with selection and with F = 0
+in the same parameters; the query at which a pruned cache evicts each key; and
+SSA's temperatures, if the model has them.
 
 Shapes: L layers, N tokens of a row, H heads.
 """
@@ -34,26 +34,25 @@ from selective_t5x.pruning import Selective
 from selective_t5x.pruning.eviction import keep_mask
 from selective_t5x.pruning.greedy import budget_steps
 
-# Masked this much, a token counts as gone: the tau of the paper's memory loss.
+# A token with a larger F counts as gone: the tau of the paper's memory loss.
 TAU = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Masked:
-  """One row of tokens, as a model sees it.
+  """One row of tokens with the model's F and attention weights.
 
   Attributes:
-    tokens: N strings: what the decoder reads.
-    masking: f32[L, N, N], F, the mean over the heads that select; axis 1 is the
-      query.
+    tokens: N strings, the inputs of the decoder.
+    masking: f32[L, N, N], F, mean over selecting heads; axis 1 is the query.
     attention: f32[L, N, N], the weights, the mean over heads.
     attention_off: the same with F = 0.
-    evicted: {K: i32[L, N]}, the query at which a cache of K keys in each layer
-      evicts the key; N where it never does.
+    evicted: {K: i32[L, N]}, the query at which a cache of K keys per layer
+      evicts the key; N if it never does.
     temperatures: {'query' | 'key' | 'value': f32[L, N]}, SSA's inverse
-      temperatures, of those that vary.
-    visible: f32[L], the share of its context that a query still sees: the mean
-      over queries of `memory.visible_tokens` over all tokens that it may see.
+      temperatures that are not constant.
+    visible: f32[L], the share of the context that a query still sees: the mean
+      over queries of `memory.visible_tokens` divided by the causal context.
   """
 
   tokens: tuple[str, ...]
@@ -68,17 +67,20 @@ class Masked:
 def capture(
   model: Any, params: Any, batch: dict[str, np.ndarray], vocabulary: Any
 ) -> list[Masked]:
-  """Runs a model on whole rows and returns what it masks in each.
+  """Runs a model on whole rows and captures what it masks.
 
   Args:
-    model: T5X's; its module has a config with an attention_fn that selects, or
-      with SSA as its extension.
-    params: of the module.
-    batch: as the model's loss takes it, B rows; padding lies at the end.
-    vocabulary: of the decoder's tokens.
+    model: T5X's model. The config of its module has an attention_fn that
+      selects, or SSA as an extension.
+    params: the module's parameters.
+    batch: a batch of the model's loss, B rows with padding at the end.
+    vocabulary: the vocabulary of the decoder's tokens.
+
+  Returns:
+    one entry per row that is not all padding.
 
   Raises:
-    UserError: if the model has neither.
+    UserError: the model has neither selection nor SSA.
   """
   attention_fn = getattr(model.module.config, 'attention_fn', None)
   does_select = (
@@ -102,14 +104,14 @@ def capture(
     for budget in budget_steps('ladder', inputs.shape[1])[1:]
     if does_select
   }
-  found = []
+  captured = []
   for row, ids in enumerate(segments):
     length = int(np.max(np.nonzero(ids)[0], initial=-1)) + 1
     if not length:
       continue
     cut = np.s_[row, :length, :length]
     rows = np.stack([np.asarray(x[1])[cut] for x in on])
-    found.append(
+    captured.append(
       Masked(
         tokens=token_texts(vocabulary, inputs[row, :length]),
         masking=rows,
@@ -127,21 +129,21 @@ def capture(
         visible=_visible(rows, jnp.asarray(ids[None, :length])),
       )
     )
-  return found
+  return captured
 
 
 def token_texts(vocabulary: Any, tokens: Sequence[int]) -> tuple[str, ...]:
-  """Returns the tokens as a reader would write them, spaces and all."""
+  """Returns the tokens as text, with spaces."""
   pieces = getattr(vocabulary, 'tokenizer', None)
-  found = []
+  texts = []
   for before, token in zip((None, *tokens), map(int, tokens), strict=False):
     if token == vocabulary.pad_id:
-      found.append('<start>')  # T5X's decoders start with it.
+      texts.append('<start>')  # T5X's decoders start with the padding id.
     elif hasattr(pieces, 'id_to_piece') and token < pieces.get_piece_size():
-      found.append(_piece_text(pieces.id_to_piece(token)))
+      texts.append(_piece_text(pieces.id_to_piece(token)))
     else:
-      found.append(_added_text(vocabulary, before, token))
-  return tuple(found)
+      texts.append(_added_text(vocabulary, before, token))
+  return tuple(texts)
 
 
 def _piece_text(piece: str) -> str:
@@ -152,7 +154,7 @@ def _piece_text(piece: str) -> str:
 
 
 def _added_text(vocabulary, before, token: int) -> str:
-  """Returns what a token adds to the text: the space of a symbol, too."""
+  """Returns what a token adds to the text, which may include a space."""
   alone = vocabulary.decode([token])
   if before is None or before == vocabulary.pad_id:
     return alone
@@ -164,11 +166,11 @@ def _added_text(vocabulary, before, token: int) -> str:
 def _weights(
   model, params, batch
 ) -> tuple[list[tuple], dict[str, list[jax.Array]]]:
-  """Returns what each layer does.
+  """Captures the attention of each layer.
 
   Returns:
-    (weights, F) of each, both f32[B, N, N], and SSA's temperatures by what they
-    are of, f32[B, N] of each.
+    [(weights, F) of each layer], both f32[B, N, N], and SSA's temperatures,
+    {'query' | 'key' | 'value': [f32[B, N] of each layer]}.
   """
   records, tempered = [], []
   recorded = model_copies.with_config(
@@ -179,11 +181,11 @@ def _weights(
   )
 
   def record(call, args, kwargs, context):
-    found = call(*args, **kwargs)
-    of_ssa = isinstance(context.module, ssa.SSA)
-    if of_ssa and context.method_name == 'temperatures':
-      tempered.append(found)
-    return found
+    output = call(*args, **kwargs)
+    is_ssa = isinstance(context.module, ssa.SSA)
+    if is_ssa and context.method_name == 'temperatures':
+      tempered.append(output)
+    return output
 
   @jax.jit
   def run(params, batch):
@@ -198,7 +200,7 @@ def _weights(
   return weights, {
     name: [np.broadcast_to(getattr(layer, name), shape) for layer in layers]
     for name in extensions.Heads._fields
-    # [1, 1] is that of a projection that has none.
+    # A projection without a temperature has the shape [1, 1].
     if layers and getattr(layers[0], name).size > 1
   }
 
@@ -209,7 +211,7 @@ def _recorder(attention_fn: Callable[..., Any], records: list):
   if not does_select and (
     inspect.unwrap(attention_fn) is not attention.causal_attention
   ):
-    return attention_fn  # Its weights are its own.
+    return attention_fn  # Its weights cannot be computed here.
 
   @functools.wraps(attention_fn)
   def attend(query, key, value, **settings):
@@ -230,7 +232,7 @@ def _recorder(attention_fn: Callable[..., Any], records: list):
     scale = checks.scale('masking', settings.get('scale'), query)
     logits = reference.attention_logits(query, key, scale, settings.get('bias'))
     visible = masks.visible(query.shape[1], settings.get('segment_ids'))
-    # Finite, for padding rows, which see nothing.
+    # It is finite because padding rows see nothing.
     least = jnp.finfo(logits.dtype).min
     logits -= selection.spread(masking, logits.shape[1])
     logits = jnp.where(visible[:, None], logits, least)
@@ -243,7 +245,7 @@ def _recorder(attention_fn: Callable[..., Any], records: list):
 
 @functools.partial(jax.jit, static_argnums=2)
 def _evicted(masking, segment_ids, budget):
-  """Returns i32[B, N], the first query that a key is held for no more."""
+  """Returns i32[B, N], the first query after a key's eviction."""
   kept, _ = keep_mask(Selective(), segment_ids, budget=budget, masking=masking)
   length = kept.shape[-1]
   queries = jnp.arange(length)[:, None]
@@ -260,16 +262,16 @@ def _visible(masking, segment_ids) -> np.ndarray:
 
 
 def kinds(rows: Sequence[Masked], budget: int) -> dict[str, tuple[int, float]]:
-  """Tells which kinds of tokens a pruned cache gives up first.
+  """Measures which kinds of tokens a pruned cache evicts first.
 
   Args:
-    rows: of one model.
+    rows: the rows of one model.
     budget: K, a budget of `Masked.evicted`.
 
   Returns:
-    {kind: (its tokens, the share of them that is evicted within K queries of
-    becoming old enough to be)}: of tokens that K or more others follow, over
-    rows and layers. A token has the first kind that fits.
+    {kind: (number of tokens, share of them that is evicted as soon as K tokens
+    follow)}, over rows and layers, of tokens that K or more others follow. A
+    token has the first kind that fits.
   """
   counts: dict[str, list[float]] = {}
   for row in rows:

@@ -1,4 +1,4 @@
-"""Loss against the size of pruned caches: curves, and a part of a page."""
+"""Shows the loss against the size of pruned caches as plot, table and HTML."""
 
 import pathlib
 from collections.abc import Sequence
@@ -10,15 +10,15 @@ from selective_t5x.errors import UserError
 from selective_t5x.report import page, plots, tables
 from selective_t5x.runs.files import read_json
 
-# Of a folder of selective_t5x.pruning.frontier.
+# The file that selective_t5x.pruning.frontier writes into its folder.
 FILE = 'frontier.json'
 
 
 def read(folder: str) -> list[dict[str, Any]]:
-  """Returns the curves of a frontier.
+  """Returns the curves of a frontier's folder.
 
   Raises:
-    UserError: there is none.
+    UserError: the folder has none.
   """
   file = pathlib.Path(folder) / FILE
   if not file.exists():
@@ -26,12 +26,12 @@ def read(folder: str) -> list[dict[str, Any]]:
       f'{folder}: no {FILE}; expected a folder that '
       'selective_t5x.pruning.frontier has written'
     )
-  found = read_json(file)
-  return [*found['curves'], *found['searched']]
+  frontier = read_json(file)
+  return [*frontier['curves'], *frontier['searched']]
 
 
 def figure(curves: Sequence[dict[str, Any]]):
-  """Returns the plot of curves, see `pruning.frontier`."""
+  """Returns the plot of curves, see `budgets.frontier`."""
   return plots.memory_curves(
     [
       plots.Curve(
@@ -45,7 +45,7 @@ def figure(curves: Sequence[dict[str, Any]]):
 
 
 def table(curves: Sequence[dict[str, Any]]) -> tables.Table:
-  """Returns the losses of curves, a row for each point."""
+  """Returns the losses of curves, one row per point."""
   return tables.Table(
     title='loss (nats/token) with pruned caches',
     header=('model', 'policy', 'times fewer keys', 'loss', 'budgets'),
@@ -64,7 +64,7 @@ def table(curves: Sequence[dict[str, Any]]) -> tables.Table:
 
 
 def _budgets(budgets) -> str:
-  """Returns one number where all layers have the same."""
+  """Returns the budgets as text; one number if they are equal."""
   return ' '.join(map(str, budgets if len(set(budgets)) > 1 else budgets[:1]))
 
 

@@ -1,4 +1,4 @@
-"""Packs what a model masks for the viewer: matrices have 8 bits an entry."""
+"""Packs the matrices of the masking viewer with 8 bits per entry."""
 
 import base64
 import zlib
@@ -9,17 +9,17 @@ import numpy as np
 
 from selective_t5x.report import masking
 
-# An attention map has at most so many rows and columns.
+# The largest number of rows and columns of an attention map.
 MAP_SIZE = 256
 
 
 def figures(rows: Sequence[masking.Masked]) -> dict[str, Any]:
-  """Returns what the viewer shows of one model, as JSON.
+  """Returns the viewer's data of one model, as JSON.
 
   Returns:
-    examples: see `payload`, one a row.
-    budget: the largest K that some row has four times the tokens of, or None;
-      of kinds, see `masking.kinds`, which is {} then.
+    examples: one `payload` per row.
+    budget: the largest K with a row of at least 4 K tokens, or None.
+    kinds: `masking.kinds` for this budget; {} without one.
   """
   budgets = [k for row in rows for k in row.evicted if 4 * k <= len(row.tokens)]
   budget = max(budgets, default=None)
@@ -31,7 +31,7 @@ def figures(rows: Sequence[masking.Masked]) -> dict[str, Any]:
 
 
 def payload(row: masking.Masked) -> dict[str, Any]:
-  """Returns what viewer.js reads of one row of tokens."""
+  """Returns the data of one row of tokens for viewer.js."""
   return {
     'tokens': row.tokens,
     'visible': [round(float(x), 4) for x in row.visible],
@@ -51,20 +51,20 @@ def payload(row: masking.Masked) -> dict[str, Any]:
 
 
 def pack_masking(f: np.ndarray) -> str:
-  """Packs f32[N, N], F: 8 bits of 1 - exp(-F), differences down the queries.
+  """Packs F, f32[N, N], as 8-bit levels of 1 - exp(-F), differenced by query.
 
-  That is the share of its weight that selection takes from a token. It grows
-  query by query, by little, and soon stays at 1: the differences deflate well.
-  Without relu F may be negative, which is shown as 0.
+  1 - exp(-F) is the share of its weight that a token loses by selection. It
+  grows slowly from query to query and soon stays at 1, so the differences
+  deflate well. Without relu F may be negative, which is shown as 0.
   """
   levels = np.round(-np.expm1(-np.maximum(f, 0)) * 255).astype(np.uint8)
   return _deflate(np.diff(levels, axis=0, prepend=np.uint8(0)))
 
 
 def pack_map(weights: np.ndarray) -> dict[str, Any]:
-  """Packs f32[N, N], weights in 0..1: means of squares of tokens, 8 bits.
+  """Packs weights in 0..1, f32[N, N], as 8-bit levels of means over tiles.
 
-  Levels are of the square root: most weights are small.
+  The levels are of the square root because most weights are small.
 
   Returns:
     {'size': S, 'data': S x S levels}.

@@ -1,4 +1,4 @@
-"""A comparison's page: one HTML file that needs no network."""
+"""Makes a comparison's page: one HTML file that needs no network."""
 
 import collections
 from collections.abc import Sequence
@@ -27,14 +27,14 @@ def page(
   sections: Sequence[tuple[str, str, dict[str, Any]]] = (),
   more: Sequence[Markup] = (),
 ) -> Markup:
-  """Returns an HTML page; all text given is shown as text.
+  """Returns an HTML page; all text arguments are escaped.
 
   Args:
-    title: of the page.
-    intro: the line below it.
-    command: the shell command that made it.
-    sections: of each comparison its heading, what it is about, in a sentence
-      or two, and its figures, see `figures.compare_cells`.
+    title: the title of the page.
+    intro: the line below the title.
+    command: the shell command that made the page.
+    sections: (heading, description, figures) of each comparison, see
+      `figures.compare_cells`.
     more: further parts, see `render`.
   """
   return render(
@@ -50,7 +50,7 @@ def page(
 
 
 def render(template: str, **values: Any) -> Markup:
-  """Returns a file of the folder templates, filled in; text stays text."""
+  """Fills in a file of the folder templates; text is escaped."""
   return Markup(_TEMPLATES.get_template(template).render(values))
 
 
@@ -66,7 +66,7 @@ def _differences(comparison, name) -> tables.Table:
 
 
 def _what_ran(comparison) -> dict[str, dict[str, None]]:
-  """Returns what the runs' records say; values that differ are all listed."""
+  """Returns the facts of the runs' records, with all differing values."""
   facts = collections.defaultdict(dict)
   for cell in comparison['cells']:
     for name, value in _facts(cell['run']).items():

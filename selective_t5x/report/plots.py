@@ -1,4 +1,4 @@
-"""A comparison's figures."""
+"""Draws the plots of comparisons and of pruned caches."""
 
 import dataclasses
 import io
@@ -13,8 +13,8 @@ from matplotlib.lines import Line2D
 
 from selective_t5x.report import tables
 
-# After Okabe and Ito's colours, which colour-blind readers can tell apart, made
-# to stand out on white and on black alike.
+# Okabe and Ito's colours for colour-blind readers, adapted to stand out on
+# white and on black.
 _COLORS = ('#d55e00', '#2a86c8', '#009e73', '#b8618f', '#b8860b', '#7a7f85')
 _LINES = ('-', '--', ':', '-.')
 _STYLE = {
@@ -29,7 +29,7 @@ _STYLE = {
   'legend.frameon': False,
   'svg.fonttype': 'none',
 }
-# In an SVG these stand for the page's own colours, in light and dark mode.
+# In an SVG the page's own colours of light or dark mode replace these.
 _INK, _GRID = '#1b1c1d', '#d8d9da'
 _INKED = ('text.color', 'axes.labelcolor', 'axes.edgecolor')
 _STYLE |= dict.fromkeys((*_INKED, 'xtick.color', 'ytick.color'), _INK)
@@ -37,11 +37,11 @@ _STYLE['grid.color'] = _GRID
 
 
 def learning_curves(comparison: dict[str, Any]) -> Figure:
-  """Returns a row of panels for each task: its loss, its accuracy.
+  """Returns a row of two panels per task: loss and accuracy.
 
-  Lines with dots are evaluations; thin lines, on the task that is trained on,
-  the train steps. With several seeds a line is their mean and a band their
-  range.
+  Lines with dots are evaluations. Thin lines are the train steps; they are in
+  the panels of the training task. With several seeds a line is their mean and a
+  band their range.
 
   Args:
     comparison: see `figures.compare_cells`.
@@ -69,7 +69,7 @@ def learning_curves(comparison: dict[str, Any]) -> Figure:
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-  """Losses in nats a token at some memory factors; in the legend by name."""
+  """Losses in nats per token by memory factor, with a name for the legend."""
 
   name: str
   memory_factors: Sequence[float]
@@ -77,10 +77,10 @@ class Curve:
 
 
 def memory_curves(curves: Sequence[Curve]) -> Figure:
-  """Returns a panel: the loss as the cache gets smaller.
+  """Returns a plot of the loss against the memory factor.
 
   Args:
-    curves: those of one name have one colour, so there is one a seed.
+    curves: curves of the same name, one per seed, have the same colour.
   """
   names = list(dict.fromkeys(curve.name for curve in curves))
   with matplotlib.rc_context(_STYLE):
@@ -117,14 +117,14 @@ def memory_curves(curves: Sequence[Curve]) -> Figure:
 
 
 def _line(number: int) -> str:
-  """Returns a style of line: the colours are used again with another."""
+  """Returns a line style; each reuse of the colours has another one."""
   return _LINES[number // len(_COLORS) % len(_LINES)]
 
 
 def mean_curve(comparison, variant, task, metric) -> tuple[list, ...]:
   """Returns (steps, means, lowest, highest) over the seeds of a variant.
 
-  Only of the steps that every seed has, with a finite value.
+  Only steps where every seed has a finite value count.
 
   Args:
     comparison: see `figures.compare_cells`.
@@ -165,8 +165,8 @@ def svg(figure: Figure, prefix: str) -> str:
   are var(--line).
 
   Args:
-    figure: what to draw.
-    prefix: goes in front of all ids, which must be unique in a page.
+    figure: the figure to draw.
+    prefix: prefix of all ids, which must be unique in a page.
   """
   file = io.StringIO()
   nothing = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
@@ -176,13 +176,13 @@ def svg(figure: Figure, prefix: str) -> str:
   text = text[text.index('<svg') :]
   text = re.sub(r'(\bid="|href="#|url\(#)', rf'\g<1>{prefix}-', text)
   text = re.sub(r'<defs>\s*<style.*?</style>\s*</defs>', '', text, flags=re.S)
-  # The page decides how wide it is; viewBox keeps the proportions.
+  # The page sets the width; viewBox keeps the proportions.
   text = re.sub(r' (width|height)="[\d.]+pt"', '', text, count=2)
   return text.replace(_INK, 'currentColor').replace(_GRID, 'var(--line)')
 
 
 def _panel(axis, comparison, task, metric, train_task) -> None:
-  """Draws all variants on one task; `train_task` is the one trained on."""
+  """Draws all variants on one task; `train_task` is the training task."""
   highest = []
   for number, variant in enumerate(comparison['variants']):
     color = _COLORS[number % len(_COLORS)]
@@ -201,7 +201,7 @@ def _panel(axis, comparison, task, metric, train_task) -> None:
     highest = [0.1, *axis.get_ylim()]
     axis.set_ylim(-0.03 * max(highest), min(1.03, max(highest)))
   elif highest:
-    # The first train steps would press everything else flat.
+    # The losses of the first train steps would flatten everything else.
     bottom = axis.get_ylim()[0]
     axis.set_ylim(bottom, max(highest) + 0.08 * (max(highest) - bottom))
   axis.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))

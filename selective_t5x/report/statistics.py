@@ -1,8 +1,8 @@
-"""Mean and range over seeds, and what paired differences say.
+"""Mean and range over seeds, and tests of paired differences.
 
-Metrics are float32. Two differences of such numbers that are nearer to each
-other than `rounding` are taken to be equal: a paired test of them would divide
-by the spread that rounding left, and find any difference significant.
+Metrics are float32. Two differences of such numbers count as equal if they are
+nearer than `rounding`: a paired test would divide by the spread of rounding
+errors and call any difference significant.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-# Fewer pairs give a paired test nothing to estimate a spread from.
+# A paired test cannot estimate a spread from fewer pairs.
 SEEDS_FOR_A_TEST = 3
 SIGNIFICANT = 0.05
 
@@ -21,20 +21,21 @@ def spread(
   values: Sequence[float | None],
   reference: Sequence[float | None] | None = None,
 ) -> dict[str, Any]:
-  """Returns mean and range of one value a seed, and of paired differences.
+  """Returns mean and range of one value per seed, and of paired differences.
 
   Args:
-    values: one a seed; None where a run has none (it was not finite).
+    values: one per seed; None if it was not finite.
     reference: the values of the reference with the same seeds.
 
   Returns:
-    values, mean, min, max, all None where a value is; with a reference also
-    'difference', the same of value - reference with a 'p_value', of a two-sided
-    paired t-test, and two 95 % intervals, [low, high], of its mean:
-    't_interval', that of the test, and 'interval', by the percentiles of
-    bootstrap samples of the seeds, too narrow where they are few. All three are
-    None below three seeds, and where all differences are equal within
-    'rounding', which is there too.
+    values, mean, min, max; the last three are None if a value is None.
+    difference: only with a reference: the same of value - reference, and
+      rounding: see `rounding`.
+      p_value: of a two-sided paired t-test.
+      t_interval: [low, high], 95 % interval of the mean by that test.
+      interval: the same by bootstrap percentiles; too narrow with few seeds.
+      The last three are None with fewer than three seeds, or if all differences
+      are equal within rounding.
   """
   values = list(values)
   known = values and None not in values
@@ -55,12 +56,12 @@ def spread(
 
 
 def rounding(values: Iterable[float | None]) -> float:
-  """Returns how far apart rounding puts two differences of float32 numbers.
+  """Returns the largest rounding error between two differences of float32.
 
-  Each of the four numbers is off by up to 2^-24 of itself.
+  Each of the four numbers has a relative error of up to 2^-24.
 
   Args:
-    values: all that differences are taken of; those that are None do not count.
+    values: all minuends and subtrahends; None is ignored.
   """
   return 2.0**-22 * max((abs(x) for x in values if x is not None), default=0.0)
 
@@ -69,7 +70,7 @@ def all_equal(difference: Mapping[str, Any]) -> bool:
   """Whether all seeds have the same difference within rounding.
 
   Args:
-    difference: of `spread`; one without 'rounding' is compared exactly.
+    difference: a result of `spread`; without 'rounding' it is compared exactly.
   """
   if difference['mean'] is None:
     return False
@@ -78,21 +79,21 @@ def all_equal(difference: Mapping[str, Any]) -> bool:
 
 
 def is_zero(difference: Mapping[str, Any]) -> bool:
-  """Whether no seed has a difference but for rounding; see `all_equal`."""
+  """Whether all differences are zero within rounding; see `all_equal`."""
   return all_equal(difference) and abs(difference['mean']) <= difference.get(
     'rounding', 0.0
   )
 
 
 def decimals(difference: Mapping[str, Any], least: int) -> int:
-  """Returns how many decimals a difference and its interval are printed with.
+  """Returns the number of decimals to print of a difference and its interval.
 
-  Two significant digits of the wider of its 95 % intervals, or where there is
-  none of its range, or where all seeds are equal of the difference itself.
+  They show two significant digits of the wider 95 % interval, without intervals
+  of the range, and if all seeds are equal of the difference itself.
 
   Args:
-    difference: of `spread`.
-    least: no fewer than these.
+    difference: a result of `spread`.
+    least: the smallest number of decimals.
   """
   ends = [difference.get('interval'), difference.get('t_interval')]
   widths = [end[1] - end[0] for end in ends if end is not None]
@@ -102,19 +103,19 @@ def decimals(difference: Mapping[str, Any], least: int) -> int:
 
 
 def significant(value: float, least: int) -> int:
-  """Returns the decimals for two significant digits; `least` to 12."""
+  """Returns the decimals for two significant digits, from `least` to 12."""
   if not value:
     return least
   return min(12, max(least, 1 - math.floor(math.log10(abs(value)))))
 
 
 def _inference(difference) -> dict[str, Any]:
-  """Returns what paired differences say of their mean, see `spread`."""
+  """Returns p_value, interval and t_interval of `spread`."""
   differences = difference['values']
   few = len(differences) < SEEDS_FOR_A_TEST
   if few or None in differences or all_equal(difference):
     return {'p_value': None, 'interval': None, 't_interval': None}
-  from scipy import stats  # Takes a second to import.
+  from scipy import stats  # This import takes a second.
 
   interval = stats.bootstrap(
     (differences,), np.mean, method='percentile', random_state=0

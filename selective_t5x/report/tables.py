@@ -1,4 +1,4 @@
-"""A comparison's tables: as text for the terminal, as CSV for other tools."""
+"""Makes a comparison's tables as text, Markdown and CSV."""
 
 import csv
 import dataclasses
@@ -22,7 +22,7 @@ _aligned = functools.partial(
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """Text in rows: the first column names the row, the others are numbers."""
+  """A table of texts: the first column names the row, the rest are numbers."""
 
   title: str
   header: tuple[str, ...]
@@ -35,10 +35,10 @@ def label(metric: str) -> str:
 
 
 def tables(comparison: dict[str, Any]) -> list[Table]:
-  """Returns tables: tasks, at equal time, against parameters, the costs.
+  """Returns the tables of tasks, equal time, parameters and costs.
 
-  At equal time only where the runs measured it, against parameters only where
-  variants differ in their number.
+  The table at equal time needs runs that measured it. The table by parameters
+  is only made if their number differs between variants.
 
   Args:
     comparison: see `figures.compare_cells`.
@@ -48,7 +48,7 @@ def tables(comparison: dict[str, Any]) -> list[Table]:
   by_task: dict[str, list] = {}
   for result in comparison['results']:
     by_task.setdefault(result['task'], []).append(result)
-  found = [
+  loss_tables = [
     Table(
       title=f'{task}, step {entries[0]["step"]:,}',
       header=('variant', *map(label, metrics)),
@@ -57,14 +57,14 @@ def tables(comparison: dict[str, Any]) -> list[Table]:
     for task, entries in by_task.items()
   ]
   if comparison['equal_time']:
-    found.append(_at_equal_time(comparison))
+    loss_tables.append(_at_equal_time(comparison))
   if comparison['equal_parameters']['agree'] is False:
-    found.append(_against_parameters(comparison))
-  return [*found, *_costs(comparison['costs'])]
+    loss_tables.append(_against_parameters(comparison))
+  return [*loss_tables, *_costs(comparison['costs'])]
 
 
 def as_text(comparison: dict[str, Any]) -> str:
-  """Returns all tables as aligned lines, with what they show and caveats."""
+  """Returns all tables as aligned lines, then the claims and the caveats."""
   blocks = [text(table) for table in tables(comparison)]
   for lines in (comparison['claims'], comparison['caveats']):
     if lines:
@@ -79,13 +79,13 @@ def text(table: Table) -> str:
 
 
 def markdown(table: Table) -> str:
-  """Returns one table in Markdown; numbers are aligned to the right."""
+  """Returns one table in Markdown, with numbers aligned to the right."""
   lines = _aligned(table.rows, table.header, tablefmt='pipe')
   return f'**{table.title}**\n\n{lines}\n'
 
 
 def curves_csv(comparison: dict[str, Any]) -> str:
-  """Returns every point of every learning curve, one a line."""
+  """Returns all points of the learning curves as CSV, one per line."""
   text = io.StringIO()
   writer = csv.writer(text, lineterminator='\n')
   columns = ('step', 'train_seconds', 'loss', 'accuracy')
@@ -100,7 +100,7 @@ def curves_csv(comparison: dict[str, Any]) -> str:
 
 
 def _with_differences(entries, metrics, references) -> tuple:
-  """Returns a row for each variant, and then those of the differences."""
+  """Returns one row per variant, then one per difference."""
   return (
     *(_row(e, metrics) for e in entries),
     *(
@@ -140,7 +140,7 @@ def _at_equal_time(comparison) -> Table:
 
 
 def _against_parameters(comparison) -> Table:
-  """Returns the losses of all tasks, by rising number of parameters."""
+  """Returns the losses of all tasks, sorted by number of parameters."""
   parameters = comparison['equal_parameters']['parameters']
   tasks = list(dict.fromkeys(r['task'] for r in comparison['results']))
   losses = {
@@ -162,7 +162,7 @@ def _against_parameters(comparison) -> Table:
 
 
 def _costs(costs) -> list[Table]:
-  """Returns what the runs took, and what one train step needs."""
+  """Returns the tables of the costs of runs and of one train step."""
   return [
     Table(
       title='cost',
@@ -226,12 +226,12 @@ def _each(value, factor):
 
 
 def _metric(spread: dict[str, Any]) -> str:
-  """Returns a loss or an accuracy, one near zero with significant digits."""
+  """Formats a loss or an accuracy, with more digits near zero."""
   return _number(spread, f'.{statistics.significant(spread["mean"] or 0, 4)}f')
 
 
 def _difference(spread: dict[str, Any]) -> str:
-  """Returns a paired difference with the digits that its interval has."""
+  """Formats a paired difference with as many digits as its interval."""
   if spread['mean'] is None:
     return 'n/a'
   form = f'+.{statistics.decimals(spread, 4)}f'
@@ -243,7 +243,7 @@ def _difference(spread: dict[str, Any]) -> str:
 
 
 def _number(spread: dict[str, Any], form: str) -> str:
-  """Returns the mean, with several seeds the range, and the p-value if any."""
+  """Formats the mean, the range over several seeds, and the p-value if any."""
   if spread['mean'] is None:
     return 'n/a'
   text = format(spread['mean'], form)

@@ -1,7 +1,7 @@
 """The masking viewer: a part of a page that shows what models mask.
 
-All data is in the page, as JSON whose matrices are deflated (`packing`);
-viewer.js inflates a layer when it is looked at.
+The page has all data as JSON with deflated matrices (`packing`). viewer.js
+inflates a layer when the reader opens it.
 """
 
 from collections.abc import Mapping
@@ -11,16 +11,18 @@ from markupsafe import Markup
 
 from selective_t5x.report import page, tables
 
-# What a report of one model leaves, see `packing.figures`.
+# The file of a report on one model, see `packing.figures`.
 FILE = 'masking.json'
 
 
 def section(models: Mapping[str, dict[str, Any]]) -> Markup:
-  """Returns the viewer as HTML, with style, data and script; one a page.
+  """Returns the viewer as HTML with style, data and script.
+
+  A page can have one viewer.
 
   Args:
-    models: the `packing.figures` of each by its name, which is '' where there
-      is one alone; at least one row in all.
+    models: {name, or '' for a single model: its `packing.figures`}, with at
+      least one row in total.
   """
   return page.render(
     'viewer.html',
@@ -38,7 +40,7 @@ def section(models: Mapping[str, dict[str, Any]]) -> Markup:
 
 
 def _kinds(kinds: Mapping[str, tuple[int, float]]) -> tables.Table:
-  """Returns the table of the kinds of tokens, what goes first first."""
+  """Returns the table of kinds of tokens, the most evicted kind first."""
   return tables.Table(
     '',
     ('kind of token', 'tokens', 'evicted'),
