@@ -59,7 +59,19 @@ class Losses:
     Args:
       candidates: each has L budgets.
       batches: see `Trained.batches`.
+
+    Raises:
+      UserError: no token of the batches has a loss weight.
     """
+    weight = sum(
+      np.sum(batch['decoder_loss_weights'], dtype=np.float64)
+      for batch in batches
+    )
+    if not weight:
+      raise UserError(
+        'no token of the batches has a loss weight: there is no loss to '
+        'measure; ask for more batches or another split'
+      )
     totals = []
     for start in range(0, len(candidates), self._at_once):
       chunk = list(candidates[start : start + self._at_once])
@@ -71,10 +83,6 @@ class Losses:
         for batch in batches
       )
       totals += sums[: len(chunk)].tolist()
-    weight = sum(
-      np.sum(batch['decoder_loss_weights'], dtype=np.float64)
-      for batch in batches
-    )
     return [total / float(weight) for total in totals]
 
 

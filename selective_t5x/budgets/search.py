@@ -31,7 +31,7 @@ import tqdm
 from selective_t5x.budgets import losses, result
 from selective_t5x.cli import flags
 from selective_t5x.config import reader
-from selective_t5x.errors import UserError, changes, did_you_mean
+from selective_t5x.errors import UserError, changes, did_you_mean, is_number
 from selective_t5x.pruning import greedy
 from selective_t5x.pruning.config import Pruning
 from selective_t5x.pruning.policy import Policy
@@ -234,10 +234,6 @@ def read_state(
 
 def check_state(file: pathlib.Path, state: Any) -> None:
   """Raises UserError if search.json is not a state of a search."""
-
-  def is_number(value):
-    return isinstance(value, int | float)
-
   try:
     loss_names = ['tuning_loss', *['report_loss'] * state['finished']]
     whole = is_number(state['goal']) and all(

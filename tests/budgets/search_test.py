@@ -5,6 +5,7 @@ import signal
 import sys
 import types
 
+import numpy as np
 import pytest
 
 from selective_t5x import pruning
@@ -147,6 +148,15 @@ def test_a_search_of_a_model_that_has_changed_is_refused(toy, tmp_path):
     toy(tmp_path / 'out', tolerance=0.1)
 
 
+def test_a_budget_that_is_no_number_is_no_state(toy, tmp_path):
+  toy(tmp_path, tolerance=0.1)
+  file = tmp_path / 'search.json'
+  state = json.loads(file.read_text())
+  state['path'][0]['budgets'][0] = True
+  with pytest.raises(UserError, match='search.json'):
+    search.check_state(file, state)
+
+
 def test_uniform_budgets(toy, tmp_path):
   found = toy(tmp_path, tolerance=0.2, uniform=True)
   assert len(found['path']) > 3
@@ -267,3 +277,10 @@ def test_a_run_is_searched_and_takes_its_budgets(
         '--dry_run',
       ]
     )
+
+
+def test_batches_without_weighted_tokens_have_no_loss():
+  measure = losses.Losses.__new__(losses.Losses)  # It looks at these first.
+  batch = {'decoder_loss_weights': np.zeros((2, 4), np.int32)}
+  with pytest.raises(UserError, match='no token of the batches has a loss'):
+    measure([[2, 2]], [batch])
