@@ -1,7 +1,7 @@
 """Selective Attention experiments on T5X.
 
-Importing this package makes `import t5x` work: with the real T5X where it is
-installed, with the embedded engine where it is not (`engine_finder`).
+Importing this package makes `import t5x` work, with the real T5X if it is
+installed, else with the embedded engine (`engine_finder`).
 """
 
 from selective_t5x import engine_finder

@@ -1,4 +1,4 @@
-"""What differential attention learns: its share, and a norm of its output.
+"""The parameters of differential attention: its share and an output norm.
 
 Sources: Ye et al., "Differential Transformer", arXiv 2410.05258, section 2.1;
 "Differential Transformer V2", the authors' note of January 2026.
@@ -16,12 +16,12 @@ from selective_t5x.nn.extensions import Extended, Extension
 
 
 class DifferentialHeads(Extension):
-  """Gives `attention.differential_attention` its share, and normalises after.
+  """Gives `attention.differential_attention` its share; normalises its output.
 
   share = exp(<q1, k1>) - exp(<q2, k2>) + lambda_init, lambda_init =
-  0.8 - 0.6 exp(-0.3 (l - 1)) of layer l = 1, 2, ...; what comes out is
-  normalised (RMSNorm, each head by itself) and multiplied by 1 - lambda_init.
-  3 D new parameters a layer.
+  0.8 - 0.6 exp(-0.3 (l - 1)) of layer l = 1, 2, ...; the output of each head is
+  normalised (RMSNorm) and multiplied by 1 - lambda_init. It adds 3 D parameters
+  per layer.
 
   Gin: gin/attention/differential.gin.
   """
@@ -49,13 +49,13 @@ class DifferentialHeads(Extension):
     self.norm = layers.RMSNorm('kv', self.dtype, epsilon=1e-5)
 
   def __call__(self, x, projected, heads, position, *, deterministic):
-    """Adds the share; arguments as of Extension."""
+    """Adds the share; arguments as in Extension."""
     del x, projected, position, deterministic
     share = differential.share(*self.vectors, initial=self.initial)
     return Extended(heads, given={'share': share})
 
   def finish(self, x, out):
-    """Normalises each head; arguments as of Extension."""
+    """Normalises each head; arguments as in Extension."""
     del x
     return (1 - self.initial) * self.norm(out)
 
@@ -63,10 +63,10 @@ class DifferentialHeads(Extension):
 class DifferentialV2Heads(Extension):
   """Gives `attention.differential_v2_attention` second queries and a share.
 
-  Every head has two queries, normalised like any query of the network, and
-  share = sigmoid(x W), one number a token and head. M H (D + 1) new parameters
-  a layer. Source: Differential Transformer V2, which has no norm of heads and
-  no lambda_init.
+  Every head has two queries, normalised like all queries of the network, and
+  share = sigmoid(x W), one number per token and head. It adds M H (D + 1)
+  parameters per layer. Source: Differential Transformer V2, which has no norm
+  of heads and no lambda_init.
 
   Gin: gin/attention/differential_v2.gin.
   """
@@ -79,7 +79,7 @@ class DifferentialV2Heads(Extension):
     self.share = layers.Dense(self.num_heads, ('embed', 'heads'), dtype)
 
   def __call__(self, x, projected, heads, position, *, deterministic):
-    """Splits the queries and adds the share; arguments as of Extension."""
+    """Splits the queries and adds the share; arguments as in Extension."""
     del projected, position, deterministic
     return Extended(
       heads._replace(query=heads.query[:, :, 0::2]),

@@ -1,9 +1,8 @@
-"""Decides which engine `import t5x` gives: the real T5X or the embedded one.
+"""Decides whether `import t5x` gives the real T5X or the embedded engine.
 
-The embedded engine lives in selective_t5x/engine/ but its modules have one
-name only, t5x.*: a finder on sys.meta_path gives that folder for the name
-`t5x`. One name keeps gin's registry, pickles and saved configs the same under
-both engines.
+The embedded engine is in selective_t5x/engine/, but its modules are only named
+t5x.*: a finder on sys.meta_path finds that folder for the name `t5x`. This
+keeps gin's registry, pickles and saved configs the same with both engines.
 """
 
 import importlib.util
@@ -37,10 +36,10 @@ class _EmbeddedEngineFinder:
 
 
 class _RefusingFinder:
-  """Turns `import t5x` down where the engine asked for is not there.
+  """Refuses `import t5x` if the requested engine is not there.
 
-  Not at `import selective_t5x` already: the command line imports the package
-  before it can say what is wrong in one line.
+  `import selective_t5x` does not fail yet: the command line imports the package
+  before it can report the error in one line.
   """
 
   def __init__(self, reason: str):
@@ -56,12 +55,12 @@ class _RefusingFinder:
 def install() -> None:
   """Makes `import t5x` resolve to the chosen engine.
 
-  SELECTIVE_T5X_ENGINE=embedded|t5x forces one; unset or empty, the real T5X
-  is used where it is importable. Where the variable has another value or names
-  the real T5X and there is none, `import t5x` raises ImportError.
+  SELECTIVE_T5X_ENGINE=embedded|t5x forces one. If it is unset or empty, the
+  real T5X is used if it can be imported. If it has another value, or names a
+  real T5X that does not exist, `import t5x` raises ImportError.
 
   Raises:
-    ImportError: the variable asks for the embedded engine after the real T5X
+    ImportError: if the variable names the embedded engine after the real T5X
       was imported.
   """
   if _EmbeddedEngineFinder in sys.meta_path:
@@ -87,15 +86,15 @@ def install() -> None:
 def _real_t5x_is_here() -> bool:
   if 't5x' in sys.modules:
     return True
-  # A folder that happens to be named t5x, a git clone say, has no origin.
+  # A folder that happens to be named t5x, e.g. a git clone, has no origin.
   spec = importlib.util.find_spec('t5x')
   return spec is not None and spec.origin is not None
 
 
 def of_the_embedded_engine(name: str) -> types.ModuleType:
-  """Returns a module of the embedded engine, on either engine.
+  """Returns a module of the embedded engine, also if the real T5X is used.
 
-  It has a name of its own, so the module must import nothing of the engine.
+  The module is loaded under another name, so it must not import the engine.
   """
   alias = f'selective_t5x_engine_{name}'
   if alias not in sys.modules:

@@ -1,4 +1,4 @@
-"""Errors that a user can mend, and the nearest valid names for them."""
+"""Errors that a user can correct, and suggestions of valid names."""
 
 import difflib
 import numbers
@@ -6,21 +6,21 @@ from collections.abc import Iterable, Mapping
 
 
 class UserError(ValueError):
-  """Something the user gave is wrong; the message is one clear line.
+  """An input of the user is wrong; the message is one clear line.
 
   The command line prints the message without a traceback and exits with 2.
   """
 
 
 class RunError(RuntimeError):
-  """A run cannot go on, for a reason outside of it; the message is one line.
+  """A run cannot continue for an external reason; the message is one line.
 
   The command line prints the message without a traceback and exits with 1.
   """
 
 
 class Interrupted(Exception):
-  """A run was asked to stop, and has saved; started again it goes on.
+  """A run was asked to stop and has saved its state, so it can resume.
 
   The command line prints the message and exits with INTERRUPTED.
   """
@@ -31,19 +31,19 @@ INTERRUPTED = 75
 
 
 def is_integer(value: object) -> bool:
-  """Returns whether a setting is an integer. True is none, though Python's."""
+  """Returns whether a setting is an integer; a boolean is not."""
   return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def is_number(value: object) -> bool:
-  """Returns whether a setting is an integer or a fraction. True is none."""
+  """Returns whether a setting is a real number; a boolean is not."""
   return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def changes(
   there: Mapping[str, object], here: Mapping[str, object], count: int = 3
 ) -> str:
-  """Returns 'KEY is A there, B here; …' for what differs, '' if nothing."""
+  """Returns 'KEY is A there, B here; …' for all differences, '' for none."""
   changed = [k for k in {**there, **here} if there.get(k) != here.get(k)]
   shown = [
     f'{k} is {there.get(k)} there, {here.get(k)} here' for k in changed[:count]

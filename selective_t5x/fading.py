@@ -1,8 +1,8 @@
-"""Training that fades selection in: a factor on F that goes from 0 to 1.
+"""Training that fades selection in by a factor on F that rises from 0 to 1.
 
 A baseline's checkpoint fits a selective model, which has the same parameters,
-but it was not trained to be masked. Starting with F = 0 it goes on as the
-baseline and has FADE_STEPS steps to learn what to mask.
+but it was not trained with masking. With F = 0 it first resumes as the
+baseline, and then has FADE_STEPS steps to learn what to mask.
 """
 
 import functools
@@ -33,7 +33,7 @@ def at_masking_scale(model: Any, scale: jax.Array | float) -> Any:
   """Returns a copy of a T5X model whose F is multiplied by `scale`.
 
   Args:
-    model: its module has a config with an attention_fn that selects.
+    model: a model whose module's config has an attention_fn that selects.
     scale: f32[], zero or more, may be traced; 0 is the baseline.
 
   Raises:
@@ -47,11 +47,11 @@ def at_masking_scale(model: Any, scale: jax.Array | float) -> Any:
 
 
 class FadingTrainer(trainer.Trainer):
-  """T5X's trainer; the step and the evaluation after it have one masking scale.
+  """T5X's trainer with a masking scale for a step and its evaluation.
 
-  The scale depends on the step alone, so a run that was killed goes on exactly.
-  It is a metric of both, `selection/masking_scale`. Predictions, in training or
-  after it, are those of the whole selection.
+  The scale depends only on the step, so a killed run resumes exactly. Both
+  report it as the metric `selection/masking_scale`. Predictions, in training or
+  after it, use the full selection.
 
   Gin: gin/attention/fade_in.gin.
   """
@@ -60,10 +60,10 @@ class FadingTrainer(trainer.Trainer):
     """Takes T5X's arguments, and the schedule.
 
     Args:
-      *args: of trainer.Trainer.
+      *args: arguments of trainer.Trainer.
       fade_start: the last step with scale 0.
-      fade_steps: from there to the first step with scale 1, one or more.
-      **kwargs: of trainer.Trainer.
+      fade_steps: steps from there to the first with scale 1, one or more.
+      **kwargs: arguments of trainer.Trainer.
 
     Raises:
       UserError: if a value is out of range, or the model does not select.
@@ -96,7 +96,7 @@ class FadingTrainer(trainer.Trainer):
         model=at_masking_scale(self._model, scale),
         num_microbatches=self._num_microbatches,
         weight_metrics_computer=self._weight_metrics_computer,
-        # The embedded engine's; T5X's trainer has none.
+        # The embedded engine's options; T5X's trainer has none.
         **getattr(self, '_step_options', {}),
       )
       return train_state, {**metrics, **_metric(scale)}
@@ -134,7 +134,7 @@ def _metric(scale: jax.Array) -> dict[str, clu_metrics.Metric]:
 
 
 def _check_selects(attention_fn: Callable[..., Any]):
-  """Refuses an attention function that has nothing to fade in."""
+  """Refuses an attention function without selection to fade in."""
   if not capabilities.of(attention_fn).masking_scale:
     raise UserError(
       f'fading.FadingTrainer fades selection in, but the attention function '

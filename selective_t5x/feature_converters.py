@@ -1,4 +1,4 @@
-"""seqio feature converters: from task features to a decoder's row."""
+"""seqio feature converters, which turn task features into a decoder's row."""
 
 from collections.abc import Mapping
 
@@ -7,12 +7,12 @@ import tensorflow as tf
 
 
 class SharedRowFeatureConverter(seqio.PrefixLMFeatureConverter):
-  """Inputs and targets share one row, however they divide it.
+  """Puts inputs and targets in one row, without a fixed share for each.
 
-  seqio's own converter gives each feature a place of its own length, so a row
-  as long as the model can read leaves a long choice no more room beside a short
-  question. Here the row is as long as the longer of the two lengths; the task
-  must see to it that both together fit (`questions.keep_the_end`).
+  seqio's own converter reserves a fixed length for each feature, so in a row of
+  the model's length a short question leaves no more room to a long choice. Here
+  the row is as long as the longer of the two lengths; the task must ensure that
+  both together fit (`questions.keep_the_end`).
 
       TASK_FEATURE_LENGTHS = {'inputs': %MAX_LENGTH, 'targets': %MAX_LENGTH}
   """
@@ -30,5 +30,5 @@ class SharedRowFeatureConverter(seqio.PrefixLMFeatureConverter):
 
 
 def _shared(task_feature_lengths: Mapping[str, int]) -> dict[str, int]:
-  # seqio adds the two up.
+  # seqio adds up the two lengths.
   return {'inputs': 0, 'targets': max(task_feature_lengths.values())}

@@ -1,4 +1,4 @@
-"""The forget gates of the Forgetting Transformer, one a head and token.
+"""The forget gates of the Forgetting Transformer, one per head and token.
 
 Source: Lin, Nikishin, He, Courville, arXiv 2503.02130, section 3.
 """
@@ -15,12 +15,13 @@ from selective_t5x.nn.extensions import Extended, Extension
 class ForgetGate(Extension):
   """Gives `attention.forgetting_attention` log sigmoid(x W + b) of each token.
 
-  H * (M + 1) new parameters a layer. A token's gates are cached with its key.
+  It adds H * (M + 1) parameters per layer. A token's gates are cached with its
+  key.
 
   Gin: gin/attention/forgetting.gin.
 
   Attributes:
-    initial_bias: b at first. With 0 a gate starts near one half, with 6 near
+    initial_bias: the initial b. With 0 a gate starts near one half, with 6 near
       0.998, which is nearly plain attention.
   """
 
@@ -39,7 +40,7 @@ class ForgetGate(Extension):
     )
 
   def __call__(self, x, projected, heads, position, *, deterministic):
-    """Adds log_forget; arguments as of Extension."""
+    """Adds log_forget; arguments as in Extension."""
     del projected, position, deterministic
     gates = jax.nn.log_sigmoid(self.kernel(x) + self.bias)
     return Extended(heads, kept={'log_forget': gates})

@@ -1,4 +1,4 @@
-"""Functions for gin files, which have no arithmetic of their own."""
+"""Functions for gin files, since gin has no arithmetic."""
 
 import re
 from collections.abc import Mapping
@@ -23,15 +23,15 @@ def difference(minuend: float, subtrahend: float) -> float:
 
 
 def twice(number: int) -> int:
-  """Returns 2 * number: see gin/attention/twice_the_heads.gin."""
+  """Returns 2 * number, see gin/attention/twice_the_heads.gin."""
   return 2 * number
 
 
 def half(number: int) -> int:
-  """Returns number / 2: see gin/attention/differential.gin.
+  """Returns number / 2, see gin/attention/differential.gin.
 
   Raises:
-    UserError: if it is odd.
+    UserError: if the number is odd.
   """
   if not isinstance(number, int) or number % 2:
     raise UserError(
@@ -46,20 +46,19 @@ def with_learning_rate_factors(
 ) -> optax.GradientTransformation:
   """Multiplies an optimiser's updates of some parameters.
 
-  For gin/attention/ssa_finetune.gin.
-
-  The parameters that match have no weight decay, which their factor would
-  multiply. The optimiser's state is as without factors.
+  See gin/attention/ssa_finetune.gin. Matching parameters have no weight decay,
+  since their factor would multiply it. The factors do not change the
+  optimiser's state.
 
   Args:
-    optimizer: of optax.
+    optimizer: an optax optimiser.
     factors: {regular expression: factor}; the expression must match the whole
       path of a parameter, such as
       decoder/layers_0/self_attention/extension/query_position.
 
   Raises:
-    UserError: if a factor is not a positive number or, when parameters are
-      first seen, if an expression matches none of them.
+    UserError: if a factor is not a positive number or, when the state is
+      initialised, if an expression matches no parameter.
   """
   for pattern, factor in factors.items():
     if not is_number(factor) or not factor > 0:
@@ -96,25 +95,25 @@ def with_learning_rate_factors(
       factor = factor_of(path)
       return x if factor is None else factor * x
 
-    by_path = jax.tree_util.tree_map_with_path
+    map_paths = jax.tree_util.tree_map_with_path
     if params is not None:
-      params = by_path(undecayed, params)
+      params = map_paths(undecayed, params)
     updates, state = optimizer.update(updates, state, params)
-    return by_path(scaled, updates), state
+    return map_paths(scaled, updates), state
 
   return optax.GradientTransformation(init, update)
 
 
 def _path_name(path) -> str:
-  """Writes the path of a leaf of nested dicts with slashes."""
+  """Returns the path of a leaf of nested dicts, with slashes."""
   return '/'.join(str(getattr(part, 'key', part)) for part in path)
 
 
 def logical_factor_rules() -> dict[str, object]:
   """Returns T5X's rules for Adafactor, and one for learned positions.
 
-  T5X names the axis of the paper's positions, and says how to partition it, but
-  not how its second moments are factored: each position has its own.
+  T5X names the axis of the paper's positions and partitions it, but has no rule
+  for factoring its second moments. This rule gives each position its own.
   """
   from t5x import adafactor
 

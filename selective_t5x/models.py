@@ -19,10 +19,10 @@ class EncoderDecoder(
   token_loss.TokenLossMixin,
   models.EncoderDecoderModel,
 ):
-  """T5X's encoder-decoder with the paper's memory loss, of the decoder.
+  """T5X's encoder-decoder with the paper's memory loss for the decoder.
 
-  Gin: gin/models/t5.gin, gin/attention/memory_loss.gin. What gin binds to
-  `models.EncoderDecoderModel` of T5X, as T5X's guides do, acts here too.
+  Gin: gin/models/t5.gin, gin/attention/memory_loss.gin. Gin bindings of T5X's
+  `models.EncoderDecoderModel`, as in T5X's guides, apply here too.
   """
 
   def __init__(
@@ -45,7 +45,7 @@ class EncoderDecoder(
     Args, beside T5X's:
       module: `t5_network.Transformer`.
       memory_loss_weight: epsilon, zero or more; 0 for no memory loss.
-      memory_tau: tau, positive: masked this much, a token counts as gone.
+      memory_tau: tau, the masking from which a token counts as gone; positive.
 
     Raises:
       UserError: as in `memory_loss.MemoryLossMixin.set_memory_loss`.
@@ -74,10 +74,10 @@ class EncoderDecoder(
     num_decodes: int | None = None,
     prompt_with_targets: bool | None = None,
   ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
-    """Writes outputs for a batch of inputs, as T5X does.
+    """Predicts outputs for a batch of inputs, like T5X.
 
-    What is None is as gin binds it to T5X's method, and without that T5X's
-    default.
+    None stands for the value that gin binds to T5X's method, or without one for
+    T5X's default.
     """
     options = {
       'decoder_params': decoder_params,
@@ -103,8 +103,8 @@ class LanguageModel(
 ):
   """T5X's decoder-only model with the paper's memory loss.
 
-  Gin: gin/models/decoder.gin, gin/attention/memory_loss.gin. What gin binds to
-  `models.DecoderOnlyModel` of T5X, as T5X's guides do, acts here too.
+  Gin: gin/models/decoder.gin, gin/attention/memory_loss.gin. Gin bindings of
+  T5X's `models.DecoderOnlyModel`, as in T5X's guides, apply here too.
   """
 
   def __init__(
@@ -127,17 +127,17 @@ class LanguageModel(
 
     Args, beside T5X's:
       module: `network.Decoder` or `t5_decoder_only.DecoderOnly`.
-      inputs_bidirectional_attention: T5X's: inputs see each other. For
-        attention that takes a prefix, the baseline's; selection is causal.
-      default_decoder_params: as of T5X's EncoderDecoderModel: how many decodes
-        predict_batch makes and returns where the caller does not say.
+      inputs_bidirectional_attention: as in T5X: whether inputs see each other.
+        Only for attention with a prefix, the baseline; selection is causal.
+      default_decoder_params: as in T5X's EncoderDecoderModel: how many decodes
+        predict_batch makes and returns by default.
       memory_loss_weight: epsilon, zero or more; 0 for no memory loss.
-      memory_tau: tau, positive: masked this much, a token counts as gone.
-      score_argmax: whether `score_batch` says more than T5X's: see there.
+      memory_tau: tau, the masking from which a token counts as gone; positive.
+      score_argmax: whether `score_batch` also returns is_argmax.
 
     Raises:
       UserError: if a value is out of range, there is a memory loss but the
-        module's attention does not select, or inputs are to see each other but
+        module's attention does not select, or inputs should see each other but
         it takes no prefix.
     """
     super().__init__(
@@ -167,9 +167,10 @@ class LanguageModel(
   ) -> Any:
     """Returns the log-likelihood of each example's targets in nats, f32[B].
 
-    With score_argmax a pair of it and {'is_argmax': bool[B]}: whether every
-    target token is the likeliest one, which is what greedy decoding, given the
-    targets before it, would have chosen. With return_intermediates T5X's pair.
+    With score_argmax it returns the pair of this and {'is_argmax': bool[B]}:
+    whether every target token is the likeliest one, which greedy decoding would
+    choose after the targets before it. With return_intermediates it returns
+    T5X's pair.
     """
     if return_intermediates or not self._score_argmax:
       return super().score_batch(params, batch, return_intermediates)
@@ -190,10 +191,10 @@ class LanguageModel(
     num_decodes: int | None = None,
     decoder_params: Mapping[str, Any] | None = None,
   ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
-    """Writes what follows the inputs, as T5X does.
+    """Predicts the continuation of the inputs, like T5X.
 
-    What is None is as gin binds it to T5X's method. return_all_decodes and
-    num_decodes are without that as default_decoder_params has them.
+    None stands for the value that gin binds to T5X's method. Without one,
+    return_all_decodes and num_decodes are those of default_decoder_params.
     """
     base = models.DecoderOnlyModel.predict_batch_with_aux
     bound = inherited.bound(base)

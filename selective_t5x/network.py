@@ -1,8 +1,8 @@
 """The paper's decoder-only language model.
 
-Source: arXiv 2410.02703: pre-norm RMSNorm, learned positions,
-SwiGLU, query/key normalisation, no biases, output embedding untied. T5X's
-names for parameters and settings.
+Source: arXiv 2410.02703: pre-norm RMSNorm, learned positions, SwiGLU, query/key
+normalisation, no biases, untied output embedding. Parameters and settings have
+T5X's names.
 """
 
 import dataclasses
@@ -23,10 +23,10 @@ from selective_t5x.pruning import Pruning
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig(settings.DecoderSettings):
-  """Settings of the decoder; gin/architectures/decoder.gin binds them all.
+  """Settings of the decoder; gin/architectures/decoder.gin binds them.
 
   Attributes, beside those of `settings.DecoderSettings`:
-    max_length: rows of the position embedding: the longest row it can read.
+    max_length: rows of the position embedding, the longest readable row.
     num_layers: L.
   """
 
@@ -74,40 +74,39 @@ class Decoder(decoder.Decoder):
     memory_tau: float | None = None,
     budgets: jax.Array | None = None,
   ) -> jax.Array:
-    """Predicts each target token; called as T5X's DecoderOnlyModel does.
+    """Predicts each target token; T5X's DecoderOnlyModel calls it.
 
     Args:
       decoder_input_tokens: i32[B, N], the targets shifted right. An input id 0
-        is <BOS> or padding, so padding is never told from it.
+        is <BOS> or padding, so it does not show which tokens are padding.
       decoder_target_tokens: i32[B, N], 0 for padding; read only to find the
         padding of rows without segment ids.
       decoder_segment_ids: i32[B, N] of packed rows, 0 for padding.
       decoder_positions: i32[B, N], positions in the segment; None counts along
         the row.
       decoder_causal_attention: i32[B, N], 1 for the inputs of each segment,
-        which then see each other; None where all is causal. Only for attention
+        which then see each other; None for causal attention. Only for attention
         functions that take a prefix: selection is causal.
       enable_dropout: whether dropout is on.
-      decode: makes the decoding cache for rows of N, or with one decodes the
-        next token of each row, i32[B, 1]; nothing is padding then. See
-        `cache`.
-      max_decode_length: T5X's, not needed: a cache has its own length.
-      prefill: fills the cache with prompts. Nothing is padding, and what
-        follows a prompt in its row is ignored.
+      decode: makes the KV cache for rows of N or, if it exists, decodes the
+        next token of each row, i32[B, 1], without padding. See `cache`.
+      max_decode_length: T5X's, not read: a cache has its own length.
+      prefill: fills the cache with prompts, without padding. Tokens after a
+        prompt in its row are ignored.
       prefill_lengths: i32[B], the tokens of each prompt, <BOS> included; None
         counts the target tokens that are not 0.
-      memory_tau: with a number, every layer sows M ('intermediates', 'memory').
-      budgets: i32[L], in place of the config's for whole rows; may be traced,
-        see `pruning.Pruning`.
+      memory_tau: a number makes every layer sow M ('intermediates', 'memory').
+      budgets: i32[L], replaces the config's for whole rows; may be traced, see
+        `pruning.Pruning`.
 
     Returns:
       f32[B, N, vocab_size], the logits.
 
     Raises:
-      UserError: if a row is longer than max_length, or a bidirectional prefix
-        is asked for and the attention function takes none.
-      ValueError: if a decoding step does not fit the cache, or budgets not the
-        network.
+      UserError: if a row is longer than max_length, or there is a bidirectional
+        prefix and the attention function takes none.
+      ValueError: if a decoding step does not fit the cache, or the budgets do
+        not fit the network.
     """
     del max_decode_length
     cfg = self.config

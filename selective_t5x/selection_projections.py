@@ -1,4 +1,4 @@
-"""Queries and keys of selection's own: a bilinear form in place of a head."""
+"""Separate queries and keys of selection, a bilinear form instead of a head."""
 
 from selective_t5x.errors import UserError, is_integer
 from selective_t5x.nn import layers
@@ -6,14 +6,14 @@ from selective_t5x.nn.extensions import Extended, Extension
 
 
 class SelectionProjections(Extension):
-  """Projects what a layer attends for to queries and keys that select.
+  """Projects a layer's input to queries and keys that select.
 
   The selection logits are <x_i W_q, x_j W_k> * E ** -0.5, to which
-  `attention.selective_attention` adds the bias of its selection_head, where
-  there is one. Adds 2 M G E parameters a layer. Source: arXiv 2410.02703,
-  whose section 3 asks a head instead and whose appendix A3, not seen, has a
-  bilinear form that did not perform as well. Differs from a head of the paper's
-  decoder: queries and keys are not normalised.
+  `attention.selective_attention` adds the bias of its selection_head, if there
+  is one. It adds 2 M G E parameters per layer. Source: arXiv 2410.02703; its
+  section 3 uses a head instead, and its appendix A3, which we have not seen,
+  has a bilinear form that did not perform as well. Differs from a head of the
+  paper's decoder: queries and keys are not normalised.
 
   Gin: gin/attention/selective_bilinear.gin.
 
@@ -24,10 +24,10 @@ class SelectionProjections(Extension):
   selection_heads: int = 1
 
   def setup(self):
-    """Makes the two kernels, [M, G E] each, E the size of a head.
+    """Makes the two kernels, [M, G E] each; E is the size of a head.
 
     Raises:
-      UserError: if selection_heads is no divisor of the number of heads.
+      UserError: if selection_heads does not divide the number of heads.
     """
     groups = self.selection_heads
     if not is_integer(groups) or groups < 1 or self.num_heads % groups:
@@ -46,7 +46,7 @@ class SelectionProjections(Extension):
     self.query, self.key = dense(), dense()
 
   def __call__(self, x, projected, heads, position, *, deterministic):
-    """Gives selection_query and selection_key, [B, N, G, E] each."""
+    """Adds selection_query and selection_key, [B, N, G, E] each."""
     del projected, position, deterministic
 
     def split(joined):

@@ -1,4 +1,4 @@
-"""What stick-breaking attention may learn: a bias, and a norm of its output.
+"""The optional parameters of stick-breaking attention: bias and output norm.
 
 Source: the authors' model of arXiv 2410.17980 in github.com/IBM/dolomite-engine
 (stickbreaking_attention.py).
@@ -15,27 +15,27 @@ from selective_t5x.nn.extensions import Extended, Extension
 
 
 class StickBreakingHeads(Extension):
-  """Gives `attention.stick_breaking_attention` its remainder; may normalise.
+  """Sets the remainder of `attention.stick_breaking_attention`; may normalise.
 
-  Without a bias and a norm it has no parameters. A bias adds H D of them a
+  Without a bias and a norm it has no parameters. A bias adds H D parameters per
   layer, a norm 2 H D. The authors' model has both.
 
   Gin: gin/attention/stick_breaking.gin, stick_breaking_value.gin,
   stick_breaking_bias.gin.
 
   Attributes:
-    remainder: where the rest of each stick goes, 'none', 'value' or 'bias'; the
-      last is a learned vector of each head, zero at first.
+    remainder: where the rest of each stick goes, 'none', 'value' or 'bias', a
+      learned vector of each head, initially zero.
     group_norm: whether each head's output is normalised by its mean and
-      variance, with a learned scale (one at first) and bias (zero at first) of
-      every feature: GroupNorm with a group a head, epsilon 1e-5.
+      variance, with a learned scale (initially one) and bias (initially zero)
+      of every feature: GroupNorm with one group per head, epsilon 1e-5.
   """
 
   remainder: str = stick_breaking.NONE
   group_norm: bool = False
 
   def setup(self):
-    """Makes the bias of the remainder, and scale and bias of the norm."""
+    """Makes the remainder's bias, and the norm's scale and bias."""
     if self.remainder not in stick_breaking.REMAINDERS:
       raise UserError(
         f'stick_breaking_heads.StickBreakingHeads.remainder = '
@@ -59,7 +59,7 @@ class StickBreakingHeads(Extension):
       self.norm_bias = of_each_feature('norm_bias', zeros)
 
   def __call__(self, x, projected, heads, position, *, deterministic):
-    """Says where the remainder goes; arguments as of Extension."""
+    """Adds the remainder's settings; arguments as in Extension."""
     del x, projected, position, deterministic
     settings = {'remainder': self.remainder}
     if self.remainder == stick_breaking.BIAS:
@@ -67,7 +67,7 @@ class StickBreakingHeads(Extension):
     return Extended(heads, given=settings)
 
   def finish(self, x, out):
-    """Normalises each head; arguments as of Extension."""
+    """Normalises each head; arguments as in Extension."""
     del x
     if not self.group_norm:
       return out

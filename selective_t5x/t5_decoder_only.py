@@ -1,8 +1,8 @@
-"""T5's decoder alone, as a language model: T5X's examples/decoder_only.
+"""T5's decoder as a language model, as in T5X's examples/decoder_only.
 
 The names, shapes, logical axes and initial values of the parameters are T5X's,
-so that its checkpoints fit; with selection off the logits are T5X's too, as far
-as t5_network's are.
+so its checkpoints fit. Without selection the logits equal T5X's to the same
+extent as in t5_network.
 """
 
 import dataclasses
@@ -27,12 +27,12 @@ class DecoderOnlyConfig(t5_settings.StackConfig):
 
   @property
   def decoder_layers(self) -> int:
-    """L."""
+    """L, the layers of the decoder."""
     return self.num_layers
 
 
 class DecoderOnly(nn.Module):
-  """The decoder, called as T5X's DecoderOnlyModel does."""
+  """The decoder, which T5X's DecoderOnlyModel calls."""
 
   config: DecoderOnlyConfig
 
@@ -56,11 +56,10 @@ class DecoderOnly(nn.Module):
     memory_tau: float | None = None,
     budgets: jax.Array | None = None,
   ) -> jax.Array:
-    """Predicts each target token, as `network.Decoder` does.
+    """Predicts each target token, like `network.Decoder`.
 
-    The arguments, the result and the errors are the same, but for
-    decoder_positions, which are not needed: biases go by distance. So no row is
-    too long.
+    Arguments, result and errors are the same, but decoder_positions are not
+    read, as biases depend on distances. So no row is too long.
     """
     del decoder_positions, max_decode_length
     return self.decoder(

@@ -1,11 +1,11 @@
-"""T5's encoder-decoder, with an injected function in decoder self-attention.
+"""T5's encoder-decoder with an injected function in decoder self-attention.
 
 Source: Raffel et al., arXiv 1910.10683, and for T5 1.1 the t5 package. The
 modules' protocol and the names, shapes, logical axes and initial values of the
-parameters are those of T5X's examples/t5, so that its checkpoints fit. With
-selection off the logits are T5X's too, in float32; in bfloat16 attention logits
-stay float32 here. Padding rows of the decoder, whose logits mean nothing,
-attend to nothing here and to everything in T5X.
+parameters are those of T5X's examples/t5, so its checkpoints fit. Without
+selection the float32 logits equal T5X's; in bfloat16, attention logits stay
+float32 here. Padding rows of the decoder, whose logits are meaningless, attend
+to nothing here and to everything in T5X.
 """
 
 import dataclasses
@@ -33,13 +33,13 @@ from selective_t5x.nn.call import Call
 
 @dataclasses.dataclass(frozen=True)
 class T5Config(t5_settings.StackConfig):
-  """Settings of T5, by T5X's names; gin/architectures/t5.gin binds them all.
+  """Settings of T5, by T5X's names; gin/architectures/t5.gin binds them.
 
   Attributes:
     num_encoder_layers: layers of the encoder.
     num_decoder_layers: layers of the decoder.
     encoder_attention_fn: `attention.full_attention` or a function with its
-      arguments. Not a selective one: selection is causal.
+      arguments. It cannot be selective: selection is causal.
   """
 
   num_encoder_layers: int = 6
@@ -48,11 +48,11 @@ class T5Config(t5_settings.StackConfig):
 
   @property
   def decoder_layers(self) -> int:
-    """L of the decoder."""
+    """L, the layers of the decoder."""
     return self.num_decoder_layers
 
   def __post_init__(self):
-    """Refuses what would fail later and less clearly."""
+    """Refuses settings that would fail later and less clearly."""
     super().__post_init__()
     settings.check_function(self, 'encoder_attention_fn')
     encoder_fn = self.encoder_attention_fn
@@ -67,7 +67,7 @@ class T5Config(t5_settings.StackConfig):
 
 
 class EncoderLayer(nn.Module):
-  """Attention both ways and feed-forward, each normalised first and added."""
+  """Bidirectional attention and feed-forward, pre-norm with residuals."""
 
   config: T5Config
 
@@ -127,12 +127,12 @@ class Encoder(nn.Module):
 
 
 class Transformer(nn.Module):
-  """T5, called as T5X's EncoderDecoderModel does."""
+  """T5's encoder-decoder, which T5X's EncoderDecoderModel calls."""
 
   config: T5Config
 
   def setup(self):
-    """Makes the parts; parameters: token_embedder, encoder and decoder."""
+    """Makes the modules token_embedder, encoder and decoder."""
     cfg = self.config
     self.token_embedder = layers.Embed(
       cfg.vocab_size, cfg.emb_dim, dtype=cfg.dtype
@@ -183,16 +183,16 @@ class Transformer(nn.Module):
 
     Args, beside those of `network.Decoder`:
       encoded: [B, K, M], from `encode`.
-      encoder_input_tokens: i32[B, K]; tells which inputs are padding.
+      encoder_input_tokens: i32[B, K], 0 for padding.
       encoder_segment_ids: i32[B, K] of packed rows, 0 for padding.
-      decoder_positions: not needed: biases go by distance.
+      decoder_positions: not read: biases depend on distances.
 
     Returns:
       f32[B, N, vocab_size], the logits.
 
     Raises:
-      ValueError: if rows are packed in decoding, or do not fit the cache, or
-        budgets not the network.
+      ValueError: if rows are packed in decoding or do not fit the cache, or the
+        budgets do not fit the network.
     """
     del decoder_positions, max_decode_length
     decoding = decode or prefill
@@ -237,7 +237,7 @@ class Transformer(nn.Module):
     memory_tau: float | None = None,
     budgets: jax.Array | None = None,
   ) -> jax.Array:
-    """Encodes and decodes; arguments as of those, f32[B, N, vocab_size]."""
+    """Encodes and decodes with their arguments; f32[B, N, vocab_size]."""
     del encoder_positions, decoder_positions
     encoded = self.encode(
       encoder_input_tokens, encoder_segment_ids, enable_dropout

@@ -125,10 +125,10 @@ def pruned_attention(
   )
   dtype = jnp.promote_types(query.dtype, jnp.float32)
   # It is far below any logit, and finite with any logit added.
-  gone = jnp.where(kept, jnp.zeros((), dtype), jnp.finfo(dtype).min / 2)[
-    :, None
-  ]
-  out = attend(query, key, value, bias=gone if bias is None else bias + gone)
+  least = jnp.finfo(dtype).min / 2
+  penalty = jnp.where(kept, jnp.zeros((), dtype), least)[:, None]
+  bias = penalty if bias is None else bias + penalty
+  out = attend(query, key, value, bias=bias)
   return Pruned(out, kept, masking, scores, memory)
 
 
