@@ -9,14 +9,14 @@ from selective_t5x.runs import restore
 
 def as_gin(state: dict[str, Any], run: restore.Trained) -> str:
   """Returns the gin file of the budgets of a finished search."""
-  settings, full, found = state['settings'], state['path'][0], state['path'][-1]
+  settings, full, last = state['settings'], state['path'][0], state['path'][-1]
   binding = run.config.macros()['PRUNING']
   # The policy's macros that the command line sets.
-  of_policy = {b.name for b in run.config.bindings if b.file == binding.file}
-  own = [
+  names = {b.name for b in run.config.bindings if b.file == binding.file}
+  overrides = [
     b
     for b in run.config.macros().values()
-    if b.on_command_line and b.name in of_policy
+    if b.on_command_line and b.name in names
   ]
   size = state['cache_bytes_per_row']
   lines = [
@@ -27,17 +27,17 @@ def as_gin(state: dict[str, Any], run: restore.Trained) -> str:
     f'#   {pathlib.Path(settings["checkpoint"]).parent}',
     f'# Loss on {settings["report_batches"]} batches of '
     f'{settings["task"]}, {settings["split"]}, that the search did not see:',
-    f'#   {found["report_loss"]:.4f} nats a token, without pruning '
+    f'#   {last["report_loss"]:.4f} nats a token, without pruning '
     f'{full["report_loss"]:.4f}.',
-    f'# Memory: {found["memory_factor"]:.1f} times fewer keys; a row of the '
+    f'# Memory: {last["memory_factor"]:.1f} times fewer keys; a row of the '
     f'cache has {size["pruned"]:,}',
     f'#   bytes, without pruning {size["full"]:,}.',
     '# Provides: CACHE_BUDGETS, one a layer, and the policy.',
     "# Use after the config.gin of the run, before gin/runs/'s eval or infer.",
     f'include {binding.file!r}',
     '',
-    *(f'{b.name} = {b.value!r}' for b in own),
-    f'CACHE_BUDGETS = {found["budgets"]}',
+    *(f'{b.name} = {b.value!r}' for b in overrides),
+    f'CACHE_BUDGETS = {last["budgets"]}',
     'BUDGETS_FOUND_FOR = '
     + repr(network_settings.sizes(run.model.module.config)),
   ]

@@ -27,7 +27,7 @@ from selective_t5x.runs.losses import Row
 from selective_t5x.runs.metrics import read_run
 from selective_t5x.runs.summary import read_summary
 
-_COSTS_OF_SEEDS = (
+_SEED_COSTS = (
   'steps_per_second',
   'tokens_per_second',
   'train_seconds',
@@ -148,7 +148,7 @@ class _Summaries(dict[tuple[str, int], dict[str, Any]]):
     self.loss = quantities.loss_metric(by_name)
     self.same_accuracy = quantities.same_accuracy(by_name)
 
-  def of_seeds(self, variant: str, *path: str) -> list[Any]:
+  def seed_values(self, variant: str, *path: str) -> list[Any]:
     """Returns the value at a path of the summaries, one per seed."""
     values = [self[variant, seed] for seed in self.seeds]
     if path[-1] == 'accuracy' and not self.same_accuracy:
@@ -163,13 +163,13 @@ class _Summaries(dict[tuple[str, int], dict[str, Any]]):
     return {
       'task': task,
       'variant': variant,
-      'step': max(self.of_seeds(variant, *last, 'step')),
+      'step': max(self.seed_values(variant, *last, 'step')),
       'metrics': {
         name: spread(
-          self.of_seeds(variant, *last, name),
+          self.seed_values(variant, *last, name),
           None
           if variant == reference
-          else self.of_seeds(reference, *last, name),
+          else self.seed_values(reference, *last, name),
         )
         for name in (self.loss, 'accuracy')
       },
@@ -179,13 +179,11 @@ class _Summaries(dict[tuple[str, int], dict[str, Any]]):
     """Returns the costs of a variant's runs."""
     return {
       'variant': variant,
-      'parameters': self.of_seeds(variant, 'parameters')[0],
-      'steps': max(self.of_seeds(variant, 'steps')),
-      'flops_per_step': self.of_seeds(variant, 'flops_per_step')[0],
-      'step_bytes': self.of_seeds(variant, 'step_bytes')[0],
-      **{
-        name: spread(self.of_seeds(variant, name)) for name in _COSTS_OF_SEEDS
-      },
+      'parameters': self.seed_values(variant, 'parameters')[0],
+      'steps': max(self.seed_values(variant, 'steps')),
+      'flops_per_step': self.seed_values(variant, 'flops_per_step')[0],
+      'step_bytes': self.seed_values(variant, 'step_bytes')[0],
+      **{name: spread(self.seed_values(variant, name)) for name in _SEED_COSTS},
     }
 
 

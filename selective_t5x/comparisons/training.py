@@ -39,7 +39,7 @@ class CellError(RunError):
 def run_cells(
   cells: Sequence[Cell], *, jobs: int = 1, program: Sequence[str] = MAIN
 ) -> None:
-  """Trains all cells that are not finished; resumes those that were begun.
+  """Trains all unfinished cells; resumes those with a checkpoint.
 
   The output of a run goes to log.txt in its folder, and its progress is shown.
   If another process is training a cell, this one waits for it. A run that

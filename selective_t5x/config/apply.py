@@ -168,12 +168,12 @@ def signature(configurable) -> dict[str, inspect.Parameter] | None:
   is_class = inspect.isclass(configurable)
   try:
     # gin's wrapper hides the parameters of a class, but not its __init__.
-    found = inspect.signature(
+    full_signature = inspect.signature(
       configurable.__init__ if is_class else configurable
     )
   except ValueError:  # Some functions written in C.
     return None
-  parameters = list(found.parameters.values())[is_class:]
+  parameters = list(full_signature.parameters.values())[is_class:]
   if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
     return None
   bindable = (
@@ -197,15 +197,15 @@ def _resolve(selector: str, binding: Binding, config: Config):
   if first not in binding.imports:
     known = set(binding.imports) - {'dynamic_registration'}
     return None, f'{first!r} is not imported there{did_you_mean(first, known)}'
-  found = sys.modules.get(binding.imports[first])
-  if found is None:  # gin stopped before it came to this import.
+  target = sys.modules.get(binding.imports[first])
+  if target is None:  # gin stopped before it came to this import.
     return None, ''
   for name in names:
-    if not hasattr(found, name):
-      label = getattr(found, '__name__', first)
-      return None, f'{label} has no {name!r}{did_you_mean(name, dir(found))}'
-    found = getattr(found, name)
-  return found, ''
+    if not hasattr(target, name):
+      label = getattr(target, '__name__', first)
+      return None, f'{label} has no {name!r}{did_you_mean(name, dir(target))}'
+    target = getattr(target, name)
+  return target, ''
 
 
 def _registered(config: Config) -> Iterator[str]:

@@ -278,12 +278,12 @@ def _macros_in(value) -> Iterator[str]:
 
 
 def _read_file(
-  name, search_paths, including, asked
+  name, search_paths, including, source
 ) -> Iterator[Import | Binding]:
   """Yields the statements of a file, with each include replaced by its own."""
-  path = files.find(name, search_paths, asked)
+  path = files.find(name, search_paths, source)
   if name in including:
-    raise UserError(f'{asked}: a file cannot include itself')
+    raise UserError(f'{source}: a file cannot include itself')
   try:
     text = pathlib.Path(path).read_text(encoding='utf-8')
   except UnicodeDecodeError as error:
@@ -325,8 +325,8 @@ def _read(parser, file, search_paths, including) -> Iterator[Import | Binding]:
     where = f'{file or "--gin_bindings"}:{statement.location.line_num}'
     if isinstance(statement, config_parser.IncludeStatement):
       name = statement.filename
-      asked = f'{where}: include {name!r}'
-      yield from _read_file(name, search_paths, including, asked)
+      source = f'{where}: include {name!r}'
+      yield from _read_file(name, search_paths, including, source)
     elif isinstance(statement, config_parser.ImportStatement):
       whole = statement.alias or statement.is_from
       bound = statement.bound_name()

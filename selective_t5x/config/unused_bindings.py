@@ -3,8 +3,8 @@
 gin accepts a binding of any existing parameter, even if nothing reads it. After
 a run, gin's operative configuration shows what was read. Before a run, the
 references of the configuration show what can be read. The user's bindings are
-those of the command line and of gin files that were not shipped by the suite or
-T5X and not written by a run.
+those of the command line and of gin files that neither the suite, T5X nor a run
+has written.
 """
 
 import os

@@ -123,8 +123,8 @@ def capture(
           if budget < length
         },
         temperatures={
-          name: np.stack([np.asarray(x)[row, :length] for x in of_layers])
-          for name, of_layers in temperatures.items()
+          name: np.stack([np.asarray(x)[row, :length] for x in layers])
+          for name, layers in temperatures.items()
         },
         visible=_visible(rows, jnp.asarray(ids[None, :length])),
       )
@@ -158,9 +158,9 @@ def _added_text(vocabulary, before, token: int) -> str:
   alone = vocabulary.decode([token])
   if before is None or before == vocabulary.pad_id:
     return alone
-  left = vocabulary.decode([int(before)])
-  both = vocabulary.decode([int(before), token])
-  return both.removeprefix(left) if both.startswith(left) else alone
+  prefix = vocabulary.decode([int(before)])
+  pair = vocabulary.decode([int(before), token])
+  return pair.removeprefix(prefix) if pair.startswith(prefix) else alone
 
 
 def _weights(
@@ -246,11 +246,11 @@ def _recorder(attention_fn: Callable[..., Any], records: list):
 @functools.partial(jax.jit, static_argnums=2)
 def _evicted(masking, segment_ids, budget):
   """Returns i32[B, N], the first query after a key's eviction."""
-  kept, _ = keep_mask(Selective(), segment_ids, budget=budget, masking=masking)
-  length = kept.shape[-1]
+  keep, _ = keep_mask(Selective(), segment_ids, budget=budget, masking=masking)
+  length = keep.shape[-1]
   queries = jnp.arange(length)[:, None]
-  gone = ~kept & masks.visible(length, segment_ids)
-  return jnp.min(jnp.where(gone, queries, length), axis=1)
+  is_evicted = ~keep & masks.visible(length, segment_ids)
+  return jnp.min(jnp.where(is_evicted, queries, length), axis=1)
 
 
 def _visible(masking, segment_ids) -> np.ndarray:

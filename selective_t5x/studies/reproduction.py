@@ -274,18 +274,18 @@ def as_markdown(
   return '\n'.join(lines) + '\n'
 
 
-def _add_flags(made: argparse.ArgumentParser) -> None:
-  made.add_argument(
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
     '--fast',
     action='store_true',
     help='a part of the claims; language models of 250 steps',
   )
-  made.add_argument(
+  parser.add_argument(
     '--claims',
     metavar='NAME,NAME',
     help='these claims alone; with --fast also others than its own',
   )
-  made.add_argument(
+  parser.add_argument(
     '--keep',
     metavar='DIR',
     help='at the end, copy figures and tables there, see studies.keep',

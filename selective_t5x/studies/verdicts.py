@@ -269,8 +269,8 @@ class LowerWithTemperatures(Rule):
   def judge(self, figures: Mapping[str, Any]) -> Verdict:
     """Returns the verdict on the figures of `token_transition.measure_all`."""
     differences = {
-      name: self._difference(of_size)
-      for name, of_size in figures.items()
+      name: self._difference(measures)
+      for name, measures in figures.items()
       if name.startswith('size_')
     }
     intervals = [_interval(d) for d in differences.values()]
@@ -293,12 +293,12 @@ class LowerWithTemperatures(Rule):
       },
     )
 
-  def _difference(self, of_size: Mapping[str, Any]) -> dict[str, Any]:
+  def _difference(self, measures: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the `spread` of the means, with the measured interval."""
-    means = of_size['ssa'][self.measure], of_size['plain'][self.measure]
+    means = measures['ssa'][self.measure], measures['plain'][self.measure]
     return {
       **spread([means[0] - means[1]]),
-      't_interval': of_size.get('ssa - plain', {}).get(self.measure),
+      't_interval': measures.get('ssa - plain', {}).get(self.measure),
       'rounding': rounding(means),
     }
 
@@ -353,7 +353,7 @@ def _interval(difference: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def _factors(figures, kind: str, name: str) -> list[float]:
-  points = [of_seed[kind][name] for of_seed in figures]
+  points = [seed_points[kind][name] for seed_points in figures]
   return [point['memory_factor'] if point else 0.0 for point in points]
 
 
