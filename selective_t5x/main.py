@@ -18,7 +18,7 @@ Exit codes:
   1    the run failed (a line or a traceback on stderr), or the precompiled
        steps do not fit the topology
   2    a flag or the configuration is wrong (one line on stderr); nothing ran
-  75   stopped by SIGTERM after a checkpoint was saved; the same command resumes
+  75   stopped by SIGTERM; training saved its step, the same command resumes
   130  interrupted by Ctrl-C
 """
 
