@@ -174,7 +174,7 @@ def _default_block(length: int) -> int:
   return 64 if 128 < length <= _SHORT else 128
 
 
-# jit traces it once for all layers of a model.
+# jit traces it once for all layers of a model, and compiles a lone call whole.
 @functools.partial(jax.jit, static_argnums=3)
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _attend(queries, keys, start, static):

@@ -61,7 +61,7 @@ def reverse_mode_alone(tree: Any, name: str) -> Any:
 
   Args:
     tree: a tree of float arrays.
-    name: of the implementation, for the message.
+    name: the implementation, for the message.
 
   Raises:
     UserError: where a forward-mode derivative is computed.
@@ -74,7 +74,7 @@ def once(function: Callable[..., Any], name: str) -> Callable[..., Any]:
 
   Args:
     function: a function of trees of arrays.
-    name: of the implementation, for the message.
+    name: the implementation, for the message.
 
   Returns:
     The same function, whose derivatives raise UserError.

@@ -44,16 +44,16 @@ def fraction_visible(
 
   In each layer a segment needs room for the tokens of its most demanding query.
   R = mean over rows with n_b > 0 of (sum over layers l and segments of
-  max over i in the segment of M_l[b, i]) / (L * n_b), n_b the row's tokens that
-  are not padding. Source: arXiv 2410.02703, section 5. Differs from the paper:
-  packed rows; there a row is one segment.
+  max over i in the segment of M_l[b, i]) / (L * n_b), where n_b is the number
+  of the row's non-padding tokens. Source: arXiv 2410.02703, section 5. Differs
+  from the paper: rows may be packed; there a row is one segment.
 
   Args:
     memory: f32[L, B, N], M of every layer (`visible_tokens`).
     segment_ids: i32[B, N], 0 for padding, each run of equal ids a segment.
 
   Returns:
-    f32[], 1 where nothing is masked; 0 where all is padding.
+    f32[], 1 if nothing is masked; 0 if all tokens are padding.
   """
   fractions = fractions_of_rows(memory, segment_ids)
   return jnp.sum(fractions) / jnp.maximum(count_rows(segment_ids), 1)
@@ -62,11 +62,11 @@ def fraction_visible(
 def fractions_of_rows(
   memory: Float[Array, 'L B N'], segment_ids: Shaped[Array, 'B N']
 ) -> Float[Array, ' B']:
-  """Returns what `fraction_visible` averages, f32[B]; 0 for a padding row."""
+  """Returns each row's term of `fraction_visible`, f32[B]; 0 for padding."""
   layers, batch, length = memory.shape
   rows = jnp.arange(batch)[:, None]
   # Runs of equal ids are numbered from 0, so any ids fit in N places. A run of
-  # padding stays at 0, below which nothing has a gradient.
+  # padding has -1 and its place stays at 0, so it has no gradient.
   run = jnp.cumsum(masks.first_in_segment(length, segment_ids), axis=1) - 1
   memory = jnp.where(segment_ids != 0, memory, -1)
   peaks = jnp.zeros_like(memory).at[:, rows, run].max(memory)

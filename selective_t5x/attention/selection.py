@@ -235,7 +235,7 @@ def masking_at(
   F is never materialised: the scores of _ROWS queries are summed at a time.
 
   Args:
-    selection: of rows of one segment without padding.
+    selection: its rows are one segment each, without padding.
     row: i32[B], 0 <= row < N.
 
   Returns:

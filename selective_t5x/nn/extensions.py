@@ -57,7 +57,7 @@ class Extension(nn.Module):
     num_heads: H.
     head_dim: D.
     layer: the layer's number, from 0.
-    dtype: of the computation.
+    dtype: the computation's dtype.
     by_layer: a class attribute: whether it depends on the layer's number, so
       that its layers cannot be scanned.
     queries_per_head: a class attribute: R, how many queries the layer projects

@@ -47,7 +47,7 @@ class RMSNorm(nn.Module):
 
   Attributes:
     axis: the logical name of the normalised axis.
-    dtype: of the output; statistics are float32 at least.
+    dtype: the output's dtype; statistics are float32 at least.
     epsilon: keeps a row of zeros finite.
   """
 
@@ -112,7 +112,7 @@ class Embed(nn.Module):
     features: M, size of a vector.
     axis: the logical name of the table's rows.
     embedding_init: gives the initial table.
-    dtype: of the output.
+    dtype: the output's dtype.
   """
 
   num_embeddings: int

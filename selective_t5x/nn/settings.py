@@ -78,7 +78,7 @@ class DecoderSettings(abc.ABC):
   @property
   @abc.abstractmethod
   def decoder_layers(self) -> int:
-    """L, the number of decoder layers, which has other names in each config."""
+    """L, the decoder's layers, which each config names differently."""
 
   @property
   def self_attention(self) -> Mapping[str, Any]:

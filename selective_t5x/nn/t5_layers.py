@@ -103,13 +103,13 @@ class RelativeBias(nn.Module):
       buckets = distance_buckets(distance, both_ways=self.both_ways)[None]
     else:
       # A constant table of all distances up to the maximum.
-      table = distance_buckets(
+      bucket_table = distance_buckets(
         np.arange(-MAX_DISTANCE, MAX_DISTANCE + 1), both_ways=self.both_ways
       )
       distance = jnp.clip(
         positions - position[:, None], -MAX_DISTANCE, MAX_DISTANCE
       )
-      buckets = jnp.asarray(table)[distance + MAX_DISTANCE][:, None]
+      buckets = jnp.asarray(bucket_table)[distance + MAX_DISTANCE][:, None]
     # A product as in T5X: a gather and its gradient are slow on a TPU.
     one_hot = buckets[:, None] == np.arange(NUM_BUCKETS)[:, None, None]
     return jnp.einsum(

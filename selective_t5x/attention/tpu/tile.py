@@ -136,7 +136,7 @@ def head_gradients(plan: Plan, tile: Tile, query, key, value, grad, lse, delta):
 
   Args:
     plan: the plan of the call.
-    tile: of `make_tile`.
+    tile: the result of `make_tile`.
     query: [Q, D].
     key: [K, D].
     value: [K, D].
@@ -156,7 +156,7 @@ def selection_gradient(plan: Plan, tile: Tile, logit_grads, memory_grad, sums):
 
   Args:
     plan: the plan of the call.
-    tile: of `make_tile`.
+    tile: the result of `make_tile`.
     logit_grads: f32[Q, K], the gradients of all heads' logits, summed.
     memory_grad: f32[Q, 1], the cotangent of M; None without M.
     sums: f32[1, K], the gradient of F summed over later query blocks.

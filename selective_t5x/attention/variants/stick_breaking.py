@@ -62,7 +62,8 @@ def stick_breaking_attention(
   A token does not see itself. The rest of its stick, 1 minus the sum of its
   weights (all of it for the first token of a segment), depends on `remainder`:
 
-  - 'none': it is lost, so the first token gives zero. Ours, the simplest.
+  - 'none': it is lost, so the first token gives zero. This is ours, the
+    simplest.
   - 'value': it weighs the token's own value, as in the official tests of the
     authors' kernel (github.com/shawntan/stickbreaking-attention) and in an
     earlier configuration of their model.

@@ -1,4 +1,4 @@
-"""Inverse temperatures of queries, keys and values, one a token.
+"""Inverse temperatures of queries, keys and values, one per token.
 
 Shapes: B batch, N length, H heads, D head size. Source: Zhang, Chang, Li,
 Roy-Chowdhury, Chen, Oymak, "Selective Attention: Enhancing Transformer through
