@@ -11,7 +11,7 @@ def visible_tokens(
   masking: Float[Array, 'B N N'],
   tau: Scalar,
   *,
-  segment_ids: Shaped[Array, 'B N'] | None = None,
+  segment_ids: Shaped[Array, '#B N'] | None = None,
 ) -> Float[Array, 'B N']:
   """Counts the tokens that each query sees; partly masked ones count in part.
 

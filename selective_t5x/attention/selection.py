@@ -154,7 +154,7 @@ def spread(
 def selection_scores(
   head_logits: Float[Array, 'B N N'],
   *,
-  segment_ids: Shaped[Array, 'B N'] | None = None,
+  segment_ids: Shaped[Array, '#B N'] | None = None,
   constraints: Constraints = ALL,
 ) -> Float[Array, 'B N N']:
   """Returns the selection scores: how much each query masks each key.
