@@ -12,7 +12,7 @@ from typing import Any
 from absl import logging
 
 import selective_t5x
-from selective_t5x.config import apply
+from selective_t5x.config import calls
 from selective_t5x.errors import UserError
 
 
@@ -31,14 +31,21 @@ def check(entry: Callable[..., Any], model: Any) -> None:
   """
   if selective_t5x.engine_name() != 't5x':
     return
-  trainer_cls = apply.bound(entry, 'trainer_cls')
-  if trainer_cls is None:
+  trainer = next(
+    (
+      call
+      for call in calls.of_entry(entry)
+      if call.taken_by == (entry.__name__, 'trainer_cls')
+    ),
+    None,
+  )
+  if trainer is None:
     return
-  parts = apply.bound(trainer_cls, 'num_microbatches')
+  parts = trainer.literal('num_microbatches')
   if not isinstance(parts, int) or parts <= 1:
     return
   factor = getattr(model, '_loss_normalizing_factor', None)
-  name = f'{trainer_cls.__name__}.num_microbatches = {parts}'
+  name = f'{trainer.name}.num_microbatches = {parts}'
   if isinstance(factor, str | enum.Enum):
     factor = getattr(factor, 'name', factor)
     raise UserError(
