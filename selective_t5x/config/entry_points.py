@@ -48,6 +48,8 @@ def _register_models() -> None:
   from t5x import models
 
   for cls in (models.EncoderDecoderModel, models.DecoderOnlyModel):
-    # A method becomes visible when its class is registered.
-    gin.register(cls.predict_batch_with_aux)
+    # gin knows it as a method of the class once the class is registered. Both
+    # methods have one name, so each is registered in its class.
+    method = cls.predict_batch_with_aux
+    gin.register(method, module=f'{models.__name__}.{cls.__name__}')
     gin.register(cls, module=models.__name__)

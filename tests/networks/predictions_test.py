@@ -179,7 +179,7 @@ def test_the_real_t5x_decodes_the_same_way():
     '-c',
     """
 import selective_t5x
-from tests import predictions_test as test
+from tests.networks import predictions_test as test
 for kind in test.KINDS:
   for attention_fn in test.FUNCTIONS:
     test.check_greedy(kind, attention_fn)

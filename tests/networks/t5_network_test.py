@@ -306,7 +306,7 @@ import selective_t5x
 import jax, numpy as np
 from t5x.examples.scalable_t5 import network as scalable
 from t5x.examples.t5 import network
-from tests import t5_network_test as test
+from tests.networks import t5_network_test as test
 
 def as_dict(tree):
   return {

@@ -149,7 +149,7 @@ def decoder_only_differences():
 _ON_T5X = """
 import json
 import selective_t5x
-from tests import t5x_networks_test as test
+from tests.networks import t5x_networks_test as test
 
 test.write_checkpoints({folder!r})
 print(json.dumps(test.decoder_only_differences()))
