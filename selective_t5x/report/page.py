@@ -26,7 +26,7 @@ def page(
   command: str,
   sections: Sequence[tuple[str, str, dict[str, Any]]] = (),
   more: Sequence[Markup] = (),
-) -> Markup:
+) -> str:
   """Returns an HTML page; all text arguments are escaped.
 
   Args:
@@ -37,7 +37,7 @@ def page(
       `figures.compare_cells`.
     more: further parts, see `render`.
   """
-  return render(
+  document = render(
     'page.html',
     title=title,
     intro=intro,
@@ -47,6 +47,8 @@ def page(
     differences=_differences,
     what_ran=_what_ran,
   )
+  # A Markup's own methods would escape what a caller adds to the page.
+  return str(document)
 
 
 def render(template: str, **values: Any) -> Markup:
