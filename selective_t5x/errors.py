@@ -1,7 +1,8 @@
-"""Errors that a user can correct, and suggestions of valid names."""
+"""Errors that a user can correct, and checks of what users write."""
 
 import difflib
 import numbers
+import os
 from collections.abc import Iterable, Mapping
 
 
@@ -38,6 +39,16 @@ def is_integer(value: object) -> bool:
 def is_number(value: object) -> bool:
   """Returns whether a setting is a real number; a boolean is not."""
   return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def is_remote(path: object) -> bool:
+  """Returns whether a path is a URL, such as gs://bucket/run."""
+  return '://' in str(path)
+
+
+def absolute_path(path: str) -> str:
+  """Returns a local path as an absolute one, and a URL as it is."""
+  return path if is_remote(path) else os.path.abspath(path)
 
 
 def changes(

@@ -16,13 +16,9 @@ import importlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 
-from absl import logging
-from absl.flags import FLAGS
-
-from selective_t5x import tasks
-from selective_t5x.cli import exits, flags, libraries
-from selective_t5x.config.session import Session
+from selective_t5x.cli import flags, libraries
 from selective_t5x.errors import UserError, did_you_mean, is_integer
+from selective_t5x.tasks import command
 
 
 def main(argv: Sequence[str]) -> None:
@@ -41,11 +37,7 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument('--module', help='imported first, to register tasks')
   parser.add_argument('--tfds_data_dir', help='folder of TensorFlow Datasets')
   args, bindings = flags.parse(parser, argv)
-  session = Session(args.gin_file, bindings, run_mode=None)
-  libraries.quiet_libraries()
-  libraries.import_tensorflow()
-  tasks.register_all()  # so that bindings find their names
-  with session:
+  with command.session(args.gin_file, bindings):
     _show(args)
 
 
@@ -137,6 +129,4 @@ def _shortened(ids: list[int], count: int = 20) -> str:
 
 
 if __name__ == '__main__':
-  FLAGS.mark_as_parsed()  # absl's log waits for its flags
-  logging.use_absl_handler()
-  exits.run_main(main)
+  command.run_main(main)

@@ -14,12 +14,10 @@ import dataclasses
 from collections.abc import Sequence
 
 from absl import logging
-from absl.flags import FLAGS
 
-from selective_t5x import tasks
-from selective_t5x.cli import exits, flags, libraries
-from selective_t5x.config.session import Session
+from selective_t5x.cli import flags
 from selective_t5x.errors import UserError, did_you_mean
+from selective_t5x.tasks import command
 
 
 def main(argv: Sequence[str]) -> None:
@@ -30,11 +28,7 @@ def main(argv: Sequence[str]) -> None:
     '--size', type=int, help='pieces, in place of vocabularies.Choice.size'
   )
   args, bindings = flags.parse(parser, argv)
-  session = Session(args.gin_file, bindings, run_mode=None)
-  libraries.quiet_libraries()
-  libraries.import_tensorflow()
-  tasks.register_all()  # so that bindings find their names
-  with session:
+  with command.session(args.gin_file, bindings):
     _train(args)
 
 
@@ -55,7 +49,5 @@ def _train(args: argparse.Namespace) -> None:
 
 
 if __name__ == '__main__':
-  FLAGS.mark_as_parsed()  # absl's log waits for its flags
-  logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
-  exits.run_main(main)
+  command.run_main(main)

@@ -1,6 +1,6 @@
 import pytest
 
-from selective_t5x.errors import UserError, did_you_mean
+from selective_t5x.errors import UserError, did_you_mean, is_remote
 
 
 def test_nearest_names_come_best_first():
@@ -24,3 +24,8 @@ def test_repeated_names_stand_once():
 
 def test_user_error_is_a_value_error():
   assert issubclass(UserError, ValueError)
+
+
+def test_a_url_is_remote_and_a_path_is_not(tmp_path):
+  assert is_remote('gs://bucket/run')
+  assert not is_remote(tmp_path)

@@ -5,6 +5,19 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+# Arguments that a network passes in every call, and those of a feature.
+_EVERY_CALL = {'query', 'key', 'value', 'segment_ids', 'position'}
+_OF_A_FEATURE = {
+  'key_ids': {'query_ids', 'key_ids'},
+  'masking': {
+    *('masking', 'masking_row', 'return_masking'),
+    *('selection_query', 'selection_key'),
+  },
+  'masking_scale': {'masking_scale'},
+  'memory_tau': {'memory_tau'},
+  'prefix': {'prefix'},
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Capabilities:
@@ -34,6 +47,14 @@ class Capabilities:
   memory_tau: bool = False
   prefix: bool = False
   needs_every_key: bool = False
+
+  @property
+  def network_arguments(self) -> frozenset[str]:
+    """Arguments that a network passes itself, so that gin cannot bind them."""
+    names = _EVERY_CALL.union(
+      *(names for field, names in _OF_A_FEATURE.items() if getattr(self, field))
+    )
+    return self.arguments & names
 
 
 def declare(**capabilities: bool) -> Callable[[Callable], Callable]:

@@ -19,7 +19,7 @@ from typing import Any
 import selective_t5x
 from selective_t5x.config import reader
 from selective_t5x.config.session import Session
-from selective_t5x.errors import UserError, changes, is_integer
+from selective_t5x.errors import UserError, changes, is_integer, is_remote
 from selective_t5x.runs import identity as run_identity
 from selective_t5x.runs import lock as run_lock
 from selective_t5x.runs.files import (
@@ -173,7 +173,7 @@ def make_cells(
   for name in names:
     if names.count(name) > 1:
       raise UserError(f'variant {name!r} is there twice')
-  if '://' in str(output_dir):
+  if is_remote(output_dir):
     raise UserError(f'{output_dir}: expected a local folder')
   variant_bindings = (b for variant in variants for b in variant.gin_bindings)
   for binding in (*gin_bindings, *variant_bindings):

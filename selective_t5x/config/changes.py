@@ -18,7 +18,7 @@ from absl import logging
 
 from selective_t5x.config import reader
 from selective_t5x.config.reader import Binding, Config, Macro, Reference
-from selective_t5x.errors import UserError, changes
+from selective_t5x.errors import UserError, changes, is_remote
 
 CONFIG_FILE = 'config.gin'
 # Macros, and the last two parts of the names of parameters.
@@ -49,7 +49,7 @@ def check(model_dir: str, present: str, *, accepted: bool) -> None:
   the old file is kept as config_until_N.gin (N: step of the latest checkpoint).
 
   Args:
-    model_dir: a local folder. One with '://' in its name is not compared.
+    model_dir: a local folder. A remote one is not compared.
     present: the configuration as one gin file, `gin.config_str()`.
     accepted: whether the user accepts a change.
 
@@ -58,7 +58,7 @@ def check(model_dir: str, present: str, *, accepted: bool) -> None:
   """
   folder = pathlib.Path(model_dir)
   file = folder / CONFIG_FILE
-  if '://' in model_dir or not file.exists():
+  if is_remote(model_dir) or not file.exists():
     return
   names = (re.fullmatch(r'checkpoint_(\d+)', p.name) for p in folder.iterdir())
   steps = [int(name[1]) for name in names if name]

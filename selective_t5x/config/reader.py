@@ -16,7 +16,7 @@ from typing import Any
 from gin import config_parser
 
 from selective_t5x.config import files
-from selective_t5x.errors import UserError, did_you_mean
+from selective_t5x.errors import UserError, did_you_mean, is_remote
 
 # Macros that hold a path of the run; see `Config.path_bindings`.
 PATH_MACROS = (
@@ -161,7 +161,7 @@ class Config:
       if name in macros
       and isinstance(macros[name].value, str)
       and macros[name].value
-      and '://' not in macros[name].value
+      and not is_remote(macros[name].value)
     ]
 
 

@@ -11,18 +11,14 @@ from flax import linen as nn
 from gin.config import ConfigurableReference
 
 import selective_t5x
+from selective_t5x.attention import capabilities
 from selective_t5x.config.calls import Call
 from selective_t5x.config.reader import Config
 from selective_t5x.errors import did_you_mean
 from t5x import losses
 
-# Arguments that a network passes to an attention function in each call.
-_OF_THE_NETWORK = {
-  *('query', 'key', 'value', 'segment_ids', 'prefix', 'position'),
-  *('selection_query', 'selection_key', 'masking_scale', 'memory_tau'),
-  *('return_masking', 'masking_row', 'masking'),
-}
-_OF_THE_NETWORK_BY = {
+# What sets an argument that the network passes to an attention function.
+_ADVICE = {
   'memory_tau': '; MEMORY_TAU of gin/attention/memory_loss.gin sets it',
   'masking_scale': '; gin/attention/fade_in.gin does',
 }
@@ -83,11 +79,12 @@ def problems(run: Sequence[Call], config: Config) -> Iterator[str]:
           f'({call.key("loss_normalizing_factor")})'
         )
     if call.taken_by[1] == 'attention_fn':
-      for name in sorted(_OF_THE_NETWORK & set(call.values)):
+      supplied = capabilities.of(call.function).network_arguments
+      for name in sorted(supplied & set(call.values)):
         yield (
           f'{call.where(config, name)}: the network gives the attention '
           f'function its {name}, gin cannot'
-          f'{_OF_THE_NETWORK_BY.get(name, "")} ({call.key(name)})'
+          f'{_ADVICE.get(name, "")} ({call.key(name)})'
         )
     function: Any = call.function
     is_module = inspect.isclass(function) and issubclass(function, nn.Module)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from selective_t5x.config.session import Session
 from selective_t5x.costs import costs, report, steps, topologies
-from selective_t5x.errors import UserError
+from selective_t5x.errors import UserError, is_remote
 
 
 def run(sessions: Sequence[Session], topology: str) -> int:
@@ -30,7 +30,7 @@ def run(sessions: Sequence[Session], topology: str) -> int:
       name = _name(session.gin_files[-1], configs)
       configs[name] = _measure(session, devices, part)
   print(report.text(part, configs))
-  if '://' not in folders[0]:
+  if not is_remote(folders[0]):
     print(f'Also in {report.write(folders[0], part, configs)}')
   every = [step for steps_of_one in configs.values() for step in steps_of_one]
   return 0 if all(step.fits for step in every) else 1

@@ -17,7 +17,7 @@ import tensorflow as tf
 from absl import logging
 from etils import epath
 
-from selective_t5x.errors import UserError, did_you_mean
+from selective_t5x.errors import UserError, absolute_path, did_you_mean
 from t5x import (
   data_identity,
   data_reading,
@@ -131,7 +131,7 @@ def infer(
   examples = _Examples(model, dataset_cfg, shard_id, num_shards)
   batch_size = dataset_cfg.batch_size
   settings = {
-    'checkpoint': paths[0] if '://' in paths[0] else os.path.abspath(paths[0]),
+    'checkpoint': absolute_path(paths[0]),
     'content of the checkpoint': integrity.fingerprint(paths[0]),
     'batch_size': batch_size,
     'examples_in_chunk': checkpoint_period * batch_size,

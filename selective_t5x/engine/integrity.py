@@ -12,6 +12,8 @@ from collections.abc import Iterator
 
 from etils import epath
 
+from selective_t5x.errors import is_remote
+
 FILE = 'checksums.json'
 # Orbax rewrites this file when it moves the checkpoint.
 _NOT_OURS = 'commit_success.txt'
@@ -58,7 +60,7 @@ def fingerprint(path: str) -> str:
   if (folder / FILE).exists():
     return f'{zlib.crc32((folder / FILE).read_bytes()):08x}'
   # In a bucket each stat of a file is a request.
-  stats = sorted(_stats(folder, 1 if '://' in path else 9))
+  stats = sorted(_stats(folder, 1 if is_remote(path) else 9))
   return f'{zlib.crc32(json.dumps(stats).encode()):08x} by names and times'
 
 

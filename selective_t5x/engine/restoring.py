@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -14,7 +13,12 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
-from selective_t5x.errors import UserError, did_you_mean
+from selective_t5x.errors import (
+  UserError,
+  absolute_path,
+  did_you_mean,
+  is_remote,
+)
 from t5x import (
   checkpoints,
   divisibility,
@@ -48,7 +52,7 @@ def _reading(path: str):
 
 def _check_files(path: str) -> None:
   """Raises UnreadableCheckpointError if a checksum does not match."""
-  if '://' in path:
+  if is_remote(path):
     return
   problem = ''
   if jax.process_index() == 0:
@@ -273,7 +277,7 @@ class TrainStateInitializer:
   ):
     """Returns the train state of one checkpoint."""
     logging.info('Restoring %s', path)
-    path = path if '://' in path else os.path.abspath(path)
+    path = absolute_path(path)
     _check_files(path)
     legacy = (epath.Path(path) / legacy_checkpoints.FILE).is_file()
     reader = (

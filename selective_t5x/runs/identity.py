@@ -21,7 +21,7 @@ import selective_t5x
 from selective_t5x import engine_finder
 from selective_t5x.config import changes as config_changes
 from selective_t5x.config import reader
-from selective_t5x.errors import UserError, changes
+from selective_t5x.errors import UserError, absolute_path, changes, is_remote
 from selective_t5x.runs.files import read_json
 
 # {name: value}
@@ -94,7 +94,7 @@ def of_checkpoint(path: str | os.PathLike) -> Identity:
   """Returns the name and the content of a checkpoint."""
   path = os.fspath(path)
   return {
-    'checkpoint': path if '://' in path else os.path.abspath(path),
+    'checkpoint': absolute_path(path),
     'content of the checkpoint': content_of(path),
   }
 
@@ -122,7 +122,7 @@ def of_files(texts: Iterable[Any]) -> Identity:
   """
   identity = {}
   for text in dict.fromkeys(x for x in texts if isinstance(x, str)):
-    if not set(text) & set('/.*') or '://' in text:
+    if not set(text) & set('/.*') or is_remote(text):
       continue
     if len(text) > _LONGEST_PATH or '\n' in text or '\0' in text:
       continue

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import filelock
 
-from selective_t5x.errors import UserError
+from selective_t5x.errors import UserError, is_remote
 
 LOCK_FILE = '.lock'
 
@@ -26,12 +26,12 @@ def held(folder: str | os.PathLike) -> Iterator[None]:
   empty, it is removed.
 
   Args:
-    folder: a local folder. One with '://' in its name is not locked.
+    folder: a local folder. A remote one is not locked.
 
   Raises:
     UserError: another process holds it, or the folder cannot be written.
   """
-  if '://' in str(folder):
+  if is_remote(folder):
     yield
     return
   path = pathlib.Path(folder) / LOCK_FILE

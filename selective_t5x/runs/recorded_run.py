@@ -6,7 +6,7 @@ from absl import logging
 from etils import epath
 
 import selective_t5x
-from selective_t5x.errors import UserError
+from selective_t5x.errors import UserError, is_remote
 from selective_t5x.runs import evaluation_file
 from selective_t5x.runs import vocabulary as run_vocabulary
 from selective_t5x.runs.files import OPERATIVE_CONFIG_FILE, RUN_FILE
@@ -56,7 +56,7 @@ def recorded_run(folder: str, *, run_mode: str, seed: int | None, vocabulary):
   new = []
   evaluated = evaluation_file.state(folder)
   try:
-    if keeps_vocabulary and '://' not in str(folder):
+    if keeps_vocabulary and not is_remote(folder):
       new = run_vocabulary.save(str(folder), vocabulary)
     write_run_record(folder, run_mode=run_mode, seed=seed)
   except OSError as error:
@@ -75,7 +75,7 @@ def recorded_run(folder: str, *, run_mode: str, seed: int | None, vocabulary):
     raise
   write_peak_memory(folder)
   (folder / OPERATIVE_CONFIG_FILE).write_text(gin.operative_config_str())
-  if run_mode == 'train' and '://' not in str(folder):
+  if run_mode == 'train' and not is_remote(folder):
     write_summary(folder)
   if run_mode == 'eval':
     print(evaluation_file.text(evaluation_file.write(folder, evaluated)))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from selective_t5x import engine_finder
 from selective_t5x.config import apply
-from selective_t5x.errors import UserError, changes
+from selective_t5x.errors import UserError, changes, is_remote
 from selective_t5x.runs.identity import latest_checkpoint
 
 RECORD_FILE = 'training_data.json'
@@ -27,7 +27,7 @@ def check(train: Callable, folder: str, *, accepted: bool) -> None:
 
   Args:
     train: T5X's train function, to read its gin bindings.
-    folder: MODEL_DIR. One with '://' in its name is not checked.
+    folder: MODEL_DIR. A remote one is not checked.
     accepted: whether the user accepts a change of the data. T5X cannot make it.
 
   Raises:
@@ -36,7 +36,7 @@ def check(train: Callable, folder: str, *, accepted: bool) -> None:
   """
   checkpoint_cfg = apply.bound(train, 'checkpoint_cfg')
   save_cfg = checkpoint_cfg and checkpoint_cfg.save
-  if '://' in folder or not save_cfg or not save_cfg.save_dataset:
+  if is_remote(folder) or not save_cfg or not save_cfg.save_dataset:
     return
   restored = _restored(pathlib.Path(folder), checkpoint_cfg.restore)
   if restored is not None and list((restored / 'dataset').rglob('*.json')):

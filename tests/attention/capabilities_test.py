@@ -45,8 +45,9 @@ def test_partials_and_wrappers_have_the_same_capabilities(function):
   def wrapped(*args, **kwargs):
     return partial(*args, **kwargs)
 
+  # Not the function itself: it would have no other name in this process.
   by_gin = gin.external_configurable(
-    function, f'capabilities_test.{function.__name__}'
+    wrapped, f'capabilities_test.{function.__name__}'
   )
   for other in (partial, functools.partial(partial), wrapped, by_gin):
     assert capabilities.of(other) == function.capabilities
@@ -64,3 +65,12 @@ def test_a_function_that_declares_nothing_has_what_it_takes():
     )
   )
   assert capabilities.name(own) == 'own'
+
+
+def test_what_a_network_supplies_is_no_setting_of_a_function():
+  selective = attention.selective_attention.capabilities.network_arguments
+  settings = {'scale', 'bias', 'relu', 'selection_head', 'implementation'}
+  assert not selective & settings
+  assert {'memory_tau', 'masking_row', 'selection_query'} <= selective
+  assert 'prefix' not in selective  # Selection is causal.
+  assert 'prefix' in attention.causal_attention.capabilities.network_arguments
