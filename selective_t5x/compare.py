@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
     action='append',
     default=[],
     metavar='KEY=[VALUE, ...]',
-    help='all variants with each of the values; give it again for a grid',
+    help='run all variants with each value; repeat the flag for a grid',
   )
   parser.add_argument(
     '--seeds', type=int, default=1, metavar='N', help='seeds a variant'

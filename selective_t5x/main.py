@@ -50,7 +50,7 @@ def define_flags() -> None:
     'run_mode', None, f'One of {", ".join(entry_points.RUN_MODES)}.'
   )
   flags.DEFINE_multi_string(
-    'gin_file', [], 'A gin file; give it again for more, in order.'
+    'gin_file', [], 'A gin file; repeat the flag for more, in order.'
   )
   flags.DEFINE_multi_string(
     'gin_bindings', [], "A gin binding 'KEY = VALUE'; --gin.KEY=VALUE is short."
@@ -68,8 +68,8 @@ def define_flags() -> None:
   flags.DEFINE_bool(
     'accept_config_change',
     False,
-    'Go on with the run in MODEL_DIR though its configuration, or what it read '
-    'for training, was another.',
+    'Resume the run in MODEL_DIR although its configuration or its training '
+    'data has changed.',
   )
   flags.DEFINE_bool(
     'dry_run', False, 'Print the resolved configuration and run nothing.'
@@ -101,7 +101,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     raise UserError(str(error)) from error
   if len(rest) > 1:
     raise UserError(
-      f'unexpected argument {rest[1]!r}: everything is given as --flag=value, '
+      f'unexpected argument {rest[1]!r}: write every setting as --flag=value, '
       'and a value with spaces or quotes in it inside double quotes'
     )
   if not FLAGS.run_mode:

@@ -20,7 +20,9 @@ from selective_t5x.tasks.questions import Files, Question, Tfds
 Record = Mapping[str, Any]
 
 
-def _asked(context: str, choices: Sequence[str], label: int) -> Question:
+def _with_one_context(
+  context: str, choices: Sequence[str], label: int
+) -> Question:
   """Returns a question with one context; choices follow it after a space."""
   return Question(
     (context,) * len(choices), [f' {c.strip()}' for c in choices], label
@@ -50,7 +52,7 @@ def hellaswag(record: Record) -> Question:
   context = f'{record["activity_label"]}: {record["ctx"]}'
   endings = [without_wikihow_markup(e) for e in record['endings']]
   label = _index(record['label'], 0, len(endings))
-  return _asked(without_wikihow_markup(context), endings, label)
+  return _with_one_context(without_wikihow_markup(context), endings, label)
 
 
 def without_wikihow_markup(text: str) -> str:
@@ -63,26 +65,28 @@ def without_wikihow_markup(text: str) -> str:
   return re.sub(r' {2,}', ' ', text).strip()
 
 
-def asked_with_labels(record: Record) -> Question:
+def with_labels(record: Record) -> Question:
   """ARC: school science, three to five choices, labelled A to E or 1 to 5.
 
   CommonsenseQA: common sense about a concept, five choices.
   """
   question = record['question']
   choices, label = _labelled(question['choices'], record['answerKey'])
-  return _asked(f'Question: {question["stem"]}\nAnswer:', choices, label)
+  return _with_one_context(
+    f'Question: {question["stem"]}\nAnswer:', choices, label
+  )
 
 
 def openbookqa(record: Record) -> Question:
   """OpenBookQA: elementary science; a choice completes the stem."""
   question = record['question']
   choices, label = _labelled(question['choices'], record['answerKey'])
-  return _asked(question['stem'], choices, label)
+  return _with_one_context(question['stem'], choices, label)
 
 
 def piqa(record: Record) -> Question:
   """PIQA: the one of two solutions that reaches a practical goal."""
-  return _asked(
+  return _with_one_context(
     f'Question: {record["goal"]}\nAnswer:',
     [record['sol1'], record['sol2']],
     _index(record['label'], 0, 2),
@@ -91,7 +95,7 @@ def piqa(record: Record) -> Question:
 
 def siqa(record: Record) -> Question:
   """SIQA: what people do, feel and need; three choices, labelled 1-3."""
-  return _asked(
+  return _with_one_context(
     f'{record["context"]}\nQuestion: {record["question"]}\nAnswer:',
     [record['answerA'], record['answerB'], record['answerC']],
     _index(record['label'], 1, 3),
@@ -180,7 +184,7 @@ def _arc_source(name: str) -> questions.QuestionSource:
       'validation': Files([f'{name}-Dev.jsonl']),
       'test': Files([f'{name}-Test.jsonl']),
     },
-    asked_with_labels,
+    with_labels,
     tfds=Tfds(f'ai2_arc/{name}:1.0.0', _TESTED, _arc_from_tfds),
   )
 
@@ -241,7 +245,7 @@ _SOURCES = {
       'validation': Files(['dev_rand_split.jsonl']),
       'test': _NO_ANSWERS,
     },
-    asked_with_labels,
+    with_labels,
   ),
   'siqa': questions.QuestionSource(
     'siqa',

@@ -141,8 +141,8 @@ def check_lengths(corruption: Corruption, sequence_length: Mapping[str, int]):
   inputs = lengths['inputs']
   # Pieces are full, except the last ones, which have any length.
   pieces = np.arange(1, max(corruption.text_length(inputs), 1) + 1)
-  kept, replaced, spans = corruption.counts(pieces)
-  if np.any(spans > kept):
+  nonnoise, replaced, spans = corruption.counts(pieces)
+  if np.any(spans > nonnoise):
     raise UserError(
       f'{corruption}: more spans than tokens to lie between them; lower '
       'noise_density or raise mean_noise_span_length'
@@ -154,7 +154,7 @@ def check_lengths(corruption: Corruption, sequence_length: Mapping[str, int]):
       'span_corruption.Corruption.mean_noise_span_length'
     )
   needed_lengths = {
-    'inputs': int(max(kept + spans)) + 1,
+    'inputs': int(max(nonnoise + spans)) + 1,
     'targets': int(max(replaced + spans)) + 1,
   }
   for feature, length in needed_lengths.items():

@@ -318,7 +318,7 @@ def test_commands_of_the_docs_leave_their_records(command, tmp_path):
   with run_lock.held(folder):
     done = command(*train)
     assert done.returncode == 2, done.stderr
-    assert 'is at work there' in done.stderr.splitlines()[-1]
+    assert 'is using the folder' in done.stderr.splitlines()[-1]
   assert saved == {f: f.read_bytes() for f in folder.rglob('*') if f.is_file()}
 
   # The saved configuration is one to run again, in another mode too.

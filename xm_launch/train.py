@@ -39,23 +39,35 @@ from selective_t5x.errors import UserError  # noqa: E402
 from xm_launch import launch  # noqa: E402
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string('run_mode', 'train', 'As of selective_t5x.main.')
-flags.DEFINE_multi_string('gin_file', [], 'A gin file; again for more.')
+flags.DEFINE_string(
+  'run_mode', 'train', 'The run mode, as in selective_t5x.main.'
+)
 flags.DEFINE_multi_string(
-  'sweep', [], 'KEY=[value, …]; again for another key: all combinations run.'
+  'gin_file', [], 'A gin file; repeat the flag for more.'
+)
+flags.DEFINE_multi_string(
+  'sweep',
+  [],
+  'KEY=[value, …]; repeat the flag to run all combinations of keys.',
 )
 flags.DEFINE_string(
   'executor', 'local', f'One of {", ".join(launch.EXECUTORS)}.'
 )
-flags.DEFINE_string('tpu', None, 'A slice: v4-128, v5litepod-256, …')
-flags.DEFINE_string('image', None, 'Container image that holds the suite.')
-flags.DEFINE_string('name', 'selective-t5x', 'Of the experiment.')
-flags.DEFINE_string('project', None, "Google Cloud's, for vertex.")
-flags.DEFINE_string('region', None, "Google Cloud's, for vertex.")
-flags.DEFINE_string('namespace', 'default', "Kubernetes', for gke.")
-flags.DEFINE_integer('max_restarts', 10, 'Of a JobSet, for gke.')
+flags.DEFINE_string('tpu', None, 'A TPU slice: v4-128, v5litepod-256, …')
+flags.DEFINE_string('image', None, 'The container image that holds the suite.')
+flags.DEFINE_string('name', 'selective-t5x', 'The name of the experiment.')
+flags.DEFINE_string('project', None, 'The Google Cloud project, for vertex.')
+flags.DEFINE_string('region', None, 'The Google Cloud region, for vertex.')
 flags.DEFINE_string(
-  'python', str(_ROOT / '.venv/bin/python'), 'Interpreter for local runs.'
+  'namespace', 'default', 'The Kubernetes namespace, for gke.'
+)
+flags.DEFINE_integer(
+  'max_restarts', 10, 'How often a JobSet restarts, for gke.'
+)
+flags.DEFINE_string(
+  'python',
+  str(_ROOT / '.venv/bin/python'),
+  'The Python interpreter for local runs.',
 )
 flags.DEFINE_bool('dry_run', False, 'Print what would run, and run nothing.')
 
@@ -89,12 +101,12 @@ def _launches() -> list[launch.Launch]:
   )
 
 
-async def _run(found: list[launch.Launch], folder: str) -> None:
+async def _run(launches: list[launch.Launch], folder: str) -> None:
   """Runs the commands one after another; XManager quotes their words."""
   from xmanager import xm_local
 
   async with xm_local.create_experiment(FLAGS.name) as experiment:
-    for number, one in enumerate(found):
+    for number, one in enumerate(launches):
       program = shutil.which(one.program)
       if program is None:
         raise UserError(f'{one.program}: no such program on this machine')

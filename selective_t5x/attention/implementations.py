@@ -69,9 +69,9 @@ def _lacks(name: str, dtype, needs: Mapping[str, Any]) -> str | None:
   if name == 'reference':
     return None
   if needs.get('return_masking'):
-    return 'it never holds F, which return_masking asks for'
+    return 'it never holds F, which return_masking needs'
   if needs.get('prefix'):
-    return 'it is causal, and a bidirectional prefix is asked for'
+    return 'it is causal, but the call has a bidirectional prefix'
   if name == 'pallas_tpu':
     return pallas_tpu.unsupported(
       dtype,

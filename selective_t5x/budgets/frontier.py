@@ -162,12 +162,12 @@ def searched(folder: str) -> dict[str, Any]:
   """
   file = pathlib.Path(folder) / search.STATE_FILE
   if not file.exists():
-    raise UserError(f'--search={folder}: no {search.STATE_FILE} in it')
+    raise UserError(f'--search={folder}: the folder has no {search.STATE_FILE}')
   state = read_json(file)
   search.check_state(file, state)
   if not state['finished']:
     raise UserError(
-      f'--search={folder}: not finished; the command that began it goes on'
+      f'--search={folder}: the search has not finished; its command resumes it'
     )
   return {
     'model': pathlib.Path(folder).name,
@@ -192,7 +192,7 @@ def main(argv: Sequence[str]) -> None:
     action='append',
     default=[],
     metavar='NAME=DIR',
-    help='a run, or a checkpoint_N in it; give it again for more',
+    help='a run, or a checkpoint_N in it; repeat the flag for more',
   )
   parser.add_argument(
     '--policies',

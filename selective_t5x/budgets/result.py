@@ -59,5 +59,5 @@ def as_text(state: dict[str, Any]) -> str:
     f'cache of a row: {size["pruned"]:,} bytes in place of {size["full"]:,}',
   ]
   if len(path) == 1:
-    lines.append('No cut keeps the loss that was asked for.')
+    lines.append('No smaller cache reaches the target loss.')
   return '\n'.join(lines)

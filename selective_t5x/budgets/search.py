@@ -209,24 +209,25 @@ def read_state(
     return None
   state = read_json(file)
   if not isinstance(state, dict) or not isinstance(state.get('settings'), dict):
-    raise UserError(f'{file}: has no settings; move it away to begin anew')
+    raise UserError(f'{file}: has no settings; move it away to start again')
   differing = changes(state['settings'], settings, len(settings))
   if differing:
     raise UserError(
-      f'{file}: is of other settings: {differing}; give another --output_dir'
+      f'{file}: comes from a search with other settings: {differing}; '
+      'give another --output_dir'
     )
   if depends_on is None:
     return state
   there = state.get('identity')
   if not isinstance(there, dict):
     raise UserError(
-      f'{file}: does not say what configuration and content of the checkpoint '
-      'it is of; give another --output_dir'
+      f'{file}: does not record the configuration and the checkpoint of its '
+      'search; give another --output_dir'
     )
   differing = identity.difference(there, depends_on)
   if differing:
     raise UserError(
-      f'{file}: is of another configuration: {differing}; give another '
+      f'{file}: comes from another configuration: {differing}; give another '
       '--output_dir'
     )
   return state
@@ -245,7 +246,7 @@ def check_state(file: pathlib.Path, state: Any) -> None:
     whole = False
   if not whole or not state['path']:
     raise UserError(
-      f'{file}: is not what a search writes; move it away to begin anew'
+      f'{file}: was not written by a search; move it away to start again'
     )
 
 
@@ -267,19 +268,19 @@ def main(argv: Sequence[str]) -> None:
   parser = flags.parser('selective_t5x.pruning.search', __doc__)
   flags.add_output_flags(parser)
   parser.add_argument(
-    '--checkpoint', metavar='DIR', help='of a run, or a checkpoint_N in it'
+    '--checkpoint', metavar='DIR', help='a run, or a checkpoint_N in it'
   )
   parser.add_argument(
-    '--target_loss', type=float, metavar='X', help='nats a token that will do'
+    '--target_loss', type=float, metavar='X', help='loss to reach, nats a token'
   )
   parser.add_argument(
-    '--baseline', metavar='DIR', help='in its place, a run with this loss'
+    '--baseline', metavar='DIR', help='a run whose loss is the target'
   )
   parser.add_argument(
     '--tolerance',
     type=float,
     metavar='X',
-    help="0.01: 1 %% above the model's own loss will do too",
+    help='relative excess over the target that is allowed, e.g. 0.01',
   )
   parser.add_argument('--steps', default='ladder', help='ladder or fixed')
   parser.add_argument(
@@ -314,7 +315,7 @@ def _run(args, bindings: Sequence[str]) -> None:
     pruning = run.model.module.config.pruning
     if pruning is None:
       raise UserError(
-        'no policy: give a file of gin/pruning/, e.g. '
+        'no policy is bound: give a file of gin/pruning/, e.g. '
         '--gin_file=gin/pruning/selective.gin'
       )
     if args.dry_run:

@@ -22,17 +22,19 @@ def define_flags() -> None:
     'multiprocess',
     False,
     'Train with all processes of a TPU slice, a GKE job or a SLURM job, which '
-    'JAX finds by itself; elsewhere give the three flags below to each.',
+    'JAX finds by itself; elsewhere give each the three flags below.',
   )
   flags.DEFINE_string(
-    'coordinator_address', None, 'HOST:PORT where process 0 listens.'
+    'coordinator_address', None, 'The HOST:PORT at which process 0 listens.'
   )
-  flags.DEFINE_integer('process_count', None, 'How many processes there are.')
-  flags.DEFINE_integer('process_index', None, 'Which of them this is, from 0.')
+  flags.DEFINE_integer('process_count', None, 'The number of processes.')
+  flags.DEFINE_integer(
+    'process_index', None, 'The number of this process, from 0.'
+  )
   flags.DEFINE_integer(
     'heartbeat_seconds',
     100,
-    'After how long without a sign of life of one process the others end.',
+    'Seconds without a heartbeat of a process, after which the others end.',
   )
 
 
@@ -86,7 +88,8 @@ def connect(values: flags.FlagValues) -> None:
     )
   except (ValueError, RuntimeError) as error:
     raise UserError(
-      f'the processes do not find each other: {str(error).splitlines()[0]}'
+      'the processes cannot connect to each other: '
+      f'{str(error).splitlines()[0]}'
     ) from error
 
 

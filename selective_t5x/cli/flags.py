@@ -32,7 +32,7 @@ def parser(module: str, description: str) -> argparse.ArgumentParser:
     action='append',
     default=[],
     metavar='FILE',
-    help='a gin file for all runs; give it again for more, in order',
+    help='a gin file for all runs; repeat the flag for more, in order',
   )
   flags.add_argument(
     '--gin.KEY',  # For --help; `parse` reads them.
@@ -97,7 +97,7 @@ def parse(
   args, unknown = flags.parse_known_args(rest)
   if unknown and not unknown[0].startswith('-'):
     raise UserError(
-      f'unexpected argument {unknown[0]!r}: everything is given as --flag=value'
+      f'unexpected argument {unknown[0]!r}: write every setting as --flag=value'
     )
   if unknown:
     names = re.findall(r'--[\w.]+', flags.format_usage())
@@ -107,7 +107,9 @@ def parse(
     check_count(name, getattr(args, name))
   for name in needed:
     if not getattr(args, name):
-      raise UserError(f'no --{name}: it is needed; --help has an example')
+      raise UserError(
+        f'no --{name}: the flag is required; --help has an example'
+      )
   return args, bindings
 
 

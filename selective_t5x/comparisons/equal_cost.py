@@ -87,9 +87,9 @@ def caveats(
     lines.append('No view at equal time: a run did not measure its steps.')
   else:
     lines.append(
-      'Equal time is that of the train steps of the run that took the least. '
-      'Losses there lie on straight lines between evaluations; the learning '
-      'rates of the other runs had not come to their end.'
+      'Equal time is the time of the train steps of the fastest run. Losses '
+      'at that time are interpolated linearly between evaluations; the '
+      'learning rate schedules of the other runs had not ended by then.'
     )
   lines.append(
     {

@@ -194,7 +194,7 @@ def _claim(entry, reference, loss) -> str:
   prefix = f'{entry["task"]}: '
   names = f'{entry["variant"]} and {reference}'
   if mean is None:
-    return f'{prefix}nothing can be said of {names}: a loss is not finite.'
+    return f'{prefix}{names} cannot be compared: a loss is not finite.'
   if statistics.is_zero(difference):
     return (
       f'{prefix}the losses of {names} are equal within rounding in every seed.'

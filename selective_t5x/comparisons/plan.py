@@ -172,7 +172,7 @@ def make_cells(
   names = [variant.name for variant in variants]
   for name in names:
     if names.count(name) > 1:
-      raise UserError(f'variant {name!r} is there twice')
+      raise UserError(f'variant {name!r} occurs twice')
   if is_remote(output_dir):
     raise UserError(f'{output_dir}: expected a local folder')
   variant_bindings = (b for variant in variants for b in variant.gin_bindings)

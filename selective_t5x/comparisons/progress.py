@@ -66,7 +66,7 @@ class _Line:
   def __init__(self, progress: Progress, cell: Cell):
     self._progress, self._cell = progress, cell
     self._size, self._step = 0, None
-    self._said_at = time.monotonic()
+    self._reported_at = time.monotonic()
     self._bar = _bar(cell.total_steps, desc=cell.name, leave=False)
     # T5X's metrics are TensorBoard events, which are only read at the end.
     embedded = selective_t5x.engine_name() == 'embedded'
@@ -99,8 +99,10 @@ class _Line:
     self._bar.set_postfix_str(f'loss {loss}', refresh=False)
     self._bar.update(self._step - self._bar.n)
     self._progress.count(self._cell, self._step)
-    if self._bar.disable and time.monotonic() - self._said_at > _LINE_SECONDS:
-      self._said_at = time.monotonic()
+    if (
+      self._bar.disable and time.monotonic() - self._reported_at > _LINE_SECONDS
+    ):
+      self._reported_at = time.monotonic()
       position = f'{self._step}/{self._cell.total_steps or "?"}'
       self._progress.say(f'{self._cell.name}: step {position}, loss {loss}')
 

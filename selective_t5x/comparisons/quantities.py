@@ -33,7 +33,7 @@ def loss_metric(summaries: Summaries) -> str:
     )
     return 'loss'
   _refuse_several(
-    {k: d or 'nothing that is known' for k, d in definitions.items()},
+    {k: d or 'an unknown quantity' for k, d in definitions.items()},
     LOSS,
   )
   return LOSS
@@ -61,8 +61,8 @@ def check_resumable(cells: Sequence[Cell]) -> None:
     definition = read_summary(cell.folder)['loss_definition']
     if definition != losses.TOKENS:
       raise UserError(
-        f'{cell.folder}: is of an earlier version, whose loss is '
-        f'{definition or "nothing that is known"}; that of runs now is '
+        f'{cell.folder}: was trained by an earlier version, whose loss is '
+        f'{definition or "an unknown quantity"}; this version measures '
         f'{losses.TOKENS}: give another --output_dir'
       )
 
@@ -73,9 +73,9 @@ def _refuse_several(values: Mapping[str, str], what: str) -> None:
   for name, value in values.items():
     examples.setdefault(value, name)
   if len(examples) > 1:
-    shown = '; '.join(f'{name}: {value}' for value, name in examples.items())
+    listing = '; '.join(f'{name}: {value}' for value, name in examples.items())
     raise UserError(
       f'{what} is not the same quantity in all runs, so that their losses '
-      f'cannot be compared: {shown}. Compare runs of one kind, or train the '
-      'others anew in another --output_dir'
+      f'cannot be compared: {listing}. Compare runs of one kind, or train the '
+      'others again in another --output_dir'
     )

@@ -76,7 +76,7 @@ def run_cells(
   if failed:
     raise CellError(
       f'{len(failed)} of {len(cells)} runs failed: {", ".join(failed)}; the '
-      'others are kept, and the same command goes on from there'
+      'same command keeps the others and trains these again'
     )
 
 
@@ -98,7 +98,7 @@ def _run(
         yield
     check_folder(cell)
     if cell.finished:
-      progress.end(cell, 'finished before, kept')
+      progress.end(cell, 'had finished before')
       return True
     log_file = cell.folder / LOG_FILE
     progress.say(f'{cell.name}: training; its log is {log_file}')
@@ -106,7 +106,7 @@ def _run(
     while (code := (yield from _start(cell, program, lock, progress))) == (
       INTERRUPTED
     ):
-      progress.say(f'{cell.name}: stopped by SIGTERM and saved; it goes on')
+      progress.say(f'{cell.name}: saved at SIGTERM and resumed')
     if code:
       lines = log_file.read_text(errors='replace').splitlines()
       tail = '\n'.join(f'  {line}' for line in lines[-_TAIL_LINES:])

@@ -23,7 +23,7 @@ class Call:
     called: whether gin calls it. If not, gin passes the function itself on.
     values: the bound parameters in these scopes, with unresolved macros and
       references.
-    taken_by: ('function name', 'parameter') that takes the result; ('', '')
+    consumer: ('function name', 'parameter') that takes the result; ('', '')
       for the entry function.
   """
 
@@ -31,7 +31,7 @@ class Call:
   scopes: tuple[str, ...]
   called: bool
   values: Mapping[str, object]
-  taken_by: tuple[str, str] = ('', '')
+  consumer: tuple[str, str] = ('', '')
 
   @property
   def name(self) -> str:
@@ -101,13 +101,13 @@ def from_code() -> Iterator[Call]:
       yield Call(function, scopes, False, values)
 
 
-def _calls(function, scopes, called, taken_by, seen) -> Iterator[Call]:
-  if (function, scopes, called, taken_by) in seen:
+def _calls(function, scopes, called, consumer, seen) -> Iterator[Call]:
+  if (function, scopes, called, consumer) in seen:
     return
-  seen.add((function, scopes, called, taken_by))
+  seen.add((function, scopes, called, consumer))
   with gin.config_scope(list(scopes)):
     values = gin.get_bindings(function, resolve_references=False)
-  call = Call(function, scopes, called, values, taken_by)
+  call = Call(function, scopes, called, values, consumer)
   yield call
   for name, value in values.items():
     for reference in references(value):

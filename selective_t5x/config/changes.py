@@ -71,12 +71,12 @@ def check(model_dir: str, present: str, *, accepted: bool) -> None:
   if not accepted:
     raise UserError(
       f'{model_dir}: holds a run of another configuration: {changed}; give '
-      'another MODEL_DIR, or --accept_config_change to go on with the new one'
+      'another MODEL_DIR, or --accept_config_change to use the new one'
     )
   copy = folder / f'config_until_{max(steps)}.gin'
   if not copy.exists():
     os.link(file, copy)  # The next config.gin is another file.
-  logging.warning('Going on with another configuration: %s', changed)
+  logging.warning('Continuing with another configuration: %s', changed)
 
 
 def _compared(

@@ -37,13 +37,13 @@ def is_saved(path: str) -> bool:
   return bool(_SAVED.fullmatch(pathlib.Path(path).name))
 
 
-def find(name: str, search_paths: Sequence[str], asked: str = '') -> str:
+def find(name: str, search_paths: Sequence[str], source: str = '') -> str:
   """Returns the path of a gin file.
 
   Args:
     name: the path in a flag or in an include.
     search_paths: folders to search in order.
-    asked: the flag or the include, for the error message.
+    source: the flag or the include, for the error message.
 
   Raises:
     UserError: there is no such file. The message has the nearest names.
@@ -54,9 +54,9 @@ def find(name: str, search_paths: Sequence[str], asked: str = '') -> str:
     if os.path.isfile(path):
       return path
   looked = dict.fromkeys(os.path.abspath(f) for f in ('', *search_paths))
-  instead = t5x_files.instead_of(name)
+  instead = t5x_files.replacement(name)
   raise UserError(
-    f'{asked}: no such file (looked in {", ".join(looked)})'
+    f'{source}: no such file (looked in {", ".join(looked)})'
     f'{instead or did_you_mean(name, _gin_files(name, search_paths))}'
   )
 

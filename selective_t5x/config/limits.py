@@ -114,7 +114,7 @@ OPTAX = {
 }
 
 
-def of(function: Callable, parameter: str) -> Limits | None:
+def _limits(function: Callable, parameter: str) -> Limits | None:
   """Returns the limits of a parameter of a function or class, or None."""
   names = [function.__name__]
   if inspect.isclass(function):
@@ -135,7 +135,7 @@ def problem(function: Callable, parameter: str, value: object) -> str:
     parameter: its name.
     value: any value. Numbers in a dict or a list are checked too.
   """
-  limits = of(function, parameter)
+  limits = _limits(function, parameter)
   if limits is None:
     return ''
   return next(filter(None, map(limits.problem, _numbers(value))), '')

@@ -35,7 +35,7 @@ def check(entry: Callable[..., Any], model: Any) -> None:
     (
       call
       for call in calls.of_entry(entry)
-      if call.taken_by == (entry.__name__, 'trainer_cls')
+      if call.consumer == (entry.__name__, 'trainer_cls')
     ),
     None,
   )

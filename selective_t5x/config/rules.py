@@ -20,7 +20,7 @@ from t5x import losses
 # What sets an argument that the network passes to an attention function.
 _ADVICE = {
   'memory_tau': '; MEMORY_TAU of gin/attention/memory_loss.gin sets it',
-  'masking_scale': '; gin/attention/fade_in.gin does',
+  'masking_scale': '; gin/attention/fade_in.gin sets it',
 }
 _WARMUPS = ('linear_warmup', 'linear_decay')
 _RSQRT = ('rsqrt_decay', 'rsqrt_normalized_decay')
@@ -28,7 +28,7 @@ _RSQRT = ('rsqrt_decay', 'rsqrt_normalized_decay')
 _FACTORS = ('constant', *_WARMUPS, *_RSQRT, 'decay_every', 'cosine_decay')
 
 
-def none_is_meant(call: Call, parameter: str, run: Sequence[Call]) -> bool:
+def allows_none(call: Call, parameter: str, run: Sequence[Call]) -> bool:
   """Whether None is a valid value though the annotation does not allow it.
 
   T5X's runs accept None for: no evaluation; a number of steps that follows from
@@ -54,9 +54,9 @@ def none_is_meant(call: Call, parameter: str, run: Sequence[Call]) -> bool:
       and entry.literal('training_evaluator_cls') is None
     )
   if key == 'DatasetConfig.task_feature_lengths':
-    if call.taken_by == ('evaluate', 'dataset_cfg'):
+    if call.consumer == ('evaluate', 'dataset_cfg'):
       return entry.literal('training_evaluator_cls') is None
-    return call.taken_by == ('train', 'infer_eval_dataset_cfg')
+    return call.consumer == ('train', 'infer_eval_dataset_cfg')
   return key == 'train.eval_period'
 
 
@@ -78,12 +78,12 @@ def problems(run: Sequence[Call], config: Config) -> Iterator[str]:
           f'number and none of {", ".join(known)}{did_you_mean(factor, known)} '
           f'({call.key("loss_normalizing_factor")})'
         )
-    if call.taken_by[1] == 'attention_fn':
+    if call.consumer[1] == 'attention_fn':
       supplied = capabilities.of(call.function).network_arguments
       for name in sorted(supplied & set(call.values)):
         yield (
-          f'{call.where(config, name)}: the network gives the attention '
-          f'function its {name}, gin cannot'
+          f'{call.where(config, name)}: the network passes {name} to the '
+          f'attention function, so gin cannot bind it'
           f'{_ADVICE.get(name, "")} ({call.key(name)})'
         )
     function: Any = call.function
@@ -91,13 +91,13 @@ def problems(run: Sequence[Call], config: Config) -> Iterator[str]:
     if is_module and 'parent' in call.values:
       yield (
         f'{call.where(config, "parent")}: Flax sets the parent of a module, '
-        f'gin cannot ({call.key("parent")})'
+        f'so gin cannot bind it ({call.key("parent")})'
       )
     if entry.name != 'train':
       continue  # Evaluation and inference have no steps.
     if call.name == 'create_learning_rate_scheduler':
       yield from _schedule_problems(call, entry, config)
-    if call.taken_by == ('train', 'trainer_cls'):
+    if call.consumer == ('train', 'trainer_cls'):
       yield from _microbatch_problems(call, run, config)
 
 
@@ -158,11 +158,11 @@ def _microbatch_problems(
   """Yields why a batch cannot be split into its microbatches."""
   parts = _value(trainer, 'num_microbatches')
   for call in run:
-    if call.taken_by == ('train', 'train_dataset_cfg') and parts:
+    if call.consumer == ('train', 'train_dataset_cfg') and parts:
       rows = _value(call, 'batch_size')
       if rows % parts:
         yield (
-          f'{trainer.where(config, "num_microbatches")}: {parts} parts of a '
-          f'batch of {rows} rows; expected a divisor of '
+          f'{trainer.where(config, "num_microbatches")}: a batch of '
+          f'{rows} rows has no {parts} equal parts; expected a divisor of '
           f'{call.label("batch_size")} ({trainer.key("num_microbatches")})'
         )

@@ -62,7 +62,7 @@ _INSTEAD = {
 _VERSION_AND_SIZE = re.compile(r'(?:^|/)(t5_1_[01])_([a-z]+)\.gin$')
 
 
-def instead_of(name: str) -> str:
+def replacement(name: str) -> str:
   """Names the replacement of one of T5X's gin files.
 
   Args:

@@ -128,9 +128,9 @@ def _hint(key: reads.Key, read: Collection[reads.Key]) -> str:
   first = [k for k in read if k[1:] == key[1:]]
   if first:
     names = ', '.join(sorted(map(reads.short, first)))
-    return f'; what comes first is {names}'
+    return f'; the run reads {names}'
   if reads.was_called(name):
-    return '; whoever calls it gives it'
+    return '; its caller passes the value'
   return _of_model(name, read)
 
 

@@ -118,10 +118,10 @@ def _complaint(value, annotation) -> str:
     name = f'@{value.scoped_selector}'
     # The user has probably forgotten the brackets.
     return f'{name} is not of type {words(annotation)}; a call is {name}()'
-  shown = repr(value)
+  text = repr(value)
   if isinstance(value, ConfigurableReference):
-    shown = f'@{value.scoped_selector}()'
-  return f'{shown} is not of type {words(annotation)}'
+    text = f'@{value.scoped_selector}()'
+  return f'{text} is not of type {words(annotation)}'
 
 
 def _parts(value, annotation) -> Iterator[tuple[object, object]]:

@@ -56,7 +56,7 @@ def _value_problem(call: Call, name: str, value, run: list[Call]) -> str:
   parameter = call.parameters.get(name)
   if parameter is None:
     return ''
-  if value is None and rules.none_is_meant(call, name, run):
+  if value is None and rules.allows_none(call, name, run):
     return ''
   return value_types.problem(value, parameter) or limits.problem(
     call.function, name, value

@@ -44,7 +44,7 @@ def _measure(session: Session, devices, part) -> list[costs.Costs]:
     model = session.bound('model')
   except OSError as error:
     raise UserError(
-      f"the model's vocabulary is not here, and its size is needed: {error}"
+      f'the vocabulary of the model is needed for its size: {error}'
     ) from error
   dataset_cfg = session.bound('train_dataset_cfg')
   partitioner.get_data_layout(dataset_cfg.batch_size)  # checks divisibility

@@ -16,10 +16,10 @@ from selective_t5x.costs.topologies import Chip
 ASSUMPTIONS = (
   'peak rates of the chip, everything overlaps',
   'collectives go around a ring on one axis of the torus, both ways',
-  'a loop counts all its rounds, of decoding one token: nobody knows when all '
-  'rows have ended',
+  'a loop counts all its rounds, a decoding loop one token: the step at which '
+  'all rows have ended is unknown',
   'bytes are those that each operation reads and writes in main memory, in '
-  'whole tiles; kernels say theirs',
+  'whole tiles; kernels declare their own',
 )
 _OUT_OF_MEMORY = re.compile(
   r'(?:Used |HLO temporaries \()([0-9.]+)([KMGT]?)'

@@ -63,7 +63,7 @@ def place(
   if not decode and not prefill:
     return None
   if decode and prefill:
-    raise ValueError('decode and prefill were asked for at once: prefill first')
+    raise ValueError('decode and prefill cannot both be set: prefill first')
   exists = module.has_variable('cache', 'cached_position')
   counter = module.variable(
     'cache', 'cached_position', jnp.zeros, tokens.shape[:1], jnp.int32

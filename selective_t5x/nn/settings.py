@@ -229,7 +229,7 @@ def check_takes_prefix(attention_fn: Callable[..., Any]):
   """
   if not capabilities.of(attention_fn).prefix:
     raise UserError(
-      'a bidirectional prefix was asked for, but the '
+      'the model has a bidirectional prefix, but the '
       f'attention function ({capabilities.name(attention_fn)}) takes no '
       'prefix, as selection is causal: use ATTENTION = '
       '@attention.causal_attention (gin/attention/baseline.gin), or '

@@ -74,9 +74,9 @@ class Pruning:
     if len(self.budgets) != layers:
       raise UserError(
         f'pruning.Pruning.budgets has {len(self.budgets)} budgets, '
-        f'{list(self.budgets)}, but the decoder has {layers} layers: are they '
-        'those of another model? (CACHE_BUDGETS: one for all layers, or a list '
-        'of one a layer)'
+        f'{list(self.budgets)}, but the decoder has {layers} layers: they may '
+        'be those of another model (CACHE_BUDGETS: one for all layers, or a '
+        'list of one a layer)'
       )
     return tuple(self.budgets)
 
@@ -93,7 +93,7 @@ class Pruning:
       raise UserError(
         f'pruning.Pruning.budgets = {self.budgets!r} were found for a decoder '
         f'with {self.found_for}, this one has {sizes}: expected its own, which '
-        'selective_t5x.pruning.search finds (BUDGETS_FOUND_FOR = None takes '
-        'these all the same)'
+        'selective_t5x.pruning.search finds (BUDGETS_FOUND_FOR = None accepts '
+        'these nevertheless)'
       )
     check_suits(self.policy, attention_fn)

@@ -142,8 +142,8 @@ def check_suits(policy: Policy, attention_fn: Callable[..., Any]):
   if can.needs_every_key:
     raise UserError(
       f'pruning.{type(policy).__name__}: the attention function ({name}) needs '
-      'every key where it is, which a pruned cache has not: use PRUNING = None '
-      'or ATTENTION = @attention.selective_attention '
+      'every key in its place, but a pruned cache drops some: use PRUNING = '
+      'None or ATTENTION = @attention.selective_attention '
       '(gin/attention/selective.gin)'
     )
   if policy.reads_masking and not can.masking:

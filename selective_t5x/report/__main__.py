@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
     '--text',
     action='append',
     default=[],
-    help='what the model reads; give it again for more',
+    help='a text for the model to read; repeat the flag for more',
   )
   parser.add_argument(
     '--examples', type=int, default=3, metavar='N', help='rows without --text'
@@ -103,7 +103,7 @@ def _read(run, vocabulary, text: str) -> dict[str, np.ndarray]:
     )
   tokens = vocabulary.encode(text)
   if not tokens:
-    raise UserError('--text: there is nothing in it')
+    raise UserError('--text is empty')
   if len(tokens) >= run.length:
     raise UserError(
       f'--text: {len(tokens)} tokens, the model reads {run.length - 1} at most'

@@ -62,7 +62,7 @@ def collect(
   models = {}
   for name, folder in shown:
     rows = max(1, count // len(shown))
-    figures = _kept(folder / _FOLDER, rows)
+    figures = _saved(folder / _FOLDER, rows)
     if figures is None:
       print(f'{name}: looking at what it masks', file=sys.stderr, flush=True)
       figures = _run(folder, rows)
@@ -81,7 +81,7 @@ def _selects(folder: pathlib.Path) -> bool:
   return function.endswith('selective_attention')
 
 
-def _kept(folder, rows) -> dict[str, Any] | None:
+def _saved(folder, rows) -> dict[str, Any] | None:
   """Returns the figures of an earlier report of this model, or None."""
   if not (folder / viewer.FILE).exists():
     return None
@@ -121,7 +121,8 @@ def _run(folder, rows) -> dict[str, Any] | None:
     write_json(into / _IDENTITY, _identity(folder))
     return read_json(into / viewer.FILE)
   print(
-    f'{folder}: the viewer goes without it (exit code {code}, {into / _LOG})',
+    f'{folder}: the viewer leaves this run out (exit code {code}, '
+    f'{into / _LOG})',
     file=sys.stderr,
   )
   return None

@@ -96,12 +96,12 @@ def text(tasks: dict[str, dict[str, Any]]) -> str:
   for task, row in tasks.items():
     forced = task.startswith(f'{EVAL_FOLDER}/')
     names = ('loss', 'accuracy') if forced else [k for k in row if k != 'step']
-    values = [f'{name} {_shown(row[name])}' for name in names if name in row]
+    values = [f'{name} {_as_text(row[name])}' for name in names if name in row]
     lines.append(f'{task}: {", ".join(values)}')
   return '\n'.join(lines)
 
 
-def _shown(value: Any) -> str:
+def _as_text(value: Any) -> str:
   """Formats a metric in a few characters."""
   if value is None:
     return 'not finite'

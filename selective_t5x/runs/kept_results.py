@@ -150,8 +150,8 @@ def _check(folder, record, here, results, config) -> None:
   there = identity.read(record)
   if there is None:
     raise UserError(
-      f'{folder}: has {files[0].name}, of which nothing says what model and '
-      f'settings it is of: {_ELSEWHERE}'
+      f'{folder}: has {files[0].name}, but no record of its model and '
+      f'settings: {_ELSEWHERE}'
     )
   # The folder may have evaluations of other checkpoints of the same run.
   others = {
@@ -169,7 +169,8 @@ def _check(folder, record, here, results, config) -> None:
   )
   if difference:
     raise UserError(
-      f'{folder}: has results of something else: {difference}; {_ELSEWHERE}'
+      f'{folder}: has results of another model or other settings: '
+      f'{difference}; {_ELSEWHERE}'
     )
 
 

@@ -46,11 +46,11 @@ def held(folder: str | os.PathLike) -> Iterator[None]:
   except filelock.Timeout:
     holder = path.read_text().strip() or 'another process'
     raise UserError(
-      f'{path.parent}: {holder} is at work there; wait for it, end it, or '
+      f'{path.parent}: {holder} is using the folder; wait for it, end it, or '
       'give another folder'
     ) from None
   except OSError as error:
-    raise UserError(f'{folder}: cannot write there: {error}') from error
+    raise UserError(f'{folder}: cannot write to it: {error}') from error
   try:
     yield
   except UserError:

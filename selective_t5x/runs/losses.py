@@ -94,7 +94,7 @@ def loss_per_token(
   factor: str | float | None,
   label_smoothing: float = 0.0,
   *,
-  of: str | None = None,
+  definition: str | None = None,
 ) -> float | None:
   """Returns the loss of a row in nats per target token.
 
@@ -102,7 +102,7 @@ def loss_per_token(
     row: metrics of one step.
     factor: the run's loss_normalizing_factor.
     label_smoothing: the run's label_smoothing.
-    of: the required definition; None: the best that the row allows.
+    definition: the required definition; None: the best that the row allows.
 
   Returns:
     the loss; None if the metrics do not give it or it is not finite.
@@ -110,7 +110,7 @@ def loss_per_token(
   if MEASURED in row:
     return row[MEASURED]
   setting = Setting(factor, label_smoothing)
-  if setting.definition is None or of not in (None, setting.definition):
+  if setting.definition is None or definition not in (None, setting.definition):
     return None
   if setting.definition == BATCHES:
     return row.get('cross_ent_loss', row.get('loss'))

@@ -64,7 +64,7 @@ def read_run(model_dir: str | os.PathLike) -> Metrics:
   definition = losses.definition(every, setting)
   factor, smoothing = setting.loss_normalizing_factor, setting.label_smoothing
   for row in every:
-    row[LOSS] = loss_per_token(row, factor, smoothing, of=definition)
+    row[LOSS] = loss_per_token(row, factor, smoothing, definition=definition)
   train, *evaluated = measured
   return Metrics(
     train=train,

@@ -60,7 +60,7 @@ def recorded_run(folder: str, *, run_mode: str, seed: int | None, vocabulary):
       new = run_vocabulary.save(str(folder), vocabulary)
     write_run_record(folder, run_mode=run_mode, seed=seed)
   except OSError as error:
-    raise UserError(f'{folder}: cannot write there: {error}') from error
+    raise UserError(f'{folder}: cannot write to it: {error}') from error
   try:
     yield
   except UserError:

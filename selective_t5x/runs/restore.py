@@ -60,8 +60,8 @@ class Trained:
       cfg = self.dataset_cfg
       raise UserError(
         f'split {cfg.split!r} of {cfg.mixture_or_task_name} has {len(batches)} '
-        f'batches of {cfg.batch_size} rows, {count} were asked for: ask for '
-        'fewer, or lower BATCH_SIZE'
+        f'batches of {cfg.batch_size} rows, but {count} are needed: '
+        'use fewer, or lower BATCH_SIZE'
       )
     return batches
 
@@ -176,9 +176,7 @@ def find(path: str) -> tuple[pathlib.Path, pathlib.Path]:
       f'{path}: no such checkpoint{did_you_mean(absolute.name, names)}'
     )
   if not (folder / 'config.gin').exists():
-    raise UserError(
-      f'{folder}: no config.gin, which says what the checkpoint is of'
-    )
+    raise UserError(f'{folder}: no config.gin, which describes its model')
   return folder, absolute if is_checkpoint else checkpoints[max(checkpoints)]
 
 

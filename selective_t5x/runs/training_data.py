@@ -17,8 +17,8 @@ from selective_t5x.runs.identity import latest_checkpoint
 
 RECORD_FILE = 'training_data.json'
 _WAYS = (
-  'SaveCheckpointConfig.save_dataset = False goes on with it from its '
-  'beginning, or give another MODEL_DIR'
+  'SaveCheckpointConfig.save_dataset = False starts it from its '
+  'beginning again; otherwise give another MODEL_DIR'
 )
 
 
@@ -41,8 +41,8 @@ def check(train: Callable, folder: str, *, accepted: bool) -> None:
   restored = _restored(pathlib.Path(folder), checkpoint_cfg.restore)
   if restored is not None and list((restored / 'dataset').rglob('*.json')):
     raise UserError(
-      f'{restored} is of the embedded engine and holds a position in the '
-      f'training data that the real T5X cannot go to: {_WAYS}'
+      f'{restored} was saved by the embedded engine, and the real T5X cannot '
+      f'restore its position in the training data: {_WAYS}'
     )
   record = pathlib.Path(folder) / RECORD_FILE
   here = _identity(train)
@@ -53,8 +53,8 @@ def check(train: Callable, folder: str, *, accepted: bool) -> None:
     if changed:
       cannot = ', also with --accept_config_change' if accepted else ''
       raise UserError(
-        f'{folder}: the training data is not what it was: {changed}; the real '
-        f'T5X would go on with the data that its checkpoint holds{cannot}. '
+        f'{folder}: the training data is not what it was: {changed}; the real T5X '
+        f'would continue with the data that its checkpoint holds{cannot}. '
         f'{_WAYS}'
       )
   else:

@@ -29,7 +29,7 @@ class Claim:
   """A claim of a paper, and the rule that decides whether it holds here.
 
   Attributes:
-    says: the claim in our words.
+    statement: the claim in our words.
     source: the paper and the place in it.
     experiment: a name in experiments.EXPERIMENTS, PRUNING or TOKEN_TRANSITION;
       None: two cores cannot decide.
@@ -39,7 +39,7 @@ class Claim:
     in_fast: whether --fast decides it by default.
   """
 
-  says: str
+  statement: str
   source: str
   experiment: str | None
   rule: Rule
@@ -61,17 +61,19 @@ _C4_PRUNING = 'gin/experiments/c4_pruning.gin'
 _T5 = 'gin/experiments/t5_span_corruption_selective.gin'
 
 
-def _lm(says: str, source: str, rule: Rule, in_fast: bool = False) -> Claim:
-  return Claim(says, source, _LM_EXPERIMENT, rule, _C4, _LM_FAST, in_fast)
+def _lm(
+  statement: str, source: str, rule: Rule, in_fast: bool = False
+) -> Claim:
+  return Claim(statement, source, _LM_EXPERIMENT, rule, _C4, _LM_FAST, in_fast)
 
 
 def _even(
-  says: str, source: str, variant: str, than: str, file: str | None = None
+  statement: str, source: str, variant: str, than: str, file: str | None = None
 ) -> Claim:
   """Returns a claim of variants that need an even number of heads."""
   experiment = 'language_modelling_even_heads'
   return Claim(
-    says,
+    statement,
     source,
     experiment,
     Lower(_LM, variant, than),

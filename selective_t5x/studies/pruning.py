@@ -84,27 +84,27 @@ def search_seed(
 
 
 def best_point(
-  found: dict[str, Any], reference: dict[str, float], tolerance: float
+  finished: dict[str, Any], reference: dict[str, float], tolerance: float
 ) -> dict[str, Any] | None:
   """Returns the point with the smallest cache whose losses are low enough.
 
   Args:
-    found: a finished search.
+    finished: the record of a search.
     reference: the tuning_loss and report_loss to reach.
     tolerance: relative excess over each that is allowed.
 
   Returns:
     a point of the search's path; None if no point reaches the losses.
   """
-  holds = [
+  points = [
     point
-    for point in found['path']
+    for point in finished['path']
     if all(
       point[name] <= reference[name] * (1 + tolerance)
       for name in ('tuning_loss', 'report_loss')
     )
   ]
-  return max(holds, key=lambda point: point['memory_factor'], default=None)
+  return max(points, key=lambda point: point['memory_factor'], default=None)
 
 
 def best_points(searches: Searches) -> dict[str, dict[str, Any]]:

@@ -57,25 +57,25 @@ class Study:
     """
     self._args, self._bindings = args, gin_bindings
     self._folder = pathlib.Path(args.output_dir)
-    wanted: dict[str, set[str]] = {}
+    variants: dict[str, set[str]] = {}
     for claim in claims.values():
       if claim.experiment == PRUNING:
         names = {variant.name for variant in pruning.VARIANTS}
-        wanted.setdefault(PRUNED, set()).update(names)
+        variants.setdefault(PRUNED, set()).update(names)
       elif claim.experiment in EXPERIMENTS:
-        wanted.setdefault(claim.experiment, set()).update(claim.rule.variants)
+        variants.setdefault(claim.experiment, set()).update(claim.rule.variants)
     self._variants = {
       name: [
         variant
         for variant in EXPERIMENTS[name].variants
         if variant.name in names or self._finished(name, variant)
       ]
-      for name, names in wanted.items()
+      for name, names in variants.items()
     }
     # All are checked before the first is trained.
     self.runs = {
-      name: plan.make_cells(seeds=range(args.seeds), **self._of(name))
-      for name in wanted
+      name: plan.make_cells(seeds=range(args.seeds), **self._arguments(name))
+      for name in variants
     }
 
   def _finished(self, name: str, variant: plan.Variant) -> bool:
@@ -86,7 +86,7 @@ class Study:
       for seed in range(self._args.seeds)
     )
 
-  def _of(self, name: str) -> dict[str, Any]:
+  def _arguments(self, name: str) -> dict[str, Any]:
     """Returns the arguments of a comparison."""
     experiment = EXPERIMENTS[name]
     return {
@@ -117,7 +117,7 @@ class Study:
         for seed in range(self._args.seeds)
       ]
     return compare.compare(
-      seeds=self._args.seeds, jobs=self._args.jobs, **self._of(name)
+      seeds=self._args.seeds, jobs=self._args.jobs, **self._arguments(name)
     )
 
 
@@ -263,7 +263,7 @@ def as_markdown(
     verdict = verdicts.get(name)
     row = (
       f'`{name}`',
-      claim.says,
+      claim.statement,
       claim.source,
       claim.experiment or '',
       verdict.text if verdict else '',

@@ -357,10 +357,12 @@ def _factors(figures, kind: str, name: str) -> list[float]:
   return [point['memory_factor'] if point else 0.0 for point in points]
 
 
-def _range(of: Mapping[str, Any], form: str = '.3f') -> str:
-  if of['mean'] is None:
+def _range(spread: Mapping[str, Any], form: str = '.3f') -> str:
+  if spread['mean'] is None:
     return 'not finite'
-  low, mean, high = (format(of[key], form) for key in ('min', 'mean', 'max'))
+  low, mean, high = (
+    format(spread[key], form) for key in ('min', 'mean', 'max')
+  )
   return f'{mean} ({low} to {high})'
 
 

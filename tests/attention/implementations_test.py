@@ -25,7 +25,7 @@ def test_a_fast_path_that_cannot_raises_and_says_why():
     attention.selective_attention(
       *arrays(), implementation='blocked', return_masking=True
     )
-  with pytest.raises(UserError, match='bidirectional prefix is asked for'):
+  with pytest.raises(UserError, match='call has a bidirectional prefix'):
     attention.causal_attention(
       *arrays(), implementation='blocked', prefix=PACKED
     )

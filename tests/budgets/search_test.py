@@ -144,7 +144,7 @@ def test_a_search_of_a_model_that_has_changed_is_refused(toy, tmp_path):
   state = json.loads(file.read_text())
   del state['identity']
   file.write_text(json.dumps(state))
-  with pytest.raises(UserError, match='does not say what configuration'):
+  with pytest.raises(UserError, match='does not record the configuration'):
     toy(tmp_path / 'out', tolerance=0.1)
 
 
@@ -268,7 +268,9 @@ def test_a_run_is_searched_and_takes_its_budgets(
   refused('found for a decoder with .* 1 heads', 'NUM_HEADS = 1', files=budgets)
   refused('does not select', files=['gin/attention/baseline.gin', *budgets])
   refused('no such file', files=['gin/pruning/selectiv.gin'])
-  with pytest.raises(UserError, match='no policy: give a file of gin/pruning'):
+  with pytest.raises(
+    UserError, match='no policy is bound: give a file of gin/pruning'
+  ):
     search.main(
       [
         *flags,

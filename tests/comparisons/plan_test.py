@@ -76,7 +76,7 @@ def test_a_name_is_a_folder_and_used_once(setting):
   for name in ('../up', '', 'a b', '-'):
     with pytest.raises(UserError, match='expected a name'):
       plan.Variant(name, ())
-  with pytest.raises(UserError, match="'baseline' is there twice"):
+  with pytest.raises(UserError, match="'baseline' occurs twice"):
     twice = [setting['variants'][0]] * 2
     plan.make_cells(**{**setting, 'variants': twice})
 

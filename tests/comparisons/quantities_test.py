@@ -56,7 +56,7 @@ def test_losses_of_two_definitions_are_not_compared(trained):
 
 def test_a_smoothed_loss_is_not_compared_with_a_plain_one(trained):
   bind(trained[0], 'models.LanguageModel.label_smoothing = 0.2\n')
-  with pytest.raises(UserError, match='nothing that is known'):
+  with pytest.raises(UserError, match='an unknown quantity'):
     compare_cells(trained)
 
 
@@ -110,6 +110,6 @@ def test_nothing_is_trained_that_could_not_be_compared(trained, setting):
   quantities.check_resumable(trained[1:])
   starts = (trained[1].folder / 'starts.txt').read_text()
   setting['seeds'] = len(setting['seeds'])
-  with pytest.raises(UserError, match='is of an earlier version, whose loss'):
+  with pytest.raises(UserError, match='by an earlier version, whose loss'):
     compare(**setting, program=fake_training.PROGRAM)
   assert (trained[1].folder / 'starts.txt').read_text() == starts

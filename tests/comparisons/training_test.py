@@ -107,7 +107,7 @@ def test_a_run_that_sigterm_stopped_goes_on(setting, capsys):
     [cell], program=(sys.executable, '-c', first, fake_training.__file__)
   )
   assert cell.finished and starts(cell) == 1
-  assert 'stopped by SIGTERM and saved; it goes on' in capsys.readouterr().err
+  assert 'saved at SIGTERM and resumed' in capsys.readouterr().err
 
 
 # Waits until another one is there too; each gives up after a minute.
@@ -175,7 +175,7 @@ def test_a_terminal_has_a_line_for_each_run_and_one_for_all(
   sys.stderr.truncate(0)
   run_cells(made, jobs=2, program=fake_training.PROGRAM)
   shown = sys.stderr.getvalue()
-  assert '[1/2] baseline-seed0: finished before, kept' in shown
+  assert '[1/2] baseline-seed0: had finished before' in shown
   assert re.search(r'selective-seed0: .*/40 .*loss \d', shown)
   assert re.search(r'all: .*/80 .*1 of 2 runs', shown)
   assert re.search(r'all: 100%.* 80/80 .*2 of 2 runs', shown)

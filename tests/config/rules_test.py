@@ -67,7 +67,10 @@ def test_a_number_is_no_none_no_flag_no_text_and_no_list(name):
       "LOSS_NORMALIZING_FACTOR = 'NUM_TARGET_TOKENS'",
       "'NUM_TARGET_TOKENS' is no number and none of NUM_REAL_TARGET_TOKENS, ",
     ),
-    ('NUM_MICROBATCHES = 3', '3 parts of a batch of 64 rows; expected a divi'),
+    (
+      'NUM_MICROBATCHES = 3',
+      'a batch of 64 rows has no 3 equal parts; expected a divi',
+    ),
     ('NUM_MICROBATCHES = True', 'True is not of type int or None'),
     ('vocabularies.Choice.size = None', 'None is not of type int'),
   ],
@@ -86,7 +89,7 @@ def test_what_the_network_gives_an_attention_function_is_refused(name, value):
   message = problem(
     [f'{key} = {value}'], [PARITY, 'gin/attention/selective.gin']
   )
-  assert message.startswith(f'--gin.{key}: the network gives')
+  assert message.startswith(f'--gin.{key}: the network passes')
   assert (name == 'memory_tau') == ('MEMORY_TAU' in message)
 
 

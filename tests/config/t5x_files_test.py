@@ -50,8 +50,8 @@ def test_a_file_that_only_t5x_has(name, ours, tmp_path, monkeypatch):
 
 
 def test_a_file_that_nothing_stands_for():
-  assert 'nothing here' in t5x_files.instead_of('t5x/configs/runs/export.gin')
-  assert t5x_files.instead_of('gin/runs/pretrian.gin') == ''
+  assert 'nothing here' in t5x_files.replacement('t5x/configs/runs/export.gin')
+  assert t5x_files.replacement('gin/runs/pretrian.gin') == ''
 
 
 @pytest.mark.slow

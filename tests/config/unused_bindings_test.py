@@ -37,7 +37,7 @@ NEVER = [
   'BATCH_SZE: nothing in this run {}; nearest: BATCH_SIZE',
   'INITIAL_CHECKPOINT_PATH: nothing in this run {}; '
   'gin/runs/finetune.gin reads it',
-  'utils.DatasetConfig.seed: nothing in this run {}; what comes first is '
+  'utils.DatasetConfig.seed: nothing in this run {}; the run reads '
   'train/utils.DatasetConfig.seed, train_eval/utils.DatasetConfig.seed',
   'models.EncoderDecoderModel.decode_fn: nothing in this run {}; the model is '
   'models.LanguageModel, which takes what is bound to models.DecoderOnlyModel',

@@ -51,7 +51,7 @@ def test_selective_variants_are_shown_by_their_first_seed(
   assert {name: len(f['examples']) for name, f in found.items()} == {
     'selective': 1
   }
-  assert 'other-seed0: the viewer goes without it (exit code 1' in (
+  assert 'other-seed0: the viewer leaves this run out (exit code 1' in (
     capsys.readouterr().err
   )
 

@@ -347,7 +347,7 @@ def test_the_command_shows_a_run(selective_run, tmp_path, capsys):
   assert levels(row['layers'][1]['masking']).shape == (size * size,)
 
   for wrong, message in [
-    (['--text='], 'there is nothing in it'),
+    (['--text='], '--text is empty'),
     (['--text=' + 'a ' * 999], 'the model reads .* at most'),
     (['--gin_file=gin/attention/baseline.gin'], 'the model does not select'),
   ]:

@@ -201,14 +201,14 @@ def test_modes_and_shards_lie_in_one_folder(run):
   assert len(list(run.folder.glob('*.identity.json'))) == 3
   # T5X's chunks do not say of which mode they are.
   run(results=[f'tmp-{TASK}-00000-of-00001/input.ckpt'])
-  with pytest.raises(UserError, match='of which nothing says what model'):
+  with pytest.raises(UserError, match='but no record of its model'):
     run(mode='predict_with_aux')
 
 
 def test_results_that_say_nothing_of_themselves_are_refused(run):
   run.folder.mkdir()
   (run.folder / NAME).write_text('{}\n')
-  with pytest.raises(UserError, match=f'{NAME}, of which nothing says'):
+  with pytest.raises(UserError, match=f'{NAME}, but no record'):
     run()
 
 

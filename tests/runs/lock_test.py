@@ -64,7 +64,7 @@ def test_a_refused_run_leaves_no_folder(tmp_path):
 
 def test_a_folder_that_cannot_be(tmp_path):
   (tmp_path / 'file').touch()
-  with pytest.raises(UserError, match='cannot write there'):
+  with pytest.raises(UserError, match='cannot write to it'):
     with run_lock.held(tmp_path / 'file'):
       pass
   with run_lock.held('gs://bucket/run'):

@@ -78,7 +78,7 @@ def test_claims_are_those_of_their_sources():
   ):
     rule = CLAIMS[name].rule
     assert (rule.name, rule.least) == ('selective_memory_loss', least)
-    assert 'memory loss' in CLAIMS[name].says
+    assert 'memory loss' in CLAIMS[name].statement
 
 
 def test_variants_of_paired_heads_are_compared_at_an_even_number():

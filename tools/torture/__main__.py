@@ -80,19 +80,19 @@ def main() -> None:
   with tempfile.TemporaryDirectory(prefix='torture_') as folder:
     os.environ['JAX_COMPILATION_CACHE_DIR'] = f'{folder}/jax'
     warm.imports()
-    all_of_it = Torture(pathlib.Path(folder), args.seed)
+    run = Torture(pathlib.Path(folder), args.seed)
     fifth = args.faults // 5
     second = fifth if args.faults >= 20 else 0
-    all_of_it.befall(Training, args.faults - 2 * fifth - second)
+    run.befall(Training, args.faults - 2 * fifth - second)
     if second:
-      all_of_it.befall(LanguageModel, second)
+      run.befall(LanguageModel, second)
     if fifth:
       Search.trained = pathlib.Path(folder) / 'training_whole' / 'run'
-      all_of_it.befall(Search, fifth)
-      all_of_it.befall(Comparison, fifth)
+      run.befall(Search, fifth)
+      run.befall(Comparison, fifth)
   say(f'{(time.monotonic() - started) / 60:.1f} minutes')
-  print(json.dumps(dataclasses.asdict(all_of_it.counts)))
-  sys.exit(int(all_of_it.counts.failed()))
+  print(json.dumps(dataclasses.asdict(run.counts)))
+  sys.exit(int(run.counts.failed()))
 
 
 if __name__ == '__main__':

@@ -46,10 +46,12 @@ class Comparison(faults.Command):
 
   def kinds(self):
     """Returns the kinds of faults that are possible now."""
-    of_the_run = functools.partial(self.stop, target=_run_of, codes=(0, 1))
+    signal_run = functools.partial(
+      self.stop, target=_training_process, codes=(0, 1)
+    )
     by_kind = super().kinds() | {
-      'kill its run': lambda: of_the_run(signal.SIGKILL),
-      'term its run': lambda: of_the_run(signal.SIGTERM),
+      'kill its run': lambda: signal_run(signal.SIGKILL),
+      'term its run': lambda: signal_run(signal.SIGTERM),
     }
     if self._interrupted():
       by_kind['truncate'] = lambda: self._damaged('truncate')
@@ -90,7 +92,7 @@ class Comparison(faults.Command):
     ]
 
 
-def _run_of(process: int) -> int | None:
+def _training_process(process: int) -> int | None:
   """Returns the process that a comparison has started, or None."""
   children = pathlib.Path(f'/proc/{process}/task/{process}/children')
   return next(map(int, children.read_text().split()), None)

@@ -207,7 +207,7 @@ class Command(abc.ABC):
     second = self.start(log)
     code = outcomes.wait(second, self.counts)
     self._tracebacks.look([log])
-    refused = code == 2 and 'is at work there' in log.read_text()
+    refused = code == 2 and 'is using the folder' in log.read_text()
     # The first may have ended in between.
     if not refused and not (outcomes.ended(first) and code == 0):
       log_end = log.read_text()[-500:]

@@ -158,14 +158,14 @@ class Tracebacks:
   def __init__(self, counts: Counts):
     """Stores the counts."""
     self._counts = counts
-    self._seen: dict[pathlib.Path, int] = {}
+    self._tracebacks: dict[pathlib.Path, int] = {}
 
   def look(self, logs: list[pathlib.Path]) -> None:
     """Looks at log files; they may have grown, or be new ones."""
     for log in logs:
       text = log.read_text(errors='replace') if log.exists() else ''
-      count, before = text.count(_TRACEBACK), self._seen.get(log, 0)
-      self._seen[log] = count
+      count, before = text.count(_TRACEBACK), self._tracebacks.get(log, 0)
+      self._tracebacks[log] = count
       if count > before:
         at = text.rindex(_TRACEBACK)
         self._counts.add('tracebacks_shown_to_user', text[at : at + 4000])
