@@ -96,6 +96,7 @@ class FadingTrainer(trainer.Trainer):
         model=at_masking_scale(self._model, scale),
         num_microbatches=self._num_microbatches,
         weight_metrics_computer=self._weight_metrics_computer,
+        data_partition_spec=self._partitioner.data_partition_spec,
         # The embedded engine's options; T5X's trainer has none.
         **getattr(self, '_step_options', {}),
       )

@@ -62,7 +62,7 @@ LIMITS = {
   'DatasetConfig.task_feature_lengths': COUNT,
   'SaveCheckpointConfig.period': COUNT,
   'SaveCheckpointConfig.keep': COUNT,
-  'BaseTrainer.num_microbatches': COUNT,
+  'BaseTrainer.num_microbatches': ZERO_OR_MORE,
   'BaseTrainer.max_skipped_steps': ZERO_OR_MORE,
   'BasePartitioner.num_partitions': COUNT,
   'BasePartitioner.model_parallel_submesh': COUNT,

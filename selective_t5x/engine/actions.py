@@ -8,7 +8,16 @@ import clu.values
 import numpy as np
 from absl import logging
 
+from t5x import metric_values
 from t5x.train_state import TrainState
+
+__all__ = (
+  'ActionMapType',
+  'ActionMode',
+  'BaseAction',
+  'EarlyStoppingAction',
+  'TerminateOnNanAction',
+)
 
 
 @enum.unique
@@ -38,16 +47,16 @@ ActionMapType = Mapping[ActionMode, Sequence[BaseAction]]
 def _watched_value(metrics_by_task, task: str, metric: str) -> float | None:
   """Returns the metric an action watches, or None, with a warning."""
   value = metrics_by_task.get(task, {}).get(metric)
-  value = getattr(value, 'value', value)
-  if value is None or np.ndim(value):
+  number = metric_values.number(getattr(value, 'value', value))
+  if value is None or number is None:
     logging.warning(
-      'An action watches %s of %s, which is not there; there are %s.',
+      'An action watches %s of %s, which is no number there; there are %s.',
       metric,
       task,
       {t: sorted(m) for t, m in metrics_by_task.items()},
     )
     return None
-  return float(value)
+  return number
 
 
 class EarlyStoppingAction(BaseAction):

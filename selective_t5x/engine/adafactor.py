@@ -161,6 +161,17 @@ class Adafactor(optimizers.OptimizerDef):
       )
     )
 
+  def __eq__(self, other: Any) -> bool:
+    """Adafactors with the same settings are equal, so that states match."""
+    return (
+      type(other) is type(self)
+      and other.hyper_params == self.hyper_params
+      and other.dtype_momentum == self.dtype_momentum
+    )
+
+  def __hash__(self) -> int:
+    return hash(type(self))
+
   def init_state(self, params) -> optimizers.OptimizerState:
     """Returns step 0 and zero moments.
 
@@ -169,13 +180,14 @@ class Adafactor(optimizers.OptimizerDef):
         more and no rule.
     """
     names, leaves, structure = _named_leaves(params)
-    states = map(self._init_param_state, names, leaves)
+    states = map(self.init_param_state, leaves, names)
     return optimizers.OptimizerState(
       step=jnp.zeros((), jnp.int32), param_states=structure.unflatten(states)
     )
 
-  def _init_param_state(self, name: str, param) -> _AdafactorParamState:
-    axes = self._axes(name, param.shape)
+  def init_param_state(self, param, path: str) -> _AdafactorParamState:
+    """Returns the zero moments of one parameter; `path` is its name."""
+    axes = self._axes(path, param.shape)
     shapes = {}
     if axes.factored:
       shapes['v_row'] = np.delete(param.shape, axes.columns)
@@ -195,9 +207,22 @@ class Adafactor(optimizers.OptimizerDef):
     if self.hyper_params.factored:
       factor_map = self.hyper_params.factor_map
       rule = factor_map[name] if factor_map else HEURISTIC_RULE
-    return factor_rules.parameter_axes(
-      name, shape, rule, self.hyper_params.min_dim_size_to_factor
-    )
+    return factor_rules.parameter_axes(name, shape, rule, self._factored_dims)
+
+  def _factored_dims(
+    self, shape: tuple[int, ...]
+  ) -> tuple[tuple[int], tuple[int]] | None:
+    """Returns the two longest axes ((rows,), (columns,)) if both are long.
+
+    The heuristic of the paper, for parameters without a rule; a subclass may
+    have another one.
+    """
+    if len(shape) < 2 or not self.hyper_params.factored:
+      return None
+    *_, shorter, longer = np.argsort(shape)
+    if shape[shorter] < self.hyper_params.min_dim_size_to_factor:
+      return None
+    return (int(shorter),), (int(longer),)
 
   def apply_gradient(self, hyper_params, params, state, grads):
     """Returns (new params, new state).
@@ -215,8 +240,8 @@ class Adafactor(optimizers.OptimizerDef):
       scale = jnp.minimum(1.0, hyper_params.global_norm_clip_threshold / norm)
       grads = [grad * scale for grad in grads]
     stepped = [
-      self._apply_param_gradient(state.step, hyper_params, *of_param)
-      for of_param in zip(names, leaves, states, grads, strict=True)
+      self.apply_param_gradient(state.step, hyper_params, *of_param)
+      for of_param in zip(leaves, states, grads, names, strict=True)
     ]
     return (
       structure.unflatten(param for param, _ in stepped),
@@ -226,15 +251,16 @@ class Adafactor(optimizers.OptimizerDef):
       ),
     )
 
-  def _apply_param_gradient(self, step, hyper_params, name, param, state, grad):
-    """Returns (new param, its new state)."""
-    axes = self._axes(name, param.shape)
-    t = jnp.asarray(step - hyper_params.step_offset, jnp.float32) + 1.0
+  def apply_param_gradient(self, step, hyper_params, param, state, grad, path):
+    """Returns (new param, its new state); `path` is the parameter's name."""
+    axes = self._axes(path, param.shape)
     update, moments = _precondition(
       grad.astype(jnp.float32),
       state,
       axes,
-      decay=1.0 - t**-hyper_params.decay_rate,
+      decay=self._decay_rate_pow(
+        step - hyper_params.step_offset, exponent=hyper_params.decay_rate
+      ),
       epsilon=hyper_params.epsilon1,
     )
     if hyper_params.clipping_threshold is not None:
@@ -244,7 +270,7 @@ class Adafactor(optimizers.OptimizerDef):
 
     step_size = hyper_params.learning_rate
     scaled = hyper_params.multiply_by_parameter_scale
-    if scaled[name] if isinstance(scaled, HParamMap) else scaled:
+    if scaled[path] if isinstance(scaled, HParamMap) else scaled:
       scale = jnp.maximum(_rms(param, axes), hyper_params.epsilon2)
       if hyper_params.max_parameter_scale is not None:
         scale = jnp.minimum(scale, hyper_params.max_parameter_scale)
@@ -270,6 +296,11 @@ class Adafactor(optimizers.OptimizerDef):
         (param, state),
       )
     return new_param, new_state
+
+  @staticmethod
+  def _decay_rate_pow(i: jax.Array, exponent: float = 0.8) -> jax.Array:
+    """Returns the second moments' decay after `i` steps, f32[]."""
+    return 1.0 - (jnp.asarray(i, jnp.float32) + 1.0) ** -exponent
 
   def set_param_axes(self, param_logical_axes) -> None:
     """Makes the factor rules from logical_factor_rules, if these are set.

@@ -211,9 +211,27 @@ class BaseTransformerModel(BaseModel):
       ),
     }
 
-  def _compute_metrics(self, **kwargs) -> metrics_lib.MetricsMap:
-    """Returns the metrics of a step; subclasses may add more."""
-    return model_metrics.compute_base_metrics(**kwargs)
+  def _compute_metrics(
+    self,
+    logits: jax.Array,
+    targets: jax.Array,
+    mask: jax.Array | None,
+    loss: jax.Array,
+    z_loss: jax.Array | None = None,
+    segment_ids: Mapping[str, jax.Array | None] | None = None,
+  ) -> metrics_lib.MetricsMap:
+    """Returns the metrics of a step; subclasses may add more.
+
+    For the arguments see model_metrics.compute_base_metrics.
+    """
+    return model_metrics.compute_base_metrics(
+      logits=logits,
+      targets=targets,
+      mask=mask,
+      loss=loss,
+      z_loss=z_loss,
+      segment_ids=segment_ids,
+    )
 
   def score_batch(
     self, params: PyTree, batch: Batch, return_intermediates: bool = False

@@ -49,6 +49,14 @@ def reading(what: str) -> Iterator[None]:
     raise RunError(f'{what} gives no batch, or no more') from None
 
 
+def next_or_none(iterator: Iterator[Any]) -> Any:
+  """Returns the next element, or None if the wait for it was ended."""
+  try:
+    return next(iterator)
+  except Stopped:
+    return None
+
+
 def never(*_) -> bool:
   """Returns False: the caller waits without limit."""
   return False

@@ -3,11 +3,10 @@
 import dataclasses
 import enum
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax
-import numpy as np
 from flax import serialization, traverse_util
 
 from selective_t5x.errors import UserError, did_you_mean
@@ -126,7 +125,7 @@ def parameter_axes(
   name: str,
   shape: tuple[int, ...],
   rule: FactorRule,
-  min_dim_size_to_factor: int,
+  heuristic: Callable[[tuple[int, ...]], tuple[tuple[int], tuple[int]] | None],
 ) -> Axes:
   """Returns the roles of a parameter's axes.
 
@@ -135,7 +134,7 @@ def parameter_axes(
     shape: the parameter's shape.
     rule: as in T5X, a rule for a matrix without a BATCH axis is ignored: the
       heuristic applies to these.
-    min_dim_size_to_factor: the heuristic factors only axes this long.
+    heuristic: returns (rows, columns) for a shape, or None: not factored.
 
   Raises:
     ValueError: the rule does not fit the rank, or is the heuristic for a
@@ -157,10 +156,8 @@ def parameter_axes(
   if rule is HEURISTIC_RULE or (
     len(shape) <= 2 and FactorDim.BATCH not in rule
   ):
-    if len(shape) < 2 or min(shape) < min_dim_size_to_factor:
-      return Axes(every)
-    shorter, longer = np.argsort(shape)
-    return Axes(every, rows=(int(shorter),), columns=(int(longer),))
+    rows, columns = heuristic(shape) or ((), ())
+    return Axes(every, rows, columns)
 
   def axes_of(*dims):
     return tuple(axis for axis in every if rule[axis] in dims)

@@ -1,5 +1,6 @@
 """Writes metrics to TensorBoard and to JSON lines, in the background."""
 
+import dataclasses
 import json
 import math
 import os
@@ -9,12 +10,15 @@ from collections.abc import Mapping
 from concurrent import futures
 from typing import Any
 
+import clu.values
 import jax
 import numpy as np
 from clu import metric_writers
 from etils import epath
 
+from t5x import metric_values
 from t5x import metrics as metrics_lib
+from t5x.timers import AsyncTimer
 
 METRICS_FILE = 'metrics.jsonl'
 
@@ -65,6 +69,21 @@ class JsonLinesWriter:
       f.write(json.dumps({'step': step, **numbers}) + '\n')
 
 
+@dataclasses.dataclass(frozen=True)
+class Unfinished:
+  """The part of a window of train steps before an interruption.
+
+  Attributes:
+    arrays: leaves of the metrics merged over its steps.
+    steps: number of its steps.
+    seconds: their duration.
+  """
+
+  arrays: list[np.ndarray]
+  steps: int
+  seconds: float
+
+
 class MetricsManager:
   """Writes the metrics of one name ('train', 'training_eval/<task>').
 
@@ -85,15 +104,24 @@ class MetricsManager:
     self._writes = jax.process_index() == 0
     self._lock = threading.Lock()
     self._pool = futures.ThreadPoolExecutor(1, thread_name_prefix=name)
-    self._started = None
-    self._ended = 0.0
+    self._duration_timer = AsyncTimer(self._time)
     self._json = None
     self._writer = metric_writers.MultiWriter([])
     self.summary_dir = os.path.join(summary_dir, name) if summary_dir else None
     if self._writes and self.summary_dir:
-      self._writer = metric_writers.SummaryWriter(self.summary_dir)
+      self._writer = self._create_writer(name, summary_dir)
       self._json = JsonLinesWriter(self.summary_dir)
       self._json.keep_until(step)
+
+  def _create_writer(
+    self, name: str, summary_dir: str
+  ) -> metric_writers.MetricWriter:
+    """Returns the writer of a process that writes, for summary_dir/name."""
+    return metric_writers.SummaryWriter(os.path.join(summary_dir, name))
+
+  def _time(self) -> float:
+    """Returns the time in seconds."""
+    return time.time()
 
   @property
   def summary_writer(self) -> metric_writers.MetricWriter:
@@ -111,14 +139,20 @@ class MetricsManager:
         int(step), {k: float(v) for k, v in scalars.items()}
       )
 
-  def start_duration_timer(self, elapsed: float = 0.0) -> float:
-    """Starts the clock of the next window of steps, and returns its start.
+  def start_duration_timer(
+    self, block_on: Any = (), *, elapsed: float = 0.0
+  ) -> None:
+    """Starts the clock of the next window of steps.
 
     Args:
+      block_on: arrays; the clock starts once they are computed.
       elapsed: seconds that the window took before an interruption.
     """
-    self._started = time.time() - elapsed
-    return self._started
+    self._duration_timer.start(block_on, elapsed=elapsed)
+
+  def duration(self) -> float:
+    """Returns the seconds since the clock of the window was started."""
+    return self._duration_timer.duration()
 
   def write_metrics_summary(
     self, metrics: metrics_lib.MetricsMap, step: int, num_steps: int
@@ -133,21 +167,14 @@ class MetricsManager:
     Returns:
       a future of {name: clu value}.
     """
-    started, self._started = self._started, None
-    if started is None:
-      raise ValueError('start_duration_timer was not called')
+    duration = self._duration_timer.stop(block_on=metrics)
     return self._pool.submit(
-      self._summarize, metrics, int(step), num_steps, started
+      self._summarize, metrics, int(step), num_steps, duration
     )
 
-  def _summarize(self, metrics, step, num_steps, started):
+  def _summarize(self, metrics, step, num_steps, duration):
     metrics = jax.tree.map(np.asarray, metrics)  # waits for the last step
-    # Steps are dispatched ahead: the device may have begun later, when it had
-    # finished the previous window.
-    started, self._ended = max(started, self._ended), time.time()
-    metrics = metrics_lib.set_time_metrics_duration(
-      metrics, self._ended - started
-    )
+    metrics = metrics_lib.set_time_metrics_duration(metrics, duration.result())
     if metrics_lib.SKIPPED_STEPS in metrics:
       num_steps -= int(metrics[metrics_lib.SKIPPED_STEPS].total)
     metrics = metrics_lib.set_step_metrics_num_steps(metrics, num_steps)
@@ -167,14 +194,16 @@ class MetricsManager:
   def close(self) -> None:
     """Writes the remaining metrics and stops the thread."""
     self._pool.shutdown(wait=True)
+    self._duration_timer.close()
     with self._lock:
       self._writer.close()
 
 
 def scalar_values(summary: Mapping[str, Any]) -> dict[str, float]:
   """Returns {name: float} of the scalars among clu values."""
-  return {
-    k: float(v.value)
+  numbers = {
+    k: metric_values.number(v.value)
     for k, v in summary.items()
-    if np.ndim(getattr(v, 'value', None)) == 0 and hasattr(v, 'value')
+    if isinstance(v, clu.values.Scalar)
   }
+  return {k: number for k, number in numbers.items() if number is not None}

@@ -153,3 +153,55 @@ def count_tokens(
     if isinstance(metrics.get(name), clu_metrics.Average)
   }
   return {**metrics, **counted}
+
+
+def compute_weighted_accuracy(
+  logits: jax.Array, targets: jax.Array, weights: jax.Array | None = None
+) -> jax.Array:
+  """Returns the weighted number of correct predictions, f32[].
+
+  Args:
+    logits: f32[B, N, V].
+    targets: i32[B, N].
+    weights: f32[B, N]; None: all ones.
+
+  Raises:
+    ValueError: the ranks do not fit.
+  """
+  if logits.ndim != targets.ndim + 1:
+    raise ValueError(
+      f'Incorrect shapes. Got shape {logits.shape} logits and {targets.shape} '
+      'targets'
+    )
+  right = jnp.argmax(logits, axis=-1) == targets
+  return jnp.sum(right if weights is None else right * weights)
+
+
+def compute_metrics(
+  logits: jax.Array,
+  targets: jax.Array,
+  weights: jax.Array | None,
+  loss: jax.Array,
+  weight_sum: jax.Array,
+  additional_metrics: metrics_lib.MetricsMap,
+) -> metrics_lib.MetricsMap:
+  """Returns T5X's former metrics of a step, each a Sum, and additional ones.
+
+  `compute_base_metrics` has taken their place, in T5X too.
+
+  Args:
+    logits: f32[B, N, V].
+    targets: i32[B, N].
+    weights: f32[B, N]; None: all ones.
+    loss: f32[], the loss of the step.
+    weight_sum: f32[], the sum of the weights.
+    additional_metrics: more metrics.
+  """
+  values = {
+    'loss': loss,
+    'accuracy': compute_weighted_accuracy(logits, targets, weights),
+    'weight_sum': weight_sum,
+    'num_examples': targets.shape[0],
+    'num_tokens': targets.size,
+  }
+  return {**metrics_lib.create_metrics_dict(values), **additional_metrics}

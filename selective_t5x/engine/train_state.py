@@ -8,6 +8,11 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 from flax.core import FrozenDict
+from flax.core.scope import (  # noqa: F401
+  FrozenVariableDict,
+  MutableVariableDict,
+  VariableDict,
+)
 from flax.linen import partitioning as flax_partitioning
 
 from t5x import optimizers
@@ -148,9 +153,7 @@ class FlaxOptimTrainState(flax.struct.PyTreeNode):
       optimizer_def.derive_logical_axes(
         self._optimizer, flax_partitioning.get_axis_names(self.params_axes)
       ),
-      flax_mutables=flax_partitioning.get_axis_names(
-        self.flax_mutables_axes or EMPTY_DICT
-      ),
+      flax_mutables=_mutables_axes(self),
     )
 
 
@@ -175,6 +178,17 @@ class InferenceState(flax.struct.PyTreeNode):
       params_axes=params_axes,
       flax_mutables=mutables,
       flax_mutables_axes=mutables_axes,
+    )
+
+  @property
+  def param_states(self) -> Any:
+    """There are none."""
+    raise NotImplementedError('InferenceState has no optimizer states.')
+
+  def apply_gradient(self, *args, **kwargs) -> 'InferenceState':
+    """There is no optimiser."""
+    raise NotImplementedError(
+      'InferenceState does not support `apply_gradient`.'
     )
 
   def state_dict(self) -> dict:
@@ -212,10 +226,15 @@ class InferenceState(flax.struct.PyTreeNode):
     return InferenceState(
       step=None,
       params=flax_partitioning.get_axis_names(self.params_axes),
-      flax_mutables=flax_partitioning.get_axis_names(
-        self.flax_mutables_axes or EMPTY_DICT
-      ),
+      flax_mutables=_mutables_axes(self),
     )
+
+
+def _mutables_axes(state: FlaxOptimTrainState | InferenceState) -> Any:
+  """Returns the logical axes of the mutables; None for each without names."""
+  if state.flax_mutables_axes:
+    return flax_partitioning.get_axis_names(state.flax_mutables_axes)
+  return jax.tree.map(lambda _: None, state.flax_mutables)
 
 
 TrainState = FlaxOptimTrainState | InferenceState

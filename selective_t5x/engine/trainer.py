@@ -1,8 +1,12 @@
-"""Trainers: loops over the train and evaluation steps, and their metrics."""
+"""Trainers: loops over the train and evaluation steps, and their metrics.
+
+A trainer of one's own subclasses Trainer, or BaseTrainer with the two steps
+`_partitioned_train_step` and `_partitioned_eval_step`.
+"""
 
 import abc
-import dataclasses
 import functools
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
@@ -10,49 +14,43 @@ from typing import Any
 
 import clu.metrics
 import clu.values
+import flax
 import jax
 import numpy as np
+from jax.sharding import PartitionSpec
 
-from t5x import data_reading, models, partitioning, schedules
+from t5x import data_reading, metric_managers, models, partitioning
 
-# T5X exports the actions and the parts of a step from this module.
-from t5x.actions import (  # noqa: F401
-  ActionMapType,
-  ActionMode,
-  BaseAction,
-  EarlyStoppingAction,
-  TerminateOnNanAction,
-)
-from t5x.metric_managers import MetricsManager
+# T5X exports the actions, the types and the parts of a step from this module.
+from t5x.actions import *  # noqa: F403
+from t5x.metric_managers import Unfinished
+from t5x.step_observers import compiled_step_observers, notify
 from t5x.train_step import (  # noqa: F401
+  BATCH_SPEC,
   SKIPPED_STEPS,
   Batch,
   TrainState,
   WeightMetricsComputer,
   accumulate_grads_microbatched,
   all_finite,
+  apply_finite_grads,
+  apply_grads,
+  eval_step,
   merge_metrics,
-  train_with_lr,
 )
-
-# Called with the model folder, the jaxpr of a train step and the compiled step,
-# after compilation; T5X has no such observers.
-compiled_step_observers: list[Callable[[str, Any, Any], None]] = []
+from t5x.trainer_types import *  # noqa: F403
 
 
-@dataclasses.dataclass(frozen=True)
-class Unfinished:
-  """The part of a window of train steps before an interruption.
+def _time() -> float:
+  """The clock of trainers and their metrics, in seconds; tests replace it."""
+  return time.time()
 
-  Attributes:
-    arrays: leaves of the metrics merged over its steps.
-    steps: number of its steps.
-    seconds: their duration.
-  """
 
-  arrays: list[np.ndarray]
-  steps: int
-  seconds: float
+class MetricsManager(metric_managers.MetricsManager):
+  """Writes the metrics of one name, see metric_managers.MetricsManager."""
+
+  def _time(self) -> float:
+    return _time()
 
 
 class BaseTrainer(abc.ABC):
@@ -86,14 +84,17 @@ class BaseTrainer(abc.ABC):
       rng: base of the dropout keys; the step is folded in.
     """
     self._model = model
-    self.train_state = train_state
+    # Protects the state from readers while the train loop replaces it.
+    self._train_state_mutex = threading.RLock()
+    self._train_state = train_state
     self._partitioner = partitioner
     self._train_state_axes = train_state_axes
     self._base_rng = rng
     self._summary_dir = summary_dir
     self._compiled_train_step = None
-    self._compiled_eval_steps = {}
-    self._start_time = time.time()
+    self._compiled_eval_steps = {}  # {dataset name: compiled step}
+    self._compiled_eval_step_cache = {}  # {shapes of a batch: compiled step}
+    self._start_time = _time()
     self.stop_training = False
     # Tells whether to stop before the next step. `unfinished` then has the
     # finished part of its window, with which a resumed run starts.
@@ -124,6 +125,17 @@ class BaseTrainer(abc.ABC):
     for manager in self.eval_metrics_managers.values():
       manager.flush()
 
+  @property
+  def train_state(self) -> TrainState:
+    """The state after the last step."""
+    with self._train_state_mutex:
+      return self._train_state
+
+  @train_state.setter
+  def train_state(self, train_state: TrainState) -> None:
+    with self._train_state_mutex:
+      self._train_state = train_state
+
   def _get_step_rng(self, step) -> jax.Array:
     return jax.random.fold_in(self._base_rng, step)
 
@@ -150,10 +162,14 @@ class BaseTrainer(abc.ABC):
     before, self.unfinished = self.unfinished, None
     metrics, done = None, before.steps if before else 0
     manager = self.train_metrics_manager
-    started = manager.start_duration_timer(before.seconds if before else 0.0)
+    manager.start_duration_timer(elapsed=before.seconds if before else 0.0)
     for step in range(start_step, start_step + num_steps):
       with jax.profiler.StepTraceAnnotation('train', step_num=step):
-        batch = None if self.interrupted(step) else _next(batch_iter)
+        batch = (
+          None
+          if self.interrupted(step)
+          else data_reading.next_or_none(batch_iter)
+        )
         if batch is not None:
           self.train_state, update = train_step(self.train_state, batch)
       if batch is None:
@@ -163,14 +179,14 @@ class BaseTrainer(abc.ABC):
           self.unfinished = Unfinished(
             [np.asarray(x) for x in jax.tree.leaves(metrics)],
             done + step - start_step,
-            time.time() - started,
+            manager.duration(),
           )
         return None
       if step == start_step and before:
         metrics = jax.tree.unflatten(jax.tree.structure(update), before.arrays)
       metrics = merge_metrics(metrics, update) if metrics else update
     metrics['timing/uptime'] = clu.metrics.LastValue.from_model_output(
-      np.asarray([time.time() - self._start_time])
+      np.asarray([_time() - self._start_time])
     )
     return manager.write_metrics_summary(
       metrics, start_step + num_steps, done + num_steps
@@ -181,18 +197,21 @@ class BaseTrainer(abc.ABC):
 
     It then calls all `compiled_step_observers`.
     """
-    start = time.time()
+    start = _time()
     train_step = self._partitioned_train_step
     self._compiled_train_step = self._partitioner.compile(
       train_step, self.train_state, batch
     )
     self.train_metrics_manager.write_scalar(
-      'timing/compilation_seconds', time.time() - start, self.train_state.step
+      'timing/compilation_seconds', _time() - start, self.train_state.step
     )
-    if self._summary_dir and jax.process_index() == 0:
-      jaxpr = train_step.trace(self.train_state, batch).jaxpr
-      for observe in compiled_step_observers:
-        observe(self._summary_dir, jaxpr, self._compiled_train_step)
+    notify(
+      compiled_step_observers,
+      self._summary_dir,
+      train_step,
+      (self.train_state, batch),
+      self._compiled_train_step,
+    )
 
   def eval(
     self, batch_iters: Mapping[str, Iterator[Batch]]
@@ -210,14 +229,18 @@ class BaseTrainer(abc.ABC):
     """
     summaries = {}
     step = int(self.train_state.step)
+    several = jax.process_count() > 1
     for name, batches in batch_iters.items():
       manager = self.eval_metrics_managers[name]
+      eval_step_fn = self._compiled_eval_steps.get(
+        name, self._partitioned_eval_step
+      )
       metrics, num_steps = None, 0
       manager.start_duration_timer()
       for batch in batches:
-        update = self._eval_step_for(batch)(
-          self.train_state, self._partitioner.put_batch(batch)
-        )
+        if several:
+          batch = self._partitioner.put_batch(batch)
+        update = eval_step_fn(self.train_state, batch)
         metrics = merge_metrics(metrics, update) if metrics else update
         num_steps += 1
       if not num_steps:
@@ -228,16 +251,28 @@ class BaseTrainer(abc.ABC):
       summaries[name] = manager.write_metrics_summary(metrics, step, num_steps)
     return {name: future.result() for name, future in summaries.items()}
 
-  def _eval_step_for(self, batch):
-    """Returns the evaluation step compiled for the shapes of a batch."""
-    key = tuple(sorted((k, v.shape, str(v.dtype)) for k, v in batch.items()))
-    if key not in self._compiled_eval_steps:
-      self._compiled_eval_steps[key] = self._partitioner.compile(
-        self._partitioned_eval_step,
-        self.train_state,
-        self._partitioner.put_batch(batch),
+  def compile_eval(self, batches: Mapping[str, Batch]) -> None:
+    """Compiles the evaluation step of each dataset, ahead of `eval`.
+
+    Without it `eval` compiles the step when it comes to it.
+
+    Args:
+      batches: {dataset name: a batch}, of whose values only shapes and dtypes
+        matter. Equal ones share a compiled step.
+    """
+    for name, batch in batches.items():
+      start = _time()
+      key = flax.core.freeze(jax.eval_shape(lambda: batch))  # noqa: B023
+      if key not in self._compiled_eval_step_cache:
+        if jax.process_count() > 1:
+          batch = self._partitioner.put_batch(batch)
+        self._compiled_eval_step_cache[key] = self._partitioner.compile(
+          self._partitioned_eval_step, self.train_state, batch
+        )
+      self._compiled_eval_steps[name] = self._compiled_eval_step_cache[key]
+      self.eval_metrics_managers[name].write_scalar(
+        'timing/compilation_seconds', _time() - start, self.train_state.step
       )
-    return self._compiled_eval_steps[key]
 
   @property
   @abc.abstractmethod
@@ -250,12 +285,40 @@ class BaseTrainer(abc.ABC):
     """(train state, batch) -> metrics."""
 
 
-def _next(batch_iter: Iterator[Batch]) -> Batch | None:
-  """Returns the next batch, or None if the wait for it was ended."""
-  try:
-    return next(batch_iter)
-  except data_reading.Stopped:
-    return None
+def train_with_lr(
+  train_state: TrainState,
+  batch: Batch,
+  learning_rate: jax.Array,
+  dropout_rng: jax.Array,
+  model: models.BaseModel,
+  num_microbatches: int | None,
+  weight_metrics_computer: WeightMetricsComputer | None = None,
+  data_partition_spec: PartitionSpec = BATCH_SPEC,
+  *,
+  skip_nonfinite: bool = False,
+):
+  """Takes one step; returns (train state, metrics).
+
+  For the arguments see accumulate_grads_microbatched and apply_grads; with
+  skip_nonfinite the latter's place is taken by apply_finite_grads.
+  """
+  grads, metrics, mutables = accumulate_grads_microbatched(
+    model,
+    train_state,
+    batch,
+    dropout_rng,
+    num_microbatches,
+    data_partition_spec,
+  )
+  apply = apply_finite_grads if skip_nonfinite else apply_grads
+  return apply(
+    train_state,
+    grads,
+    metrics,
+    learning_rate,
+    weight_metrics_computer,
+    other_state_variables={'flax_mutables': mutables} if mutables else None,
+  )
 
 
 class Trainer(BaseTrainer):
@@ -270,24 +333,17 @@ class Trainer(BaseTrainer):
     summary_dir: str | None,
     train_state_axes: Any,
     rng: jax.Array,
-    learning_rate_fn: schedules.LearningRateCallable,
+    learning_rate_fn: Callable[[jax.Array], jax.Array],
     num_microbatches: int | None,
     weight_metrics_computer: WeightMetricsComputer | None = None,
     max_skipped_steps: int | None = None,
   ):
-    """Sets up a BaseTrainer and the train step.
+    """Sets up a BaseTrainer, whose arguments come first, and the train step.
 
     Args:
-      model: see BaseTrainer.
-      train_state: see BaseTrainer.
-      partitioner: see BaseTrainer.
-      eval_names: see BaseTrainer.
-      summary_dir: see BaseTrainer.
-      train_state_axes: see BaseTrainer.
-      rng: see BaseTrainer.
       learning_rate_fn: maps the step to the learning rate. With optax
         optimisers it is only reported; they have their own.
-      num_microbatches: number of parts of each batch, or None.
+      num_microbatches: number of parts of each batch; None or 0: one.
       weight_metrics_computer: adds norms of the weights, or None.
       max_skipped_steps: maximum number of steps in a window of metrics that are
         skipped because their gradients are not finite. None, as in T5X: every
@@ -319,6 +375,7 @@ class Trainer(BaseTrainer):
         model=self._model,
         num_microbatches=self._num_microbatches,
         weight_metrics_computer=self._weight_metrics_computer,
+        data_partition_spec=self._partitioner.data_partition_spec,
         **self._step_options,
       )
 
@@ -334,17 +391,11 @@ class Trainer(BaseTrainer):
 
   @functools.cached_property
   def _partitioned_eval_step(self):
-    def eval_step(train_state, batch):
-      return self._model.eval_fn(train_state.params, batch)[1]
-
     return self._partitioner.partition(
-      eval_step,
+      lambda train_state, batch: eval_step(self._model, train_state, batch),
       in_axis_resources=(
         self._train_state_axes,
         self._partitioner.data_partition_spec,
       ),
       out_axis_resources=None,
     )
-
-
-BaseTrainerConstructor = Callable[..., BaseTrainer]

@@ -87,7 +87,7 @@ def state():
 
 def accumulated(model, batch, parts):
   """Returns (gradients, the values of all metrics) of a batch in parts."""
-  grads, measured = jax.jit(
+  grads, measured, _ = jax.jit(
     lambda state, batch: trainer.accumulate_grads_microbatched(
       model, state, batch, jax.random.key(1), parts
     )

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 import types
+from unittest import mock
 
 import jax
 import numpy as np
@@ -45,8 +46,15 @@ def test_additional_rules_are_tried_last():
 def test_one_of_two_ways_to_say_the_model_replica():
   with pytest.raises(ValueError, match='num_partitions and'):
     partitioning.PjitPartitioner()
-  with pytest.raises(ValueError, match='num_partitions must divide'):
-    _ = partitioning.PjitPartitioner(num_partitions=64).mesh
+  gpu = types.SimpleNamespace(platform='gpu', device_kind='a GPU')
+  with mock.patch.object(jax, 'devices', lambda _: [gpu] * 4):
+    with pytest.raises(ValueError, match='num_partitions must divide'):
+      _ = partitioning.PjitPartitioner(num_partitions=3).mesh
+
+
+def test_a_cpu_with_fewer_devices_holds_one_replica():
+  mesh = partitioning.PjitPartitioner(num_partitions=64).mesh
+  assert dict(mesh.shape) == {'data': 1, 'model': jax.device_count()}
 
 
 @pytest.mark.parametrize(

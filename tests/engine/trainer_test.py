@@ -27,8 +27,9 @@ def test_microbatches_add_up_to_the_whole_batch(parts, partitioner):
   model = tiny.model(loss_normalizing_factor=None)
   state, batch = _state(model, partitioner), tiny.batch(8)
   args = (model, state, batch, jax.random.PRNGKey(1))
-  grads, metrics = trainer.accumulate_grads_microbatched(*args, None)
-  grads_in_parts, metrics_in_parts = jax.jit(
+  grads, metrics, mutables = trainer.accumulate_grads_microbatched(*args, None)
+  assert mutables is None
+  grads_in_parts, metrics_in_parts, _ = jax.jit(
     lambda b: trainer.accumulate_grads_microbatched(
       model, state, b, jax.random.PRNGKey(1), parts
     )
