@@ -279,6 +279,7 @@ class OrbaxReader:
     return {
       name: SavedArray(name, tuple(array.shape))
       for name, array in traverse_util.flatten_dict(dict(tree), sep='/').items()
+      if array is not None  # the state of a frozen parameter
     }
 
   def read(self, requests: ReadRequests) -> dict[str, jax.Array]:

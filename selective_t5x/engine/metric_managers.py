@@ -180,7 +180,7 @@ class MetricsManager:
     metrics = metrics_lib.set_step_metrics_num_steps(metrics, num_steps)
     summary = {k: m.compute_value() for k, m in metrics.items()}
     with self._lock:
-      metric_writers.write_values(self._writer, step, summary)
+      metric_writers.write_values(self._writer, step, _writable(summary))
       if self._json:
         self._json.write(step, scalar_values(summary))
     return summary
@@ -199,11 +199,28 @@ class MetricsManager:
       self._writer.close()
 
 
-def scalar_values(summary: Mapping[str, Any]) -> dict[str, float]:
-  """Returns {name: float} of the scalars among clu values."""
-  numbers = {
-    k: metric_values.number(v.value)
-    for k, v in summary.items()
-    if isinstance(v, clu.values.Scalar)
+def _writable(summary: Mapping[str, Any]) -> dict[str, clu.values.Value]:
+  """Returns the values that TensorBoard takes: numbers and clu's other types.
+
+  An array as the value of a metric is none; it stays in the summary.
+  """
+  return {
+    name: value
+    for name, value in summary.items()
+    if isinstance(value, clu.values.Value)
+    and not isinstance(value, clu.values.Scalar)
+  } | {
+    name: clu.values.Scalar(number)
+    for name, number in scalar_values(summary).items()
   }
-  return {k: number for k, number in numbers.items() if number is not None}
+
+
+def scalar_values(summary: Mapping[str, Any]) -> dict[str, float]:
+  """Returns {name: float} of the numbers among clu values and others."""
+  numbers = {}
+  for name, value in summary.items():
+    value = getattr(value, 'value', value)
+    number = None if value is None else metric_values.number(value)
+    if number is not None:
+      numbers[name] = number
+  return numbers

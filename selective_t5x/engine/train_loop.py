@@ -12,7 +12,12 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from selective_t5x.errors import RunError
-from t5x import checkpoints, data_reading, datasets
+from t5x import (
+  checkpoints,
+  data_reading,
+  datasets,
+  metric_managers,
+)
 from t5x import eval as eval_lib
 from t5x import trainer as trainer_lib
 
@@ -65,7 +70,11 @@ class Loop:
     Returns:
       the last step: `end`, or less if the run was interrupted.
     """
-    window = self._trainer.train(train_iter, end - start, start_step=start)
+    try:
+      window = self._trainer.train(train_iter, end - start, start_step=start)
+    except trainer_lib.PreemptionError:
+      self._save_interrupted()
+      raise
     self.check_finite()
     if window is None:
       return int(self._trainer.train_state.step)
@@ -76,6 +85,12 @@ class Loop:
         trainer_lib.ActionMode.TRAIN, {TRAIN_METRIC_KEY: window.result()}
       )
     return end
+
+  def _save_interrupted(self) -> None:
+    """Saves the state of a trainer that has to stop, if saving is on."""
+    step = int(self._trainer.train_state.step)
+    if self._manager and step not in self._manager.all_steps():
+      self.save()
 
   def resume_window(self, step: int) -> None:
     """Resumes the window that was unfinished when `step` was saved."""
@@ -113,9 +128,9 @@ class Loop:
         task,
         int(self._trainer.train_state.step),
         ', '.join(
-          f'{name} {float(summary[name].value):.4f}'
-          for name in ('loss', 'accuracy')
-          if name in summary
+          f'{name} {value:.4f}'
+          for name, value in metric_managers.scalar_values(summary).items()
+          if name in ('loss', 'accuracy')
         ),
       )
     self._act(trainer_lib.ActionMode.TRAIN_EVAL, summaries)
@@ -184,7 +199,9 @@ class Loop:
           f'max_skipped_steps = {limit})',
           step,
         )
-    loss = float(summary['loss'].value)
+    loss = metric_managers.scalar_values(summary).get('loss')
+    if loss is None:  # a model of one's own may have no such metric
+      return
     if not math.isfinite(loss):
       self._refuse(f'The loss became {loss}', step)
     self._previous_loss = loss

@@ -90,6 +90,9 @@ def log_model_info(
   mesh = flatten(partitioner.get_mesh_axes(full_train_state).state_dict())
   lines = []
   for name, array in arrays.items():
+    if array is None:
+      lines.append(f'Variable {name:<80} None')
+      continue
     axes = logical[name]
     shape = (
       str(tuple(array.shape))

@@ -72,9 +72,11 @@ def model(
   attention_fn=attention.selective_attention,
   learning_rate=0.01,
   loss_normalizing_factor='NUM_REAL_TARGET_TOKENS',
+  cls=models.DecoderOnlyModel,
+  optimizer_def=None,
   **config,
 ) -> models.DecoderOnlyModel:
-  """Returns a model of one layer of width 16."""
+  """Returns a model of one layer of width 16; AdamW trains it unless said."""
   settings = {
     'vocab_size': 384,
     'max_length': LENGTH,
@@ -85,10 +87,10 @@ def model(
     'mlp_dim': 32,
     'attention_fn': attention_fn,
   }
-  return models.DecoderOnlyModel(
+  return cls(
     module=network.Decoder(network.DecoderConfig(**(settings | config))),
     vocabulary=seqio.ByteVocabulary(),
-    optimizer_def=optimizers.adamw(learning_rate),
+    optimizer_def=optimizer_def or optimizers.adamw(learning_rate),
     loss_normalizing_factor=loss_normalizing_factor,
   )
 
