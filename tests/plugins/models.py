@@ -4,6 +4,7 @@ import clu.metrics
 import clu.values
 import flax
 import jax.numpy as jnp
+from flax.linen.partitioning import AxisMetadata
 
 from t5x import metrics as metrics_lib
 from t5x import models
@@ -64,7 +65,11 @@ class CountingModel(models.DecoderOnlyModel):
   def get_initial_variables(self, rng, input_shapes, input_types=None):
     variables = super().get_initial_variables(rng, input_shapes, input_types)
     return flax.core.freeze(
-      {**variables, 'counters': {'tokens': jnp.zeros((), jnp.float32)}}
+      {
+        **variables,
+        'counters': {'tokens': jnp.zeros((), jnp.float32)},
+        'counters_axes': {'tokens_axes': AxisMetadata(names=())},
+      }
     )
 
   def loss_fn(self, params, batch, dropout_rng, flax_mutables=None):

