@@ -2,9 +2,12 @@
 
 The embedded engine is in selective_t5x/engine/, but its modules are only named
 t5x.*: a finder on sys.meta_path finds that folder for the name `t5x`. This
-keeps gin's registry, pickles and saved configs the same with both engines.
+keeps gin's registry, pickles and saved configs the same with both engines. The
+package t5x has a second folder, t5x_package/t5x/: what T5X's package has beside
+its engine, the networks of its examples and its gin files.
 """
 
+import importlib.machinery
 import importlib.util
 import os
 import pathlib
@@ -12,7 +15,9 @@ import sys
 import types
 
 ENGINE_VARIABLE = 'SELECTIVE_T5X_ENGINE'
-_ENGINE_DIR = pathlib.Path(__file__).resolve().parent / 'engine'
+_PACKAGE = pathlib.Path(__file__).resolve().parent
+_ENGINE_DIR = _PACKAGE / 'engine'
+_EXAMPLES_DIR = _PACKAGE / 't5x_package' / 't5x'
 _HOW_TO_GET_T5X = (
   'T5X is not on PyPI: pip install "selective_t5x[t5x]", or put a checkout of '
   'github.com/google-research/t5x on PYTHONPATH (see docs/engines.md)'
@@ -31,8 +36,20 @@ class _EmbeddedEngineFinder:
     return importlib.util.spec_from_file_location(
       't5x',
       _ENGINE_DIR / '__init__.py',
-      submodule_search_locations=[str(_ENGINE_DIR)],
+      submodule_search_locations=[str(_ENGINE_DIR), str(_EXAMPLES_DIR)],
     )
+
+
+class _RealT5XFinder:
+  """Finds the real T5X where the suite's own t5x.py would be found first."""
+
+  def __init__(self, spec: importlib.machinery.ModuleSpec):
+    self._spec = spec
+
+  def find_spec(self, name, path=None, target=None):
+    """Returns the module spec of the real T5X for the name `t5x`."""
+    del path, target
+    return self._spec if name == 't5x' else None
 
 
 class _RefusingFinder:
@@ -74,8 +91,13 @@ def install() -> None:
       f'{ENGINE_VARIABLE}=embedded, but another t5x is already imported; '
       'import selective_t5x first'
     )
-  elif forced != 'embedded' and _real_t5x_is_here():
+  elif forced == 'embedded':
+    sys.meta_path.insert(0, _EmbeddedEngineFinder)
+  elif 't5x' in sys.modules:
     return
+  elif (spec := _real_t5x()) is not None:
+    if importlib.util.find_spec('t5x').origin != spec.origin:
+      sys.meta_path.insert(0, _RealT5XFinder(spec))
   elif forced == 't5x':
     reason = f'{ENGINE_VARIABLE}=t5x, but there is none here. {_HOW_TO_GET_T5X}'
     sys.meta_path.insert(0, _RefusingFinder(reason))
@@ -83,12 +105,17 @@ def install() -> None:
     sys.meta_path.insert(0, _EmbeddedEngineFinder)
 
 
-def _real_t5x_is_here() -> bool:
-  if 't5x' in sys.modules:
-    return True
-  # A folder that happens to be named t5x, e.g. a git clone, has no origin.
-  spec = importlib.util.find_spec('t5x')
-  return spec is not None and spec.origin is not None
+def _real_t5x() -> importlib.machinery.ModuleSpec | None:
+  """Returns the module spec of the real T5X, or None if it is not here."""
+  for finder in sys.meta_path:
+    is_path = finder is importlib.machinery.PathFinder
+    for path in [[entry] for entry in sys.path] if is_path else [None]:
+      spec = finder.find_spec('t5x', path)
+      # It is a package. A folder that happens to be named t5x, e.g. a git
+      # clone, has no origin; the suite's own t5x.py is a module.
+      if spec and spec.submodule_search_locations and spec.origin:
+        return spec
+  return None
 
 
 def of_the_embedded_engine(name: str) -> types.ModuleType:

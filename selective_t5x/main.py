@@ -33,7 +33,7 @@ from absl import app, flags, logging
 import selective_t5x
 from selective_t5x.cli import distributed, exits, libraries
 from selective_t5x.cli import flags as cli_flags
-from selective_t5x.config import entry_points
+from selective_t5x.config import entry_points, reader
 from selective_t5x.config import files as config_files
 from selective_t5x.config.session import Session
 from selective_t5x.costs import topologies
@@ -47,7 +47,10 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
   """Defines the flags, which have T5X's names and meanings."""
   flags.DEFINE_string(
-    'run_mode', None, f'One of {", ".join(entry_points.RUN_MODES)}.'
+    'run_mode',
+    None,
+    f'One of {", ".join(entry_points.RUN_MODES)}; without it, the one that the '
+    'gin files configure.',
   )
   flags.DEFINE_multi_string(
     'gin_file', [], 'A gin file; repeat the flag for more, in order.'
@@ -105,9 +108,8 @@ def parse_flags(argv: list[str]) -> list[str]:
       'and a value with spaces or quotes in it inside double quotes'
     )
   if not FLAGS.run_mode:
-    raise UserError(
-      f'no --run_mode: expected one of {", ".join(entry_points.RUN_MODES)}'
-    )
+    config = reader.load(FLAGS.gin_file, FLAGS.gin_bindings, search_paths())
+    FLAGS.run_mode = entry_points.run_mode_of(config)
   if FLAGS.run_mode not in entry_points.RUN_MODES:
     known = FLAGS.run_mode in _T5X_RUN_MODES
     problem = 'T5X has it, this version not yet' if known else 'no such mode'
@@ -159,8 +161,9 @@ def search_paths() -> list[str]:
     spec = importlib.util.find_spec('t5x')
   except ImportError as error:
     raise UserError(str(error)) from error
-  paths = [*FLAGS.gin_search_paths, str(config_files.search_path())]
-  if selective_t5x.engine_name() == 't5x':
+  engine = selective_t5x.engine_name()
+  paths = [*FLAGS.gin_search_paths, *config_files.search_paths(engine)]
+  if engine == 't5x':
     paths += [os.path.dirname(p) for p in spec.submodule_search_locations]
   return paths
 

@@ -39,17 +39,22 @@ class EncoderDecoder(
     default_decoder_params: models.DecoderParams | None = None,
     memory_loss_weight: float = 0.0,
     memory_tau: float = 1.0,
+    network_fn: Callable[[nn.Module], nn.Module] | None = None,
   ):
     """Takes T5X's arguments, and those of the memory loss.
 
     Args, beside T5X's:
       module: `t5_network.Transformer`.
+      network_fn: makes the network of `module`, e.g. `t5_network.from_t5x` of
+        T5X's; None: `module` is the network.
       memory_loss_weight: epsilon, zero or more; 0 for no memory loss.
       memory_tau: tau, the masking from which a token counts as gone; positive.
 
     Raises:
       UserError: as in `memory_loss.MemoryLossMixin.set_memory_loss`.
     """
+    if network_fn is not None:
+      module = network_fn(module)
     super().__init__(
       module,
       input_vocabulary,
@@ -122,6 +127,7 @@ class LanguageModel(
     memory_loss_weight: float = 0.0,
     memory_tau: float = 1.0,
     score_argmax: bool = False,
+    network_fn: Callable[[nn.Module], nn.Module] | None = None,
   ):
     """Takes T5X's arguments, and those of predictions, memory loss, scoring.
 
@@ -134,12 +140,16 @@ class LanguageModel(
       memory_loss_weight: epsilon, zero or more; 0 for no memory loss.
       memory_tau: tau, the masking from which a token counts as gone; positive.
       score_argmax: whether `score_batch` also returns is_argmax.
+      network_fn: makes the network of `module`, e.g. `t5_decoder_only.from_t5x`
+        of T5X's; None: `module` is the network.
 
     Raises:
       UserError: if a value is out of range, there is a memory loss but the
         module's attention does not select, or inputs should see each other but
         it takes no prefix.
     """
+    if network_fn is not None:
+      module = network_fn(module)
     super().__init__(
       module,
       vocabulary,

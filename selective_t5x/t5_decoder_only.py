@@ -6,13 +6,17 @@ extent as in t5_network.
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from selective_t5x.nn import decoder, t5_settings
+from selective_t5x.nn import decoder, t5_settings, t5x_modules
 from selective_t5x.nn.call import Call
+from selective_t5x.nn.extensions import Extension
+from selective_t5x.pruning import Pruning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,3 +80,25 @@ class DecoderOnly(nn.Module):
       prefill_lengths=prefill_lengths,
       budgets=budgets,
     )
+
+
+def from_t5x(
+  module: nn.Module,
+  attention_fn: Callable[..., Any],
+  pruning: Pruning | None = None,
+  attention_extension: Callable[..., Extension] | None = None,
+) -> nn.Module:
+  """Returns T5X's decoder-only network with another attention.
+
+  Gin: gin/t5x/decoder_only.gin. Like `t5_network.from_t5x`, for the
+  DecoderWrapper of T5X's examples/decoder_only.
+  """
+  return t5x_modules.with_attention(
+    module,
+    DecoderOnly,
+    DecoderOnlyConfig,
+    of_t5x=t5x_modules.DECODERS,
+    attention_fn=attention_fn,
+    pruning=pruning,
+    attention_extension=attention_extension,
+  )

@@ -27,8 +27,11 @@ from selective_t5x.nn import (
   stacking,
   t5_layers,
   t5_settings,
+  t5x_modules,
 )
 from selective_t5x.nn.call import Call
+from selective_t5x.nn.extensions import Extension
+from selective_t5x.pruning import Pruning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +89,7 @@ class EncoderLayer(nn.Module):
       cfg.dtype,
       cfg.scan_layers,
       name='attention',
+      **cfg.other_attention,
     )(y, y, ids, ids, deterministic=call.deterministic, bias=bias)
     x = x + decoder.dropout(cfg, call)(y)
     return decoder.feed_forward(cfg, x, call)
@@ -254,3 +258,38 @@ class Transformer(nn.Module):
       memory_tau=memory_tau,
       budgets=budgets,
     )
+
+
+def from_t5x(
+  module: nn.Module,
+  attention_fn: Callable[..., Any],
+  pruning: Pruning | None = None,
+  attention_extension: Callable[..., Extension] | None = None,
+) -> nn.Module:
+  """Returns T5X's encoder-decoder with another attention in its decoder.
+
+  Gin: gin/t5x/encoder_decoder.gin.
+
+  Args:
+    module: a Transformer of T5X's examples/t5, examples/scalable_t5 or
+      contrib/gpu/t5; its config has the sizes.
+    attention_fn: as in `T5Config`.
+    pruning: as in `T5Config`.
+    attention_extension: as in `T5Config`.
+
+  Returns:
+    `module` itself for plain causal attention, else a `Transformer` with its
+    sizes and the same parameters.
+
+  Raises:
+    UserError: if the module is another network.
+  """
+  return t5x_modules.with_attention(
+    module,
+    Transformer,
+    T5Config,
+    of_t5x=t5x_modules.ENCODER_DECODERS,
+    attention_fn=attention_fn,
+    pruning=pruning,
+    attention_extension=attention_extension,
+  )

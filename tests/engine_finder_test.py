@@ -29,6 +29,8 @@ def run(code, *, engine='', path=''):
   return subprocess.run(
     [sys.executable, '-c', code],
     env=environment,
+    # Python looks into the current folder first, and t5x.py is in the root.
+    cwd=path or None,
     capture_output=True,
     text=True,
   )
@@ -74,7 +76,12 @@ def test_forcing_embedded_after_another_t5x_is_an_error(fake_t5x):
 
 
 without_t5x = pytest.mark.skipif(
-  importlib.machinery.PathFinder.find_spec('t5x') is not None,
+  any(
+    (spec := importlib.machinery.PathFinder.find_spec('t5x', [entry]))
+    and spec.submodule_search_locations
+    and spec.origin
+    for entry in sys.path
+  ),
   reason='the real T5X is here',
 )
 
@@ -145,3 +152,67 @@ def test_a_plain_folder_of_that_name_is_not_t5x(tmp_path):
   (tmp_path / 't5x').mkdir()
   (tmp_path / 't5x' / 'README.md').write_text('a clone')
   assert output(WHICH, path=tmp_path) == f'embedded {ENGINE_DIR}'
+
+
+# Where nothing has imported selective_t5x, t5x.py of the suite is found.
+ALONE = 'import t5x, os, sys; print(os.path.dirname(t5x.__file__))'
+
+
+@without_t5x
+def test_t5x_alone_is_the_embedded_engine():
+  assert output(ALONE) == ENGINE_DIR
+  assert output(ALONE, engine='embedded') == ENGINE_DIR
+  code = 'import t5x.losses, selective_t5x, t5x; print(len(t5x.__path__))'
+  assert output(code) == '2'
+
+
+def test_t5x_alone_gives_way_to_another_before_and_after(fake_t5x):
+  theirs = str(fake_t5x / 't5x')
+  assert output(ALONE, path=fake_t5x) == theirs
+  after = f'import sys; sys.path.append({str(fake_t5x)!r})\n'
+  assert output(after + ALONE) == theirs
+  assert output(after + WHICH) == f't5x {theirs}'
+  assert output(after + ALONE, engine='embedded') == ENGINE_DIR
+
+
+def test_t5x_alone_gives_way_to_one_that_a_finder_finds(fake_t5x):
+  # As pip installs a checkout with -e.
+  finder = (
+    'import sys, importlib.util as u\n'
+    'class Finder:\n'
+    '  @staticmethod\n'
+    '  def find_spec(name, path=None, target=None):\n'
+    f'    folder = {str(fake_t5x / "t5x")!r}\n'
+    "    if name == 't5x':\n"
+    '      return u.spec_from_file_location(\n'
+    '        name, folder + "/__init__.py",\n'
+    '        submodule_search_locations=[folder])\n'
+    'sys.meta_path.append(Finder)\n'
+  )
+  assert output(finder + ALONE) == str(fake_t5x / 't5x')
+
+
+def test_t5x_alone_says_why_there_is_none():
+  done = run(ALONE, engine='jax')
+  assert done.returncode != 0
+  assert 'expected "embedded" or "t5x"' in done.stderr
+
+
+@without_t5x
+@pytest.mark.slow
+@pytest.mark.parametrize('mode', ['train', 'eval', 'infer', 'main'])
+def test_t5xs_commands_are_the_suites(mode, tmp_path):
+  done = subprocess.run(
+    [sys.executable, '-m', f't5x.{mode}', '--gin_file=x.gin']
+    + (['--run_mode=train'] if mode == 'main' else []),
+    cwd=tmp_path,
+    env=os.environ
+    | {
+      engine_finder.ENGINE_VARIABLE: '',
+      'PYTHONPATH': os.pathsep.join(filter(None, sys.path)),
+    },
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 2, done.stderr
+  assert 'error: --gin_file=x.gin: no such file' in done.stderr

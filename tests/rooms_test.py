@@ -17,6 +17,7 @@ FORWARDS = {'pruning/search.py', 'pruning/frontier.py'}
 
 # From the top: a room may import those below it.
 FLOORS = (
+  ('t5x_package',),
   ('main', 'compare', 'quickstart'),
   ('studies',),
   ('comparisons',),

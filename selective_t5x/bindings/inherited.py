@@ -52,6 +52,14 @@ def of(base: type) -> Callable[[type], type]:
   return decorate
 
 
+def base_of(configurable: Callable) -> type | None:
+  """Returns the class whose bindings a class inherits, or None."""
+  classes = (
+    inspect.getmro(configurable) if inspect.isclass(configurable) else ()
+  )
+  return next((reads.BASES[cls] for cls in classes if cls in reads.BASES), None)
+
+
 def bound(configurable: Callable) -> dict[str, Any]:
   """Returns gin's bindings of a function or class, references unresolved."""
   try:

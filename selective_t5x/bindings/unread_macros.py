@@ -17,10 +17,10 @@ from selective_t5x.errors import UserError
 
 # The macros with which the files change a network.
 MACROS = ('ATTENTION', 'ATTENTION_EXTENSION', 'PRUNING')
-# The model files to suggest, by the name of T5X's class of the model.
-_MODEL_FILES = {
-  'EncoderDecoderModel': 'gin/models/t5_1_1/ or gin/models/t5_1_0/',
-  'DecoderOnlyModel': 'gin/models/sizes/ or gin/models/t5_decoder_only/',
+# What lets attention files act on T5X's networks, by its class of the model.
+_ADAPTERS = {
+  'EncoderDecoderModel': 'gin/t5x/encoder_decoder.gin',
+  'DecoderOnlyModel': 'gin/t5x/decoder_only.gin',
 }
 
 
@@ -64,14 +64,14 @@ def unread(macro: str, subject: str) -> UnreadMacro:
   reference = model()
   cls = getattr(getattr(reference, 'configurable', None), 'wrapped', None)
   bases = inspect.getmro(cls) if inspect.isclass(cls) else ()
-  files = [
-    _MODEL_FILES[b.__name__] for b in bases if b.__name__ in _MODEL_FILES
-  ]
+  adapters = [_ADAPTERS[b.__name__] for b in bases if b.__name__ in _ADAPTERS]
+  advice = 'load a file of gin/models/ in place of its model file'
+  if adapters:
+    advice = f"load {adapters[0]} after its model file if that is T5X's"
   return UnreadMacro(
     macro,
     f'{subject} has no effect: the network of the model ({reference!r}) does '
-    f'not read {macro}; load a file of {[*files, "gin/models/"][0]} in place '
-    f'of its model file, or bind your own network to %{macro}',
+    f'not read {macro}; {advice}, or bind your own network to %{macro}',
   )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import gin
 from gin.config import ConfigurableReference
 
+from selective_t5x.bindings import inherited
 from selective_t5x.config import entry_points, value_types
 from selective_t5x.config.reader import Config
 
@@ -22,7 +23,7 @@ class Call:
     scopes: gin's scopes around the call.
     called: whether gin calls it. If not, gin passes the function itself on.
     values: the bound parameters in these scopes, with unresolved macros and
-      references.
+      references, and those that a class inherits (`bindings.inherited`).
     consumer: ('function name', 'parameter') that takes the result; ('', '')
       for the entry function.
   """
@@ -64,8 +65,10 @@ class Call:
     if macro in config.macros():
       return config.macros()[macro].where
     scope = '/'.join([*self.scopes, ''])
+    base = inherited.base_of(self.function)
+    names = (self.name, base.__name__ if base else '')
     for binding in reversed(config.bindings):
-      same = binding.selector.split('.')[-1] == self.name
+      same = binding.selector.split('.')[-1] in names
       if same and binding.name == parameter and scope.startswith(binding.scope):
         return binding.where
     return self.key(parameter)
@@ -97,7 +100,7 @@ def from_code() -> Iterator[Call]:
     name = (function.__module__, function.__name__)
     if function not in referred and name not in entry_points.MODULES.values():
       with gin.config_scope(list(scopes)):
-        values = gin.get_bindings(function, resolve_references=False)
+        values = _bound(function)
       yield Call(function, scopes, False, values)
 
 
@@ -106,7 +109,7 @@ def _calls(function, scopes, called, consumer, seen) -> Iterator[Call]:
     return
   seen.add((function, scopes, called, consumer))
   with gin.config_scope(list(scopes)):
-    values = gin.get_bindings(function, resolve_references=False)
+    values = _bound(function)
   call = Call(function, scopes, called, values, consumer)
   yield call
   for name, value in values.items():
@@ -118,6 +121,17 @@ def _calls(function, scopes, called, consumer, seen) -> Iterator[Call]:
         (call.name, name),
         seen,
       )
+
+
+def _bound(function: Callable) -> dict[str, object]:
+  """Returns the bindings of a function or class in the current scope."""
+  values = gin.get_bindings(function, resolve_references=False)
+  base = inherited.base_of(function)
+  if base is None:
+    return values
+  parameters = value_types.parameters(function)
+  from_base = inherited.bound(base)
+  return {k: v for k, v in from_base.items() if k in parameters} | values
 
 
 def follow(value: object) -> tuple[object, str]:

@@ -9,6 +9,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from selective_t5x.config.reader import Config
+from selective_t5x.errors import UserError
+
 # The module and the function of each run mode.
 MODULES = {
   'train': ('t5x.train', 'train'),
@@ -18,6 +21,27 @@ MODULES = {
 # This mode compiles the training step of the same files.
 PRECOMPILE = 'precompile'
 RUN_MODES = (*MODULES, PRECOMPILE)
+
+
+def run_mode_of(config: Config) -> str:
+  """Returns the run mode whose function gets its model from gin files.
+
+  Raises:
+    UserError: there is none, or more than one.
+  """
+  modes = {
+    mode: binding.where
+    for mode, (_, name) in MODULES.items()
+    for binding in config.bindings
+    if binding.full_selector == f'__main__.{name}' and binding.name == 'model'
+  }
+  if len(modes) == 1:
+    return next(iter(modes))
+  places = ', '.join(f'{mode} ({where})' for mode, where in modes.items())
+  raise UserError(
+    f'no --run_mode: expected one of {", ".join(RUN_MODES)}; the gin files '
+    f'configure {places or "none of them"}'
+  )
 
 
 @functools.cache

@@ -21,6 +21,21 @@ def search_path() -> pathlib.Path:
   return installed if (installed / 'gin').is_dir() else _PACKAGE.parent
 
 
+def t5x_search_path() -> pathlib.Path:
+  """Returns the folder that holds t5x/: T5X's gin files, written here."""
+  return _PACKAGE / 't5x_package'
+
+
+def search_paths(engine: str) -> list[str]:
+  """Returns the folders of the suite's gin files.
+
+  Args:
+    engine: 'embedded' or 't5x', which has its own gin files.
+  """
+  ours = [str(search_path())]
+  return [*ours, str(t5x_search_path())] if engine == 'embedded' else ours
+
+
 def gin_dir() -> pathlib.Path:
   """Returns the gin/ folder itself."""
   return search_path() / 'gin'

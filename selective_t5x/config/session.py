@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import selective_t5x
 from selective_t5x.config import entry_points, files, reader
 
 
@@ -31,7 +32,7 @@ class Session:
     gin_bindings: Sequence[str] = (),
     *,
     run_mode: str | None = 'train',
-    search_paths: Sequence[str] = ('.', str(files.search_path())),
+    search_paths: Sequence[str] | None = None,
   ):
     """Reads and checks a configuration.
 
@@ -39,7 +40,8 @@ class Session:
       gin_files: paths of gin files, in order.
       gin_bindings: 'KEY = VALUE' texts, applied after the files.
       run_mode: one of entry_points.MODULES; None: no entry function.
-      search_paths: folders to look for the files in, after the current one.
+      search_paths: folders to look for the files in, after the current one;
+        None: those of the suite.
 
     Raises:
       UserError: a file is missing, gin cannot parse it, or its macros do not
@@ -47,6 +49,8 @@ class Session:
     """
     self.gin_files = gin_files
     self.run_mode = run_mode
+    if search_paths is None:
+      search_paths = files.search_paths(selective_t5x.engine_name())
     self.search_paths = search_paths
     self.config = reader.load(gin_files, gin_bindings, search_paths)
     self._bindings = [*gin_bindings, *self.config.path_bindings()]

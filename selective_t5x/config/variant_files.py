@@ -21,7 +21,7 @@ from selective_t5x.errors import UserError
 _FOLDERS = ('attention', 'pruning')
 _FILES = ('runs/skip_nonfinite.gin',)
 # Files in these folders hold the defaults of what variant files set.
-_DEFAULTS = ('models', 'architectures')
+_DEFAULTS = ('models', 'architectures', 't5x')
 
 
 def check(
@@ -57,15 +57,16 @@ def check(
 def explained(config: Config, error: unread_macros.UnreadMacro) -> UserError:
   """Returns the error, with the place of the macro and the file to load."""
   binding = config.macros().get(error.macro)
-  instead = [
-    f'load {ours} in place of {file}'
-    for file in dict.fromkeys(f for b in config.bindings for f in b.files)
-    if (ours := t5x_files.model_of(file))
+  named = dict.fromkeys(f for b in config.bindings for f in b.files)
+  adapters = [
+    f'load {adapter} between {file} and the attention file'
+    for file in named
+    if (adapter := t5x_files.adapter_of(file))
   ]
   message = str(error)
-  if instead:
+  if adapters:
     what, _, _ = message.partition('; ')
-    message = f'{what}; {instead[0]}, with VOCABULARY and an optimiser file'
+    message = f'{what}; {adapters[0]}'
   if not binding:
     return UserError(message)
   including = [f'included by {name}' for name in binding.files[-2:-1]]

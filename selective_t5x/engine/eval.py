@@ -387,3 +387,9 @@ def _write_whole(path: epath.Path, text: str) -> None:
   temporary = path.with_name(path.name + '.tmp')
   temporary.write_text(text)
   temporary.replace(path)
+
+
+if __name__ == '__main__':
+  from t5x import main
+
+  main.run('eval')

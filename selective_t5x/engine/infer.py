@@ -340,3 +340,9 @@ class _Examples:
     return tf.data.Dataset.from_generator(
       lambda: iter(rows), output_signature=self.task_dataset(task).element_spec
     )
+
+
+if __name__ == '__main__':
+  from t5x import main
+
+  main.run('infer')

@@ -36,3 +36,8 @@ def get_input_vocabulary(model: BaseTransformerModel) -> seqio.Vocabulary:
 def get_output_vocabulary(model: BaseTransformerModel) -> seqio.Vocabulary:
   """Returns the vocabulary of the targets."""
   return model.output_vocabulary
+
+
+# Saved gin configurations and pickles name these as T5X's do.
+for _cls in (EncoderDecoderModel, DecoderOnlyModel):
+  _cls.__module__ = _cls.predict_batch_with_aux.__module__ = __name__

@@ -374,3 +374,9 @@ def _ones_like(batch_spec, partitioner):
     )
     for name, spec in batch_spec.items()
   }
+
+
+if __name__ == '__main__':
+  from t5x import main
+
+  main.run('train')

@@ -92,6 +92,7 @@ class DecoderLayer(nn.Module):
         dtype=cfg.dtype,
         split_kernels=cfg.scan_layers,
         name='encoder_decoder_attention',
+        **cfg.other_attention,
       )(
         y,
         call.encoded,

@@ -85,6 +85,11 @@ class DecoderSettings(abc.ABC):
     """The attributes of SelfAttention that differ from its defaults."""
     return {}
 
+  @property
+  def other_attention(self) -> Mapping[str, Any]:
+    """Those of `t5_layers.Attention`, in an encoder and across to it."""
+    return {}
+
   def __post_init__(self):
     """Refuses settings that would fail later and less clearly."""
     check_settings(self)

@@ -127,6 +127,7 @@ class Attention(nn.Module):
     dropout_rate: the rate of the attention weights.
     dtype: the computation's dtype.
     split_kernels: as in SelfAttention.
+    scale: the factor of the logits.
   """
 
   num_heads: int
@@ -135,6 +136,7 @@ class Attention(nn.Module):
   dropout_rate: float = 0.0
   dtype: Any = jnp.float32
   split_kernels: bool = False
+  scale: float = 1.0
 
   @nn.compact
   def __call__(
@@ -178,7 +180,7 @@ class Attention(nn.Module):
       layers.drop_keys(
         heads('value', y), self.dropout_rate, deterministic=deterministic
       ),
-      scale=1.0,
+      scale=self.scale,
       bias=bias,
       query_ids=query_ids,
       key_ids=key_ids,

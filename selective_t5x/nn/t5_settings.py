@@ -25,6 +25,8 @@ class StackConfig(settings.DecoderSettings):
     mlp_activations: ('gelu', 'linear') for T5 1.1, ('relu',) for T5 1.0.
     logits_via_embedding: whether the token embedding also gives the logits, as
       in T5 1.0, or a separate matrix, as in T5 1.1.
+    scale_attn_logits: whether attention logits are divided by head_dim ** 0.5,
+      as in T5X's contrib/gpu, for optimisers other than Adafactor.
   """
 
   max_length = None
@@ -45,16 +47,22 @@ class StackConfig(settings.DecoderSettings):
   scan_layers: bool = False
   remat_policy: str = 'none'
   unroll_layers: bool = False
+  scale_attn_logits: bool = False
 
   @property
   def self_attention(self) -> Mapping[str, Any]:
-    """T5 normalises and scales nothing, see `t5_layers.query_init`."""
+    """T5 normalises nothing; see `t5_layers.query_init` for the scale."""
     return {
       'normalise': False,
-      'scale': 1.0,
       'kernel_init': t5_layers.KERNEL_INIT,
       'query_init': t5_layers.query_init(self.head_dim),
+      **self.other_attention,
     }
+
+  @property
+  def other_attention(self) -> Mapping[str, Any]:
+    """T5X's examples scale no logits, its contrib/gpu does on request."""
+    return {'scale': self.head_dim**-0.5 if self.scale_attn_logits else 1.0}
 
   def __post_init__(self):
     """Refuses settings that would fail later and less clearly."""

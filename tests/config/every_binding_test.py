@@ -19,7 +19,12 @@ from t5x import utils
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PATHS = [str(files.search_path())]
 GIN = files.gin_dir()
-FILES = sorted(f'gin/{p.relative_to(GIN)}' for p in GIN.rglob('*.gin'))
+# Those of gin/t5x/ act on T5X's model files: tests/t5x_package/.
+FILES = sorted(
+  f'gin/{p.relative_to(GIN)}'
+  for p in GIN.rglob('*.gin')
+  if p.parent.name != 't5x'
+)
 LM = 'gin/experiments/wikipedia_sample_lm.gin'
 T5 = 'gin/experiments/t5_span_corruption_baseline.gin'
 T5_DECODER = 'gin/models/t5_decoder_only/base.gin'

@@ -26,6 +26,7 @@ def test_no_init_file_and_every_folder_is_known():
     'pruning',
     'runs',
     'experiments',
+    't5x',
     'test',
   }
 

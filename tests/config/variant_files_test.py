@@ -80,7 +80,7 @@ def refused(parse):
 )
 def test_a_network_that_reads_no_macro(refused, file, bindings, macro):
   message = refused(EXPERIMENT, T5XS_MODEL, file, bindings=bindings)
-  assert f'not read {macro}; load a file of gin/models/t5_1_1/' in message
+  assert f'not read {macro}; load gin/t5x/encoder_decoder.gin' in message
   assert 'the model (@models.EncoderDecoderModel())' in message
   assert file in message
 
@@ -89,7 +89,7 @@ def test_without_a_variant_file_any_network_will_do(parse):
   parse(EXPERIMENT, T5XS_MODEL)
 
 
-def test_the_file_in_place_of_t5xs_is_named(refused, parse, tmp_path):
+def test_the_file_that_adapts_t5xs_is_named(refused, parse, tmp_path):
   folder = tmp_path / 't5x/examples/t5/t5_1_1'
   folder.mkdir(parents=True)
   (folder / 'small.gin').write_text(T5XS_MODEL)
@@ -98,8 +98,9 @@ def test_the_file_in_place_of_t5xs_is_named(refused, parse, tmp_path):
     name = 't5x/examples/t5/t5_1_1/small.gin'
     message = refused(EXPERIMENT, name, SELECTIVE)
     assert message.startswith(f'{SELECTIVE}:')
-    assert f'load gin/models/t5_1_1/small.gin in place of {name}' in message
-    parse(EXPERIMENT, name, 'gin/models/t5_1_1/small.gin', SELECTIVE)
+    adapter = 'gin/t5x/encoder_decoder.gin'
+    assert f'; load {adapter} between {name} and the attention file' in message
+    parse(EXPERIMENT, name, adapter, SELECTIVE)
 
 
 def test_what_a_network_reads_in_part(refused, parse):
@@ -194,7 +195,7 @@ def test_on_the_real_t5x_its_own_model_file_and_its_own_command(tmp_path):
   ]
   run = real_t5x.python('-m', 'selective_t5x.main', '--run_mode=train', *args)
   assert run.returncode == 2
-  assert 'load gin/models/t5_1_1/tiny.gin in place' in run.stderr
+  assert 'load gin/t5x/encoder_decoder.gin between' in run.stderr
   paths = f'{files.search_path()},{pathlib.Path(folder[0]).parent}'
   run = real_t5x.python('-m', 't5x.train', f'--gin_search_paths={paths}', *args)
   assert run.returncode == 1
