@@ -6,9 +6,9 @@ BIN := $(VENV)/bin
 # same files: the last one installed is the one that is there.
 TFDS := $(shell grep -i '^tensorflow-datasets==' constraints.txt)
 
-.PHONY: install install-aot install-xm quickstart study study-fast study-t5 \
-  study-pruning test test-all test-aot api-pages lint format conformance clean \
-  bench-attention bench-decode bench-engine bench-report bench-saving \
+.PHONY: install install-aot install-hf install-xm quickstart study study-fast study-t5 \
+  study-pruning test test-all test-aot test-hf api-pages lint format conformance clean \
+  bench-attention bench-convert bench-decode bench-engine bench-report bench-saving \
   bench-scaling bench-tasks bench-tpu bench-variants fuzz torture
 
 install: $(VENV)/.installed
@@ -81,6 +81,10 @@ bench-variants: install
 bench-report: install
 	$(BIN)/python -m benchmarks.report $(ARGS)
 
+# Memory and speed of conversions from and to Hugging Face's format.
+bench-convert: install
+	$(BIN)/python -m benchmarks.convert $(ARGS)
+
 # Scoring the benchmarks, and reading text.
 bench-tasks: install
 	$(BIN)/python benchmarks/tasks.py $(ARGS)
@@ -128,6 +132,21 @@ test-aot: install-aot
 	$(AOT)/python -m pytest tests/attention/tpu/aot_test.py \
 	  tests/costs/precompile_aot_test.py $(ARGS)
 
+# PyTorch is in an environment of its own: nothing but these tests needs it.
+install-hf: $(VENV)-hf/.installed
+
+$(VENV)-hf/.installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-hf
+	$(VENV)-hf/bin/pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --editable '.[dev,hf,wikipedia]'
+	$(VENV)-hf/bin/pip install --quiet --disable-pip-version-check \
+	  --no-deps --force-reinstall '$(TFDS)'
+	touch $@
+
+# Conversions against transformers and PyTorch. docs/huggingface.md.
+test-hf: install-hf
+	$(VENV)-hf/bin/python -m pytest tests/convert $(ARGS)
+
 # XManager wants an older protobuf than the suite, so it has an environment of
 # its own; docs/launching.md.
 install-xm: $(VENV)-xm/.installed
@@ -144,5 +163,5 @@ conformance: install
 	$(BIN)/python tools/conformance.py '$(T5X)' $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(VENV)-aot $(VENV)-xm build *.egg-info .pytest_cache \
+	rm -rf $(VENV) $(VENV)-aot $(VENV)-hf $(VENV)-xm build *.egg-info .pytest_cache \
 	  .ruff_cache

@@ -21,7 +21,7 @@ FLOORS = (
   ('main', 'compare', 'quickstart'),
   ('studies',),
   ('comparisons',),
-  ('budgets', 'costs'),
+  ('budgets', 'costs', 'convert'),
   ('report',),
   ('runs',),
   ('tasks',),
