@@ -34,12 +34,20 @@ from tests.support.commands import Commands
 # Shapes and dtypes in the signatures of the maths are checked in every call.
 jaxtyping.install_import_hook(
   [
-    f'selective_t5x.attention.{name}'
+    f'selective_t5x.{name}'
     for name in (
-      'memory',
-      'reference',
-      'selection',
-      'steps',
+      'attention.masks',
+      'attention.memory',
+      'attention.reference',
+      'attention.selection',
+      'attention.steps',
+      'attention.variants.differential',
+      'attention.variants.forgetting',
+      'attention.variants.stick_breaking',
+      'attention.variants.temperature',
+      'pruning.eviction',
+      'pruning.policy',
+      'pruning.whole_rows',
     )
   ],
   'beartype.beartype',

@@ -11,20 +11,22 @@ slot min(position, K - 1), where the next step of attention expects it
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int, Shaped
 
 from selective_t5x.attention import masks
+from selective_t5x.attention.arrays import Array
 from selective_t5x.pruning.policy import Policy, View
 
 
 def keep_mask(
   policy: Policy,
-  segment_ids: jax.Array,
+  segment_ids: Shaped[Array, 'B N'],
   *,
-  budget: jax.Array | int,
-  layer: int = 0,
-  masking: jax.Array | None = None,
-  logits: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array | None]:
+  budget: Int[Array, ''] | int,
+  layer: Int[Array, ''] | int = 0,
+  masking: Float[Array, 'B N N'] | None = None,
+  logits: Float[Array, 'B H N N'] | None = None,
+) -> tuple[Bool[Array, 'B N N'], Float[Array, 'B N N'] | None]:
   """Evicts keys query by query, and returns the keys that each attends to.
 
   A budget counts the keys of the query's own segment, so each segment of a
@@ -81,21 +83,21 @@ def keep_mask(
   return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), (kept, scores))
 
 
-def last_slot(position: jax.Array, slots: int) -> jax.Array:
+def last_slot(position: Int[Array, ' B'], slots: int) -> Int[Array, ' B']:
   """Returns the slots, i32[B], of the keys at i32[B] positions."""
   return jnp.minimum(position, slots - 1)
 
 
 def admit(
   policy: Policy,
-  position: jax.Array,
-  positions: jax.Array,
+  position: Int[Array, ' B'],
+  positions: Int[Array, 'B K'],
   *,
-  layer: int,
-  scores: jax.Array | None = None,
-  masking: jax.Array | None = None,
-  logits: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
+  layer: Int[Array, ''] | int,
+  scores: Float[Array, 'B K'] | None = None,
+  masking: Float[Array, 'B K'] | None = None,
+  logits: Float[Array, 'B H K+1'] | None = None,
+) -> tuple[Int[Array, ' B'], Float[Array, 'B K+1']]:
   """Finds the slot to evict for the key of the next query.
 
   Args:
@@ -145,8 +147,11 @@ def admit(
 
 
 def put(
-  x: jax.Array, new: jax.Array, slot: jax.Array, last: jax.Array
-) -> jax.Array:
+  x: Shaped[Array, 'B K *rest'],
+  new: Shaped[Array, ' B *rest'],
+  slot: Int[Array, ' B'],
+  last: Int[Array, ' B'],
+) -> Shaped[Array, 'B K *rest']:
   """Moves the entries of the last slots to the evicted ones, and puts new ones.
 
   Args:
@@ -166,7 +171,7 @@ def put(
   return x.at[rows[:, None], both].set(jnp.stack([moved, new], axis=1))
 
 
-def gather_kept(kept: jax.Array, slots: int) -> jax.Array:
+def gather_kept(kept: Bool[Array, 'B N'], slots: int) -> Int[Array, 'B K']:
   """Returns the keys that a prompt leaves in the slots.
 
   Args:

@@ -12,6 +12,9 @@ from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
+
+from selective_t5x.attention.arrays import Array
 
 
 class View(NamedTuple):
@@ -31,14 +34,14 @@ class View(NamedTuple):
       the values. None unless `reads_logits`.
   """
 
-  held: jax.Array
-  positions: jax.Array
-  position: jax.Array
-  scores: jax.Array
-  budget: jax.Array | int
-  layer: int
-  masking: jax.Array | None = None
-  logits: jax.Array | None = None
+  held: Bool[Array, 'B S']
+  positions: Int[Array, '#B S']
+  position: Int[Array, '#B']
+  scores: Float[Array, 'B S']
+  budget: Int[Array, ''] | int
+  layer: Int[Array, ''] | int
+  masking: Float[Array, 'B S'] | None = None
+  logits: Float[Array, 'B H S'] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,20 +62,22 @@ class Policy(abc.ABC):
   accumulates: ClassVar[bool] = False
 
   @abc.abstractmethod
-  def order(self, view: View) -> jax.Array:
+  def order(self, view: View) -> Float[Array, 'B S']:
     """Returns f32[B, S]; the evictable key with the largest is evicted."""
 
-  def evictable(self, view: View) -> jax.Array:
+  def evictable(self, view: View) -> Bool[Array, 'B S']:
     """Returns the held keys that may be evicted, bool[B, S]."""
     is_own = view.positions == view.position[:, None]
     return view.held & ~is_own & (view.positions != 0)
 
-  def accumulate(self, view: View, kept: jax.Array) -> jax.Array:
+  def accumulate(
+    self, view: View, kept: Bool[Array, 'B S']
+  ) -> Float[Array, 'B S']:
     """Returns the scores for the next query, f32[B, S]."""
     del kept
     return view.scores
 
-  def step(self, view: View) -> tuple[jax.Array, jax.Array]:
+  def step(self, view: View) -> tuple[Bool[Array, 'B S'], Float[Array, 'B S']]:
     """Evicts one key of each row that holds more than the budget.
 
     Of keys that are equal in `order` it evicts the oldest.
@@ -95,7 +100,9 @@ class Policy(abc.ABC):
     return kept, self.accumulate(view, kept)
 
 
-def mean_weights(logits: jax.Array, seen: jax.Array) -> jax.Array:
+def mean_weights(
+  logits: Float[Array, 'B H S'], seen: Bool[Array, 'B S']
+) -> Float[Array, 'B S']:
   """Returns the mean attention weights over heads, of the seen keys.
 
   Args:

@@ -4,11 +4,12 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int, Shaped
 
 from selective_t5x import attention
 from selective_t5x.attention import capabilities, checks, reference
+from selective_t5x.attention.arrays import Array, Scalar
 from selective_t5x.attention.selection import spread
 from selective_t5x.errors import UserError
 from selective_t5x.pruning.eviction import keep_mask
@@ -28,27 +29,27 @@ class Pruned(NamedTuple):
     memory: f32[B, N], M with memory_tau, as if nothing were evicted; else None.
   """
 
-  out: jax.Array
-  kept: jax.Array
-  masking: jax.Array | None
-  scores: jax.Array | None
-  memory: jax.Array | None
+  out: Float[Array, 'B N H D']
+  kept: Bool[Array, 'B N N']
+  masking: Float[Array, 'B *G N N'] | None
+  scores: Float[Array, 'B N N'] | None
+  memory: Float[Array, 'B N'] | None
 
 
 def pruned_attention(
   attention_fn: Callable[..., Any],
   policy: Policy,
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
+  query: Float[Array, 'B N H D'],
+  key: Float[Array, 'B N H D'],
+  value: Float[Array, 'B N H D'],
   *,
-  budget: jax.Array | int,
-  layer: int = 0,
-  scale: float | None = None,
-  bias: jax.Array | None = None,
-  segment_ids: jax.Array | None = None,
-  memory_tau: float | None = None,
-  prefix: jax.Array | None = None,
+  budget: Int[Array, ''] | int,
+  layer: Int[Array, ''] | int = 0,
+  scale: Scalar | None = None,
+  bias: Float[Array, '...'] | None = None,
+  segment_ids: Shaped[Array, 'B N'] | None = None,
+  memory_tau: Scalar | None = None,
+  prefix: Shaped[Array, 'B N'] | None = None,
   **settings,
 ) -> Pruned:
   """Attends as sequential decoding with an evicting cache would.

@@ -53,8 +53,8 @@ def check(train: Callable, folder: str, *, accepted: bool) -> None:
     if changed:
       cannot = ', also with --accept_config_change' if accepted else ''
       raise UserError(
-        f'{folder}: the training data is not what it was: {changed}; the real T5X '
-        f'would continue with the data that its checkpoint holds{cannot}. '
+        f'{folder}: the training data is not what it was: {changed}; the real '
+        f'T5X would continue with the data that its checkpoint holds{cannot}. '
         f'{_WAYS}'
       )
   else:

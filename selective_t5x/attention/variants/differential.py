@@ -8,10 +8,11 @@ Shapes: B batch, N length, H heads, D head size. Sources: Ye et al.,
 
 import math
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from selective_t5x.attention import api, capabilities, masks
+from selective_t5x.attention.arrays import Array, Scalar
 
 
 def initial_share(layer: int) -> float:
@@ -24,12 +25,12 @@ def initial_share(layer: int) -> float:
 
 
 def share(
-  query_1: jax.Array,
-  key_1: jax.Array,
-  query_2: jax.Array,
-  key_2: jax.Array,
-  initial: float,
-) -> jax.Array:
+  query_1: Float[Array, ' half'],
+  key_1: Float[Array, ' half'],
+  query_2: Float[Array, ' half'],
+  key_2: Float[Array, ' half'],
+  initial: Scalar,
+) -> Float[Array, '']:
   """Returns lambda = exp(<q1, k1>) - exp(<q2, k2>) + initial, f32[].
 
   Args:
@@ -48,17 +49,17 @@ def share(
 
 @capabilities.declare(implementation=True)
 def differential_attention(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
+  query: Array,
+  key: Array,
+  value: Array,
   *,
-  share: jax.Array | float,
+  share: Array | float,
   scale: float | None = None,
-  bias: jax.Array | None = None,
-  segment_ids: jax.Array | None = None,
+  bias: Array | None = None,
+  segment_ids: Array | None = None,
   implementation: str | None = None,
-  position: jax.Array | None = None,
-) -> jax.Array:
+  position: Array | None = None,
+) -> Array:
   """Causal attention with the difference of two softmaxes for weights.
 
   out = (softmax(A_1) - share * softmax(A_2)) V. A_1 and A_2 are the logits of
@@ -108,18 +109,18 @@ def differential_attention(
 
 @capabilities.declare(implementation=True)
 def differential_v2_attention(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
+  query: Array,
+  key: Array,
+  value: Array,
   *,
-  second_query: jax.Array,
-  share: jax.Array,
+  second_query: Array,
+  share: Array,
   scale: float | None = None,
-  bias: jax.Array | None = None,
-  segment_ids: jax.Array | None = None,
+  bias: Array | None = None,
+  segment_ids: Array | None = None,
   implementation: str | None = None,
-  position: jax.Array | None = None,
-) -> jax.Array:
+  position: Array | None = None,
+) -> Array:
   """Causal attention with two queries a head, whose outputs are subtracted.
 
   out = (softmax(A_1) - share * softmax(A_2)) V. A_1 and A_2 are the logits of

@@ -93,17 +93,17 @@ def forget_bias(
 
 @capabilities.declare(implementation=True, needs_every_key=True)
 def forgetting_attention(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
+  query: Array,
+  key: Array,
+  value: Array,
   *,
-  log_forget: jax.Array,
+  log_forget: Array,
   scale: float | None = None,
-  bias: jax.Array | None = None,
-  segment_ids: jax.Array | None = None,
+  bias: Array | None = None,
+  segment_ids: Array | None = None,
   implementation: str | None = None,
-  position: jax.Array | None = None,
-) -> jax.Array:
+  position: Array | None = None,
+) -> Array:
   """Causal attention whose logits fade by the gates between key and query.
 
   out = softmax(A + c_i - c_j) V, c the running sum of log_forget. With all

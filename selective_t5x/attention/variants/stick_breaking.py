@@ -6,6 +6,7 @@ Panda, Shen, "Scaling Stick-Breaking Attention", arXiv 2410.17980, section 2.
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
 from selective_t5x.attention import (
   capabilities,
@@ -15,6 +16,7 @@ from selective_t5x.attention import (
   reference,
   steps,
 )
+from selective_t5x.attention.arrays import Array
 from selective_t5x.errors import UserError
 
 # Where the part of the stick goes that no key takes.
@@ -22,7 +24,9 @@ NONE, VALUE, BIAS = 'none', 'value', 'bias'
 REMAINDERS = (NONE, VALUE, BIAS)
 
 
-def stick_breaking_weights(logits: jax.Array, visible: jax.Array) -> jax.Array:
+def stick_breaking_weights(
+  logits: Float[Array, '*rows N'], visible: Bool[Array, '*#rows #N']
+) -> Float[Array, '*rows N']:
   """Breaks a stick of length 1 between the keys, from the last to the first.
 
   weight[i, j] = sigmoid(z[i, j]) * prod_{j < k} (1 - sigmoid(z[i, k])), k over
@@ -46,17 +50,17 @@ def stick_breaking_weights(logits: jax.Array, visible: jax.Array) -> jax.Array:
 
 @capabilities.declare(needs_every_key=True)
 def stick_breaking_attention(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
+  query: Array,
+  key: Array,
+  value: Array,
   *,
   scale: float | None = None,
-  bias: jax.Array | None = None,
-  segment_ids: jax.Array | None = None,
-  position: jax.Array | None = None,
+  bias: Array | None = None,
+  segment_ids: Array | None = None,
+  position: Array | None = None,
   remainder: str = NONE,
-  remainder_bias: jax.Array | None = None,
-) -> jax.Array:
+  remainder_bias: Array | None = None,
+) -> Array:
   """Attends to earlier tokens by `stick_breaking_weights`.
 
   A token does not see itself. The rest of its stick, 1 minus the sum of its

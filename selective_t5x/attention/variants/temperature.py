@@ -7,16 +7,18 @@ Principled Context Control" (SSA), arXiv 2411.12892, section 3.
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int, Shaped
 
 from selective_t5x.attention import masks
+from selective_t5x.attention.arrays import Array, Scalar
 
 
 def inverse_temperature(
-  token: jax.Array | None = None,
-  alpha: jax.Array | None = None,
-  position: jax.Array | None = None,
-  segment_ids: jax.Array | None = None,
-) -> jax.Array:
+  token: Float[Array, 'B N'] | None = None,
+  alpha: Scalar | None = None,
+  position: Int[Array, '#B N'] | None = None,
+  segment_ids: Shaped[Array, 'B N'] | None = None,
+) -> Float[Array, '#B #N']:
   """Returns t = 1 + tanh(token) + sigmoid(alpha) * log(position).
 
   These are the paper's two terms: the token's, tanh(f(x)), and the position's
@@ -43,8 +45,10 @@ def inverse_temperature(
 
 
 def tempered(
-  x: jax.Array, temperature: jax.Array, segment_ids: jax.Array | None = None
-) -> jax.Array:
+  x: Float[Array, 'B N H D'],
+  temperature: Float[Array, '#B #N'],
+  segment_ids: Shaped[Array, 'B N'] | None = None,
+) -> Float[Array, 'B N H D']:
   """Multiplies queries, keys or values by their inverse temperatures.
 
   With softmax(scale * (t_q Q)(t_k K)^T) (t_v V), attention and selection both
