@@ -24,7 +24,7 @@ FLOORS = (
   ('budgets', 'costs', 'convert'),
   ('report',),
   ('runs',),
-  ('tasks',),
+  ('tasks', 't5x_check'),
   ('config',),
   ('cli',),
   ('gin face',),

@@ -6,6 +6,7 @@ with gin's own parser and reports such mistakes in under a second. `apply` makes
 the checks that need the modules.
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -44,13 +45,15 @@ class Reference:
   evaluate: bool
 
 
-class _Delegate(config_parser.ParserDelegate):
+class Delegate(config_parser.ParserDelegate):
   """Keeps references as names, without looking them up."""
 
   def configurable_reference(self, scoped_configurable_name, evaluate):
+    """Returns @name or @name() as a Reference."""
     return Reference(scoped_configurable_name, evaluate)
 
   def macro(self, macro_name):
+    """Returns %name as a Macro."""
     return Macro(macro_name)
 
 
@@ -293,9 +296,16 @@ def _read_file(
 
 def _read_text(text, name, search_paths, including):
   """Yields the statements of the text of one file."""
-  try:
-    parser = config_parser.ConfigParser(text, _Delegate())
+  with parse_errors(name):
+    parser = config_parser.ConfigParser(text, Delegate())
     yield from _read(parser, name, search_paths, including)
+
+
+@contextlib.contextmanager
+def parse_errors(name: str) -> Iterator[None]:
+  """Turns gin's errors about a file inside the context into UserError."""
+  try:
+    yield
   except SyntaxError as error:
     line = (error.text or '').strip()
     raise UserError(
@@ -310,7 +320,7 @@ def _read_flag(text, search_paths) -> Iterator[Import | Binding]:
   """Yields the statements of one --gin.KEY=VALUE or --gin_bindings."""
   key, _, value = (part.strip() for part in text.partition('='))
   try:
-    parser = config_parser.ConfigParser(text, _Delegate())
+    parser = config_parser.ConfigParser(text, Delegate())
     yield from _read(parser, _COMMAND_LINE, search_paths, ())
   except (SyntaxError, tokenize.TokenError) as error:
     raise UserError(

@@ -150,7 +150,7 @@ def beam_search(
     forced = jnp.pad(inputs, ((0, 0), (0, max(0, width - length))))
   final = jax.lax.while_loop(
     functools.partial(
-      _goes_on,
+      _is_searching,
       alpha=alpha,
       max_decode_step=max_decode_step,
       min_log_prob=min_log_prob,
@@ -174,13 +174,7 @@ def beam_search(
       initial_index=initial_index,
     ),
   )
-  finished = jnp.any(final.finished_flags, axis=1)
-  tokens = jnp.where(
-    finished[:, None, None], final.finished_seqs, final.live_seqs
-  )
-  scores = jnp.where(
-    finished[:, None], final.finished_scores, final.live_logprobs
-  )
+  tokens, scores = _results(final)
   # The first token is the start token, or the end of the prompt.
   tokens = tokens[:, :, 1:]
   if prefilled:
@@ -192,7 +186,19 @@ def beam_search(
   return tokens, scores
 
 
-def _goes_on(
+def _results(state: BeamState) -> tuple[jax.Array, jax.Array]:
+  """Returns the finished beams; the live ones of rows that have none."""
+  finished = jnp.any(state.finished_flags, axis=1)
+  tokens = jnp.where(
+    finished[:, None, None], state.finished_seqs, state.live_seqs
+  )
+  scores = jnp.where(
+    finished[:, None], state.finished_scores, state.live_logprobs
+  )
+  return tokens, scores
+
+
+def _is_searching(
   state: BeamState,
   *,
   alpha: float,

@@ -1,0 +1,43 @@
+"""Why the embedded engine lacks names that T5X has, or once had."""
+
+import fnmatch
+
+# {pattern of full names, parameters and gin files: reason}; the first counts.
+REASONS = {
+  't5x.contrib.calm*': 'models that exit early need a network of flaxformer, '
+  'which the suite does not have',
+  't5x.contrib.moe*': 'mixtures of experts need a network of flaxformer and '
+  'mesh axes for experts; the suite has neither',
+  't5x.contrib.gpu.scripts_gpu*': 'scripts that prepare data for a cluster of '
+  'GPUs; selective_t5x.tasks has the seqio tasks of the suite',
+  't5x.contrib.gpu.t5.layers*': 'the networks are built from selective_t5x.nn '
+  'with the same parameter names and shapes',
+  't5x.examples.*.layers*': 'the networks are built from selective_t5x.nn with '
+  'the same parameter names and shapes',
+  't5x.fiddle_configs*': 'configurations in Fiddle; the suite reads gin alone',
+  't5x.config_utils*': 'helpers for Fiddle; the suite reads gin alone',
+  't5x.scripts.convert_tf_checkpoint*': 'a script for checkpoints of Mesh '
+  'TensorFlow',
+  't5x.scripts.xm_launch*': 'xm_launch/ of the suite launches jobs',
+  't5x.disable_gc_during_import*': "a detail of the start of T5X's commands",
+  # Names that T5X itself no longer has.
+  't5x.adafactor.standard_factor_rules': 'T5X replaced it by '
+  'standard_logical_factor_rules, a field of Adafactor.logical_factor_rules',
+  't5x.models.BaseTransformerModel.__init__(*': 'T5X no longer has it either',
+  't5x.utils.RestoreCheckpointConfig(use_gda)': 'T5X no longer has it either',
+}
+
+
+def reason(name: str) -> str:
+  """Returns why a name is missing; '' if there is no special reason.
+
+  Args:
+    name: a full name, 'name(parameter)', or the path of a gin file.
+  """
+  return next(
+    (text for pattern, text in REASONS.items() if _matches(name, pattern)), ''
+  )
+
+
+def _matches(name: str, pattern: str) -> bool:
+  return fnmatch.fnmatchcase(name, pattern)
