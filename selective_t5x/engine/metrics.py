@@ -157,14 +157,14 @@ def is_time_metric(obj) -> bool:
   return isinstance(obj, Time)
 
 
-def create_metrics_dict(values: Mapping[str, Scalar]) -> MetricsMap:
+def create_metrics_dict(float_metrics_dict: Mapping[str, Scalar]) -> MetricsMap:
   """Wraps each value in a Sum."""
-  return {name: Sum(value) for name, value in values.items()}
+  return {name: Sum(value) for name, value in float_metrics_dict.items()}
 
 
-def shape_obj_to_defined_obj(metric):
+def shape_obj_to_defined_obj(obj):
   """Turns a metric of jax.ShapeDtypeStruct into the same metric of zeros."""
-  return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metric)
+  return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), obj)
 
 
 def set_time_metrics_duration(metrics, duration: Scalar):

@@ -32,7 +32,12 @@ class Problem:
 
 def engine() -> Library:
   """Returns the definitions of the embedded engine."""
-  return Library({'t5x': [_PACKAGE / 'engine'], 'selective_t5x': [_PACKAGE]})
+  return Library(
+    {
+      't5x': [_PACKAGE / 'engine', _PACKAGE / 't5x_package' / 't5x'],
+      'selective_t5x': [_PACKAGE],
+    }
+  )
 
 
 def source_files(path: str) -> list[pathlib.Path]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from selective_t5x.t5x_check import syntax
 from selective_t5x.t5x_check.definitions import (
+  UNKNOWN,
   Alias,
   Definition,
   Library,
@@ -22,11 +23,13 @@ class Comparison:
       function, method or constructor as 'module.name(parameter)'.
     missing: those of them that the engine lacks. The names below a missing one
       are missing too.
+    borrowed: those that T5X only takes over from another library.
   """
 
   module: str
   names: tuple[str, ...]
   missing: tuple[str, ...]
+  borrowed: frozenset[str]
 
   @property
   def roots(self) -> tuple[str, ...]:
@@ -47,7 +50,8 @@ def compare(t5x: Library, engine: Library) -> list[Comparison]:
     names = tuple(public_names(t5x, module))
     missing = tuple(name for name in names if not has(engine, name))
     if names:
-      comparisons.append(Comparison(module, names, missing))
+      borrowed = frozenset(n for n in names if t5x.find(n) is UNKNOWN)
+      comparisons.append(Comparison(module, names, missing, borrowed))
   return comparisons
 
 

@@ -14,6 +14,10 @@ REASONS = {
   'with the same parameter names and shapes',
   't5x.examples.*.layers*': 'the networks are built from selective_t5x.nn with '
   'the same parameter names and shapes',
+  't5x.contrib.gpu.t5.network.*': 'one decoder and one encoder of '
+  'selective_t5x.nn serve all networks',
+  't5x.examples.*.network.*': 'one decoder and one encoder of selective_t5x.nn '
+  'serve all networks',
   't5x.fiddle_configs*': 'configurations in Fiddle; the suite reads gin alone',
   't5x.config_utils*': 'helpers for Fiddle; the suite reads gin alone',
   't5x.scripts.convert_tf_checkpoint*': 'a script for checkpoints of Mesh '

@@ -5,6 +5,7 @@
 T5X is the folder t5x of the checkout. Nothing of it is imported.
 """
 
+import collections
 import pathlib
 from collections.abc import Sequence
 
@@ -17,6 +18,7 @@ from selective_t5x.t5x_check.definitions import Library
 START, END = '<!-- table -->\n\n', '\n<!-- end of the table -->'
 _MOST_NAMES = 12
 _NOT_YET = 'not written yet'
+_BORROWED = "another library's name"
 
 
 def with_table(text: str, t5x: pathlib.Path) -> str:
@@ -59,8 +61,15 @@ def _row(one: Comparison) -> str:
   if len(listed) > _MOST_NAMES:
     count = len(listed) - _MOST_NAMES
     listed = [*listed[:_MOST_NAMES], f'{count} more']
-  reasons = dict.fromkeys(map(migration.reason, one.roots))
-  why = '; '.join(reason or _NOT_YET for reason in reasons)
+  reasons = collections.Counter(
+    migration.reason(name) or (_BORROWED if name in one.borrowed else _NOT_YET)
+    for name in one.roots
+  )
+  several = len(reasons) > 1
+  why = '; '.join(
+    f'{reason} ({count})' if several else reason
+    for reason, count in reasons.most_common()
+  )
   here = len(one.names) - len(one.missing)
   cells = (f'`{one.module}`', len(one.names), here, ', '.join(listed), why)
   return f'| {" | ".join(map(str, cells))} |'
