@@ -180,6 +180,7 @@ def selective_attention(
   selection_key: jax.Array | None = None,
   masking_scale: jax.Array | float | None = None,
   memory_tau: float | None = None,
+  forget_below: float | None = None,
   implementation: str | None = None,
   return_masking: bool = False,
   masking_row: jax.Array | None = None,
@@ -219,6 +220,11 @@ def selective_attention(
     masking_scale: multiplies F; zero or more. 0 is plain causal attention, None
       is 1. It may be traced; its gradient is not guaranteed.
     memory_tau: a positive number; M is then returned too.
+    forget_below: eps, an upper bound of the weight that a query may lose by
+      keys that are dropped, summed over them; 0 drops none. A key is dropped
+      once F proves that no later query can give it weight (docs/forgetting.md).
+      None is the rounding of value's dtype, 2 ** -24 for float32, in rows so
+      long that it pays. 'blocked' alone drops keys, and only with relu.
     return_masking: whether to return F too. Only the reference can.
     masking_row: i32[B], a row of F to return too; every implementation can. The
       tokens before it must be one segment without padding.
@@ -243,6 +249,7 @@ def selective_attention(
   _check_settings(
     memory_tau,
     masking_scale,
+    forget_below,
     selection_bias=selection_bias,
     **constraints._asdict(),
   )
@@ -274,6 +281,7 @@ def selective_attention(
     return_masking=return_masking,
     segment_ids=segment_ids,
     memory_tau=memory_tau,
+    forget_below=forget_below,
     **settings,
   )
   if masking_row is not None:
@@ -284,7 +292,13 @@ def selective_attention(
 
 
 def _attend_rows(
-  *heads, selection, bias, implementation, return_masking, **settings
+  *heads,
+  selection,
+  bias,
+  implementation,
+  return_masking,
+  forget_below,
+  **settings,
 ) -> Attended:
   """Runs the chosen implementation over whole rows."""
   name = implementations.choose(
@@ -296,6 +310,8 @@ def _attend_rows(
     constraints=selection.constraints,
   )
   settings |= dict(selection=selection, bias=bias)
+  if name == 'blocked':
+    settings['forget_below'] = forget_below
   if name != 'reference':
     return Attended(*implementations.FAST[name](*heads, **settings))
   out, memory, masking = reference.selective_attention(*heads, **settings)
@@ -308,7 +324,7 @@ def _without_one_group(masking):
   return masking[:, 0] if masking.shape[1] == 1 else masking
 
 
-def _check_settings(memory_tau, masking_scale, **flags):
+def _check_settings(memory_tau, masking_scale, forget_below, **flags):
   """Raises UserError if a setting has a wrong type or value."""
   if memory_tau is not None:
     name = 'selective_attention.memory_tau'
@@ -318,6 +334,12 @@ def _check_settings(memory_tau, masking_scale, **flags):
       raise UserError(f'{name} = {memory_tau!r}: expected {expected}')
   if masking_scale is not None:
     checks.number('selective_attention.masking_scale', masking_scale)
+  if forget_below is not None:
+    name = 'selective_attention.forget_below'
+    expected = 'a number from 0 to below 1, or None'
+    checks.number(name, forget_below, expected)
+    if not 0 <= forget_below < 1:
+      raise UserError(f'{name} = {forget_below!r}: expected {expected}')
   checks.flags('selective_attention', **flags)
 
 

@@ -12,55 +12,41 @@ every block, O(N * N / block). The backward pass recomputes the N x N arrays one
 query block at a time, so live memory is O(N * block). Without selection this is
 ordinary blocked attention.
 
-Blocks are grouped into spans. A span is one loop over its blocks, which all
-read the keys up to the span's end. Few spans keep the program short; many spans
-skip more of the keys after a query. The loops also make XLA recompute the tiles
-in the backward pass instead of keeping them. On CPU, rows of up to 512 tokens
-have one span per block and no loops: their tiles are small enough to keep,
-which saves up to a quarter of the time.
+A block of queries reads all earlier keys (`blocked_spans`), or only those that
+earlier tokens have not masked beyond recall (`blocked_live`).
 
 Tiles are [B, H, K, Q], keys before queries, so that products with triangular
 matrices and the sums of a softmax run along contiguous memory.
 
 Shapes: B batch, N length, H heads, D head size, G selection heads of size E, T
-blocks of Q queries, K the keys that a span reads.
+blocks of Q queries, K keys that a block reads.
 """
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 
-from selective_t5x.attention import derivatives, masks, mesh, nonfinite
-from selective_t5x.attention.blocked_tiles import (
-  Keys,
-  Queries,
-  Tile,
-  dot,
-  no_columns,
-  numbered,
-  ones,
-  put_up_to,
-  spans,
-  sum_by,
-  sum_heads,
-  up_to,
+from selective_t5x.attention import (
+  blocked_live,
+  blocked_spans,
+  derivatives,
+  masks,
+  mesh,
+  nonfinite,
 )
-from selective_t5x.attention.selection import ALL, Constraints, Selection
+from selective_t5x.attention.blocked_tiles import Keys, Queries
+from selective_t5x.attention.selection import ALL, Selection
 
 # S spans compute (1 + 1 / S) / 2 of the square.
 MAX_SPANS = 8
 # The longest row, in tokens, whose tiles XLA:CPU may keep.
 _SHORT = 512
-
-
-class _Static(NamedTuple):
-  """Compile-time constants of a call."""
-
-  memory_tau: float | None
-  blocks_a_span: int
-  constraints: Constraints
+# Up to this length dropping keys gains nothing, measured on 2 CPU cores.
+_TOO_SHORT_TO_FORGET = 256
+# A weight of this size is lost in an output of the dtype.
+_ROUNDING = {'bfloat16': 2.0**-9, 'float16': 2.0**-12, 'float64': 2.0**-53}
 
 
 def attention(
@@ -74,6 +60,7 @@ def attention(
   segment_ids: jax.Array | None,
   memory_tau: float | None,
   levels: jax.Array | None = None,
+  forget_below: float | None = None,
   block: int | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
   """Causal attention with or without selection.
@@ -89,6 +76,9 @@ def attention(
     memory_tau: positive; None to skip M.
     levels: f32[B, N, H], whole numbers without a gradient, or None. Adds
       levels_i - levels_j, which is exact, to the logits.
+    forget_below: an upper bound of the weight, summed over all dropped keys,
+      that a query loses; 0 to drop no key; None for the rounding of value's
+      dtype where dropping keys is faster.
     block: queries per block; None for the fastest size.
 
   Returns:
@@ -151,16 +141,21 @@ def attention(
     padded_start = jnp.pad(
       start, ((0, 0), (0, padding)), constant_values=length + padding
     )
-  # A span of one block is no loop, so spans of long rows have two or more.
-  is_short = length <= _SHORT and mesh.platform() == 'cpu'
-  least = 1 if is_short else 2
-  static = _Static(
-    memory_tau,
-    max(least, -(-blocks // MAX_SPANS)),
-    ALL if selection is None else selection.constraints,
-  )
+  constraints = ALL if selection is None else selection.constraints
+  eps = forget_below
+  if eps is None:
+    eps = _rounding(value.dtype) if _pays(length) else 0
+  if blocks > 1 and eps and _can_forget(selection, bias, levels):
+    attend = blocked_live.attend
+    static = blocked_live.Static(memory_tau, eps, constraints)
+  else:
+    # A span of one block is no loop, so spans of long rows have two or more.
+    is_short = length <= _SHORT and mesh.platform() == 'cpu'
+    blocks_a_span = max(1 if is_short else 2, -(-blocks // MAX_SPANS))
+    attend = blocked_spans.attend
+    static = blocked_spans.Static(memory_tau, blocks_a_span, constraints)
   queries, keys = derivatives.reverse_mode_alone((queries, keys), 'blocked')
-  out, seen = _attend(queries, keys, padded_start, static)
+  out, seen = attend(queries, keys, padded_start, static)
   reached, rows = faults.reach(nonfinite.causally(start))
   out = nonfinite.mark(joined(out).astype(value.dtype), reached)
   if seen is not None:
@@ -174,112 +169,33 @@ def _default_block(length: int) -> int:
   return 64 if 128 < length <= _SHORT else 128
 
 
-# jit traces it once for all layers of a model, and compiles a lone call whole.
-@functools.partial(jax.jit, static_argnums=3)
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _attend(queries, keys, start, static):
-  """Returns (out [T, B, H, D, Q], M f32[T, B, Q] or None)."""
-  return _forward(queries, keys, start, static)[0]
+def _rounding(dtype) -> float:
+  return _ROUNDING.get(jnp.dtype(dtype).name, 2.0**-24)
 
 
-def _forward(queries, keys, start, static):
-  columns = no_columns(keys)
-  results = []
-  for blocks, width in spans(queries, static):
-    span = up_to(width, keys)
+def _pays(length: int) -> bool:
+  """Returns whether dropping keys is faster where a model forgets some."""
+  return length > _TOO_SHORT_TO_FORGET and mesh.platform() == 'cpu'
 
-    def step(columns, block, span=span):
-      index, rows = block
-      tile = Tile(index, rows, span, start, static.constraints)
-      before, masking, seen = columns, None, None
-      if columns is not None:
-        masking, _, columns = tile.masking(columns)
-        if static.memory_tau is not None:
-          counted = tile.visible & (masking < static.memory_tau)
-          visibility = 1 - masking / static.memory_tau
-          visibility = jnp.where(masking < 0, 1, visibility)
-          visibility = jnp.where(counted, visibility, 0)
-          seen = jnp.mean(jnp.sum(visibility, axis=2), axis=1)
-      logits = tile.logits(masking)
-      peak = jnp.max(logits, axis=2)
-      weights = jnp.exp(logits - peak[:, :, None])
-      total = jnp.sum(weights, axis=2)
-      out = dot('bhkd,bhkq->bhdq', span.value, weights) / total[:, :, None]
-      return columns, (out, peak + jnp.log(total), before, seen)
 
-    narrow, result = jax.lax.scan(
-      step, up_to(width, columns), numbered(queries, blocks)
+def _can_forget(selection, bias, levels) -> bool:
+  """Returns whether keys can be dropped, and logs once why they cannot."""
+  if selection is None or levels is not None:
+    return False
+  if not selection.constraints.relu:
+    _log_once('forget_below: nothing is dropped, since F can fall without relu')
+    return False
+  groups = selection.query.shape[2]
+  has_heads = bias is not None and bias.ndim > 2 and bias.shape[-3] > 1
+  if groups > 1 and has_heads:
+    _log_once(
+      'forget_below: nothing is dropped, since several heads select and each '
+      'head has a bias of its own'
     )
-    columns = put_up_to(width, columns, narrow)
-    results.append(result)
-  outs, norms, befores, seens = zip(*results, strict=True)
-  out, norm = jnp.concatenate(outs), jnp.concatenate(norms)
-  seen = None if seens[0] is None else jnp.concatenate(seens)
-  return (out, seen), (queries, keys, start, out, norm, befores)
+    return False
+  return True
 
 
-def _backward(static, saved, cotangents):
-  queries, keys, start, out, norm, befores = saved
-  d_out, d_seen = cotangents
-  # The gradient of a softmax subtracts these sums of weight times gradient.
-  delta = jnp.sum(d_out * out, axis=3)
-  # The keys' gradients and the column sums of dF grow from the last block to
-  # the first.
-  grown = jax.tree.map(jnp.zeros_like, keys), no_columns(keys)
-  d_queries = []
-  parts = list(zip(spans(queries, static), befores, strict=True))
-  for (blocks, width), before in reversed(parts):
-    span = up_to(width, keys)
-
-    def step(grown, xs, span=span):
-      d_keys, d_columns = grown
-      block, before, norm, delta, d_out, d_seen = xs
-      index, rows = block
-      tile = Tile(index, rows, span, start, static.constraints)
-      masking = scored = None
-      if before is not None:
-        masking, scored, _ = tile.masking(before)
-      weights = jnp.exp(tile.logits(masking) - norm[:, :, None])
-      d_weights = dot('bhkd,bhdq->bhkq', span.value, d_out)
-      d_logits = weights * (d_weights - delta[:, :, None])
-      d_query = dot('bhkd,bhkq->bhdq', span.key, d_logits)
-      d_keys = d_keys._replace(
-        key=d_keys.key + dot('bhkq,bhdq->bhkd', d_logits, tile.query),
-        value=d_keys.value + dot('bhkq,bhdq->bhkd', weights, d_out),
-        bias=tile.add_to_bias(d_keys.bias, d_logits),
-      )
-      if masking is None:
-        return (d_keys, None), Queries(d_query)
-      d_masking = -sum_heads(d_logits, masking.shape[1])
-      if d_seen is not None:
-        counted = tile.visible & (masking < static.memory_tau) & (masking >= 0)
-        share = d_seen[:, None, None] / (static.memory_tau * masking.shape[1])
-        d_masking -= jnp.where(counted, share, 0)
-      later = jnp.tril(ones(d_masking), -1)
-      d_scores = d_columns[..., None] + sum_by(d_masking, later)
-      d_scores = jnp.where(scored, d_scores, 0)
-      d_keys = d_keys._replace(
-        selection_key=d_keys.selection_key
-        + dot('bgkq,bgeq->bgke', d_scores, tile.selection_query),
-        selection_bias=tile.add_to_bias(d_keys.selection_bias, d_scores),
-      )
-      return (d_keys, d_columns + jnp.sum(d_masking, axis=3)), Queries(
-        d_query, dot('bgke,bgkq->bgeq', span.selection_key, d_scores)
-      )
-
-    block_values = jax.tree.map(
-      lambda x, blocks=blocks: x[blocks], (norm, delta, d_out, d_seen)
-    )
-    narrow, d_query = jax.lax.scan(
-      step,
-      up_to(width, grown),
-      (numbered(queries, blocks), before, *block_values),
-      reverse=True,
-    )
-    grown = put_up_to(width, grown, narrow)
-    d_queries.append(d_query)
-  d_queries = jax.tree.map(lambda *x: jnp.concatenate(x), *d_queries[::-1])
-  return d_queries, grown[0], None
-
-
-_attend.__wrapped__.defvjp(_forward, _backward)  # type: ignore[attr-defined]
+@functools.cache
+def _log_once(message: str) -> None:
+  logging.info(message)

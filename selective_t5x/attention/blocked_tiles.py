@@ -1,4 +1,4 @@
-"""Tiles of blocked attention: one block of queries and the keys of its span.
+"""Tiles of blocked attention: one block of queries and some keys.
 
 Shapes: those of `blocked`.
 """
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from selective_t5x.attention import mesh
-from selective_t5x.attention.selection import spread
+from selective_t5x.attention.selection import Constraints, spread
 
 
 class Queries(NamedTuple):
@@ -26,7 +26,7 @@ class Queries(NamedTuple):
 
 
 class Keys(NamedTuple):
-  """Arrays that are read up to some key; axis 2 is the key.
+  """Arrays of keys; axis 2 is the key.
 
   key and value [B, H, N, D], selection_key [B, G, N, E], the biases
   [b, h, k, q] with each axis whole or of size 1, levels [B, H, N, 1]. Absent
@@ -41,107 +41,231 @@ class Keys(NamedTuple):
   levels: jax.Array | None = None
 
 
-class Tile:
-  """One block of queries and all keys of its span."""
+class Softmax(NamedTuple):
+  """A softmax over some of the keys.
 
-  def __init__(self, index, queries, span, start, constraints):
-    """Computes which keys each query may see and may mask.
+  peak [B, H, Q] is the largest logit; total [B, H, Q] and out [B, H, D, Q] are
+  sums of exp(logit - peak), and of it times the values.
+  """
 
-    Args:
-      index: i32[], the number of the block.
-      queries: `Queries` of the one block.
-      span: `Keys` up to the span's end.
-      start: i32[B, N], of `masks.segment_starts`; None for one segment.
-      constraints: what selection may not mask.
-    """
-    self._relu = constraints.relu
-    self.query, self.selection_query = queries
-    self._span = span
-    width, block = span.key.shape[2], self.query.shape[-1]
-    self._start = index * block
-    keys = jnp.arange(width)[:, None]
-    positions = self._start + jnp.arange(block)
-    # All are [b, 1, K, Q]; b is 1 where there are no segments.
-    self.visible = (keys <= positions)[None, None]
-    first = 0
-    if start is not None:
-      first = self._block_of(start, 1)[:, None, None]
-      self.visible &= first <= keys
-    self._may_mask = self.visible
-    if constraints.protect_self:
-      self._may_mask &= keys < positions
-    if constraints.protect_bos:
-      self._may_mask &= first < keys
+  peak: jax.Array
+  total: jax.Array
+  out: jax.Array
 
-  def masking(self, columns):
-    """Returns F, where scores equal logits, and column sums after this block.
-
-    Args:
-      columns: f32[B, G, K], the summed scores of earlier blocks.
-    """
-    span = self._span
-    logits = dot('bgke,bgeq->bgkq', span.selection_key, self.selection_query)
-    if span.selection_bias is not None:
-      logits += self._of_bias(span.selection_bias)
-    scored = self._may_mask & (logits > 0) if self._relu else self._may_mask
-    scores = jnp.where(scored, logits, 0)
-    earlier = jnp.triu(ones(scores), 1)
-    masking = columns[..., None] + sum_by(scores, earlier)
-    return masking, scored, masking[..., -1] + scores[..., -1]
-
-  def logits(self, masking):
-    """Returns the masked logits, f32[B, H, K, Q]."""
-    logits = dot('bhkd,bhdq->bhkq', self._span.key, self.query)
-    if self._span.bias is not None:
-      logits += self._of_bias(self._span.bias)
-    levels = self._span.levels
-    if levels is not None:
-      logits += self._block_of(levels, 2).swapaxes(2, 3) - levels
-    if masking is not None:
-      logits -= spread(masking, logits.shape[1])
-    # Finite: a padding row sees no key, and a softmax of -inf alone is NaN.
-    return jnp.where(self.visible, logits, jnp.finfo(logits.dtype).min)
-
-  def add_to_bias(self, grad, d_logits):
-    """Adds the gradient of this tile's logits to that of a bias."""
-    if grad is None:
-      return None
-    axes = tuple(i for i, size in enumerate(grad.shape) if size == 1)
-    part = self._of_bias(grad) + jnp.sum(d_logits, axis=axes, keepdims=True)
-    start = self._start if grad.shape[3] > 1 else 0
-    return jax.lax.dynamic_update_slice_in_dim(grad, part, start, 3)
-
-  def _of_bias(self, bias):
-    return bias if bias.shape[3] == 1 else self._block_of(bias, 3)
-
-  def _block_of(self, x, axis):
-    return jax.lax.dynamic_slice_in_dim(
-      x, self._start, self.query.shape[-1], axis
+  def add(self, other: 'Softmax') -> 'Softmax':
+    """Returns the softmax over the keys of both."""
+    peak = jnp.maximum(self.peak, other.peak)
+    scale, other_scale = jnp.exp(self.peak - peak), jnp.exp(other.peak - peak)
+    return Softmax(
+      peak,
+      self.total * scale + other.total * other_scale,
+      self.out * scale[:, :, None] + other.out * other_scale[:, :, None],
     )
 
-
-def spans(queries, static):
-  """Yields each span's blocks, a slice, and the keys that it reads."""
-  blocks, block = queries.query.shape[0], queries.query.shape[-1]
-  for start in range(0, blocks, static.blocks_a_span):
-    stop = min(start + static.blocks_a_span, blocks)
-    yield slice(start, stop), stop * block
+  def result(self) -> tuple[jax.Array, jax.Array]:
+    """Returns the output, [B, H, D, Q], and the log-sum-exp, [B, H, Q]."""
+    return self.out / self.total[:, :, None], self.peak + jnp.log(self.total)
 
 
-def numbered(queries, blocks):
-  """Returns the numbers, i32[T], and the queries of some blocks."""
-  numbers = jnp.arange(blocks.start, blocks.stop)
-  return numbers, jax.tree.map(lambda x: x[blocks], queries)
+class Visibility(NamedTuple):
+  """Which keys each query may see and may mask.
+
+  Both are bool and broadcast to [B, 1, K, Q]; None means every key.
+  """
+
+  visible: jax.Array | None
+  may_mask: jax.Array | None
+
+  @classmethod
+  def causal(cls, keys, queries, start, constraints: Constraints):
+    """Returns the Visibility of keys that may come after a query.
+
+    Args:
+      keys: i32[K], positions.
+      queries: i32[Q], positions.
+      start: i32[B, Q], where each query's segment starts
+        (`masks.segment_starts`); None for one segment.
+      constraints: what selection may not mask.
+    """
+    keys = keys[:, None]
+    visible = (keys <= queries)[None, None]
+    first = 0
+    if start is not None:
+      first = start[:, None, None]
+      visible &= first <= keys
+    may_mask = visible
+    if constraints.protect_self:
+      may_mask &= keys < queries
+    if constraints.protect_bos:
+      may_mask &= first < keys
+    return cls(visible, may_mask)
+
+  @classmethod
+  def of_earlier(cls, keys, start, constraints: Constraints):
+    """Returns the Visibility of keys that come before all queries.
+
+    Args:
+      keys: i32[B, K], positions.
+      start: as in `causal`.
+      constraints: what selection may not mask.
+    """
+    keys = keys[:, None, :, None]
+    first = 0 if start is None else start[:, None, None]
+    visible = None if start is None else first <= keys
+    return cls(visible, first < keys if constraints.protect_bos else visible)
 
 
-def up_to(width, tree):
-  """Slices the first keys of each array, axis 2; an axis of size 1 stays."""
-  return jax.tree.map(lambda x: x[:, :, :width], tree)
+class Tile:
+  """The logits of one block of queries for K keys, and their gradients.
+
+  Attributes:
+    scores: f32[B, G, K, Q], the selection scores; None without selection.
+    masking: f32[B, G, K, Q], F; None without selection.
+  """
+
+  def __init__(
+    self,
+    queries: Queries,
+    keys: Keys,
+    columns: jax.Array | None,
+    visibility: Visibility,
+    *,
+    relu: bool = True,
+    query_levels: jax.Array | None = None,
+  ):
+    """Computes F and the logits.
+
+    Args:
+      queries: of one block, without the axis T.
+      keys: K keys; the axis q of a bias is the block's queries, or of size 1.
+      columns: f32[B, G, K], the summed scores of earlier blocks; None without
+        selection.
+      visibility: which keys the queries see and mask.
+      relu: whether negative selection logits mask nothing.
+      query_levels: f32[B, H, 1, Q], the levels of the queries if the keys have
+        levels.
+    """
+    self._queries, self._keys = queries, keys
+    self._visible, may_mask = visibility
+    self.scores = self.masking = None
+    if columns is not None:
+      logits = dot(
+        'bgke,bgeq->bgkq', keys.selection_key, queries.selection_query
+      )
+      if keys.selection_bias is not None:
+        logits += keys.selection_bias
+      self._scored = logits > 0 if relu else jnp.ones_like(logits, bool)
+      if may_mask is not None:
+        self._scored &= may_mask
+      self.scores = jnp.where(self._scored, logits, 0)
+      earlier = jnp.triu(ones(self.scores), 1)
+      self.masking = columns[..., None] + sum_by(self.scores, earlier)
+    logits = dot('bhkd,bhdq->bhkq', keys.key, queries.query)
+    if keys.bias is not None:
+      logits += keys.bias
+    if keys.levels is not None:
+      logits += query_levels - keys.levels
+    if self.masking is not None:
+      logits -= spread(self.masking, logits.shape[1])
+    if self._visible is not None:
+      # Finite: a padding row sees no key, and a softmax of -inf alone is NaN.
+      logits = jnp.where(self._visible, logits, jnp.finfo(logits.dtype).min)
+    self._logits = logits
+
+  def softmax(self) -> Softmax:
+    """Returns the softmax over the tile's keys."""
+    peak = jnp.max(self._logits, axis=2)
+    weights = jnp.exp(self._logits - peak[:, :, None])
+    out = dot('bhkd,bhkq->bhdq', self._keys.value, weights)
+    return Softmax(peak, jnp.sum(weights, axis=2), out)
+
+  def seen(self, tau: float | None) -> jax.Array | None:
+    """Returns this tile's part of M, the mean over the G; None without tau.
+
+    Args:
+      tau: that of `memory.visible_tokens`.
+
+    Returns:
+      f32[B, Q] or None.
+    """
+    if tau is None:
+      return None
+    visibility = jnp.where(self.masking < 0, 1, 1 - self.masking / tau)
+    visibility = jnp.where(self._counted(tau), visibility, 0)
+    return jnp.mean(jnp.sum(visibility, axis=2), axis=1)
+
+  def _counted(self, tau):
+    counted = self.masking < tau
+    return counted if self._visible is None else self._visible & counted
+
+  def gradients(
+    self,
+    norm: jax.Array,
+    delta: jax.Array,
+    d_out: jax.Array,
+    d_seen: jax.Array | None,
+    d_columns: jax.Array | None,
+    tau: float | None,
+  ) -> tuple[Queries, Keys, jax.Array | None]:
+    """Returns the gradients of the queries, the keys and the columns.
+
+    Args:
+      norm: f32[B, H, Q], the log-sum-exp over all keys.
+      delta: f32[B, H, Q], the sums of the output times its gradient.
+      d_out: f32[B, H, D, Q], the gradient of the output.
+      d_seen: f32[B, Q], the gradient of M, or None.
+      d_columns: f32[B, G, K], the sums of dF over later blocks; None without
+        selection.
+      tau: that of M.
+
+    Returns:
+      `Queries`, `Keys` without levels, and the sums of dF over this block,
+      f32[B, G, K] or None.
+    """
+    keys, queries = self._keys, self._queries
+    weights = jnp.exp(self._logits - norm[:, :, None])
+    d_weights = dot('bhkd,bhdq->bhkq', keys.value, d_out)
+    # The gradient of a softmax subtracts the sums of weight times gradient.
+    d_logits = weights * (d_weights - delta[:, :, None])
+    d_queries = Queries(dot('bhkd,bhkq->bhdq', keys.key, d_logits))
+    d_keys = Keys(
+      key=dot('bhkq,bhdq->bhkd', d_logits, queries.query),
+      value=dot('bhkq,bhdq->bhkd', weights, d_out),
+      bias=_summed_to(keys.bias, d_logits),
+    )
+    if self.masking is None:
+      return d_queries, d_keys, None
+    groups = self.masking.shape[1]
+    d_masking = -sum_heads(d_logits, groups)
+    if d_seen is not None:
+      counted = self._counted(tau) & (self.masking >= 0)
+      share = d_seen[:, None, None] / (tau * groups)
+      d_masking -= jnp.where(counted, share, 0)
+    later = jnp.tril(ones(d_masking), -1)
+    d_scores = d_columns[..., None] + sum_by(d_masking, later)
+    d_scores = jnp.where(self._scored, d_scores, 0)
+    d_queries = d_queries._replace(
+      selection_query=dot('bgke,bgkq->bgeq', keys.selection_key, d_scores)
+    )
+    d_keys = d_keys._replace(
+      selection_key=dot('bgkq,bgeq->bgke', d_scores, queries.selection_query),
+      selection_bias=_summed_to(keys.selection_bias, d_scores),
+    )
+    return d_queries, d_keys, jnp.sum(d_masking, axis=3)
 
 
-def put_up_to(width, tree, narrow):
-  """Replaces the slice that `up_to` takes."""
-  return jax.tree.map(lambda x, y: x.at[:, :, :width].set(y), tree, narrow)
+def _summed_to(bias, d_logits):
+  """Sums a gradient over the axes that a bias broadcasts; None without one."""
+  if bias is None:
+    return None
+  axes = tuple(
+    i
+    for i, (size, whole) in enumerate(
+      zip(bias.shape, d_logits.shape, strict=True)
+    )
+    if size == 1 < whole
+  )
+  return jnp.sum(d_logits, axis=axes, keepdims=True)
 
 
 def no_columns(keys):
@@ -149,6 +273,13 @@ def no_columns(keys):
   if keys.selection_key is None:
     return None
   return jnp.zeros(keys.selection_key.shape[:3], keys.key.dtype)
+
+
+def block_of(x, index, block, axis):
+  """Slices a block from an axis; an axis of size 1 stays whole."""
+  if x.shape[axis] == 1:
+    return x
+  return jax.lax.dynamic_slice_in_dim(x, index * block, block, axis)
 
 
 def ones(tile):

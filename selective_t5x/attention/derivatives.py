@@ -14,6 +14,11 @@ from jax.interpreters import ad, batching, mlir
 
 from selective_t5x.errors import UserError
 
+_INSTEAD = (
+  "implementation = 'blocked', which has second ones too, or 'reference', "
+  'which has all'
+)
+
 
 def _refuse_forward_mode(*_, name, **__):
   raise UserError(
@@ -69,12 +74,15 @@ def reverse_mode_alone(tree: Any, name: str) -> Any:
   return jax.tree.map(functools.partial(_reverse_mode_alone, name), tree)
 
 
-def once(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+def once(
+  function: Callable[..., Any], name: str, instead: str = _INSTEAD
+) -> Callable[..., Any]:
   """Wraps a part of a gradient, so that differentiating it again raises.
 
   Args:
     function: a function of trees of arrays.
     name: the implementation, for the message.
+    instead: what has second derivatives, for the message.
 
   Returns:
     The same function, whose derivatives raise UserError.
@@ -84,8 +92,7 @@ def once(function: Callable[..., Any], name: str) -> Callable[..., Any]:
   @function.defjvp
   def _(*_):
     raise UserError(
-      f'attention: {name} has first derivatives alone: expected implementation '
-      "= 'blocked', which has second ones too, or 'reference', which has all"
+      f'attention: {name} has first derivatives alone: expected {instead}'
     )
 
   return function

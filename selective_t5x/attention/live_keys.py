@@ -1,0 +1,192 @@
+"""Which keys may still matter: a bound on what a dead key could weigh.
+
+With the relu a score is zero or more, so F_ij only grows with the query i. Once
+it exceeds all that the logit A_ij can reach, key j stays masked for good. For
+query i, key j and head h the logit is A_ij - F_ij. Let
+
+  U_j = max over later queries i of |q_i| * |k_j| * scale, plus the largest bias
+  L_i = max(A_ii, A_i,first), a part of the softmax of query i, since F is 0 for
+        its own token and for the first one of its segment.
+
+Then log-sum-exp_i >= L_i, and the weight of key j is at most
+exp(U_j - F_ij - L_i). Key j is dead from query i on if, for all heads that read
+this F,
+
+  F_ij > U_j - min over i' >= i of L_i' + log(N / eps).
+
+Its weight is then at most eps / N for query i and all later ones, and that of
+all dead keys together is at most eps. Source: ours; docs/forgetting.md has the
+proof.
+
+Shapes: those of `blocked`, with one selecting head.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from selective_t5x.attention.blocked_tiles import Keys, Queries
+
+
+class Live(NamedTuple):
+  """The live keys of a block.
+
+  Attributes:
+    ids: i32[B, N / W, W], their numbers in ascending order, then N.
+    tiles: i32[], how many of the N / W tiles the longest list fills.
+  """
+
+  ids: jax.Array
+  tiles: jax.Array
+
+  def tile(self, index: jax.Array) -> jax.Array:
+    """Returns the numbers of a tile's keys, i32[B, W]."""
+    return jax.lax.dynamic_index_in_dim(self.ids, index, 1, keepdims=False)
+
+
+class Bound(NamedTuple):
+  """What bounds the logits of the queries from each block on.
+
+  Attributes:
+    query: f32[T, B, H], the largest norm of the scaled queries.
+    key: f32[B, H, N], the norms of the keys.
+    bias: f32[b, h, 1], the largest bias; 0 without one.
+    least: f32[T, B, H], the smallest L.
+    first: i32[T, B or 1], the first key that any of these queries sees.
+    slack: log(N / eps).
+    floor: a key is alive while F is at most this.
+  """
+
+  query: jax.Array
+  key: jax.Array
+  bias: jax.Array | float
+  least: jax.Array
+  first: jax.Array
+  slack: float
+  floor: float
+
+  def live(self, index: jax.Array, masking: jax.Array) -> Live:
+    """Lists the live keys of a block, in tiles of a block's size.
+
+    Args:
+      index: i32[], the number of the block.
+      masking: f32[B, N], F for the first query of the block.
+    """
+    width = masking.shape[1] // self.query.shape[0]
+    return listed(self.alive(index, masking), width)
+
+  def alive(self, index: jax.Array, masking: jax.Array) -> jax.Array:
+    """Returns which keys before a block may still matter to it or later.
+
+    Args:
+      index: i32[], the number of the block.
+      masking: f32[B, N], F for the first query of the block.
+
+    Returns:
+      bool[B, N].
+    """
+    length = masking.shape[1]
+    first_query = index * (length // self.query.shape[0])
+    highest = self.query[index][..., None] * self.key + self.bias
+    limit = jnp.max(highest - self.least[index][..., None], axis=1)
+    # A limit that is not a number keeps its key.
+    dead = masking > jnp.maximum(limit + self.slack, self.floor)
+    keys = jnp.arange(length)
+    return ~dead & (keys >= self.first[index][:, None]) & (keys < first_query)
+
+
+def bound(
+  queries: Queries,
+  keys: Keys,
+  start: jax.Array | None,
+  *,
+  forget_below: float,
+  protect_bos: bool,
+  floor: float = 0.0,
+) -> Bound:
+  """Returns the Bound of a row.
+
+  Args:
+    queries: of all blocks.
+    keys: of the row.
+    start: i32[B, N], as `masks.segment_starts` returns it; None for one
+      segment.
+    forget_below: eps, the limit of the weight of all dead keys; positive.
+    protect_bos: whether F is 0 for the first token of a segment.
+    floor: a key is alive while F is at most this.
+  """
+  blocks, batch, heads, size, block = queries.query.shape
+  length = blocks * block
+  # [B, H, N, D]
+  query = queries.query.transpose(1, 2, 0, 4, 3)
+  query = query.reshape(batch, heads, length, size)
+  slots = jnp.arange(length)
+  starts = jnp.zeros((1, length), jnp.int32) if start is None else start
+  least = jnp.sum(query * keys.key, axis=3)
+  least = least + _bias_at(keys.bias, slots[None])
+  if protect_bos:
+    rows = jnp.minimum(starts, length - 1)
+    first = keys.key[:, :, :1]
+    if start is not None:
+      first = jnp.take_along_axis(keys.key, rows[:, None, :, None], axis=2)
+    first = jnp.sum(query * first, axis=3) + _bias_at(keys.bias, rows)
+    least = jnp.maximum(least, first)
+  # Padding sees nothing.
+  least = jnp.where((starts < length)[:, None], least, jnp.inf)
+
+  def from_block_on(reduce, accumulate, x):
+    """Reduces over a block and all later ones: [., N] to [T, .]."""
+    x = reduce(x.reshape(*x.shape[:-1], blocks, block), axis=-1)
+    return jnp.moveaxis(accumulate(x, axis=x.ndim - 1, reverse=True), -1, 0)
+
+  return Bound(
+    query=from_block_on(
+      jnp.max, jax.lax.cummax, jnp.linalg.norm(query, axis=3)
+    ),
+    key=jnp.linalg.norm(keys.key, axis=3),
+    bias=0.0
+    if keys.bias is None
+    else jnp.max(keys.bias, axis=(2, 3))[..., None],
+    least=from_block_on(jnp.min, jax.lax.cummin, least),
+    first=from_block_on(jnp.min, jax.lax.cummin, starts),
+    slack=math.log(length / forget_below),
+    floor=floor,
+  )
+
+
+def _bias_at(bias, rows):
+  """Returns the bias of each query for one key, [b, h, n] or 0.
+
+  Args:
+    bias: [b, h, k, q], each axis whole or of size 1; or None.
+    rows: i32[B or 1, N], the number of the key for each query.
+  """
+  if bias is None:
+    return 0.0
+  batch, _, keys, queries = bias.shape
+  index = (
+    jnp.arange(batch)[:, None],
+    rows if keys > 1 else 0,
+    jnp.arange(queries)[None],
+  )
+  # The axis of the heads comes last.
+  return bias[index[0], :, index[1], index[2]].swapaxes(1, 2)
+
+
+def listed(alive: jax.Array, width: int) -> Live:
+  """Lists the keys that are alive.
+
+  Args:
+    alive: bool[B, N].
+    width: W, a divisor of N.
+  """
+  batch, length = alive.shape
+  rank = jnp.cumsum(alive, axis=1, dtype=jnp.int32)
+  # On CPU a search is several times faster than a sort or a scatter.
+  search = jax.vmap(
+    lambda row: jnp.searchsorted(row, jnp.arange(1, length + 1))
+  )
+  ids = search(rank).astype(jnp.int32).reshape(batch, -1, width)
+  return Live(ids, -(-jnp.max(rank[:, -1]) // width))
