@@ -6,10 +6,11 @@ BIN := $(VENV)/bin
 # same files: the last one installed is the one that is there.
 TFDS := $(shell grep -i '^tensorflow-datasets==' constraints.txt)
 
-.PHONY: install install-aot install-hf install-xm quickstart study study-fast study-t5 \
-  study-pruning test test-all test-aot test-hf api-pages lint format conformance clean \
-  bench-attention bench-convert bench-decode bench-engine bench-report bench-saving \
-  bench-scaling bench-tasks bench-tpu bench-variants fuzz torture
+.PHONY: install install-aot install-hf install-xm quickstart study study-fast \
+  study-t5 study-pruning test test-all test-aot test-hf api-pages lint format \
+  conformance clean bench-attention bench-convert bench-decode bench-engine \
+  bench-forgetting bench-report bench-saving bench-scaling bench-tasks bench-tpu \
+  bench-variants fuzz torture
 
 install: $(VENV)/.installed
 
@@ -72,6 +73,10 @@ bench-engine: install
 # Time and memory of selective attention over attention written out.
 bench-attention: install
 	$(BIN)/python benchmarks/attention.py $(ARGS)
+
+# Selective attention that drops what trained models forget; trains them once.
+bench-forgetting: install
+	$(BIN)/python benchmarks/forgetting.py $(ARGS)
 
 # The training step of every variant of attention over the baseline's.
 bench-variants: install

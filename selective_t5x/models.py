@@ -40,6 +40,7 @@ class EncoderDecoder(
     memory_loss_weight: float = 0.0,
     memory_tau: float = 1.0,
     network_fn: Callable[[nn.Module], nn.Module] | None = None,
+    live_keys_metrics: bool = False,
   ):
     """Takes T5X's arguments, and those of the memory loss.
 
@@ -49,6 +50,7 @@ class EncoderDecoder(
         T5X's; None: `module` is the network.
       memory_loss_weight: epsilon, zero or more; 0 for no memory loss.
       memory_tau: tau, the masking from which a token counts as gone; positive.
+      live_keys_metrics: whether to measure how many keys a query reads.
 
     Raises:
       UserError: as in `memory_loss.MemoryLossMixin.set_memory_loss`.
@@ -67,7 +69,7 @@ class EncoderDecoder(
       loss_normalizing_factor=loss_normalizing_factor,
       default_decoder_params=default_decoder_params,
     )
-    self.set_memory_loss(memory_loss_weight, memory_tau)
+    self.set_memory_loss(memory_loss_weight, memory_tau, live_keys_metrics)
 
   def predict_batch_with_aux(
     self,
@@ -128,6 +130,7 @@ class LanguageModel(
     memory_tau: float = 1.0,
     score_argmax: bool = False,
     network_fn: Callable[[nn.Module], nn.Module] | None = None,
+    live_keys_metrics: bool = False,
   ):
     """Takes T5X's arguments, and those of predictions, memory loss, scoring.
 
@@ -142,6 +145,7 @@ class LanguageModel(
       score_argmax: whether `score_batch` also returns is_argmax.
       network_fn: makes the network of `module`, e.g. `t5_decoder_only.from_t5x`
         of T5X's; None: `module` is the network.
+      live_keys_metrics: whether to measure how many keys a query reads.
 
     Raises:
       UserError: if a value is out of range, there is a memory loss but the
@@ -161,7 +165,7 @@ class LanguageModel(
       z_loss=z_loss,
       loss_normalizing_factor=loss_normalizing_factor,
     )
-    self.set_memory_loss(memory_loss_weight, memory_tau)
+    self.set_memory_loss(memory_loss_weight, memory_tau, live_keys_metrics)
     if inputs_bidirectional_attention:
       settings.check_takes_prefix(module.config.attention_fn)
     self._default_decoder_params = (

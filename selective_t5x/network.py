@@ -72,6 +72,7 @@ class Decoder(decoder.Decoder):
     prefill: bool | None = None,
     prefill_lengths: jax.Array | None = None,
     memory_tau: float | None = None,
+    live_keys: bool = False,
     budgets: jax.Array | None = None,
   ) -> jax.Array:
     """Predicts each target token; T5X's DecoderOnlyModel calls it.
@@ -96,6 +97,8 @@ class Decoder(decoder.Decoder):
       prefill_lengths: i32[B], the tokens of each prompt, <BOS> included; None
         counts the target tokens that are not 0.
       memory_tau: a number makes every layer sow M ('intermediates', 'memory').
+      live_keys: makes every layer sow how many keys each query reads
+        ('intermediates', 'live_keys').
       budgets: i32[L], replaces the config's for whole rows; may be traced, see
         `pruning.Pruning`.
 
@@ -126,6 +129,7 @@ class Decoder(decoder.Decoder):
         decoder_segment_ids,
         deterministic=not enable_dropout,
         memory_tau=memory_tau,
+        live_keys=live_keys,
         prefix=decoder_causal_attention,
       ),
       positions=decoder_positions,

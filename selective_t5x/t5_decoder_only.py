@@ -58,6 +58,7 @@ class DecoderOnly(nn.Module):
     prefill: bool | None = None,
     prefill_lengths: jax.Array | None = None,
     memory_tau: float | None = None,
+    live_keys: bool = False,
     budgets: jax.Array | None = None,
   ) -> jax.Array:
     """Predicts each target token, like `network.Decoder`.
@@ -73,6 +74,7 @@ class DecoderOnly(nn.Module):
         t5_settings.segments(decoder_target_tokens, decoder_segment_ids),
         deterministic=not enable_dropout,
         memory_tau=memory_tau,
+        live_keys=live_keys,
         prefix=decoder_causal_attention,
       ),
       decode=decode,

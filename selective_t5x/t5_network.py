@@ -181,6 +181,7 @@ class Transformer(nn.Module):
     prefill: bool = False,
     prefill_lengths: jax.Array | None = None,
     memory_tau: float | None = None,
+    live_keys: bool = False,
     budgets: jax.Array | None = None,
   ) -> jax.Array:
     """Predicts each target token from the inputs and the targets before it.
@@ -215,6 +216,7 @@ class Transformer(nn.Module):
         segment_ids,
         deterministic=not enable_dropout,
         memory_tau=memory_tau,
+        live_keys=live_keys,
         encoded=encoded,
         encoder_ids=t5_settings.segments(
           encoder_input_tokens, encoder_segment_ids
@@ -239,6 +241,7 @@ class Transformer(nn.Module):
     enable_dropout: bool = True,
     decode: bool = False,
     memory_tau: float | None = None,
+    live_keys: bool = False,
     budgets: jax.Array | None = None,
   ) -> jax.Array:
     """Encodes and decodes with their arguments; f32[B, N, vocab_size]."""
@@ -256,6 +259,7 @@ class Transformer(nn.Module):
       enable_dropout=enable_dropout,
       decode=decode,
       memory_tau=memory_tau,
+      live_keys=live_keys,
       budgets=budgets,
     )
 

@@ -149,18 +149,24 @@ class Attended(NamedTuple):
   Attributes:
     out: [B, N, H, D].
     memory: M, f32[B, N]; None without memory_tau.
+    live_keys: the keys that each query reads, f32[B, N]; None unless requested.
     masking: F, f32[B, N, N] or [B, G, N, N]; None unless requested.
     masking_row: one row of F, f32[B, N] or [B, G, N]; None unless requested.
   """
 
   out: jax.Array
   memory: jax.Array | None = None
+  live_keys: jax.Array | None = None
   masking: jax.Array | None = None
   masking_row: jax.Array | None = None
 
 
 @capabilities.declare(
-  implementation=True, masking=True, masking_scale=True, memory_tau=True
+  implementation=True,
+  masking=True,
+  masking_scale=True,
+  memory_tau=True,
+  return_live_keys=True,
 )
 def selective_attention(
   query: jax.Array,
@@ -181,6 +187,7 @@ def selective_attention(
   masking_scale: jax.Array | float | None = None,
   memory_tau: float | None = None,
   forget_below: float | None = None,
+  return_live_keys: bool = False,
   implementation: str | None = None,
   return_masking: bool = False,
   masking_row: jax.Array | None = None,
@@ -225,6 +232,8 @@ def selective_attention(
       once F proves that no later query can give it weight (docs/forgetting.md).
       None is the rounding of value's dtype, 2 ** -24 for float32, in rows so
       long that it pays. 'blocked' alone drops keys, and only with relu.
+    return_live_keys: whether to return how many keys each query reads, the
+      visible ones that are not dropped. Only 'blocked' can.
     return_masking: whether to return F too. Only the reference can.
     masking_row: i32[B], a row of F to return too; every implementation can. The
       tokens before it must be one segment without padding.
@@ -236,6 +245,7 @@ def selective_attention(
       out: [B, N, H, D] in value's dtype; zero in padding rows.
       M: f32[B, N], the tokens each query still sees (`memory.visible_tokens`),
         the mean over the G; without relu a key with F below zero counts as one.
+      the keys that each query reads: f32[B, N], the mean over the G.
       F: f32[B, N, N], or [B, G, N, N] where G > 1.
       the row of F: f32[B, N], or [B, G, N] where G > 1.
     A step returns out, [B, 1, H, D], and the masking of the next step.
@@ -278,6 +288,7 @@ def selective_attention(
     key,
     value,
     implementation=implementation,
+    return_live_keys=return_live_keys,
     return_masking=return_masking,
     segment_ids=segment_ids,
     memory_tau=memory_tau,
@@ -296,6 +307,7 @@ def _attend_rows(
   selection,
   bias,
   implementation,
+  return_live_keys,
   return_masking,
   forget_below,
   **settings,
@@ -306,17 +318,20 @@ def _attend_rows(
     'selective_attention',
     dtype=heads[0].dtype,
     bias=bias is not None,
+    return_live_keys=return_live_keys,
     return_masking=return_masking,
     constraints=selection.constraints,
   )
   settings |= dict(selection=selection, bias=bias)
   if name == 'blocked':
-    settings['forget_below'] = forget_below
+    settings |= dict(
+      forget_below=forget_below, return_live_keys=return_live_keys
+    )
   if name != 'reference':
     return Attended(*implementations.FAST[name](*heads, **settings))
   out, memory, masking = reference.selective_attention(*heads, **settings)
   masking = _without_one_group(masking) if return_masking else None
-  return Attended(out, memory, masking)
+  return Attended(out, memory, masking=masking)
 
 
 def _without_one_group(masking):

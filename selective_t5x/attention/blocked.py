@@ -61,8 +61,9 @@ def attention(
   memory_tau: float | None,
   levels: jax.Array | None = None,
   forget_below: float | None = None,
+  return_live_keys: bool = False,
   block: int | None = None,
-) -> tuple[jax.Array, jax.Array | None]:
+) -> tuple[jax.Array | None, ...]:
   """Causal attention with or without selection.
 
   Args:
@@ -79,11 +80,15 @@ def attention(
     forget_below: an upper bound of the weight, summed over all dropped keys,
       that a query loses; 0 to drop no key; None for the rounding of value's
       dtype where dropping keys is faster.
+    return_live_keys: whether to return the number of keys that each query
+      reads.
     block: queries per block; None for the fastest size.
 
   Returns:
     (out [B, N, H, D] in value's dtype, M f32[B, N] or None); M is the mean over
-    the G. Logits and F are float32 for every dtype but float64.
+    the G. With return_live_keys also f32[B, N], the visible keys that are not
+    dropped, the mean over the G. Logits and F are float32 for every dtype but
+    float64.
   """
   batch, length = value.shape[:2]
   dtype = jnp.promote_types(query.dtype, jnp.float32)
@@ -146,8 +151,8 @@ def attention(
   if eps is None:
     eps = _rounding(value.dtype) if _pays(length) else 0
   if blocks > 1 and eps and _can_forget(selection, bias, levels):
-    attend = blocked_live.attend
     static = blocked_live.Static(memory_tau, eps, constraints)
+    attend = blocked_live.attend
   else:
     # A span of one block is no loop, so spans of long rows have two or more.
     is_short = length <= _SHORT and mesh.platform() == 'cpu'
@@ -155,12 +160,34 @@ def attention(
     attend = blocked_spans.attend
     static = blocked_spans.Static(memory_tau, blocks_a_span, constraints)
   queries, keys = derivatives.reverse_mode_alone((queries, keys), 'blocked')
-  out, seen = attend(queries, keys, padded_start, static)
+  out, seen, *live = attend(queries, keys, padded_start, static)
   reached, rows = faults.reach(nonfinite.causally(start))
   out = nonfinite.mark(joined(out).astype(value.dtype), reached)
   if seen is not None:
     seen = nonfinite.mark(joined(seen), jnp.any(rows, axis=-1))
-  return out, seen
+  if not return_live_keys:
+    return out, seen
+  live = _keys_read(length, block, start, *live)
+  live = jnp.broadcast_to(live, (batch, length)).astype(dtype)
+  return out, seen, masks.zero_padding(live, segment_ids)
+
+
+def _keys_read(length, block, start, live=None) -> jax.Array:
+  """Returns the number of keys that each query reads, [B or 1, N].
+
+  Args:
+    length: N.
+    block: queries per block.
+    start: i32[B, N], where each query's segment starts; None for 0.
+    live: f32[T, B], the live keys before each block; None for all keys.
+  """
+  slots = jnp.arange(length)
+  start = jnp.zeros((1, length), jnp.int32) if start is None else start
+  if live is None:
+    return slots - start + 1
+  first = slots // block * block
+  earlier = jnp.where(start < first, live.T[:, slots // block], 0)
+  return slots - jnp.maximum(start, first) + 1 + earlier
 
 
 def _default_block(length: int) -> int:

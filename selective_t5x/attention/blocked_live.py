@@ -33,6 +33,8 @@ from selective_t5x.attention.selection import Constraints
 
 # F of the entries after the end of a list; finite, since 0 * inf is NaN.
 _HIDDEN = 1e30
+# The name scope of the loop over tiles, whose number of rounds is not known.
+_LOOP = 'live_tiles'
 
 
 class Static(NamedTuple):
@@ -59,7 +61,8 @@ def attend(queries: Queries, keys: Keys, start, static: Static):
     static: constants.
 
   Returns:
-    (out [T, B, H, D, Q], M f32[T, B, Q] or None).
+    out [T, B, H, D, Q], M f32[T, B, Q] or None, and the number of live keys
+    before each block, f32[T, B], the mean over the G.
   """
   blocks, batch, heads, size, block = queries.query.shape
   groups = queries.selection_query.shape[2]
@@ -76,10 +79,11 @@ def attend(queries: Queries, keys: Keys, start, static: Static):
   keys = Keys(*(split(x, 1) for x in keys))
   if start is not None:
     start = jnp.repeat(start, groups, axis=0)
-  out, seen = _attend(queries, keys, start, static)
+  out, seen, live = _attend(queries, keys, start, static)
   if seen is not None:
     seen = jnp.mean(seen.reshape(blocks, batch, groups, block), axis=2)
-  return out.reshape(blocks, batch, heads, size, block), seen
+  live = jnp.mean(live.reshape(blocks, batch, groups), axis=2)
+  return out.reshape(blocks, batch, heads, size, block), seen, live
 
 
 # As in `blocked_spans`.
@@ -120,15 +124,15 @@ def _forward(queries, keys, start, static):
       columns = _put(columns, ids, jnp.sum(tile.scores, axis=3))
       return softmax.add(tile.softmax()), seen, columns
 
-    softmax, seen, columns = jax.lax.fori_loop(
-      0, live.tiles, read, (softmax, seen, columns)
-    )
-    return columns, (*softmax.result(), before, seen)
+    softmax, seen, columns = _over_tiles(live, read, (softmax, seen, columns))
+    return columns, (*softmax.result(), before, seen, live.counts)
 
   numbered = jnp.arange(queries.query.shape[0]), queries
-  _, (out, norm, befores, seen) = jax.lax.scan(step, no_columns(keys), numbered)
+  _, (out, norm, befores, seen, counts) = jax.lax.scan(
+    step, no_columns(keys), numbered
+  )
   saved = queries, keys, start, out, norm, befores, bound
-  return (out, seen), saved
+  return (out, seen, counts.astype(out.dtype)), saved
 
 
 def _backward(static, saved, cotangents):
@@ -143,7 +147,7 @@ def _backward(static, saved, cotangents):
 
 def _gradients(static, saved, cotangents):
   queries, keys, start, out, norm, befores, bound = saved
-  d_out, d_seen = cotangents
+  d_out, d_seen, _ = cotangents
   delta = jnp.sum(d_out * out, axis=3)
   block = queries.query.shape[-1]
 
@@ -174,9 +178,7 @@ def _gradients(static, saved, cotangents):
         _put(d_columns, ids, d_masking),
       )
 
-    d_queries, *grown = jax.lax.fori_loop(
-      0, live.tiles, read, (d_queries, d_keys, d_columns)
-    )
+    d_queries, *grown = _over_tiles(live, read, (d_queries, d_keys, d_columns))
     return tuple(grown), d_queries
 
   numbers = jnp.arange(queries.query.shape[0])
@@ -190,6 +192,18 @@ def _gradients(static, saved, cotangents):
 
 
 _attend.__wrapped__.defvjp(_forward, _backward)  # type: ignore[attr-defined]
+
+
+def _over_tiles(live, read, state):
+  with jax.named_scope(_LOOP):
+    return jax.lax.fori_loop(0, live.tiles, read, state)
+
+
+def is_loop(eqn) -> bool:
+  """Returns whether an equation of a jaxpr is the loop over a block's tiles."""
+  return eqn.primitive.name == 'while' and _LOOP in str(
+    eqn.source_info.name_stack
+  )
 
 
 class _Row:

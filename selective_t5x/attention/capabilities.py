@@ -34,6 +34,8 @@ class Capabilities:
     masking_scale: whether it takes `masking_scale`, which multiplies F.
     memory_tau: whether it takes `memory_tau` and then returns M too.
     prefix: whether it takes `prefix`, tokens that see each other.
+    return_live_keys: whether it takes `return_live_keys`, and then returns how
+      many keys each query reads.
     needs_every_key: whether it cannot use a pruned cache, which lacks some keys
       and holds the others in any order: its result depends on the order of
       keys, or on the keys between a key and the query.
@@ -46,6 +48,7 @@ class Capabilities:
   masking_scale: bool = False
   memory_tau: bool = False
   prefix: bool = False
+  return_live_keys: bool = False
   needs_every_key: bool = False
 
   @property

@@ -33,8 +33,8 @@ def choose(
     implementation: 'reference', a name in FAST, or None.
     caller: the calling function, for messages.
     dtype: the dtype of the queries.
-    **needs: bias, prefix, return_masking: whether the call has them;
-      constraints: those of the selection.
+    **needs: bias, prefix, return_live_keys, return_masking: whether the call
+      has them; constraints: those of the selection.
 
   Returns:
     'reference' or a name in FAST.
@@ -48,6 +48,9 @@ def choose(
     best = next(
       (name for name in FAST if not _lacks(name, dtype, needs)), names[0]
     )
+    lack = _lacks(best, dtype, needs)
+    if lack:
+      raise UserError(f'{where} = None: no implementation can run: {lack}')
     _log_once(f'{where} = None: {best} runs (on {platform()})')
     return best
   if implementation not in names:
@@ -66,6 +69,8 @@ def choose(
 
 def _lacks(name: str, dtype, needs: Mapping[str, Any]) -> str | None:
   """Returns which of the needs an implementation does not support, or None."""
+  if needs.get('return_live_keys') and name != 'blocked':
+    return 'it drops no keys, and return_live_keys asks how many are left'
   if name == 'reference':
     return None
   if needs.get('return_masking'):

@@ -35,11 +35,16 @@ class Live(NamedTuple):
 
   Attributes:
     ids: i32[B, N / W, W], their numbers in ascending order, then N.
-    tiles: i32[], how many of the N / W tiles the longest list fills.
+    counts: i32[B], how many there are.
   """
 
   ids: jax.Array
-  tiles: jax.Array
+  counts: jax.Array
+
+  @property
+  def tiles(self) -> jax.Array:
+    """i32[], how many tiles the longest list fills."""
+    return -(-jnp.max(self.counts) // self.ids.shape[2])
 
   def tile(self, index: jax.Array) -> jax.Array:
     """Returns the numbers of a tile's keys, i32[B, W]."""
@@ -189,4 +194,4 @@ def listed(alive: jax.Array, width: int) -> Live:
     lambda row: jnp.searchsorted(row, jnp.arange(1, length + 1))
   )
   ids = search(rank).astype(jnp.int32).reshape(batch, -1, width)
-  return Live(ids, -(-jnp.max(rank[:, -1]) // width))
+  return Live(ids, rank[:, -1])

@@ -35,9 +35,12 @@ def over_mesh(attention: Callable[..., Any]) -> Callable[..., Any]:
     segment_ids,
     memory_tau,
     levels=None,
+    return_live_keys=False,
     **settings,
   ):
     settings['memory_tau'] = memory_tau
+    if return_live_keys:
+      settings['return_live_keys'] = True
     batch, _, heads, _ = query.shape
     split = mesh.split(batch, heads)
     if split is None:
@@ -82,7 +85,7 @@ def over_mesh(attention: Callable[..., Any]) -> Callable[..., Any]:
           head=None,
         )
       ids, levels = operands['ids'], operands['levels']
-      out, memory = attention(
+      out, *counts = attention(
         *(x.swapaxes(1, 2) for x in operands['heads']),
         selection=selects,
         bias=operands['bias'],
@@ -90,14 +93,18 @@ def over_mesh(attention: Callable[..., Any]) -> Callable[..., Any]:
         levels=None if levels is None else levels.swapaxes(1, 2),
         **settings,
       )
-      out = out.swapaxes(1, 2)
-      return (out,) if memory is None else (out, memory[:, None])
+      return out.swapaxes(1, 2), *(x[:, None] for x in counts if x is not None)
 
-    results = (True,) if memory_tau is None else (True, True)
-    out, *memory = split.run(on_a_device, operands, results)
-    # Devices with different heads have different selections, or the same one.
-    memory = jnp.mean(memory[0], axis=1) if memory else None
-    return out.swapaxes(1, 2), memory
+    has_counts = [memory_tau is not None] + [True] * return_live_keys
+    out, *counts = split.run(
+      on_a_device, operands, (True,) * (1 + sum(has_counts))
+    )
+    # M and the live keys: devices with different heads have different
+    # selections, or the same one.
+    counts = iter([jnp.mean(x, axis=1) for x in counts])
+    return out.swapaxes(1, 2), *(
+      next(counts) if x else None for x in has_counts
+    )
 
   return attend
 

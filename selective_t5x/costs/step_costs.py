@@ -4,6 +4,7 @@ import os
 
 import jax.extend
 
+from selective_t5x.attention import blocked_live
 from selective_t5x.attention.tpu import traffic
 from selective_t5x.runs.files import COSTS_FILE, write_json
 
@@ -53,7 +54,8 @@ def matmul_flops(jaxpr) -> int | None:
   They are those of all devices together; a multiply-add counts two. XLA's own
   cost_analysis counts the body of a loop once, however often it runs, and so
   underestimates blocked attention. Here a scan counts every iteration, and a
-  condition its most expensive branch.
+  condition its most expensive branch. Attention that drops dead keys counts as
+  if no key ever died.
 
   Args:
     jaxpr: a program, differentiated or not.
@@ -63,28 +65,36 @@ def matmul_flops(jaxpr) -> int | None:
     kernel, or if there are convolutions.
   """
   try:
-    return _flops(jaxpr)
+    return int(_flops(jaxpr, 1))
   except ValueError:
     return None
 
 
-def _flops(jaxpr) -> int:
-  return sum(map(_equation_flops, jaxpr.eqns))
+def _flops(jaxpr, blocks: int) -> float:
+  """Returns the operations of a program, the body of a scan over blocks."""
+  return sum(_equation_flops(eqn, blocks) for eqn in jaxpr.eqns)
 
 
-def _equation_flops(eqn) -> int:
+def _equation_flops(eqn, blocks) -> float:
   name, params = eqn.primitive.name, eqn.params
   if name == 'dot_general':
     return traffic.product_flops(eqn)
   if name == 'pallas_call':
     return traffic.kernel_cost(params).flops
-  inside = [_flops(sub) for sub in jax.extend.core.jaxprs_in_params(params)]
+  if name == 'scan':
+    blocks = params['length']
+  inside = [
+    _flops(sub, blocks) for sub in jax.extend.core.jaxprs_in_params(params)
+  ]
+  if name == 'while' and blocked_live.is_loop(eqn):
+    # A tile for each earlier block: the mean over the blocks.
+    return (blocks - 1) / 2 * sum(inside)
   if name == 'conv_general_dilated' or (name == 'while' and any(inside)):
     raise ValueError(f'{name}: its matrix products are not counted')
   if name == 'cond':
     return max(inside)
   if name == 'scan':
-    return params['length'] * sum(inside)
+    return blocks * sum(inside)
   if name == 'shard_map':  # its jaxpr is the program of one device
     return params['mesh'].size * sum(inside)
   return sum(inside)

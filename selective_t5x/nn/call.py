@@ -15,6 +15,8 @@ class Call(flax.struct.PyTreeNode):
     segment_ids: i32[B, N], 0 for padding; not read while decoding.
     deterministic: whether dropout is off.
     memory_tau: a number makes self-attention sow M, f32[B, N]; None for no M.
+    live_keys: whether self-attention sows how many keys each query reads,
+      f32[B, N].
     prefix: i32[B, N], 1 for tokens that see each other; None for no token.
     encoded: [B, K, M], the encoder's output; None without an encoder.
     encoder_ids: i32[B, K], segments of the encoder's tokens, 0 for padding.
@@ -29,6 +31,7 @@ class Call(flax.struct.PyTreeNode):
   segment_ids: jax.Array
   deterministic: bool = flax.struct.field(pytree_node=False, default=True)
   memory_tau: float | None = flax.struct.field(pytree_node=False, default=None)
+  live_keys: bool = flax.struct.field(pytree_node=False, default=False)
   prefix: jax.Array | None = None
   encoded: jax.Array | None = None
   encoder_ids: jax.Array | None = None

@@ -70,7 +70,10 @@ class SelfAttention(nn.Module):
     call: Call,
     bias_fn: Callable[..., jax.Array] | None = None,
   ) -> jax.Array:
-    """Attends; with memory_tau it sows M as `memory` in 'intermediates'.
+    """Attends, and sows what the call requests in 'intermediates'.
+
+    That is M as `memory` with memory_tau, and the number of keys that each
+    query reads as `live_keys` with live_keys.
 
     Args:
       x: [B, N, M].
@@ -95,6 +98,7 @@ class SelfAttention(nn.Module):
       'scale': self.scale,
       'memory_tau': call.memory_tau,
       'prefix': call.prefix,
+      'return_live_keys': call.live_keys or None,
     }
     arguments = {k: v for k, v in arguments.items() if v is not None}
     arguments |= extended.given
@@ -132,9 +136,12 @@ class SelfAttention(nn.Module):
         **arguments,
         **extended.kept,
       )
-    if call.memory_tau is not None:
-      out, memory = out
-      self.sow('intermediates', 'memory', memory)
+    sown = ['memory'] * (call.memory_tau is not None)
+    sown += ['live_keys'] * call.live_keys
+    if sown:
+      out, *counts = out
+      for name, count in zip(sown, counts, strict=True):
+        self.sow('intermediates', name, count)
     return layers.join_heads(
       finish(out),
       x.shape[-1],

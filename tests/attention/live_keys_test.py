@@ -310,3 +310,42 @@ def test_a_wrong_forget_below_is_one_line(value):
   arrays = forgetful(0, (1, 8, 2, 4))
   with pytest.raises(UserError, match='forget_below = .*: expected a number'):
     attention.selective_attention(*arrays, forget_below=value)
+
+
+def test_live_keys_of_each_query_are_returned():
+  length, groups = 200, 2
+  arrays = forgetful(0, (2, length, 4, 8))
+  ids = segments(np.random.default_rng(1), 2, length)
+  settings = {
+    'implementation': 'blocked',
+    'segment_ids': ids,
+    'selection_groups': groups,
+    'return_live_keys': True,
+  }
+  starts = np.asarray(masks.segment_starts(length, ids))
+  visible = np.where(ids == 0, 0, np.arange(length) - starts + 1)
+  _, all_keys = attention.selective_attention(
+    *arrays, forget_below=0, **settings
+  )
+  np.testing.assert_array_equal(all_keys, visible)
+  _, memory, live = attention.selective_attention(
+    *arrays, forget_below=ROUNDING, memory_tau=2.0, **settings
+  )
+  assert memory.shape == live.shape == (2, length)
+  own = np.minimum(visible, np.arange(length) % 64 + 1)
+  assert np.all((own <= live) & (live <= visible))
+  # Most keys of the first group die; those of the second mask at random.
+  assert 0.2 < np.sum(live) / np.sum(visible) < 0.9
+
+
+@pytest.mark.parametrize(
+  'settings',
+  [
+    {'implementation': 'reference'},
+    {'return_masking': True},
+  ],
+)
+def test_live_keys_that_nothing_can_count_are_one_line(settings):
+  arrays = forgetful(0, (1, 8, 2, 4))
+  with pytest.raises(UserError, match='return_live_keys asks'):
+    attention.selective_attention(*arrays, return_live_keys=True, **settings)

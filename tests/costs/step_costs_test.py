@@ -69,3 +69,18 @@ def test_attention_costs_no_less_than_its_causal_half(implementation):
 
   whole = 2 * 2 * 2 * 4 * 256 * 256 * 64
   assert whole / 2 < flops(attend, x) < 2 * whole
+
+
+@pytest.mark.parametrize('gradients', [False, True])
+def test_attention_that_drops_keys_costs_what_all_keys_would(gradients):
+  def attend(forget_below):
+    def out(x):
+      return attention.selective_attention(
+        x, x, x, implementation='blocked', forget_below=forget_below
+      ).sum()
+
+    return jax.grad(out) if gradients else out
+
+  x = jnp.ones((1, 1024, 4, 16))
+  # Spans read some keys after the query, too.
+  assert 0.8 < flops(attend(2.0**-24), x) / flops(attend(0), x) < 1
