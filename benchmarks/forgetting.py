@@ -158,8 +158,8 @@ def measure(name: str, layers, rounds: int) -> dict[str, float]:
     totals = {way: totals[way] + seconds[way] for way in totals}
     times = ', '.join(f'{way} {1e3 * s:.1f}' for way, s in seconds.items())
     print(
-      f'{name} layer {layer}: {list(heads[0].shape)}, ms: {times}; keys read by '
-      f'a query, mean {float(jnp.mean(live)):.0f} of {(length + 1) / 2:.0f}',
+      f'{name} layer {layer}: {list(heads[0].shape)}, ms: {times}; keys read '
+      f'by a query: {float(jnp.mean(live)):.0f} of {(length + 1) / 2:.0f}',
       flush=True,
     )
   return {

@@ -142,10 +142,11 @@ class MemoryLossMixin:
 
   def _logits_and_sown(self, params, batch, dropout_rng):
     """Returns the logits, f32[B, N, V], and what layers sow, f32[L, B, N]."""
-    requests = (
-      {'memory_tau': self._memory_tau} if self._memory_loss_weight else {}
-    )
-    requests |= {'live_keys': True} if self._live_keys else {}
+    requests: dict[str, Any] = {}
+    if self._memory_loss_weight:
+      requests['memory_tau'] = self._memory_tau
+    if self._live_keys:
+      requests['live_keys'] = True
     model = model_copies.with_arguments(self, **requests)
     logits, changed = model._compute_logits(
       params, batch, dropout_rng, mutable=['intermediates']
