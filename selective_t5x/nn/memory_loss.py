@@ -68,11 +68,12 @@ class MemoryLossMixin:
       raise UserError(
         f'{name}.memory_tau = {tau!r}: expected a positive number'
       )
-    config = self.module.config
     if weight:
-      _check_selects(config.attention_fn, name)
+      _check_selects(self.module.config.attention_fn, name)
     if live_keys_metrics:
-      _check_counts(config, f'{name}.live_keys_metrics', live_keys_metrics)
+      _check_counts(
+        self.module.config, f'{name}.live_keys_metrics', live_keys_metrics
+      )
     self._memory_loss_weight = weight
     self._memory_tau = tau
     self._live_keys = live_keys_metrics
@@ -206,8 +207,8 @@ def _check_counts(config: Any, name: str, value: Any):
     raise UserError(f'{name} = {value!r}: expected True or False')
   if config.pruning is not None:
     raise UserError(
-      f'{name} = True: expected PRUNING = None, since pruned rows read the keys '
-      'of their budget'
+      f'{name} = True: expected PRUNING = None, since pruned rows read the '
+      'keys of their budget'
     )
   if not capabilities.of(config.attention_fn).return_live_keys:
     raise UserError(
