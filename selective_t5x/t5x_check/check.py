@@ -88,11 +88,13 @@ def problems(all_uses: Iterable[Use], library: Library) -> Iterator[Problem]:
       yield from _file_problems(use, library)
       continue
     name = missing_part(use.name, library)
+    reason = migration.reason(use.name)
     if name is None:
       yield from _argument_problems(use, library)
-    elif migration.reason(use.name):
-      text = f'{use.name} is missing: {migration.reason(use.name)}'
-      yield Problem(use, use.name, text)
+    elif reason:
+      name = use.name
+      what = f'nothing calls {name}' if use.overrides else f'{name} is missing'
+      yield Problem(use, name, f'{what}: {reason}')
     else:
       yield Problem(use, name, f'{name} is missing{_nearest(name, library)}')
 

@@ -2,6 +2,24 @@
 
 import fnmatch
 
+_SAVED_BY_ORBAX = 'Orbax saves and restores the arrays'
+# Methods that T5X calls, so that subclasses may override them.
+_OF_CHECKPOINTER = (
+  'all_dataset_checkpoint_steps',
+  '_create_lazy_awaitable_array',
+  '_filter_out_force_keep_period_steps',
+  '_get_checkpoint_dir',
+  '_get_optimizer_state_dict',
+  '_get_parameter_infos',
+  '_get_state_dict_for_save',
+  '_read_state_from_tensorstore',
+  '_remove_old_checkpoints',
+  '_remove_old_dataset_checkpoints',
+  '_restore_train_state',
+  '_transform_state_and_infos',
+  '_write_state_to_tensorstore',
+)
+
 # {pattern of full names, parameters and gin files: reason}; the first counts.
 REASONS = {
   't5x.contrib.calm*': 'models that exit early need a network of flaxformer, '
@@ -24,6 +42,10 @@ REASONS = {
   'TensorFlow',
   't5x.scripts.xm_launch*': 'xm_launch/ of the suite launches jobs',
   't5x.disable_gc_during_import*': "a detail of the start of T5X's commands",
+  **{
+    f't5x.checkpoints.*Checkpointer.{name}': _SAVED_BY_ORBAX
+    for name in _OF_CHECKPOINTER
+  },
   # Names that T5X itself no longer has.
   't5x.adafactor.standard_factor_rules': 'T5X replaced it by '
   'standard_logical_factor_rules, a field of Adafactor.logical_factor_rules',

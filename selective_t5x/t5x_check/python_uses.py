@@ -9,7 +9,7 @@ import ast
 from collections.abc import Iterator, Mapping
 
 from selective_t5x.errors import UserError
-from selective_t5x.t5x_check import syntax
+from selective_t5x.t5x_check import migration, syntax
 from selective_t5x.t5x_check.definitions import UNKNOWN, Definition, Library
 from selective_t5x.t5x_check.uses import Use
 
@@ -159,9 +159,22 @@ class _Visitor(ast.NodeVisitor):
       self.visit(part)
     outer, self._class = self._class, None
     self._class = self._classes[node.name] = self._new_class(node)
+    self._overrides(node)
     for part in node.body:
       self.visit(part)
     self._class = outer
+
+  def _overrides(self, node: ast.ClassDef):
+    """Adds the methods of a class that override T5X's."""
+    for base in self._class.bases if self._class else ():
+      if not isinstance(self._engine.find(base), Definition):
+        continue
+      for part in node.body:
+        name = f'{base}.{getattr(part, "name", "")}'
+        if isinstance(part, ast.FunctionDef) and (
+          self._engine.find(name) or migration.reason(name)
+        ):
+          self.uses.append(Use(name, self._file, part.lineno, overrides=True))
 
   def _new_class(self, node: ast.ClassDef) -> '_Class | None':
     """Returns a class if all its bases are T5X's or such classes."""

@@ -14,6 +14,7 @@ class Use:
     keywords: names of the arguments that the use passes or binds.
     positions: how many arguments it passes by position; None if it is no call,
       or passes *args or **kwargs.
+    overrides: whether a user's class defines a method of this name.
   """
 
   name: str
@@ -21,3 +22,4 @@ class Use:
   line: int
   keywords: tuple[str, ...] = ()
   positions: int | None = None
+  overrides: bool = False

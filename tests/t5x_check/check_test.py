@@ -8,6 +8,7 @@ import textwrap
 import pytest
 
 from selective_t5x.t5x_check import check
+from selective_t5x.t5x_check.definitions import Library
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -21,8 +22,8 @@ def messages(tmp_path, name, text, engine):
   """Returns 'line: message' for each problem of a file."""
   file = tmp_path / name
   file.write_text(textwrap.dedent(text))
-  found = check.problems(check.uses(file, engine), engine)
-  return [f'{problem.use.line}: {problem.text}' for problem in found]
+  problems = check.problems(check.uses(file, engine), engine)
+  return [f'{problem.use.line}: {problem.text}' for problem in problems]
 
 
 PYTHON = {
@@ -114,6 +115,31 @@ def test_what_cannot_be_decided_is_not_listed(tmp_path, engine):
     train.t5x.anything
   """
   assert messages(tmp_path, 'plug_in.py', text, engine) == []
+
+
+def test_a_method_that_nothing_calls_is_listed(tmp_path):
+  (tmp_path / 't5x').mkdir()
+  (tmp_path / 't5x' / 'checkpoints.py').write_text(
+    'class Checkpointer:\n  def save(self):\n    pass\n'
+  )
+  text = """
+    from t5x import checkpoints
+
+    class Checkpointer(checkpoints.Checkpointer):
+      def save(self):
+        self._helper()
+
+      def _helper(self):
+        pass
+
+      def _restore_train_state(self):
+        pass
+  """
+  engine = Library({'t5x': [tmp_path / 't5x']})
+  assert messages(tmp_path, 'mine.py', text, engine) == [
+    '11: nothing calls t5x.checkpoints.Checkpointer._restore_train_state: '
+    'Orbax saves and restores the arrays'
+  ]
 
 
 def test_gin(tmp_path, engine):
