@@ -20,6 +20,7 @@ _MODULES = (
   't5_vocabulary',
   'text_files',
   'token_counting',
+  'ul2',
   'variable_assignment',
   'wikipedia_sample',
   'wikitext',

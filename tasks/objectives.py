@@ -38,17 +38,21 @@ def register(
   objective: Callable[..., tf.data.Dataset],
   *,
   extra_ids: int = 0,
+  vocabulary: seqio.Vocabulary | None = None,
 ) -> seqio.Task:
-  """Adds a task with its own vocabulary; inputs and targets end in EOS.
+  """Adds a task whose inputs and targets end in EOS.
 
   Args:
     name: of the task.
     source: gives {'text': document}, with at least a training split.
     objective: a seqio preprocessor that makes inputs and targets, without EOS,
       from {'targets': i32[n]}, documents without EOS.
-    extra_ids: sentinels of the vocabulary, its last ids.
+    extra_ids: sentinels of the task's own vocabulary, its last ids.
+    vocabulary: another one in its place.
   """
-  feature = seqio.Feature(vocabularies.TaskVocabulary(name, extra_ids))
+  if vocabulary is None:
+    vocabulary = vocabularies.TaskVocabulary(name, extra_ids)
+  feature = seqio.Feature(vocabulary)
   cached = [seqio.CacheDatasetPlaceholder()] if source.caching_permitted else []
   return seqio.TaskRegistry.add(
     name,
