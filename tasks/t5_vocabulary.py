@@ -52,6 +52,11 @@ class T5Vocabulary(seqio.SentencePieceVocabulary):
         f"vocabularies.Choice.kind = {choice.kind!r}: the t5 package's tasks "
         "need 'sentencepiece'"
       )
+    if choice.path and choice.path.endswith('.json'):
+      raise UserError(
+        f"vocabularies.Choice.path = {choice.path!r}: the t5 package's tasks "
+        'need a SentencePiece model'
+      )
     if choice.path:
       return os.path.abspath(os.path.expanduser(choice.path))
     if choice.task is not None:

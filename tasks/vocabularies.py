@@ -31,7 +31,7 @@ from absl import logging
 from google.protobuf import message
 
 from selective_t5x.errors import UserError, did_you_mean, is_integer
-from selective_t5x.tasks import cache
+from selective_t5x.tasks import cache, tokenizer_json
 
 KINDS = ('sentencepiece', 'bytes')
 
@@ -67,7 +67,8 @@ class Choice:
     kind: 'sentencepiece' or 'bytes' (ids 3 to 258, one a byte of UTF-8).
     size: pieces of a trained SentencePiece model, special ones and the 256
       bytes included.
-    path: a ready SentencePiece model; None: one is trained on the task's
+    path: a ready SentencePiece model, or a Hugging Face tokenizer.json (a name
+      that ends in .json); None: a model is trained on the task's
       training split, once (see the cache folder).
     task: the task or mixture that the model is trained on; every task uses its
       vocabulary, sentinels included. None: each task has its own.
@@ -199,6 +200,8 @@ def fingerprint(vocabulary: seqio.Vocabulary) -> str:
   """Returns a text that differs between vocabularies with different ids."""
   if isinstance(vocabulary, TaskVocabulary):
     vocabulary = vocabulary.resolve()
+  if isinstance(vocabulary, tokenizer_json.TokenizerVocabulary):
+    return f'{vocabulary.vocab_size} tokens, {vocabulary.digest}'
   if isinstance(vocabulary, seqio.SentencePieceVocabulary):
     pieces = hashlib.sha256(vocabulary.sp_model).hexdigest()[:16]
     return f'{vocabulary.vocab_size} pieces, {pieces}'
@@ -208,7 +211,12 @@ def fingerprint(vocabulary: seqio.Vocabulary) -> str:
 def _text_vocabulary(task: str) -> seqio.Vocabulary:
   """Returns the vocabulary that vocabularies.Choice.task names."""
   vocabulary = task_vocabulary(task)
-  if not isinstance(vocabulary, TaskVocabulary | seqio.SentencePieceVocabulary):
+  if not isinstance(
+    vocabulary,
+    TaskVocabulary
+    | seqio.SentencePieceVocabulary
+    | tokenizer_json.TokenizerVocabulary,
+  ):
     raise UserError(
       f'vocabularies.Choice.task = {task!r}: its vocabulary, {vocabulary}, '
       'cannot write text, so a model of it has no score on a task of text'
@@ -323,13 +331,17 @@ def _task(name: str) -> seqio.Task:
 
 
 def load(path: pathlib.Path, extra_ids: int) -> seqio.Vocabulary:
-  """Returns the vocabulary of a SentencePiece model.
+  """Returns the vocabulary of a SentencePiece model or a tokenizer.json.
 
   Raises:
     UserError: there is no such file, or seqio cannot use it.
   """
   if not path.is_file():
     raise UserError(f'vocabularies.Choice.path: there is no file {path}')
+  if path.suffix == '.json':
+    vocabulary = tokenizer_json.TokenizerVocabulary(str(path), extra_ids)
+    _ = vocabulary.tokenizer  # says what is wrong
+    return vocabulary
   vocabulary = seqio.SentencePieceVocabulary(str(path), extra_ids)
   try:
     tokenizer = vocabulary.tokenizer

@@ -305,6 +305,8 @@ def _of_vocabulary(vocabulary: seqio.Vocabulary) -> str:
   if isinstance(vocabulary, seqio.SentencePieceVocabulary):
     pieces = hashlib.sha256(vocabulary.sp_model).hexdigest()[:16]
     description += f', {vocabulary.extra_ids} extra, pieces {pieces}'
+  elif hasattr(vocabulary, 'digest'):
+    description += f', {vocabulary.extra_ids} extra, {vocabulary.digest}'
   return description
 
 
