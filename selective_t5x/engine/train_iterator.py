@@ -52,7 +52,7 @@ class TrainIterator(dataset_iterator.DatasetIterator):
     identity: returns {aspect: value} of everything that determines the batches,
       see `data_identity`; called when a position is saved or restored.
     seed: the seed of the data, saved with the position.
-    rebuild: makes the dataset anew. A second iteration over a tf.data.Dataset
+    rebuild: makes the dataset again. A second iteration over a tf.data.Dataset
       is shuffled in another order.
     explain: called if no batch comes, or none for some time; raises UserError
       if it knows the reason.
@@ -147,16 +147,16 @@ class TrainIterator(dataset_iterator.DatasetIterator):
       return
     problem = (
       f'batch {self._batches} of the training data is not what it was when the '
-      'checkpoint was saved, though its files and settings are the same: the '
-      'code of the task has changed, or its examples do not depend on the seed '
-      'alone'
+      'checkpoint was saved, although its files and settings are the same: the '
+      'code of the task has changed, or its examples depend on more than the '
+      'seed'
     )
     if not _accepted.get():
       raise UserError(
-        f'{problem}. Put back what it was, or --accept_config_change to go on '
-        'with the data as it is now'
+        f'{problem}. Restore the data, or pass --accept_config_change to '
+        'continue with it as it is now'
       )
-    logging.warning('%s. Going on with the data as it is now', problem)
+    logging.warning('%s. Continuing with the data as it is now', problem)
 
   def _batches_from_the_start(self) -> InterruptibleIterator:
     dataset, self._dataset = self._dataset, None
@@ -276,11 +276,15 @@ def _accept_or_refuse(problem: str, batches: int | None) -> None:
   """Raises UserError, or warns if the change is accepted."""
   if not _accepted.get():
     raise UserError(
-      f'{problem}; put back what it was, give another MODEL_DIR, or '
-      '--accept_config_change to go on with the data of now, from its batch '
-      f'{batches} on'
+      f'{problem}; restore the data, give another MODEL_DIR, or pass '
+      '--accept_config_change to continue with the present data, from its '
+      f'batch {batches} on'
     )
-  logging.warning('%s. The data starts anew, at its batch %d', problem, batches)
+  logging.warning(
+    '%s. The run continues with the present data, from its batch %d on',
+    problem,
+    batches,
+  )
 
 
 def read_position(file: epath.Path) -> dict[str, Any]:

@@ -204,7 +204,7 @@ def test_other_settings_are_refused_and_an_accepted_change_goes_on(
   assert '--accept_config_change' in str(error.value)
   with train_iterator.changes_accepted(), caplog.at_level(logging.WARNING):
     batches = _batches(_args(run, task, **changes))
-  assert 'The data starts anew, at its batch 2' in caplog.text
+  assert 'with the present data, from its batch 2' in caplog.text
   # As a run that had these settings from the beginning.
   whole = _batches(_args(tmp_path / 'whole', task, **changes))
   _assert_equal(batches, whole[2:])
@@ -232,7 +232,7 @@ def test_examples_that_are_others_without_a_word_are_refused(
     train.train(**_args(run, task))
   with train_iterator.changes_accepted(), caplog.at_level(logging.WARNING):
     _batches(_args(run, task))
-  assert 'Going on with the data as it is now' in caplog.text
+  assert 'Continuing with the data as it is now' in caplog.text
 
 
 def test_without_a_seed_the_order_goes_on(text, tmp_path, monkeypatch):

@@ -57,7 +57,7 @@ def test_a_file_that_changes_between_two_starts(commands, tmp_path):
   assert '--accept_config_change' in error
   accepted = run(4, '--accept_config_change')
   assert accepted.returncode == 0, accepted.stderr[-3000:]
-  assert 'The data starts anew, at its batch 2' in accepted.stderr
+  assert 'with the present data, from its batch 2' in accepted.stderr
 
 
 _TASKS = """
