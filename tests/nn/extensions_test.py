@@ -169,7 +169,7 @@ def test_what_does_not_fit_is_named():
     build(attention.causal_attention)
   with pytest.raises(UserError, match='attention_extension = .*subclass'):
     network.DecoderConfig(8, 8, attention_extension=attention.causal_attention)
-  with pytest.raises(UserError, match='needs every key where it is'):
+  with pytest.raises(UserError, match='needs every key in its place'):
     network.DecoderConfig(
       8,
       8,
