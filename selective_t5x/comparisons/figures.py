@@ -32,6 +32,7 @@ _SEED_COSTS = (
   'tokens_per_second',
   'train_seconds',
   'peak_rss_bytes',
+  'live_keys',
 )
 
 _OTHER_ACCURACIES = (

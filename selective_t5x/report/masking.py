@@ -36,6 +36,8 @@ from selective_t5x.pruning.greedy import budget_steps
 
 # A token with a larger F counts as gone: the tau of the paper's memory loss.
 TAU = 1.0
+# Keys are dead that together weigh less than float32's rounding.
+_ROUNDING = 2.0**-24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +55,9 @@ class Masked:
       temperatures that are not constant.
     visible: f32[L], the share of the context that a query still sees: the mean
       over queries of `memory.visible_tokens` divided by the causal context.
+    read: f32[L], the share of the pairs of a query and a key before it that
+      attention reads, since the key is not dead (`attention.live_keys`); None
+      if the attention function does not count them.
   """
 
   tokens: tuple[str, ...]
@@ -62,6 +67,7 @@ class Masked:
   evicted: dict[int, np.ndarray]
   temperatures: dict[str, np.ndarray]
   visible: np.ndarray
+  read: np.ndarray | None = None
 
 
 def capture(
@@ -100,7 +106,7 @@ def capture(
     batch.get('decoder_segment_ids', batch['decoder_target_tokens'] > 0)
   ).astype(np.int32)
   evicted = {
-    budget: np.stack([_evicted(rows, segments, budget) for _, rows in on])
+    budget: np.stack([_evicted(rows, segments, budget) for _, rows, _ in on])
     for budget in budget_steps('ladder', inputs.shape[1])[1:]
     if does_select
   }
@@ -127,6 +133,7 @@ def capture(
           for name, layers in temperatures.items()
         },
         visible=_visible(rows, jnp.asarray(ids[None, :length])),
+        read=_read([x[2] for x in on], row, ids),
       )
     )
   return captured
@@ -169,8 +176,9 @@ def _weights(
   """Captures the attention of each layer.
 
   Returns:
-    [(weights, F) of each layer], both f32[B, N, N], and SSA's temperatures,
-    {'query' | 'key' | 'value': [f32[B, N] of each layer]}.
+    [(weights, F, keys read) of each layer], two f32[B, N, N] and f32[B, N] or
+    None, and SSA's temperatures, {'query' | 'key' | 'value': [f32[B, N] of each
+    layer]}.
   """
   records, tempered = [], []
   recorded = model_copies.with_config(
@@ -206,8 +214,9 @@ def _weights(
 
 
 def _recorder(attention_fn: Callable[..., Any], records: list):
-  """Returns an attention function that also records weights and F."""
-  does_select = capabilities.of(attention_fn).masking
+  """Returns an attention function that also records weights, F, keys read."""
+  can = capabilities.of(attention_fn)
+  does_select = can.masking
   if not does_select and (
     inspect.unwrap(attention_fn) is not attention.causal_attention
   ):
@@ -237,7 +246,18 @@ def _recorder(attention_fn: Callable[..., Any], records: list):
     logits -= selection.spread(masking, logits.shape[1])
     logits = jnp.where(visible[:, None], logits, least)
     weights = jnp.where(visible[:, None], jax.nn.softmax(logits), 0)
-    records.append((jnp.mean(weights, axis=1), jnp.mean(masking, axis=1)))
+    read = None
+    if can.return_live_keys:
+      *_, read = attention_fn(
+        query,
+        key,
+        value,
+        **settings,
+        implementation='blocked',
+        forget_below=_ROUNDING,
+        return_live_keys=True,
+      )
+    records.append((jnp.mean(weights, axis=1), jnp.mean(masking, axis=1), read))
     return out
 
   return attend
@@ -259,6 +279,16 @@ def _visible(masking, segment_ids) -> np.ndarray:
   live = segment_ids != 0
   shares = jnp.where(live, seen / jnp.maximum(tokens, 1), 0)
   return np.asarray(jnp.sum(shares, axis=1) / jnp.sum(live))
+
+
+def _read(layers, row, segment_ids) -> np.ndarray | None:
+  """Returns the share of pairs that each layer reads in a row, f32[L]."""
+  if layers[0] is None:
+    return None
+  length = len(segment_ids)
+  visible = masks.visible(length, jnp.asarray(segment_ids[None]))
+  counts = np.asarray([np.sum(np.asarray(x)[row]) for x in layers])
+  return counts / np.asarray(jnp.sum(visible))
 
 
 def kinds(rows: Sequence[Masked], budget: int) -> dict[str, tuple[int, float]]:

@@ -35,6 +35,9 @@ def payload(row: masking.Masked) -> dict[str, Any]:
   return {
     'tokens': row.tokens,
     'visible': [round(float(x), 4) for x in row.visible],
+    'read': None
+    if row.read is None
+    else [round(float(x), 4) for x in row.read],
     'temperatures': {
       name: [[round(float(t), 2) for t in layer] for layer in x]
       for name, x in row.temperatures.items()

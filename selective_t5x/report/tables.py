@@ -186,25 +186,35 @@ def _costs(costs) -> list[Table]:
         for cost in costs
       ),
     ),
-    Table(
-      title='a train step',
-      header=(
-        'variant',
-        'GFLOPs in matrix products',
-        'memory of the step (MiB)',
-        'peak of the process (MiB)',
-      ),
-      rows=tuple(
-        (
-          cost['variant'],
-          _scaled_number(cost['flops_per_step'], 1e-9, ',.2f'),
-          _scaled_number(cost['step_bytes'], _MIB, ',.1f'),
-          _number(_scaled(cost['peak_rss_bytes'], _MIB), ',.0f'),
-        )
-        for cost in costs
-      ),
-    ),
+    _step_costs(costs),
   ]
+
+
+def _step_costs(costs) -> Table:
+  """Returns the table of one train step; live keys if any run counted them."""
+  columns = {
+    'GFLOPs in matrix products': lambda cost: _scaled_number(
+      cost['flops_per_step'], 1e-9, ',.2f'
+    ),
+    'keys read by a query': lambda cost: _number(cost['live_keys'], ',.0f'),
+    'memory of the step (MiB)': lambda cost: _scaled_number(
+      cost['step_bytes'], _MIB, ',.1f'
+    ),
+    'peak of the process (MiB)': lambda cost: _number(
+      _scaled(cost['peak_rss_bytes'], _MIB), ',.0f'
+    ),
+  }
+  # Figures of earlier versions lack the entry.
+  if not any(cost.get('live_keys', {}).get('mean') for cost in costs):
+    del columns['keys read by a query']
+  return Table(
+    title='a train step',
+    header=('variant', *columns),
+    rows=tuple(
+      (cost['variant'], *(column(cost) for column in columns.values()))
+      for cost in costs
+    ),
+  )
 
 
 def _integer(value: int | None) -> str:

@@ -56,7 +56,9 @@ def summarize(model_dir: str | os.PathLike) -> dict[str, Any]:
   best, the one with the lowest loss. (The best is selected on that same task:
   never report it as held-out.) flops_per_step, step_bytes (per device) and
   peak_rss_bytes (of the last training process) are None if the run did not
-  write them, as with T5X. train_seconds is the time of train steps, without
+  write them, as with T5X. live_keys is the number of keys that a query reads in
+  the last window, the mean over layers; None if it was not measured
+  (live_keys_metrics). train_seconds is the time of train steps, without
   start-up, compilation and saving. evaluation_seconds is the time of
   evaluations, with their compilation.
 
@@ -80,6 +82,7 @@ def summarize(model_dir: str | os.PathLike) -> dict[str, Any]:
     'flops_per_step': costs.get('flops_per_step'),
     'step_bytes': costs.get('step_bytes'),
     'peak_rss_bytes': last_run.get('peak_rss_bytes'),
+    'live_keys': _live_keys(metrics.train[-1]),
     'train_seconds': seconds,
     'loss_definition': metrics.loss_definition,
     'loss_setting': str(metrics.setting),
@@ -119,6 +122,16 @@ def _rate(rows: list[Row], row_rate) -> float | None:
   known = [pair for pair in pairs if None not in pair]
   seconds = sum(pair[0] for pair in known)
   return sum(a * b for a, b in known) / seconds if seconds else None
+
+
+def _live_keys(row: Row) -> float | None:
+  """Returns the mean over layers of the keys that a query reads, or None."""
+  layers = [
+    value
+    for name, value in row.items()
+    if name.startswith('attention/live_keys_layer_')
+  ]
+  return None if not layers or None in layers else sum(layers) / len(layers)
 
 
 def _values(rows: list[Row], name: str) -> list[float]:

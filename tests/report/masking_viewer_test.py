@@ -49,6 +49,7 @@ def masked(length=6, layers=2, tokens=None, temperatures=None):
     evicted={k: np.stack([np.arange(length) + k] * layers) for k in budgets},
     temperatures=temperatures or {},
     visible=np.array([0.5, 0.25][:layers]),
+    read=np.array([1.0, 0.125][:layers]),
   )
 
 
@@ -107,7 +108,7 @@ def test_recorded_weights_are_those_of_the_output():
     attention.selective_attention(query, key, value, **asked),
     atol=1e-6,
   )
-  ((weights, f),) = records
+  ((weights, f, _),) = records
   np.testing.assert_allclose(
     jnp.einsum('bqk,bkhd->bqhd', weights, value), out, atol=1e-5
   )
@@ -162,7 +163,7 @@ def test_ssa_shows_its_temperatures():
   share = jax.nn.sigmoid(ssa.SSA.initial_alpha)
   alone = row.temperatures['query'][0] - share * np.log(1 + np.arange(10))
   assert np.all(np.abs(alone - 1) < 1) and np.ptp(alone) > 0
-  assert not row.masking.any() and row.evicted == {}
+  assert not row.masking.any() and row.evicted == {} and row.read is None
   np.testing.assert_allclose(row.attention.sum(axis=-1), 1, atol=1e-5)
 
 
@@ -186,6 +187,8 @@ def test_of_selection_per_head_the_mean_is_shown():
   got = row.masking
   assert records[0].shape == (1, 2, 10, 10)
   np.testing.assert_allclose(got[0], records[0][0].mean(axis=0), atol=1e-5)
+  # The row is one block, which reads all of its keys.
+  np.testing.assert_array_equal(row.read, [1, 1])
 
 
 def test_a_model_that_neither_selects_nor_has_temperatures_is_refused():
@@ -259,6 +262,7 @@ def test_steps_through_queries_change_what_is_shown():
     };
     await until(() => find('masking').width === 6);
     const found = {end: look()};
+    found.shares = [...find('visible').children].map((x) => x.textContent);
     press('Home'); press('ArrowRight'); press('ArrowRight');
     found.two = look();
     press('End');
@@ -290,6 +294,10 @@ def test_steps_through_queries_change_what_is_shown():
     """,
     width=500,
   )
+  assert shown['shares'] == [
+    '50.0 %; 100.0 % of pairs read',
+    '25.0 %; 12.5 % of pairs read',
+  ]
   opacities = [float(opacity) for _, opacity in shown['end']]
   faded = [max(0.08, np.exp(-x)) for x in (3, 2, 1, 0, 0, 0)]
   np.testing.assert_allclose(opacities, faded, atol=0.02)

@@ -127,6 +127,20 @@ def make_page(*comparisons, title='A title', text='', command='run it'):
   return page.page(title, text, command, sections)
 
 
+def test_live_keys_are_a_column_where_a_run_counted_them():
+  def columns(figures):
+    *_, step = tables.tables(figures)
+    return step
+
+  figures = comparison()
+  assert 'keys read by a query' not in columns(figures).header
+  for cost, keys in zip(figures['costs'], (None, 41.6), strict=True):
+    cost['live_keys'] = spread([keys])
+  step = columns(figures)
+  at = step.header.index('keys read by a query')
+  assert [row[at] for row in step.rows] == ['n/a', '42']
+
+
 def test_the_page_is_well_formed_and_needs_no_network():
   text = make_page(comparison(), comparison(seeds=3, task='other'))
   checker = Checker(text)

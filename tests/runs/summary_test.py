@@ -27,6 +27,8 @@ def test_summary_holds_last_and_best_of_every_task(tmp_path):
           # The loss may be of fewer tokens than there are.
           'non_padding_fraction/decoder': step / 100,
           'non_padding_fraction/loss_weights': 0.01,
+          'attention/live_keys_layer_0': step,
+          'attention/live_keys_layer_1': 2 * step,
         },
       )
       for step, s in speeds.items()
@@ -59,6 +61,7 @@ def test_summary_holds_last_and_best_of_every_task(tmp_path):
   tokens = 20 * (20 + 40 + 60)
   assert summary['tokens_per_second'] == pytest.approx(tokens / (20 + 5 + 4))
   assert (summary['flops_per_step'], summary['step_bytes']) == (5, None)
+  assert summary['live_keys'] == 90  # of the last window
   # More than Python, less than this machine.
   memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
   assert 2**23 < summary['peak_rss_bytes'] < memory

@@ -195,12 +195,15 @@
     if (!kinds.includes(state.heat)) state.heat = '';
     get('heat').value = state.heat;
     get('heat').parentElement.hidden = kinds.length === 0;
-    get('visible').replaceChildren(...row.visible.map((share) => {
+    get('visible').replaceChildren(...row.visible.map((share, layer) => {
       const item = document.createElement('li');
       const bar = document.createElement('span');
       bar.className = 'bar';
       bar.style.width = (60 * share).toFixed(1) + '%';
       item.append(bar, (100 * share).toFixed(1) + ' %');
+      if (row.read) {
+        item.append('; ' + (100 * row.read[layer]).toFixed(1) + ' % of pairs read');
+      }
       return item;
     }));
     await showLayer();
