@@ -188,6 +188,16 @@ def _load(path: str, extra_ids: int) -> _Loaded:
   )
 
 
+def sentinel_count(tokenizer: tokenizers.Tokenizer) -> int:
+  """Returns how many of the last ids are sentinels, in T5's order."""
+  size = _size(tokenizer)
+  for number in range(size):
+    match = _SENTINEL.fullmatch(tokenizer.id_to_token(size - 1 - number) or '')
+    if match is None or int(match[1]) != number:
+      return number
+  return size
+
+
 def _size(tokenizer: tokenizers.Tokenizer) -> int:
   """Returns the last id plus 1."""
   return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
@@ -233,19 +243,13 @@ def _add_sentinels(
   """
   if not extra_ids:
     return
-  vocab = tokenizer.get_vocab(with_added_tokens=True)
-  numbers = {
-    int(match[1]): index
-    for token, index in vocab.items()
-    if (match := _SENTINEL.fullmatch(token))
-  }
-  if not numbers:
+  if not any(map(_SENTINEL.fullmatch, tokenizer.get_vocab())):
     tokenizer.add_special_tokens(
       [f'<extra_id_{i}>' for i in reversed(range(extra_ids))]
     )
     return
   last = _size(tokenizer) - 1
-  if any(numbers.get(i) != last - i for i in range(extra_ids)):
+  if sentinel_count(tokenizer) < extra_ids:
     raise UserError(
       f'{path}: expected its sentinels <extra_id_0> to <extra_id_'
       f'{extra_ids - 1}> to be the ids {last} down to {last - extra_ids + 1}'

@@ -156,8 +156,8 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument(
     '--vocabulary',
     metavar='FILE',
-    help='a SentencePiece model in place of the one in the folder; none for '
-    'the parameters alone',
+    help='a SentencePiece model or tokenizer.json in place of the one in the '
+    'folder; none for the parameters alone',
   )
   parser.add_argument(
     '--vocab_size',

@@ -59,18 +59,21 @@ class Companions:
     """Writes the tokenizer's files; returns whether there are any.
 
     Raises:
-      UserError: they belong to another SentencePiece model.
+      UserError: they belong to another vocabulary.
     """
     if not any((self._folder / name).is_file() for name in _TOKENIZER_FILES):
       return False
-    own = self._folder / vocabulary.PIECES_FILE
+    name = vocabulary.PIECES_FILE
+    if pieces.is_tokenizer:
+      name = vocabulary.TOKENIZER_FILE
+    own = self._folder / name
     if own.is_file() and own.read_bytes() != pieces.path.read_bytes():
       raise UserError(
-        f'{own} is another SentencePiece model than {pieces.path}, which the '
-        'parameters were trained with'
+        f'{own} is another vocabulary than {pieces.path}, which the parameters '
+        'were trained with'
       )
     _copy(_TOKENIZER_FILES, self._folder, folder)
-    shutil.copyfile(pieces.path, folder / vocabulary.PIECES_FILE)
+    shutil.copyfile(pieces.path, folder / name)
     return True
 
   def write_generation_config(self, folder: pathlib.Path) -> None:

@@ -62,11 +62,16 @@ ASSIGNMENT_MAP = [('state/param_states/.*', None)]
 FALLBACK_TO_SCRATCH = True
 """
 
+# {module: (class, parameter that has the path)}
+_VOCABULARIES = {
+  'seqio': ('SentencePieceVocabulary', 'sentencepiece_model_file'),
+  'tokenizer_json': ('TokenizerVocabulary', 'path'),
+}
 _VOCABULARY = """
 # Of the model, and of every task that vocabularies.Choice chooses for.
-VOCABULARY = @seqio.SentencePieceVocabulary()
-seqio.SentencePieceVocabulary:
-  sentencepiece_model_file = {path!r}
+VOCABULARY = @{name}()
+{name}:
+  {parameter} = {path!r}
   extra_ids = {extra_ids}
 vocabularies.Choice.path = {path!r}
 """
@@ -118,13 +123,18 @@ def text(
   }
   imports, vocabulary = ['from selective_t5x import t5_network'], ''
   if pieces is not None:
-    imports = [
-      'import seqio',
-      *imports,
-      'from selective_t5x.tasks import vocabularies',
-    ]
+    module = 'tokenizer_json' if pieces.is_tokenizer else 'seqio'
+    name, parameter = _VOCABULARIES[module]
+    if pieces.is_tokenizer:
+      imports.append('from selective_t5x.tasks import tokenizer_json')
+    else:
+      imports.insert(0, 'import seqio')
+    imports.append('from selective_t5x.tasks import vocabularies')
     vocabulary = _VOCABULARY.format(
-      path=str(pieces.path), extra_ids=pieces.extra_ids
+      name=f'{module}.{name}',
+      parameter=parameter,
+      path=str(pieces.path),
+      extra_ids=pieces.extra_ids,
     )
   return _TEMPLATE.format(
     kind=architecture.kind,

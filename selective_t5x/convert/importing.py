@@ -117,9 +117,7 @@ class Import:
       pieces = self.pieces
       if pieces is not None:
         pieces.write_record(folder)
-        pieces = dataclasses.replace(
-          pieces, path=final / vocabulary.RUN_MODEL_FILE
-        )
+        pieces = pieces.inside(final)
       (folder / gin_files.FILE).write_text(
         gin_files.text(
           self.architecture,

@@ -1,4 +1,4 @@
-"""Writes the tokenizer of a Hugging Face folder from a SentencePiece model.
+"""Writes the tokenizer of a Hugging Face folder from a run's vocabulary.
 
 transformers' T5Tokenizer builds T5's own pipeline around the pieces: it splits
 at white space and knows no bytes. A model that was trained otherwise, as those
@@ -16,6 +16,7 @@ from selective_t5x.convert import vocabulary
 from selective_t5x.errors import UserError
 from selective_t5x.runs.files import write_json
 
+_FAST = 'PreTrainedTokenizerFast'
 _SPECIAL = {'pad_token': '<pad>', 'eos_token': '</s>', 'unk_token': '<unk>'}
 # Spaces, lines, accents, other scripts, an emoji of two code points.
 _TEXTS = (
@@ -39,6 +40,8 @@ def write(folder: pathlib.Path, pieces: vocabulary.Pieces) -> str:
   Raises:
     UserError: transformers gives a text other ids than SentencePiece does.
   """
+  if pieces.is_tokenizer:
+    return _write_tokenizer(folder, pieces)
   shutil.copyfile(pieces.path, folder / vocabulary.PIECES_FILE)
   config = {
     **_SPECIAL,
@@ -49,7 +52,7 @@ def write(folder: pathlib.Path, pieces: vocabulary.Pieces) -> str:
   differs = _first_difference(folder, pieces)
   if differs is None:
     return 'T5Tokenizer'
-  config = {**_SPECIAL, 'tokenizer_class': 'PreTrainedTokenizerFast'}
+  config = {**_SPECIAL, 'tokenizer_class': _FAST}
   write_json(folder / vocabulary.TOKENIZER_CONFIG_FILE, config)
   tokenizer = _tokenizer(pieces)
   (folder / vocabulary.TOKENIZER_FILE).write_text(
@@ -63,7 +66,21 @@ def write(folder: pathlib.Path, pieces: vocabulary.Pieces) -> str:
       f'and SentencePiece as {ours}: give --vocabulary={vocabulary.NONE} to '
       'export without a tokenizer'
     )
-  return 'PreTrainedTokenizerFast'
+  return _FAST
+
+
+def _write_tokenizer(folder, pieces) -> str:
+  """Writes the tokenizer.json of a run, with the sentinels that it got."""
+  run_vocabulary = pieces.vocabulary()
+  tokenizer = run_vocabulary.tokenizer
+  tokenizer.save(str(folder / vocabulary.TOKENIZER_FILE))
+  ids = {'pad_token': 0, 'eos_token': pieces.eos_id}
+  if run_vocabulary.unk_id is not None:
+    ids['unk_token'] = run_vocabulary.unk_id
+  config = {name: tokenizer.id_to_token(i) for name, i in ids.items()}
+  config['tokenizer_class'] = _FAST
+  write_json(folder / vocabulary.TOKENIZER_CONFIG_FILE, config)
+  return _FAST
 
 
 def _first_difference(

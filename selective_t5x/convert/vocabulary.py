@@ -1,16 +1,18 @@
-"""The SentencePiece model of a Hugging Face folder, and of a run.
+"""The vocabulary of a Hugging Face folder, and of a run.
 
-The pieces of a T5's model are followed by sentinels, <extra_id_99> down to
+It is a SentencePiece model or, where there is none, a tokenizer.json. The
+pieces of a T5's model are followed by sentinels, <extra_id_99> down to
 <extra_id_0>, which seqio and transformers add in the same order.
 """
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import sentencepiece
 
+from selective_t5x.cli import libraries
 from selective_t5x.errors import UserError
 from selective_t5x.runs import files as run_files
 
@@ -20,6 +22,7 @@ TOKENIZER_FILE = 'tokenizer.json'
 TOKENIZER_CONFIG_FILE = 'tokenizer_config.json'
 RUN_RECORD_FILE = 'vocabulary.json'
 RUN_MODEL_FILE = 'vocabulary.model'
+RUN_TOKENIZER_FILE = 'vocabulary/tokenizer.json'
 
 # A value of --vocabulary: there is none.
 NONE = 'none'
@@ -29,11 +32,12 @@ _DEFAULT_SENTINELS = 100
 
 @dataclasses.dataclass(frozen=True)
 class Pieces:
-  """A SentencePiece model and its sentinels.
+  """A file with the pieces of a vocabulary, and its sentinels.
 
   Attributes:
-    path: the file.
-    extra_ids: sentinels that are added to its pieces.
+    path: a SentencePiece model, or a tokenizer.json.
+    extra_ids: sentinels: those added to a SentencePiece model's pieces, or all
+      that a tokenizer.json has or gets.
     size: ids, sentinels included.
     eos_id: the end of a sequence.
   """
@@ -43,20 +47,33 @@ class Pieces:
   size: int
   eos_id: int
 
-  def write_record(self, folder: pathlib.Path) -> None:
-    """Writes the files that a run keeps of its vocabulary."""
-    # It takes seconds.
-    from selective_t5x.cli import libraries
+  @property
+  def is_tokenizer(self) -> bool:
+    """Whether the file is a tokenizer.json."""
+    return self.path.suffix == '.json'
 
+  def vocabulary(self) -> Any:
+    """Returns the vocabulary of seqio's; it imports TensorFlow."""
     libraries.import_tensorflow()
+    if self.is_tokenizer:
+      from selective_t5x.tasks import tokenizer_json
+
+      return tokenizer_json.TokenizerVocabulary(str(self.path), self.extra_ids)
     import seqio
 
+    return seqio.SentencePieceVocabulary(str(self.path), self.extra_ids)
+
+  def write_record(self, folder: pathlib.Path) -> None:
+    """Writes the files that a run keeps of its vocabulary."""
+    vocabulary = self.vocabulary()
     from selective_t5x.runs import vocabulary as run_vocabulary
 
-    run_vocabulary.save(
-      str(folder),
-      seqio.SentencePieceVocabulary(str(self.path), self.extra_ids),
-    )
+    run_vocabulary.save(str(folder), vocabulary)
+
+  def inside(self, folder: pathlib.Path) -> 'Pieces':
+    """Returns these pieces, with the file that a run in a folder keeps."""
+    file = RUN_TOKENIZER_FILE if self.is_tokenizer else RUN_MODEL_FILE
+    return dataclasses.replace(self, path=folder / file)
 
 
 def of_folder(folder: pathlib.Path, flag: str | None) -> Pieces | None:
@@ -64,23 +81,23 @@ def of_folder(folder: pathlib.Path, flag: str | None) -> Pieces | None:
 
   Args:
     folder: the folder.
-    flag: --vocabulary: a SentencePiece model to use in place of the folder's,
-      'none' for no vocabulary, or None.
+    flag: --vocabulary: a file to use in place of the folder's, 'none' for no
+      vocabulary, or None.
 
   Raises:
-    UserError: there is no SentencePiece model, or it is no model.
+    UserError: there is no such file, or it is no vocabulary.
   """
   if flag == NONE:
     return None
-  path = pathlib.Path(flag) if flag else folder / PIECES_FILE
-  if not path.is_file():
-    other = ''
-    if not flag and (folder / TOKENIZER_FILE).is_file():
-      other = f', only {TOKENIZER_FILE}'
+  path = _file(flag, folder, (PIECES_FILE, TOKENIZER_FILE))
+  if path is None:
     raise UserError(
-      f'there is no {path}{other}: give --vocabulary=FILE, a SentencePiece '
-      f'model, or --vocabulary={NONE} to convert the parameters alone'
+      f'{folder} has neither {PIECES_FILE} nor {TOKENIZER_FILE}: give '
+      f'--vocabulary=FILE, or --vocabulary={NONE} to convert the parameters '
+      'alone'
     )
+  if path.suffix == '.json':
+    return _tokenizer(path, None)
   processor = load(path)
   config = folder / TOKENIZER_CONFIG_FILE
   values = run_files.read_json(config) if config.is_file() else {}
@@ -102,20 +119,24 @@ def of_run(
     extra_ids: sentinels; None: as many as the run's record counts.
 
   Raises:
-    UserError: the run has kept no SentencePiece model.
+    UserError: the run has no such file, or it is no vocabulary.
   """
   if flag == NONE:
     return None
-  path = pathlib.Path(flag) if flag else folder / RUN_MODEL_FILE
-  if not path.is_file():
+  path = _file(flag, folder, (RUN_MODEL_FILE, RUN_TOKENIZER_FILE))
+  if path is None:
     raise UserError(
-      f'there is no {path}: give --vocabulary=FILE, the SentencePiece model '
-      f'that the model was trained with, or --vocabulary={NONE} to export no '
-      'tokenizer'
+      f'{folder} has no {RUN_MODEL_FILE}: give --vocabulary=FILE, which the '
+      f'model was trained with, or --vocabulary={NONE} to export no tokenizer'
     )
+  if path.suffix == '.json':
+    return _tokenizer(path, _recorded_size(folder))
   processor = load(path)
   if extra_ids is None:
-    extra_ids = _recorded_size(folder, processor) - processor.vocab_size()
+    size = _recorded_size(folder)
+    extra_ids = (
+      _DEFAULT_SENTINELS if size is None else size - processor.vocab_size()
+    )
   return _pieces(path, processor, extra_ids)
 
 
@@ -165,13 +186,48 @@ def _pieces(path, processor, extra_ids) -> Pieces:
   return Pieces(path, extra_ids, size, processor.eos_id())
 
 
-def _recorded_size(folder, processor) -> int:
-  """Returns the number of ids in the run's record, 'N pieces, HASH'."""
+def _tokenizer(path: pathlib.Path, size: int | None) -> Pieces:
+  """Returns the pieces of a tokenizer.json.
+
+  Args:
+    path: the file.
+    size: number of its ids with sentinels; None: it has those it needs.
+
+  Raises:
+    UserError: it cannot be a vocabulary of seqio's.
+  """
+  libraries.import_tensorflow()
+  from selective_t5x.tasks import tokenizer_json
+
+  vocabulary = tokenizer_json.TokenizerVocabulary(str(path))
+  extra_ids = (size or vocabulary.vocab_size) - vocabulary.vocab_size
+  extra_ids = extra_ids or tokenizer_json.sentinel_count(vocabulary.tokenizer)
+  size = size or vocabulary.vocab_size
+  return Pieces(path, extra_ids, size, vocabulary.eos_id)
+
+
+def _file(
+  flag: str | None, folder: pathlib.Path, names: Sequence[str]
+) -> pathlib.Path | None:
+  """Returns the file of --vocabulary, or the first that a folder has.
+
+  Raises:
+    UserError: the file of --vocabulary is missing.
+  """
+  paths = [pathlib.Path(flag)] if flag else [folder / name for name in names]
+  for path in paths:
+    if path.is_file():
+      return path
+  if flag:
+    raise UserError(f'--vocabulary={flag}: there is no such file')
+  return None
+
+
+def _recorded_size(folder: pathlib.Path) -> int | None:
+  """Returns the ids in a run's record, 'N pieces, HASH'; None without one."""
   record = folder / RUN_RECORD_FILE
-  values: Mapping[str, Any] = (
-    run_files.read_json(record) if record.is_file() else {}
-  )
-  words = str(values.get('fingerprint', '')).split()
-  if len(words) > 1 and words[1].startswith('piece') and words[0].isdigit():
-    return int(words[0])
-  return processor.vocab_size() + _DEFAULT_SENTINELS
+  if not record.is_file():
+    return None
+  words = str(run_files.read_json(record).get('fingerprint', '')).split()
+  is_known = len(words) > 1 and words[1] in ('pieces,', 'tokens,')
+  return int(words[0]) if is_known and words[0].isdigit() else None

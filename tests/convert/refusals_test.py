@@ -259,8 +259,8 @@ def test_a_folder_is_refused(name, folder, tmp_path):
 @pytest.mark.parametrize(
   'flags, match',
   [
-    (['--vocabulary='], 'there is no .*spiece.model: give --vocabulary=FILE'),
-    (['--vocabulary=/nowhere'], 'there is no /nowhere'),
+    (['--vocabulary='], 'neither spiece.model nor tokenizer.json: give'),
+    (['--vocabulary=/nowhere'], '--vocabulary=/nowhere: there is no such file'),
     ([f'--vocabulary={__file__}'], 'is not a SentencePiece model'),
     (['--vocab_size=127'], '--vocab_size=127: .* has 128 rows'),
     (['--vocab_size=0'], '--vocab_size=0: expected 1 or more'),
@@ -396,7 +396,7 @@ def damaged(path):
     ),
     (
       lambda path: (path.parent / 'vocabulary.model').unlink(),
-      'there is no .*vocabulary.model',
+      'has no vocabulary.model: give --vocabulary=FILE',
     ),
     (
       lambda path: (path.parent / 'config.gin').write_text(

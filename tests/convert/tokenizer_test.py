@@ -114,6 +114,57 @@ def test_the_files_of_another_folder_are_taken_over(trained, tmp_path):
   assert config['architectures'] == ['MT5ForConditionalGeneration']
   assert json.loads((exported / 'tokenizer_config.json').read_text())['x'] == 1
   shutil.copyfile(trained, like / 'spiece.model')
-  with pytest.raises(UserError, match='is another SentencePiece model than'):
+  with pytest.raises(UserError, match='is another vocabulary than'):
     conversions.exported(imported, tmp_path / 'refused', flag)
   assert not (tmp_path / 'refused').exists()
+
+
+@pytest.fixture
+def tokenizer_folder(tmp_path):
+  """A Hugging Face folder whose vocabulary is a tokenizer.json alone."""
+  pieces = vocabulary.of_run(tmp_path, str(conversions.PIECES), 100)
+  (tmp_path / 'made').mkdir()
+  tokenizer, _ = written(pieces, tmp_path / 'made')
+  folder = tmp_path / 'source'
+  shutil.copytree(conversions.GOLDEN / 't5_1_0', folder)
+  tokenizer.save_pretrained(folder)
+  assert (folder / 'tokenizer.json').is_file()
+  assert not (folder / 'spiece.model').exists()
+  return folder
+
+
+def test_a_tokenizer_json_is_imported_and_exported(tokenizer_folder, tmp_path):
+  import transformers
+
+  imported = conversions.imported(
+    tokenizer_folder, tmp_path / 'in', '--vocabulary='
+  )
+  model, _ = conversions.restored(imported)
+  pieces = seqio.SentencePieceVocabulary(str(conversions.PIECES), 100)
+  text = 'this is a test'
+  assert model.output_vocabulary.encode(text) == pieces.encode(text)
+  assert model.output_vocabulary.vocab_size == pieces.vocab_size
+  assert model.output_vocabulary.extra_ids == 100
+  exported = conversions.exported(imported, tmp_path / 'out')
+  for name in ('tokenizer.json', 'tokenizer_config.json'):
+    source = (tokenizer_folder / name).read_bytes()
+    assert (exported / name).read_bytes() == source
+  tokenizer = transformers.AutoTokenizer.from_pretrained(exported)
+  assert tokenizer(text).input_ids == [*pieces.encode(text), 1]
+
+
+def test_a_run_with_a_tokenizer_json_is_exported(tokenizer_folder, tmp_path):
+  """The files are made anew where a run has no Hugging Face folder's."""
+  import transformers
+
+  imported = conversions.imported(
+    tokenizer_folder, tmp_path / 'in', '--vocabulary='
+  )
+  shutil.rmtree(imported / 'hugging_face')
+  exported = conversions.exported(imported, tmp_path / 'out')
+  theirs, ours = map(
+    transformers.AutoTokenizer.from_pretrained, (tokenizer_folder, exported)
+  )
+  text = 'this is <extra_id_0> a test'
+  assert ours(text).input_ids == theirs(text).input_ids
+  assert (ours.pad_token_id, ours.eos_token_id, ours.unk_token_id) == (0, 1, 2)
