@@ -54,7 +54,9 @@ def main() -> None:
     return time.perf_counter() - start, waited
 
   with tempfile.TemporaryDirectory() as folder:
-    manager = checkpoints.CheckpointManager(folder, partitioner, keep=1)
+    manager = checkpoints.OrbaxCheckpointManagerInterface(
+      folder, trainer.train_state, partitioner, keep=1
+    )
     steps(None)
     steps(manager)  # Compiles, and starts Orbax's threads.
     manager.wait_until_finished()

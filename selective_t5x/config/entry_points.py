@@ -18,6 +18,8 @@ MODULES = {
   'eval': ('t5x.eval', 'evaluate'),
   'infer': ('t5x.infer', 'infer'),
 }
+# What T5X's files of inference find there besides, from the same module.
+_OF_INFER = ('create_task_from_tfexample_file', 'write_inferences_to_file')
 # This mode compiles the training step of the same files.
 PRECOMPILE = 'precompile'
 RUN_MODES = (*MODULES, PRECOMPILE)
@@ -57,6 +59,9 @@ def register() -> dict[str, Callable[..., Any]]:
     entries[run_mode] = getattr(importlib.import_module(module), name)
     setattr(sys.modules['__main__'], name, entries[run_mode])
     gin.register(entries[run_mode], '__main__')
+  infer = importlib.import_module('t5x.infer')
+  for name in _OF_INFER:
+    setattr(sys.modules['__main__'], name, getattr(infer, name))
   _register_models()
   return entries
 

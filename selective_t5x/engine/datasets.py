@@ -3,7 +3,8 @@
 import dataclasses
 import importlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +16,8 @@ from jax.experimental import multihost_utils
 from selective_t5x.errors import UserError, did_you_mean
 from t5x import empty_data
 from t5x.data_reading import reading  # noqa: F401
-from t5x.train_iterator import TrainIterator
+from t5x.sharded_iterators import prepare_train_iter  # noqa: F401
+from t5x.train_iterator import TrainIterator  # noqa: F401
 
 
 @dataclasses.dataclass
@@ -36,6 +38,10 @@ class DatasetConfig:
     module: imported first, to register the task.
     use_memory_cache: whether evaluation batches are kept in memory.
     trim_output_features: whether features are trimmed to their length.
+    runtime_preprocessors: for AirIO's tasks; a seqio task ignores them, as in
+      T5X.
+    num_prefetch_threads: for AirIO's tasks, as above.
+    num_workers: for AirIO's tasks, as above.
   """
 
   mixture_or_task_name: str | seqio.Task | seqio.Mixture
@@ -50,8 +56,22 @@ class DatasetConfig:
   module: str | None = None
   use_memory_cache: bool = True
   trim_output_features: bool = True
+  runtime_preprocessors: Sequence[Any] | None = None
+  num_prefetch_threads: int | None = None
+  num_workers: int | None = 0
+
+  def __post_init__(self):
+    unused = [name for name in _OF_AIRIO if getattr(self, name)]
+    if unused:
+      logging.log_first_n(
+        logging.WARNING,
+        'DatasetConfig.%s: only tasks of AirIO use it; it changes nothing here',
+        1,
+        ', '.join(unused),
+      )
 
 
+_OF_AIRIO = ('runtime_preprocessors', 'num_prefetch_threads', 'num_workers')
 FeatureConverter = Callable[..., seqio.FeatureConverter]
 
 
@@ -91,6 +111,11 @@ def get_mixture_or_task(cfg: DatasetConfig) -> seqio.Task | seqio.Mixture:
         'imported: MIXTURE_OR_TASK_MODULE, or an import in a gin file)'
       )
     provider = seqio.get_mixture_or_task(provider)
+  if not isinstance(provider, seqio.DatasetProviderBase):
+    raise UserError(
+      f'DatasetConfig.mixture_or_task_name = {provider!r}: expected a task or '
+      'mixture of seqio, or the name of one'
+    )
   return provider
 
 
@@ -168,6 +193,7 @@ def get_dataset(
   num_shards: int,
   feature_converter_cls: FeatureConverter,
   num_epochs: int | None = None,
+  continue_from_last_checkpoint: bool = False,
 ) -> tf.data.Dataset:
   """Returns a dataset of batches of this shard.
 
@@ -177,10 +203,17 @@ def get_dataset(
     num_shards: number of shards that the batch is divided into.
     feature_converter_cls: turns task features into model features.
     num_epochs: number of repetitions of the data; None: endless.
+    continue_from_last_checkpoint: False: the train iterator goes to the saved
+      position, a dataset cannot.
 
   Raises:
     UserError: the batch cannot be divided; no such task or split.
   """
+  if continue_from_last_checkpoint:
+    raise UserError(
+      '`continue_from_last_checkpoint` must be set to False as this is not '
+      'supported by this dataset fn.'
+    )
   provider = get_mixture_or_task(cfg)
   check_split(provider, cfg.split)
   if cfg.batch_size % num_shards:
@@ -194,8 +227,30 @@ def get_dataset(
   if seed is None:
     # All processes use one seed: they must read parts of the same order.
     seed = int(multihost_utils.broadcast_one_to_all(np.int32(time.time())))
+  shard_info = seqio.ShardInfo(index=shard_id, num_shards=num_shards)
+  return get_dataset_inner(
+    cfg, shard_info, feature_converter_cls, seed, num_epochs
+  )
+
+
+def get_dataset_inner(
+  cfg: DatasetConfig,
+  shard_info: seqio.ShardInfo,
+  feature_converter_cls: FeatureConverter,
+  seed: int | None = None,
+  num_epochs: int | None = None,
+) -> tf.data.Dataset:
+  """Returns a dataset of batches of a shard, without `get_dataset`'s checks.
+
+  Args:
+    cfg: the data to read; its seed is not used.
+    shard_info: the shard; each has its part of the batch.
+    feature_converter_cls: turns task features into model features.
+    seed: the same in all processes; None: of seqio's choice.
+    num_epochs: number of repetitions of the data; None: endless.
+  """
   return seqio.get_dataset(
-    mixture_or_task_name=provider,
+    mixture_or_task_name=get_mixture_or_task(cfg),
     task_feature_lengths=cfg.task_feature_lengths,
     dataset_split=cfg.split,
     shuffle=cfg.shuffle,
@@ -203,11 +258,11 @@ def get_dataset(
     feature_converter=feature_converter_cls(
       pack=cfg.pack, use_custom_packing_ops=cfg.use_custom_packing_ops
     ),
-    shard_info=seqio.ShardInfo(index=shard_id, num_shards=num_shards),
+    shard_info=shard_info,
     use_cached=cfg.use_cached,
     seed=seed,
     trim_output_features=cfg.trim_output_features,
-    batch_size=cfg.batch_size // num_shards,
+    batch_size=cfg.batch_size // shard_info.num_shards,
   )
 
 
@@ -229,6 +284,9 @@ def get_training_eval_datasets(
   num_shards: int,
   eval_steps: int,
   feature_converter_cls: FeatureConverter,
+  deterministic: bool = False,
+  model_dir: str | None = None,
+  start_step: int = 0,
 ) -> Mapping[str, tf.data.Dataset]:
   """Returns up to `eval_steps` batches of every task that has the split.
 
@@ -243,11 +301,15 @@ def get_training_eval_datasets(
     num_shards: number of shards that the batch is divided into.
     eval_steps: maximum number of batches.
     feature_converter_cls: turns task features into model features.
+    deterministic: unused: the order depends on the config's seed alone.
+    model_dir: unused, as above.
+    start_step: unused, as above.
 
   Raises:
     UserError: the batch cannot be divided, no task has the split, or it is
       empty.
   """
+  del deterministic, model_dir, start_step
   provider = get_mixture_or_task(cfg)
   if cfg.batch_size % num_shards:
     raise UserError(
@@ -289,18 +351,6 @@ def get_training_eval_datasets(
     datasets[provider.name] = batches(provider)
     empty_data.check_rates(cfg, provider)
   return datasets
-
-
-def prepare_train_iter(
-  train_iter: tf.data.Dataset, *, partitioner, checkpoint_cfg, data_layout
-) -> TrainIterator:
-  """Returns an iterator over a dataset's batches, with T5X's signature.
-
-  checkpoint_cfg and data_layout are unused: the position can always be saved,
-  and the partitioner knows the layout.
-  """
-  del checkpoint_cfg, data_layout
-  return TrainIterator(train_iter, partitioner)
 
 
 def round_vocab_size_to_multiple(

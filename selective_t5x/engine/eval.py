@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 
 from selective_t5x.errors import UserError, changes
 from t5x import (
+  checkpoint_configs,
   data_reading,
   datasets,
   descriptions,
@@ -27,6 +28,8 @@ from t5x import (
   partitioning,
   utils,
 )
+
+SummarizeConfigFn = Callable[..., None]
 
 
 class InferenceEvaluator:
@@ -149,6 +152,7 @@ def evaluate(
   train_state_initializer_cls: type = utils.TrainStateInitializer,
   train_eval_get_dataset_fn: Callable = utils.get_training_eval_datasets,
   fallback_init_rng: int | None = None,
+  use_orbax: bool = True,
 ):
   """Evaluates checkpoints with the tasks' metrics and with teacher forcing.
 
@@ -170,6 +174,7 @@ def evaluate(
     train_eval_get_dataset_fn: makes the batches for teacher forcing; bind its
       eval_steps.
     fallback_init_rng: seed for RestoreCheckpointConfig.fallback_to_scratch.
+    use_orbax: unused: both layouts of checkpoints are read.
 
   Returns:
     {task: {metric: value}} of the last checkpoint; the metrics of teacher
@@ -179,9 +184,8 @@ def evaluate(
     UserError: there is no checkpoint, the tasks lack the requested metrics, or
       in mode 'all' output_dir has evaluations of other settings.
   """
-  _, paths = utils.get_first_valid_restore_config_and_paths(
-    [restore_checkpoint_cfg]
-  )
+  del use_orbax
+  paths = checkpoint_configs.paths_to_restore(restore_checkpoint_cfg)
   if not paths:
     raise UserError('RestoreCheckpointConfig.path is empty: name a checkpoint')
   datasets.get_mixture_or_task(dataset_cfg)

@@ -10,9 +10,13 @@ from clu import metric_writers
 from etils import epath
 
 
-def get_gin_config_str() -> str:
-  """Returns the configuration as a gin file, for `gin.parse_config`."""
-  return gin.config_str()
+def get_gin_config_str(show_provenance: bool = False) -> str:
+  """Returns the configuration as a gin file, for `gin.parse_config`.
+
+  Args:
+    show_provenance: whether comments say where each binding comes from.
+  """
+  return gin.config_str(show_provenance=show_provenance)
 
 
 def parse_gin_flags(

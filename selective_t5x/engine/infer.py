@@ -8,17 +8,17 @@ import dataclasses
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 import seqio
 import tensorflow as tf
 from absl import logging
-from etils import epath
 
 from selective_t5x.errors import UserError, absolute_path, did_you_mean
 from t5x import (
+  checkpoint_configs,
   data_identity,
   data_reading,
   datasets,
@@ -27,19 +27,48 @@ from t5x import (
   inference,
   inference_results,
   integrity,
-  metric_values,
   models,
   partitioning,
   utils,
 )
 
+# T5X exports these from this module.
+from t5x.inference_files import (  # noqa: F401
+  Inferences,
+  WriteFn,
+  write_inferences_to_file,
+)
+from t5x.inference_results import MergeFn, merge_chunks_to_file
+
+if TYPE_CHECKING:
+  from t5x.tfexample_files import create_task_from_tfexample_file  # noqa: F401
+
+
+def __getattr__(name: str) -> Any:
+  """Returns the function that makes a task of files, beside the engine."""
+  if name != 'create_task_from_tfexample_file':
+    raise AttributeError(f'module t5x.infer has no attribute {name!r}')
+  from t5x import tfexample_files
+
+  return tfexample_files.create_task_from_tfexample_file
+
+
+SummarizeConfigFn = Callable[..., None]
+# Fields of RestoreCheckpointConfig that change no result.
+_NOT_OF_THE_RESULTS = frozenset(
+  {
+    'path',
+    'mode',
+    'restore_dataset',
+    'checkpointer_cls',
+    'checkpoint_manager_cls',
+  }
+)
 _METHODS = {
   'predict': 'predict_batch',
   'predict_with_aux': 'predict_batch_with_aux',
   'score': 'score_batch',
 }
-# (a prediction or score for each example, {name: auxiliary values of each})
-Inferences = tuple[Sequence[Any], Mapping[str, Any]]
 
 
 def infer(
@@ -54,14 +83,17 @@ def infer(
   shard_id: int = 0,
   num_shards: int = 1,
   merge_chunked_results: bool = True,
-  write_fn: Callable[..., None] | None = None,
+  write_fn: WriteFn = write_inferences_to_file,
+  checkpoint_ds_iter: bool = True,
   train_state_initializer_cls: type = utils.TrainStateInitializer,
   fallback_init_rng: int | None = None,
+  merge_fn: MergeFn = merge_chunks_to_file,
   summarize_config_fn: Callable = gin_utils.summarize_gin_config,
   verify_matching_vocabs_fn: Callable | None = utils.verify_matching_vocabs,
   output_vocab_feature_name: str = 'targets',
   file_extension: str = 'jsonl',
   keep_aux_as_numpy: bool = False,
+  use_orbax: bool = True,
 ) -> None:
   """Infers all examples of a task, or of each task of a mixture.
 
@@ -77,20 +109,24 @@ def infer(
     shard_id: number of this job, if several share the examples.
     num_shards: number of jobs.
     merge_chunked_results: whether the chunks become one file at the end.
-    write_fn: writes a chunk, with write_inferences_to_file's arguments; None:
-      that function.
+    write_fn: writes a chunk, with write_inferences_to_file's first arguments.
+    checkpoint_ds_iter: unused: a resumed run passes over the examples that it
+      has, whatever their source.
     train_state_initializer_cls: makes the train state.
     fallback_init_rng: seed for RestoreCheckpointConfig.fallback_to_scratch.
+    merge_fn: merges the chunks, see `merge_chunks_to_file`.
     summarize_config_fn: writes the configuration.
     verify_matching_vocabs_fn: checks task against model, or None.
     output_vocab_feature_name: the feature whose vocabulary decodes.
     file_extension: extension of the results' names.
     keep_aux_as_numpy: whether auxiliary values stay arrays; else lists.
+    use_orbax: unused: both layouts of checkpoints are read.
 
   Raises:
     UserError: a setting is invalid, there is no checkpoint or no example, or
       output_dir has results of other settings, another model or checkpoint.
   """
+  del checkpoint_ds_iter, use_orbax
   if mode not in _METHODS:
     raise UserError(
       f'infer.mode = {mode!r}: expected one of {", ".join(_METHODS)}'
@@ -107,11 +143,7 @@ def infer(
       f'{num_shards - 1}'
     )
   cfg = restore_checkpoint_cfg
-  _, paths = utils.get_first_valid_restore_config_and_paths([cfg])
-  if len(paths) != 1:
-    raise UserError(
-      f'RestoreCheckpointConfig names {len(paths)} checkpoints: infer takes one'
-    )
+  path = checkpoint_configs.sole_path(cfg, 'infer')
   provider = datasets.get_mixture_or_task(dataset_cfg)
   datasets.check_split(provider, dataset_cfg.split)
   for name in dataset_cfg.task_feature_lengths or ():
@@ -131,8 +163,8 @@ def infer(
   examples = _Examples(model, dataset_cfg, shard_id, num_shards)
   batch_size = dataset_cfg.batch_size
   settings = {
-    'checkpoint': absolute_path(paths[0]),
-    'content of the checkpoint': integrity.fingerprint(paths[0]),
+    'checkpoint': absolute_path(path),
+    'content of the checkpoint': integrity.fingerprint(path),
     'batch_size': batch_size,
     'examples_in_chunk': checkpoint_period * batch_size,
     'fallback_init_rng': fallback_init_rng,
@@ -140,7 +172,7 @@ def infer(
     **{
       name: value
       for name, value in descriptions.of(cfg, 'restore').items()
-      if name.split('.')[1:] not in (['path'], ['mode'], ['restore_dataset'])
+      if not _NOT_OF_THE_RESULTS & {*name.split('.')[1:2]}
     },
     **descriptions.of_model(model),
     **data_identity.describe(
@@ -157,7 +189,7 @@ def infer(
       output_dir,
       f'{task.name}-{mode}.{file_extension}-{shard_id:05}-of-{num_shards:05}',
       settings,
-      merge_chunked_results,
+      merge_fn if merge_chunked_results else None,
     )
     if results.completed():
       logging.info('%s is there already, of the same settings', results.path)
@@ -208,9 +240,7 @@ def infer(
       pairs, aux = inferred if isinstance(inferred, tuple) else (inferred, {})
       results.write(
         number,
-        lambda path, pairs=pairs, aux=aux, task=task, rows=task_rows: (
-          write_fn or write_inferences_to_file
-        )(
+        lambda path, pairs=pairs, aux=aux, task=task, rows=task_rows: write_fn(
           path,
           ([value for _, value in pairs], aux),
           examples.as_dataset(task, rows),
@@ -219,65 +249,7 @@ def infer(
         ),
       )
       logging.info('%s: chunk %d of %d examples', task.name, number, len(rows))
-    results.finish()
-
-
-def write_inferences_to_file(
-  path: str,
-  inferences: Inferences,
-  task_ds: tf.data.Dataset,
-  mode: str,
-  vocabulary: seqio.Vocabulary | None = None,
-) -> None:
-  """Writes a JSON line for each example.
-
-  A line has 'inputs' (the text features of the example), 'prediction' (text, or
-  a list of several decodes) or 'score' (log-likelihood in nats), and 'aux'.
-
-  Args:
-    path: the file.
-    inferences: token ids or scores, and {name: auxiliary values}.
-    task_ds: the examples; features named …_pretokenized are written.
-    mode: see `infer`.
-    vocabulary: decodes predictions.
-  """
-  values, aux = inferences
-  with epath.Path(path).open('w') as file:
-    for i, example in enumerate(task_ds.as_numpy_iterator()):
-      line = {
-        'inputs': {
-          name: _plain(value)
-          for name, value in example.items()
-          if name.endswith('_pretokenized')
-        }
-      }
-      if mode == 'score':
-        line['score'] = values[i]
-      else:
-        line['prediction'] = _decoded(values[i], vocabulary)
-      if aux:
-        line['aux'] = jax.tree.map(
-          lambda column, i=i: column[i],
-          aux,
-          is_leaf=lambda x: isinstance(x, list | np.ndarray),
-        )
-      file.write(metric_values.dumps(line) + '\n')
-
-
-def _plain(value):
-  """Returns a feature's value in JSON's types."""
-  if isinstance(value, bytes):
-    return value.decode('utf-8')
-  if isinstance(value, np.ndarray):
-    return [_plain(item) for item in value.tolist()]
-  return value
-
-
-def _decoded(ids: Sequence[Any], vocabulary: seqio.Vocabulary):
-  """Returns the text of token ids, or a list for several decodes."""
-  if ids and isinstance(ids[0], list):
-    return [_decoded(decode, vocabulary) for decode in ids]
-  return vocabulary.decode(list(ids))
+    results.finish(int(train_state.step))
 
 
 def _dataset_of(rows: Sequence[Mapping[str, np.ndarray]]) -> tf.data.Dataset:

@@ -30,8 +30,9 @@ def get_infer_fn(
   compiled once; with trim_rows it is compiled once for each of a few lengths.
 
   Args:
-    infer_step: (params, batch) or (params, batch, rng) -> a tree of arrays
-      [B, …], or (that tree, a mapping of auxiliary arrays [B, …]).
+    infer_step: (params, batch), with or without arguments rng and
+      flax_mutables -> a tree of arrays [B, …], or (that tree, a mapping of
+      auxiliary arrays [B, …]).
     batch_size: examples in the global batch.
     train_state_axes: the train state with a PartitionSpec, or None, as leaves.
     partitioner: shards the step.
@@ -45,19 +46,29 @@ def get_infer_fn(
     features); it returns the pairs in the dataset's order, and with auxiliary
     arrays (pairs, {name: list}).
   """
-  takes_rng = 'rng' in inspect.signature(infer_step).parameters
+  parameters = inspect.signature(infer_step).parameters
 
-  def step(params, batch, rng, indices):
-    outputs = infer_step(params, batch, **({'rng': rng} if takes_rng else {}))
-    return indices, outputs
+  def step(params, batch, rng, indices, flax_mutables):
+    optional = {'rng': rng, 'flax_mutables': flax_mutables}
+    taken = {name: optional[name] for name in optional if name in parameters}
+    return indices, infer_step(params, batch, **taken)
 
   data_spec = partitioner.data_partition_spec
   partitioned_step = partitioner.partition(
     step,
-    in_axis_resources=(train_state_axes.params, data_spec, None, data_spec),
+    in_axis_resources=(
+      train_state_axes.params,
+      data_spec,
+      None,
+      data_spec,
+      train_state_axes.flax_mutables,
+    ),
     out_axis_resources=None,
   )
   layout = partitioner.get_data_layout(batch_size)
+
+  def put(rows):
+    return partitioner.put_batch(rows) if jax.process_count() > 1 else rows
 
   def infer(ds: tf.data.Dataset, train_state, rng: jax.Array | None = None):
     trims = trim_rows and _can_trim(ds.element_spec[1])
@@ -77,9 +88,10 @@ def get_infer_fn(
       results.append(
         partitioned_step(
           train_state.params,
-          partitioner.put_batch(batch),
+          put(batch),
           step_rng,
-          partitioner.put_batch(indices),
+          put(indices),
+          train_state.flax_mutables,
         )
       )
     if not results:

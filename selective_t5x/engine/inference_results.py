@@ -20,6 +20,8 @@ from jax.experimental import multihost_utils
 
 from selective_t5x.errors import UserError
 
+# (output folder, name of the results, folder of the chunks, step) -> None
+MergeFn = Callable[[str, str, str, int | None], None]
 # An error names this many of the settings that differ.
 _MOST_NAMED = 3
 
@@ -28,10 +30,14 @@ class Results:
   """The files of one task's results."""
 
   def __init__(
-    self, output_dir: str, name: str, settings: Mapping[str, Any], merge: bool
+    self,
+    output_dir: str,
+    name: str,
+    settings: Mapping[str, Any],
+    merge: MergeFn | None,
   ):
     """Stores the folder, the results' name in it, the settings that the results
-    depend on, and whether the chunks become one file.
+    depend on, and what merges the chunks; None: they stay.
     """
     self.path = epath.Path(output_dir) / name
     self._settings, self._merge = settings, merge
@@ -58,7 +64,10 @@ class Results:
     if self.path.exists():
       self._remove_chunks()
       return True
-    return not self._merge and self._count() > 0
+    if self._merge is not None:
+      # A function of one's own writes where it wants.
+      return self._merge is not merge_chunks_to_file
+    return self._count() > 0
 
   def chunks_done(self) -> int:
     """Returns the number of complete chunks; creates the folder for them.
@@ -80,8 +89,11 @@ class Results:
       temporary.replace(self._chunk(number))
     multihost_utils.sync_global_devices(f'{self.path}: chunk {number}')
 
-  def finish(self) -> None:
+  def finish(self, step: int | None = None) -> None:
     """Merges the chunks, if requested, and marks the results as complete.
+
+    Args:
+      step: of the train state.
 
     Raises:
       UserError: there were no examples.
@@ -91,21 +103,22 @@ class Results:
       raise UserError(f'{self.path}: the split holds no example for this shard')
     if jax.process_index() == 0:
       if self._merge:
-        merged = self.path.with_name(f'{self.path.name}.tmp')
-        with merged.open('wb') as file:
-          for number in range(self._count()):
-            file.write(self._chunk(number).read_bytes())
-        merged.replace(self.path)
+        self._merge(
+          os.fspath(self.path.parent),
+          self.path.name,
+          os.fspath(self._chunks),
+          step,
+        )
       _write_whole(self._marker, json.dumps(self._settings))
       if self._merge:
         self._remove_chunks()
     multihost_utils.sync_global_devices(f'{self.path}: complete')
 
   def _chunk(self, number: int) -> epath.Path:
-    return self._chunks / f'chunk{number:05}'
+    return self._chunks / f'{self.path.name}-chunk{number:05}'
 
   def _count(self) -> int:
-    return len(list(self._chunks.glob('chunk*')))
+    return len(list(self._chunks.glob('*-chunk*')))
 
   def _remove_chunks(self) -> None:
     if jax.process_index() == 0 and self._chunks.exists():
@@ -127,6 +140,32 @@ class Results:
         f'{record} is of a run with other settings ({"; ".join(differing)}): '
         'give another output folder'
       )
+
+
+def merge_chunks_to_file(
+  output_dir: str, output_fname: str, tmp_dir: str, step: int | None
+) -> None:
+  """Joins the files of all chunks, in order.
+
+  Args:
+    output_dir: the folder of the joined file.
+    output_fname: its name; the files are named so, with -chunk00000.
+    tmp_dir: the folder of the chunks.
+    step: unused.
+
+  Raises:
+    FileNotFoundError: there is no chunk.
+  """
+  del step
+  chunks = sorted(epath.Path(tmp_dir).glob(f'{output_fname}-chunk?????'))
+  if not chunks:
+    raise FileNotFoundError(f'{tmp_dir}: no chunk of {output_fname}')
+  path = epath.Path(output_dir) / output_fname
+  merged = path.with_name(f'{path.name}.tmp')
+  with merged.open('wb') as file:
+    for chunk in chunks:
+      file.write(chunk.read_bytes())
+  merged.replace(path)
 
 
 def _write_whole(path: epath.Path, text: str) -> None:

@@ -9,6 +9,7 @@ This layout is never written.
 """
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from etils import epath
 from flax import serialization
 
 from selective_t5x.errors import UserError
-from t5x import checkpoints, state_utils
+from t5x import checkpoint_readers, state_utils
 
 FILE = 'checkpoint'
 
@@ -51,37 +52,36 @@ class LegacyReader:
       raise UserError(f'{file} is no T5X checkpoint: it has no "target"')
     self._leaves = state_utils.flatten_state_dict(contents)
 
-  def arrays(self) -> dict[str, checkpoints.SavedArray]:
-    """Returns {name: array} of all arrays in the checkpoint."""
+  def arrays(self) -> dict[str, Any]:
+    """Returns {name: array}; the values of the msgpack file are NumPy's."""
     return {
-      name: checkpoints.SavedArray(
-        name,
-        tuple(leaf['metadata']['shape'])
-        if isinstance(leaf, dict)
-        else np.shape(leaf),
+      name: checkpoint_readers.SavedArray(
+        self, name, leaf['metadata']['shape'], leaf.get('dtype')
       )
+      if isinstance(leaf, dict)
+      else np.asarray(leaf)
       for name, leaf in self._leaves.items()
       if leaf is not None
     }
 
-  def read(self, requests: checkpoints.ReadRequests) -> dict[str, jax.Array]:
+  def read(
+    self, requests: checkpoint_readers.ReadRequests
+  ) -> dict[str, jax.Array]:
     """Returns {name: array} of the requested arrays."""
-    # Opens all at once, since a remote file system is slow for each.
-    opened = {
-      name: ts.open(self._spec(name), open=True, read=True)
-      for name in requests
-      if isinstance(self._leaves[name], dict)
-    }
-    arrays = {
-      name: opened[name].result()
-      if name in opened
-      else np.asarray(self._leaves[name])
-      for name in requests
-    }
+    opened = self._open(requests)
     return {
-      name: _read(arrays[name], sharding, dtype)
+      name: _read(opened[name], sharding, dtype)
       for name, (sharding, dtype) in requests.items()
     }
+
+  def values(self, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Returns {name: whole array} of some arrays."""
+    return {name: a.read().result() for name, a in self._open(names).items()}
+
+  def _open(self, names: Iterable[str]) -> dict[str, ts.TensorStore]:
+    # Opens all at once, since a remote file system is slow for each.
+    opened = {n: ts.open(self._spec(n), open=True, read=True) for n in names}
+    return {name: future.result() for name, future in opened.items()}
 
   def _spec(self, name: str) -> dict[str, Any]:
     """Returns the TensorStore spec of an array in this checkpoint's folder.
@@ -105,15 +105,13 @@ class LegacyReader:
     return {'driver': saved['driver'], 'kvstore': kvstore}
 
 
-def _read(array, sharding: jax.sharding.Sharding, dtype) -> jax.Array:
+def _read(
+  array: ts.TensorStore, sharding: jax.sharding.Sharding, dtype
+) -> jax.Array:
   """Reads the parts of an array that this process's devices hold."""
-  if isinstance(array, ts.TensorStore):
-    dtype = dtype or array.dtype.numpy_dtype
+  dtype = jnp.dtype(dtype or array.dtype.numpy_dtype)
 
   def part(index):
-    values = array[index]
-    if isinstance(values, ts.TensorStore):
-      values = values.read().result()
-    return np.asarray(values, dtype=dtype and jnp.dtype(dtype))
+    return np.asarray(array[index].read().result(), dtype=dtype)
 
   return jax.make_array_from_callback(tuple(array.shape), sharding, part)

@@ -1,395 +1,222 @@
-"""Restores train states from checkpoints, also into a changed model."""
+"""Reads a checkpoint into a train state, also of a changed model."""
 
-import contextlib
-import dataclasses
-import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import flax
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from etils import epath
-from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
 
-from selective_t5x.errors import (
-  UserError,
-  absolute_path,
-  did_you_mean,
-  is_remote,
-)
-from t5x import (
-  checkpoints,
-  divisibility,
-  integrity,
-  legacy_checkpoints,
-  optimizers,
-  partitioning,
-  state_utils,
-)
-from t5x import train_state as train_state_lib
-
-_DTYPES = (None, 'float32', 'bfloat16', 'float16')
-_MODES = ('specific', 'latest', 'all')
+from selective_t5x.errors import UserError, did_you_mean
+from t5x import checkpoint_items, opening, state_utils
+from t5x.checkpoint_readers import SavedArray
+from t5x.lazy_arrays import materialized
 
 
-class UnreadableCheckpointError(UserError):
-  """A checkpoint is broken: a file is missing, truncated or changed."""
+def get_local_data(x: Any) -> Any:
+  """Returns this process's part of a jax.Array; other values as they are."""
+  if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer):
+    return x.addressable_data(0)
+  return x
 
 
-@contextlib.contextmanager
-def _reading(path: str):
-  """Turns errors while a checkpoint is read into one line."""
-  try:
-    yield
-  except UserError:
-    raise
-  except Exception as error:  # Orbax and TensorStore raise many types
-    why = f'{type(error).__name__}: {error}'.splitlines()[0][:200]
-    raise UnreadableCheckpointError(f'{path} cannot be read: {why}') from error
+def step_of(train_state) -> int:
+  """Returns the step of a train state, whose arrays may be lazy."""
+  return int(get_local_data(materialized(train_state.step)))
 
 
-def _check_files(path: str) -> None:
-  """Raises UnreadableCheckpointError if a checksum does not match."""
-  if is_remote(path):
-    return
-  problem = ''
-  if jax.process_index() == 0:
-    problem = integrity.problem(pathlib.Path(path))
-  if jax.process_count() > 1:
-    bad = multihost_utils.broadcast_one_to_all(np.array(bool(problem)))
-    problem = problem or ('its checksums do not fit' if bad else '')
-  if problem:
-    raise UnreadableCheckpointError(f'{path} cannot be read: {problem}')
+def restore_with_data(path: str, iterator, *, train_state, partitioner, **args):
+  """Returns the train state of a checkpoint, and moves a train iterator.
 
-
-@dataclasses.dataclass
-class RestoreCheckpointConfig:
-  """The checkpoint to restore, and the parts to restore.
-
-  Attributes:
-    path: a checkpoint (mode 'specific') or a folder of them (modes 'latest' and
-      'all'), or several, of which the first with checkpoints is used; an empty
-      sequence restores nothing.
-    mode: 'specific', 'latest', or 'all' for one after the other (evaluation).
-    assignment_map: the sources of a changed model's arrays, see
-      `state_utils.apply_assignment_map`.
-    strict: whether parameters that only the checkpoint has are an error.
-    fallback_to_scratch: whether arrays that only the model has get their
-      initial values. The real T5X requires an assignment_map with it.
-    dtype: dtype of the restored parameters; None: as saved.
-    restore_dataset: whether the position in the training data is restored.
-    state_transformation_fns: functions of (nested dict of the checkpoint, of
-      the model's state) that return the former with the model's names; applied
-      after the assignment_map.
+  Args:
+    path: the checkpoint.
+    iterator: moved to its saved position; None: there is none.
+    train_state: see `restore`.
+    partitioner: see `restore`.
+    **args: the others of `restore`.
   """
-
-  path: str | Sequence[str]
-  mode: str = 'latest'
-  assignment_map: state_utils.AssignmentMap | None = None
-  strict: bool = True
-  fallback_to_scratch: bool = False
-  dtype: str | None = None
-  restore_dataset: bool = False
-  state_transformation_fns: Sequence[Callable[..., Mapping[str, Any]]] = ()
-
-  def __post_init__(self):
-    if self.mode not in _MODES:
-      raise ValueError(
-        "`RestoreCheckpointConfig.mode` must be one of 'specific', 'latest', "
-        f"or 'all'. Got {self.mode}."
+  state = restore(path, train_state, partitioner, **args)
+  if iterator is not None:
+    with opening.reading(path):
+      checkpoint_items.restore_iterator(
+        path, partitioner, iterator, step_of(state)
       )
-    if self.dtype not in _DTYPES:
-      raise ValueError(
-        "`RestoreCheckpointConfig.dtype` must be one of `None`, 'float32', "
-        f"'float16' or 'bfloat16'. Got {self.dtype}."
-      )
+  return state
 
 
-def paths_to_restore(cfg: RestoreCheckpointConfig) -> list[str]:
-  """Returns the checkpoints that a config names; none for an empty path.
+def restore(
+  path: str,
+  train_state,
+  partitioner,
+  dtype: Any = None,
+  transformations: opening.Transformations = (),
+  fallback_state: Mapping[str, Any] | None = None,
+  lazy_parameters: bool = False,
+):
+  """Returns the train state of a checkpoint.
+
+  Args:
+    path: the checkpoint.
+    train_state: has the names and shapes; its arrays can be ShapeDtypeStruct.
+    partitioner: defines where the arrays are placed.
+    dtype: of the parameters; None: as saved.
+    transformations: rename the checkpoint's arrays, in order; their leaves are
+      `SavedArray`s, or arrays, which a function can also return.
+    fallback_state: nested dict of the arrays that the checkpoint lacks.
+    lazy_parameters: whether arrays are read later, by their `get`.
 
   Raises:
-    UserError: the path is not empty, but has no checkpoint.
+    UserError: it belongs to another model.
+    UnreadableCheckpointError: it is broken.
   """
-  paths = [cfg.path] if isinstance(cfg.path, str) else list(cfg.path or ())
-  if cfg.mode == 'specific':
-    return [checkpoints.find_checkpoint(path) for path in paths]
-  for folder in paths:
-    valid = [
-      checkpoints.checkpoint_path(folder, step)
-      for step in checkpoints.all_steps(folder)
-    ]
-    if valid:
-      return valid if cfg.mode == 'all' else valid[-1:]
-  if paths:
-    raise UserError(
-      f'RestoreCheckpointConfig.path = {cfg.path!r}: no checkpoint_N folder in '
-      'it'
-    )
-  return []
+  logging.info('Restoring %s', path)
+  reader = opening.open_checkpoint(path)
+  state_dict = train_state.state_dict()
+  specs = _specs(state_dict)
+  with opening.reading(path):
+    tree = state_utils.unflatten_state_dict(reader.arrays())
+  for transform in transformations:
+    tree = transform(tree, state_dict)
+  saved = state_utils.flatten_state_dict(tree)
+  check(path, specs, saved, fallback=fallback_state is not None)
+
+  def dtype_of(name):
+    return dtype if name.startswith('target/') else None
+
+  sources = {name: saved[name] for name in specs if name in saved}
+  if lazy_parameters:
+    arrays = {n: opening.lazy(leaf, dtype_of(n)) for n, leaf in sources.items()}
+  else:
+    shardings = _shardings(train_state, partitioner)
+    with opening.reading(path):
+      arrays = _placed(reader, sources, shardings, dtype_of)
+  missing = sorted(set(specs) - set(arrays))
+  if missing:
+    logging.info('From scratch: %d arrays, %s', len(missing), some(missing))
+    scratch = state_utils.flatten_state_dict(dict(fallback_state))
+    for name in missing:
+      array = scratch[name]
+      arrays[name] = array.astype(dtype_of(name) or array.dtype)
+  complete = state_utils.flatten_state_dict(state_dict) | arrays
+  return train_state.restore_state(state_utils.unflatten_state_dict(complete))
 
 
-def get_first_valid_restore_config_and_paths(
-  restore_cfgs: Sequence[RestoreCheckpointConfig],
-) -> tuple[RestoreCheckpointConfig | None, list[str]]:
-  """Returns the first config that names checkpoints, and the checkpoints.
+def restore_tensorflow(path, train_state, partitioner, dtype=None, **args):
+  """Returns the train state of a TensorFlow checkpoint of T5.
 
-  Raises:
-    UserError: the checkpoints that a config names do not exist.
+  Args:
+    path: the checkpoint.
+    train_state: see `restore`.
+    partitioner: see `restore`.
+    dtype: see `restore`.
+    **args: of `checkpoint_importer.restore_from_t5_checkpoint`.
   """
-  for cfg in restore_cfgs:
-    paths = paths_to_restore(cfg)
-    if paths:
-      return cfg, paths
-  return None, []
+  from t5x import checkpoint_importer  # beside the engine
+
+  state_dict = checkpoint_importer.restore_from_t5_checkpoint(
+    train_state.state_dict(), path, **args
+  )
+  arrays = _placed(
+    None,
+    state_utils.flatten_state_dict(state_dict),
+    _shardings(train_state, partitioner),
+    lambda name: dtype if name.startswith('target/') else None,
+  )
+  return train_state.restore_state(state_utils.unflatten_state_dict(arrays))
 
 
-class TrainStateInitializer:
-  """Makes the sharded train state, from scratch or from a checkpoint.
+def _specs(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns {name: array} of the arrays that a train state must have."""
+  flat = state_utils.flatten_state_dict(state_dict)
+  return {name: array for name, array in flat.items() if array is not None}
 
-  Attributes:
-    global_train_state_shape: the train state with jax.ShapeDtypeStruct leaves.
-    train_state_axes: the train state with a PartitionSpec, or None, as leaves.
+
+def _placed(
+  reader,
+  sources: Mapping[str, Any],
+  shardings: Mapping[str, NamedSharding],
+  dtype_of: Callable[[str], Any],
+) -> dict[str, jax.Array]:
+  """Returns {name: array on the devices}.
+
+  Args:
+    reader: reads the arrays that are `SavedArray`s.
+    sources: {name in the model: array of the checkpoint, or values}.
+    shardings: {name in the model: sharding}.
+    dtype_of: returns the dtype for a name in the model, None: as saved.
   """
-
-  def __init__(
-    self,
-    optimizer_def: optimizers.OptimizerDef | None,
-    init_fn: Callable[..., Mapping],
-    input_shapes: Mapping[str, tuple[int, ...]],
-    partitioner: partitioning.BasePartitioner,
-    input_types: Mapping[str, Any] | None = None,
-  ):
-    """Traces the initialisation.
-
-    Args:
-      optimizer_def: None: an InferenceState, without an optimiser.
-      init_fn: model.get_initial_variables.
-      input_shapes: shape of each feature of the global batch.
-      partitioner: shards the train state.
-      input_types: dtype of each feature; float32 if it is missing.
-
-    Raises:
-      UserError: the mesh's devices do not divide an axis that is split.
-    """
-
-    def initialize(rng):
-      variables = flax.core.freeze(
-        init_fn(rng=rng, input_shapes=input_shapes, input_types=input_types)
+  requests = {
+    leaf.name: (shardings[name], dtype_of(name))
+    for name, leaf in sources.items()
+    if isinstance(leaf, SavedArray)
+  }
+  read = reader.read(requests) if requests else {}
+  arrays, used = {}, set()
+  for name, leaf in sources.items():
+    if not isinstance(leaf, SavedArray):
+      values = np.asarray(leaf)
+      if dtype_of(name):
+        values = values.astype(jnp.dtype(dtype_of(name)))
+      arrays[name] = jax.make_array_from_callback(
+        values.shape,
+        shardings[name],
+        lambda index, values=values: values[index],
       )
-      if optimizer_def is None:
-        return train_state_lib.InferenceState.create(variables)
-      return train_state_lib.FlaxOptimTrainState.create(
-        optimizer_def, variables
-      )
-
-    self._initialize = initialize
-    self._partitioner = partitioner
-    self.global_train_state_shape = jax.eval_shape(
-      initialize, jax.random.PRNGKey(0)
+      continue
+    # One array of the checkpoint can become several of the model. They must
+    # not share memory, since the train step changes them in place.
+    array = read[leaf.name]
+    arrays[name] = (
+      jax.device_put(array, shardings[name], may_alias=False)
+      if leaf.name in used
+      else array
     )
-    self.train_state_axes = partitioner.get_mesh_axes(
-      self.global_train_state_shape
-    )
-    if isinstance(partitioner, partitioning.PjitPartitioner):
-      state = self.global_train_state_shape
-      divisibility.check(
-        state.state_dict(),
-        partitioner.get_logical_axes(state).state_dict(),
-        self.train_state_axes.state_dict(),
-        partitioner.mesh,
-      )
-
-  def from_scratch(self, init_rng: jax.Array):
-    """Returns the initial train state, computed where it is stored."""
-    return self._partitioner.partition(
-      self._initialize,
-      in_axis_resources=None,
-      out_axis_resources=self.train_state_axes,
-    )(init_rng)
-
-  def from_checkpoints(
-    self,
-    restore_cfgs: Sequence[RestoreCheckpointConfig],
-    ds_iter=None,
-    init_rng: jax.Array | None = None,
-  ) -> Iterator[tuple[train_state_lib.TrainState, str]]:
-    """Yields the train states of checkpoints, possibly none.
-
-    Args:
-      restore_cfgs: the first one that names checkpoints is used.
-      ds_iter: the train iterator, moved to its saved position if that config
-        has restore_dataset.
-      init_rng: for fallback_to_scratch.
-
-    Yields:
-      (train state, path of the checkpoint).
-
-    Raises:
-      UserError: there is no such checkpoint, or it belongs to another model.
-      UnreadableCheckpointError: the checkpoint is broken.
-    """
-    cfg, paths = get_first_valid_restore_config_and_paths(restore_cfgs)
-    for path in paths:
-      state = self._restore(path, cfg, init_rng)
-      if ds_iter is not None and cfg.restore_dataset:
-        with _reading(path):
-          checkpoints.restore_iterator(
-            path, self._partitioner, ds_iter, int(state.step)
-          )
-      yield state, path
-
-  def from_checkpoint(
-    self,
-    ckpt_cfgs: Sequence[RestoreCheckpointConfig],
-    *,
-    ds_iter=None,
-    init_rng: jax.Array | None = None,
-  ):
-    """Returns the train state of the only checkpoint, or None without one.
-
-    For arguments and errors see from_checkpoints.
-    """
-    _, paths = get_first_valid_restore_config_and_paths(ckpt_cfgs)
-    if len(paths) > 1:
-      raise UserError(
-        f'Expected at most 1 checkpoint but got {len(paths)}: mode = '
-        "'specific' or 'latest' takes one"
-      )
-    states = self.from_checkpoints(ckpt_cfgs, ds_iter, init_rng)
-    return next((state for state, _ in states), None)
-
-  def from_checkpoint_or_scratch(
-    self,
-    ckpt_cfgs: Sequence[RestoreCheckpointConfig],
-    *,
-    init_rng: jax.Array,
-    ds_iter=None,
-  ):
-    """Returns the train state of the only checkpoint, or the initial one."""
-    state = self.from_checkpoint(ckpt_cfgs, ds_iter=ds_iter, init_rng=init_rng)
-    return self.from_scratch(init_rng) if state is None else state
-
-  def _restore(
-    self, path: str, cfg: RestoreCheckpointConfig, init_rng: jax.Array | None
-  ):
-    """Returns the train state of one checkpoint."""
-    logging.info('Restoring %s', path)
-    path = absolute_path(path)
-    _check_files(path)
-    legacy = (epath.Path(path) / legacy_checkpoints.FILE).is_file()
-    reader = (
-      legacy_checkpoints.LegacyReader(path)
-      if legacy
-      else checkpoints.OrbaxReader(path)
-    )
-    state_dict = self.global_train_state_shape.state_dict()
-    specs = {
-      name: array
-      for name, array in state_utils.flatten_state_dict(state_dict).items()
-      if array is not None
-    }
-    with _reading(path):
-      checkpoint_arrays = reader.arrays()
-    saved = _renamed(checkpoint_arrays, state_dict, cfg)
-    _check(path, specs, saved, cfg)
-
-    shardings = _flat_shardings(
-      self._partitioner, self.train_state_axes, state_dict
-    )
-
-    def dtype_of(name):
-      return cfg.dtype if name.startswith('target/') else None
-
-    sources = {name: saved[name].name for name in specs if name in saved}
-    requests = {
-      source: (shardings[name], dtype_of(name))
-      for name, source in sources.items()
-    }
-    with _reading(path):
-      arrays_read = reader.read(requests)
-    arrays, used = {}, set()
-    for name, source in sources.items():
-      array = arrays_read[source]
-      # One array of the checkpoint can become several of the model. They must
-      # not share memory, since the train step changes them in place.
-      arrays[name] = (
-        jax.device_put(array, shardings[name], may_alias=False)
-        if source in used
-        else array
-      )
-      used.add(source)
-    missing = sorted(set(specs) - set(arrays))
-    if missing:
-      logging.info('From scratch: %d arrays, %s', len(missing), _some(missing))
-      if init_rng is None:
-        raise UserError(
-          'RestoreCheckpointConfig.fallback_to_scratch: no seed to initialise '
-          f'{_some(missing)} with (fallback_init_rng)'
-        )
-      scratch = state_utils.flatten_state_dict(
-        self.from_scratch(init_rng).state_dict()
-      )
-      for name in missing:
-        arrays[name] = scratch[name].astype(
-          dtype_of(name) or scratch[name].dtype
-        )
-    complete = state_utils.flatten_state_dict(state_dict) | arrays
-    return self.global_train_state_shape.restore_state(
-      state_utils.unflatten_state_dict(complete)
-    )
+    used.add(leaf.name)
+  return arrays
 
 
-def _renamed(
-  arrays: Mapping[str, checkpoints.SavedArray],
-  state_dict: Mapping[str, Any],
-  cfg: RestoreCheckpointConfig,
-) -> dict[str, checkpoints.SavedArray]:
-  """Returns {name in the model: array of the checkpoint}."""
-  saved = state_utils.unflatten_state_dict(arrays)
-  if cfg.assignment_map is not None:
-    saved = state_utils.apply_assignment_map(
-      saved, state_dict, cfg.assignment_map
-    )
-  for transform in cfg.state_transformation_fns:
-    saved = transform(saved, state_dict)
-  return state_utils.flatten_state_dict(saved)
-
-
-def _check(
+def check(
   path: str,
   specs: Mapping[str, Any],
-  saved: Mapping[str, checkpoints.SavedArray],
-  cfg: RestoreCheckpointConfig,
+  saved: Mapping[str, Any],
+  *,
+  fallback: bool,
+  strict: bool = False,
 ) -> None:
-  """Raises UserError if names or shapes of the arrays differ from `specs`."""
+  """Raises UserError if names or shapes of the arrays differ from `specs`.
+
+  Args:
+    path: the checkpoint.
+    specs: {name: array} of the model.
+    saved: {name: array} of the checkpoint, with the model's names.
+    fallback: whether arrays may be missing.
+    strict: whether parameters that only the checkpoint has are an error.
+  """
   # Parameters come first: the optimiser's copies of them repeat the problem.
   missing = sorted(set(specs) - set(saved), key=lambda n: (n[0] != 't', n))
   extra = sorted(
     name for name in set(saved) - set(specs) if name.startswith('target/')
   )
   shapes = [
-    f'{name} is {saved[name].shape}, expected {tuple(x.shape)}'
+    f'{name} is {np.shape(saved[name])}, expected {tuple(x.shape)}'
     for name, x in sorted(specs.items(), key=lambda i: (i[0][0] != 't', i[0]))
-    if name in saved and saved[name].shape != tuple(x.shape)
+    if name in saved and np.shape(saved[name]) != tuple(x.shape)
   ]
   problems = []
-  if missing and not cfg.fallback_to_scratch:
+  if missing and not fallback:
     if missing[0].startswith('state/'):
       raise UserError(
-        f'{path} has the state of another optimiser, without {_some(missing)}: '
+        f'{path} has the state of another optimiser, without {some(missing)}: '
         'to begin it anew, RestoreCheckpointConfig.assignment_map = '
         "[('state/param_states/.*', None)] and fallback_to_scratch = True"
       )
-    problems.append(
-      f'without {_some(missing)}{did_you_mean(missing[0], extra)}'
-    )
-  if extra and cfg.strict:
-    problems.append(f'with {_some(extra)}, unknown to the model')
+    problems.append(f'without {some(missing)}{did_you_mean(missing[0], extra)}')
+  if extra and strict:
+    problems.append(f'with {some(extra)}, unknown to the model')
   if shapes:
-    problems.append(_some(shapes))
+    problems.append(some(shapes))
   if problems:
     raise UserError(
       f'{path} is a checkpoint of another model: {"; ".join(problems)} '
@@ -397,16 +224,49 @@ def _check(
     )
 
 
-def _some(names: Sequence[str]) -> str:
+def nothing_else(path: str, fallback: bool) -> Callable[..., Mapping[str, Any]]:
+  """Returns a transformation that refuses what the model does not have.
+
+  RestoreCheckpointConfig.strict puts it after the other ones.
+
+  Args:
+    path: the checkpoint, for the message.
+    fallback: whether arrays may be missing.
+  """
+
+  def transform(state_dict, target_state_dict):
+    saved = state_utils.flatten_state_dict(state_dict)
+    check(
+      path, _specs(target_state_dict), saved, fallback=fallback, strict=True
+    )
+    return state_dict
+
+  return transform
+
+
+def some(names: Sequence[str]) -> str:
+  """Returns the first names, as a text."""
   return ', '.join(names[:3]) + (' …' if len(names) > 3 else '')
 
 
-def _flat_shardings(partitioner, axes, state_dict) -> dict[str, Any]:
-  """Returns {name: NamedSharding}; an entry of axes can cover a subtree."""
+def flat_axes(train_state, partitioner) -> dict[str, PartitionSpec | None]:
+  """Returns {name: partitioning or None} of a train state's arrays."""
+
+  # An entry of the axes can cover a subtree.
+  def spread(spec, part):
+    return jax.tree.map(lambda _: spec, part)
+
+  axes = partitioner.get_mesh_axes(train_state).state_dict()
   return state_utils.flatten_state_dict(
     jax.tree.map(
-      lambda sharding, part: jax.tree.map(lambda _: sharding, part),
-      partitioner.shardings(axes.state_dict()),
-      state_dict,
+      spread, axes, train_state.state_dict(), is_leaf=lambda x: x is None
     )
   )
+
+
+def _shardings(train_state, partitioner) -> dict[str, NamedSharding]:
+  """Returns {name: sharding} of a train state's arrays."""
+  return {
+    name: NamedSharding(partitioner.mesh, spec or PartitionSpec())
+    for name, spec in flat_axes(train_state, partitioner).items()
+  }

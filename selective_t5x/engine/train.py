@@ -24,17 +24,24 @@ from t5x import (
   data_reading,
   datasets,
   event_loops,
+  garbage,
   models,
   partitioning,
   preemption,
   progress,
-  restoring,
+  resuming,
+  run_checkpoints,
   train_data,
   utils,
 )
 from t5x import eval as eval_lib
 from t5x import trainer as trainer_lib
-from t5x.train_loop import TRAIN_METRIC_KEY, Loop, NonFiniteLossError  # noqa: F401
+from t5x.train_loop import (  # noqa: F401
+  TRAIN_METRIC_KEY,
+  Loop,
+  NonFiniteLossError,
+  run_actions,
+)
 
 
 def train(
@@ -55,13 +62,18 @@ def train(
   random_seed: int | None,
   use_hardware_rng: bool = False,
   summarize_config_fn: Callable[[str, metric_writers.MetricWriter, int], None],
-  get_dataset_fn: Callable = utils.get_dataset,
+  inference_evaluator_cls: utils.EvaluatorConstructor = seqio.Evaluator,
+  get_dataset_fn: utils.GetDatasetCallable = utils.get_dataset,
+  concurrent_metrics: bool = True,
   actions: Mapping[str, Sequence[trainer_lib.BaseAction]] | None = None,
-  train_eval_get_dataset_fn: Callable = utils.get_training_eval_datasets,
+  train_eval_get_dataset_fn: utils.GetEvalDatasetCallable = (
+    utils.get_training_eval_datasets
+  ),
   run_eval_before_training: bool = False,
   train_state_initializer_cls: type = utils.TrainStateInitializer,
-  inference_evaluator_cls: Callable[..., seqio.Evaluator] = seqio.Evaluator,
+  use_orbax: bool = True,
   verify_matching_vocabs_fn: Callable | None = utils.verify_matching_vocabs,
+  gc_period: int = 0,
 ):
   """Trains a model; resumes from the latest checkpoint in model_dir.
 
@@ -92,16 +104,22 @@ def train(
       generator, which is faster but depends on the sharding.
     summarize_config_fn: writes the configuration; called with (model_dir,
       TensorBoard writer, step).
+    inference_evaluator_cls: makes the seqio Evaluator of
+      infer_eval_dataset_cfg.
     get_dataset_fn: makes the train dataset, see `datasets.get_dataset`.
+    concurrent_metrics: unused: metrics are computed during the next steps, and
+      actions see them before the run goes on.
     actions: {'TRAIN', 'TRAIN_EVAL' or 'INFER_EVAL': actions}; an action watches
       metrics and may stop training. T5X names a train step's task 'train'.
     train_eval_get_dataset_fn: makes the evaluation datasets, see
       `datasets.get_training_eval_datasets`.
     run_eval_before_training: whether to evaluate before the first step.
     train_state_initializer_cls: makes the train state.
-    inference_evaluator_cls: makes the seqio Evaluator of
-      infer_eval_dataset_cfg.
+    use_orbax: False saves in T5X's older layout, with
+      SaveCheckpointConfig.checkpointer_cls.
     verify_matching_vocabs_fn: checks task against model, or None.
+    gc_period: steps between collections of Python's garbage, which does not
+      happen otherwise; 0: when Python wants.
 
   Returns:
     (the last step, the last train state).
@@ -111,10 +129,12 @@ def train(
     NonFiniteLossError: the loss or a parameter became NaN or infinite.
     Interrupted: SIGTERM came; the current step is finished and saved.
   """
+  del concurrent_metrics
   save_cfg = checkpoint_cfg.save
   if not (train_eval_dataset_cfg or infer_eval_dataset_cfg):
     eval_period = 0
   save_period = (save_cfg.period if save_cfg else 0) or 0
+  save_steps = sorted((save_cfg and save_cfg.checkpoint_steps) or ())
   os.makedirs(model_dir, exist_ok=True)
   init_rng, trainer_rng = jax.random.split(
     _make_rng(random_seed, use_hardware_rng)
@@ -168,7 +188,7 @@ def train(
     input_types={k: v.dtype for k, v in batch_spec.items()},
     partitioner=partitioner,
   )
-  train_state = _first_train_state(
+  train_state = resuming.first_train_state(
     initializer, checkpoint_cfg, model_dir, train_iter, init_rng
   )
   first_step = int(train_state.step)
@@ -193,13 +213,14 @@ def train(
   )
 
   manager = None
-  if save_period:
-    manager = checkpoints.CheckpointManager(
-      model_dir,
+  if save_period or save_steps:
+    manager = run_checkpoints.manager_of_run(
+      save_cfg,
+      initializer.global_train_state_shape,
       partitioner,
-      iterator=train_iter if save_cfg.save_dataset else None,
-      save_dtype=save_cfg.dtype,
-      keep=save_cfg.keep,
+      train_iter,
+      model_dir,
+      use_orbax,
     )
   trainer = trainer_cls(
     model=model,
@@ -222,6 +243,7 @@ def train(
     initializer.train_state_axes,
     {trainer_lib.ActionMode[k]: v for k, v in (actions or {}).items()},
     model_dir,
+    save_cfg.state_transformation_fns if save_cfg else (),
   )
   saving = _saving(manager) if manager else contextlib.nullcontext()
   logs = (
@@ -231,6 +253,7 @@ def train(
   with (
     _evaluation_may_end(model_dir, trainer),
     preemption.noticed() as notice,
+    garbage.collected_every(gc_period) as collect,
     trainer,
     saving,
     logs,
@@ -251,20 +274,22 @@ def train(
         end = min(
           (
             (step // period + 1) * period
-            for period in (stats_period, eval_period, save_period)
+            for period in (stats_period, eval_period, save_period, gc_period)
             if period
           ),
           default=total_steps,
         )
-        end = min(end, total_steps)
+        end = min(end, total_steps, *(s for s in save_steps if s > step))
         step = loop.train(train_iter, step, end)
+        collect(step)
         interrupted = step < end
         if interrupted:
           break
         last = step == total_steps
         if eval_period and (last or step % eval_period == 0):
           loop.evaluate()
-        if manager and (last or step % save_period == 0):
+        of_period = save_period and (last or step % save_period == 0)
+        if manager and (of_period or step in save_steps):
           loop.save()
         bar.update(step, loop.last_loss())
     loop.check_finite()
@@ -320,47 +345,6 @@ def _make_rng(random_seed: int | None, use_hardware_rng: bool) -> jax.Array:
     )
     logging.info('RANDOM_SEED is not set; using %d', random_seed)
   return jax.random.PRNGKey(random_seed)
-
-
-def _first_train_state(
-  initializer, checkpoint_cfg, model_dir, train_iter, init_rng
-):
-  """Returns the first state: model_dir's, another checkpoint's or a new one."""
-  save_cfg, restore_cfg = checkpoint_cfg.save, checkpoint_cfg.restore
-  steps = checkpoints.all_steps(model_dir)
-  if not steps:
-    return initializer.from_checkpoint_or_scratch(
-      [restore_cfg] if restore_cfg else [],
-      init_rng=init_rng,
-      ds_iter=train_iter,
-    )
-  restore_dataset = bool(save_cfg and save_cfg.save_dataset)
-  broken = []
-  for step in reversed(steps):
-    path = checkpoints.checkpoint_path(model_dir, step)
-    cfg = utils.RestoreCheckpointConfig(
-      path, mode='specific', restore_dataset=restore_dataset
-    )
-    try:
-      state = initializer.from_checkpoint(
-        [cfg], ds_iter=train_iter, init_rng=init_rng
-      )
-    except restoring.UnreadableCheckpointError as error:
-      broken.append((path, error))
-      continue
-    for bad, error in broken:
-      logging.warning(
-        '%s. Going on from %s; the other is kept as %s',
-        error,
-        path,
-        checkpoints.put_aside(bad),
-      )
-    return state
-  raise UserError(
-    f'{broken[0][1]}; there is no other checkpoint in {model_dir} to go on '
-    'from (KEEP_CHECKPOINTS = 2 or more keeps some). Put back a copy of it, or '
-    'give another MODEL_DIR to begin anew'
-  )
 
 
 def _ones_like(batch_spec, partitioner):

@@ -10,11 +10,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from t5x import (
+  checkpoint_configs,
   checkpoints,
   data_identity,
   datasets,
   empty_data,
-  restoring,
   train_iterator,
 )
 
@@ -90,7 +90,7 @@ def _seed(seed: int | None, checkpoint_cfg, model_dir: str) -> int:
   steps = checkpoints.all_steps(model_dir)
   folders = [checkpoints.checkpoint_path(model_dir, step) for step in steps]
   if not steps and restore_cfg is not None and restore_cfg.restore_dataset:
-    _, folders = restoring.get_first_valid_restore_config_and_paths(
+    _, folders = checkpoint_configs.get_first_valid_restore_config_and_paths(
       [restore_cfg]
     )
   saved = (train_iterator.saved_seed(folder) for folder in reversed(folders))

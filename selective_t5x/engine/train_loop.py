@@ -40,18 +40,21 @@ class Loop:
     train_state_axes,
     actions,
     model_dir,
+    save_transformations=(),
   ):
     """Stores the parts of the run.
 
     Args:
       trainer: holds the train state.
-      manager: the CheckpointManager, or None.
+      manager: saves checkpoints, or None.
       eval_datasets: {name: dataset} to evaluate with teacher forcing.
       evaluator: the InferenceEvaluator, or None.
       train_state_axes: the train state with PartitionSpec or None as leaves.
       actions: {ActionMode: actions}.
       model_dir: the model folder.
+      save_transformations: change what is saved, see SaveCheckpointConfig.
     """
+    self._save_transformations = save_transformations
     self._trainer = trainer
     self._manager = manager
     self._eval_datasets = eval_datasets
@@ -168,7 +171,8 @@ class Loop:
     window, of = self._trainer.unfinished, ()
     if window:
       of = [*window.arrays, np.array(window.steps), np.array(window.seconds)]
-    self._manager.save(self._trainer.train_state, of)
+    self._manager.unfinished_window = of
+    self._manager.save(self._trainer.train_state, self._save_transformations)
 
   def last_loss(self) -> float | None:
     """The loss of the last finished window."""
@@ -218,10 +222,31 @@ class Loop:
     )
 
   def _act(self, mode, metrics_by_task) -> None:
-    stop = False
-    if jax.process_index() == 0:
-      for action in self._actions.get(mode, ()):
-        stop |= action.run(self._trainer.train_state, metrics_by_task)
     if mode in self._actions:
-      stop = bool(multihost_utils.broadcast_one_to_all(jnp.array(stop)))
-      self._trainer.stop_training |= stop
+      self._trainer.stop_training |= run_actions(
+        mode, self._actions, self._trainer.train_state, metrics_by_task
+      )
+
+
+def run_actions(mode, actions, train_state, metrics_by_task) -> bool:
+  """Runs the actions of a mode in the first process.
+
+  Args:
+    mode: a key of `actions`.
+    actions: {ActionMode: actions}.
+    train_state: the present train state.
+    metrics_by_task: {task: {metric: value}}.
+
+  Returns:
+    whether an action wants to stop training; the same in all processes.
+
+  Raises:
+    RuntimeError: there are no metrics.
+  """
+  stop = False
+  if jax.process_index() == 0:
+    if not metrics_by_task:
+      raise RuntimeError(f'There are no metrics for the actions of {mode}')
+    for action in actions.get(mode, ()):
+      stop |= bool(action.run(train_state, metrics_by_task=metrics_by_task))
+  return bool(multihost_utils.broadcast_one_to_all(jnp.array(stop)))

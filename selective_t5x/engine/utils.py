@@ -1,72 +1,56 @@
-"""Configurations of checkpoints, initialisation, and T5X's other utilities."""
+"""All public names of T5X's utils; small utilities are defined here."""
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax
 import jax
 import numpy as np
-from absl import logging
+from absl import app, logging
 from etils import epath
 from flax import traverse_util
 
 from t5x import partitioning
 
 # T5X exports these from this module.
+from t5x.checkpoint_configs import (  # noqa: F401
+  CheckpointConfig,
+  RestoreCheckpointConfig,
+  SaveCheckpointConfig,
+  get_first_valid_restore_config_and_paths,
+)
+from t5x.checkpoints import get_local_data  # noqa: F401
 from t5x.datasets import (  # noqa: F401
   DatasetConfig,
   get_dataset,
+  get_dataset_inner,
   get_training_eval_datasets,
   get_vocabulary,
   import_module,
-  prepare_train_iter,
   round_vocab_size_to_multiple,
   verify_matching_vocabs,
 )
-from t5x.restoring import (  # noqa: F401
-  RestoreCheckpointConfig,
-  TrainStateInitializer,
-  get_first_valid_restore_config_and_paths,
-)
+from t5x.inference import get_infer_fn  # noqa: F401
+from t5x.initializing import TrainStateInitializer  # noqa: F401
 from t5x.schedules import (  # noqa: F401
   LearningRateCallable,
   create_learning_rate_scheduler,
 )
+from t5x.sharded_iterators import (  # noqa: F401
+  prepare_train_iter,
+)
+
+if TYPE_CHECKING:
+  from t5x.further_utils import *  # noqa: F403
 
 
-@dataclasses.dataclass
-class SaveCheckpointConfig:
-  """Settings for saving checkpoints.
+def __getattr__(name: str) -> Any:
+  """Returns a name that only T5X's users use, not the engine."""
+  from t5x import further_utils
 
-  Attributes:
-    dtype: dtype of the saved parameters: 'float32', 'bfloat16' or None (their
-      own).
-    period: steps between checkpoints.
-    keep: number of latest checkpoints to keep; None: all.
-    save_dataset: whether the position in the training data is saved too, so
-      that a resumed run continues with the next example.
-  """
-
-  dtype: str | None = 'float32'
-  period: int | None = None
-  keep: int | None = None
-  save_dataset: bool = False
-
-  def __post_init__(self):
-    if self.dtype not in (None, 'float32', 'bfloat16'):
-      raise ValueError(
-        "`SaveCheckpointConfig.dtype` must be one of None, 'float32' or "
-        f"'bfloat16'. Got {self.dtype}."
-      )
-
-
-@dataclasses.dataclass
-class CheckpointConfig:
-  """Settings for saving, and for restoring before the first step."""
-
-  save: SaveCheckpointConfig | None = None
-  restore: RestoreCheckpointConfig | None = None
+  if name.startswith('_') or not hasattr(further_utils, name):
+    raise AttributeError(f'module t5x.utils has no attribute {name!r}')
+  return getattr(further_utils, name)
 
 
 def log_model_info(
@@ -84,37 +68,41 @@ def log_model_info(
   Returns:
     the number of parameters.
   """
-  flatten = flatten_dict_string_keys
-  arrays = flatten(full_train_state.state_dict())
-  logical = flatten(partitioner.get_logical_axes(full_train_state).state_dict())
-  mesh = flatten(partitioner.get_mesh_axes(full_train_state).state_dict())
-  lines = []
-  for name, array in arrays.items():
-    if array is None:
-      lines.append(f'Variable {name:<80} None')
-      continue
-    axes = logical[name]
-    shape = (
-      str(tuple(array.shape))
-      if axes is None
-      else ', '.join(
-        f'{axis}={size}' for axis, size in zip(axes, array.shape, strict=True)
-      )
+  arrays = full_train_state.state_dict()
+  logical = partitioner.get_logical_axes(full_train_state).state_dict()
+  mesh = partitioner.get_mesh_axes(full_train_state).state_dict()
+
+  def lines(part):
+    flat, names, specs = (
+      flatten_dict_string_keys(tree[part]) for tree in (arrays, logical, mesh)
     )
-    lines.append(
-      f'Variable {name:<80} size {np.size(array):<12} shape {shape:<40} '
-      f'partition spec {tuple(mesh[name] or ())}'
-    )
-  total = sum(
-    np.size(array)
-    for name, array in arrays.items()
-    if name.startswith('target/')
-  )
-  lines.append(f'Total number of parameters: {total}')
-  logging.info('Total number of parameters: %d', total)
+    return [
+      _variable(name, array, names.get(name), specs.get(name))
+      for name, array in flat.items()
+    ]
+
+  total = sum(map(np.size, jax.tree.leaves(arrays['target'])))
+  summary = f'Total number of parameters: {total}'
+  logging.info(summary)
   if log_file is not None and jax.process_index() == 0:
-    epath.Path(log_file).write_text('\n'.join(lines) + '\n')
+    text = [*lines('target'), summary, '', *lines('state')]
+    epath.Path(log_file).write_text('\n'.join(text) + '\n')
   return total
+
+
+def _variable(name: str, array, logical_axes, mesh_axes) -> str:
+  """Returns the line of one array; None: a parameter has no such state."""
+  if array is None:
+    return f'Variable    {name:<80} None'
+  shape = str(tuple(array.shape))
+  if logical_axes is not None and len(logical_axes) == len(array.shape):
+    sizes = zip(logical_axes, array.shape, strict=True)
+    shape = f'({", ".join(f"{axis}={size}" for axis, size in sizes)})'
+  spec = None if mesh_axes is None else tuple(mesh_axes)
+  return (
+    f'Variable    {name:<80} size {np.size(array):<12} shape {shape:<40} '
+    f'partition spec {spec}'
+  )
 
 
 def flatten_dict_string_keys(x: Mapping) -> dict[str, Any]:
@@ -125,3 +113,8 @@ def flatten_dict_string_keys(x: Mapping) -> dict[str, Any]:
 def set_hardware_rng_ops() -> None:
   """Makes JAX draw random numbers with the accelerator's own generator."""
   jax.config.update('jax_default_prng_impl', 'unsafe_rbg')
+
+
+def run_main(main, flags_parser) -> None:
+  """Runs `main(argv)` with absl's flags."""
+  app.run(main, flags_parser=flags_parser)

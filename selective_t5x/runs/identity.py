@@ -47,10 +47,14 @@ _PLACES = frozenset(
     'RestoreCheckpointConfig.path',
     'RestoreCheckpointConfig.mode',
     'RestoreCheckpointConfig.restore_dataset',
+    'RestoreCheckpointConfig.checkpoint_manager_cls',
     'infer.output_dir',
     'infer.merge_chunked_results',
+    'infer.checkpoint_ds_iter',
+    'infer.use_orbax',
     'infer.summarize_config_fn',
     'evaluate.output_dir',
+    'evaluate.use_orbax',
     'evaluate.summarize_config_fn',
   }
 )

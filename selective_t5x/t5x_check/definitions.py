@@ -137,7 +137,9 @@ class Library:
           names |= source.names if source else {}
       else:
         names |= syntax.defined(node)
-    return Module(name, names, is_open or '__getattr__' in names)
+    # What __getattr__ gives is often imported in `if TYPE_CHECKING`.
+    is_open |= '__getattr__' in names and 'TYPE_CHECKING' not in names
+    return Module(name, names, is_open)
 
   def find(self, name: str) -> Definition | _Unknown | None:
     """Returns the definition of a full name, UNKNOWN, or None if it is missing.

@@ -17,7 +17,9 @@ def saved(tmp_path_factory):
   partitioner = partitioning.PjitPartitioner(num_partitions=1)
   initializer = tiny.initializer(tiny.model(), partitioner)
   state = initializer.from_scratch(jax.random.PRNGKey(3))
-  manager = checkpoints.CheckpointManager(str(folder), partitioner, keep=1)
+  manager = checkpoints.OrbaxCheckpointManagerInterface(
+    str(folder), state, partitioner, keep=1
+  )
   for step in (7, 9):
     manager.save(state.replace_step(np.int32(step)))
   manager.close()
@@ -65,7 +67,9 @@ def test_another_model_is_named(config, message, saved):
 def test_a_checkpoint_with_more_layers_is_named(saved, tmp_path):
   _, _, initializer, partitioner = saved
   other = tiny.initializer(tiny.model(num_layers=2), partitioner)
-  manager = checkpoints.CheckpointManager(str(tmp_path), partitioner)
+  manager = checkpoints.OrbaxCheckpointManagerInterface(
+    str(tmp_path), other.global_train_state_shape, partitioner
+  )
   manager.save(other.from_scratch(jax.random.PRNGKey(0)))
   manager.close()
   with pytest.raises(UserError, match='with target/layers_1/.*unknown'):

@@ -27,7 +27,9 @@ def saved(tmp_path_factory, partitioner):
   state = tiny.initializer(tiny.model(), partitioner).from_scratch(
     jax.random.PRNGKey(3)
   )
-  manager = checkpoints.CheckpointManager(str(folder), partitioner)
+  manager = checkpoints.OrbaxCheckpointManagerInterface(
+    str(folder), state, partitioner
+  )
   manager.save(state)
   manager.close()
   return folder, state
@@ -58,8 +60,10 @@ def test_outputs_come_in_the_datasets_order(size, partitioner):
   def infer_step(params, batch):
     return {'doubled': batch['x'] * params['scale']}, {'x': batch['x']}
 
-  axes = type('Axes', (), {'params': None})
-  state = type('State', (), {'params': {'scale': jnp.array(2)}})
+  axes = type('Axes', (), {'params': None, 'flax_mutables': None})
+  state = type(
+    'State', (), {'params': {'scale': jnp.array(2)}, 'flax_mutables': None}
+  )
   infer = inference.get_infer_fn(infer_step, 4, axes, partitioner)
   data = tf.data.Dataset.from_tensor_slices({'x': np.arange(10, 10 + size)})
   pairs, aux = infer(data.enumerate(), state)
@@ -72,8 +76,8 @@ def test_every_batch_has_its_own_random_key(partitioner):
     del params
     return jax.random.uniform(rng, batch['x'].shape)
 
-  axes = type('Axes', (), {'params': None})
-  state = type('State', (), {'params': {}})
+  axes = type('Axes', (), {'params': None, 'flax_mutables': None})
+  state = type('State', (), {'params': {}, 'flax_mutables': None})
   infer = inference.get_infer_fn(infer_step, 2, axes, partitioner)
   data = tf.data.Dataset.from_tensor_slices({'x': np.zeros(4)}).enumerate()
   values = [v for _, v in infer(data, state, jax.random.PRNGKey(0))]
@@ -147,7 +151,9 @@ def test_mode_all_passes_over_what_is_evaluated(
 ):
   initializer = tiny.initializer(tiny.model(), partitioner)
   state = initializer.from_scratch(jax.random.PRNGKey(0))
-  manager = checkpoints.CheckpointManager(str(tmp_path / 'run'), partitioner)
+  manager = checkpoints.OrbaxCheckpointManagerInterface(
+    str(tmp_path / 'run'), state, partitioner
+  )
   for step in (1, 2):
     manager.save(state.replace_step(np.int32(step)))
   manager.close()

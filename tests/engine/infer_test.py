@@ -30,7 +30,9 @@ def saved(tmp_path_factory):
   state = tiny.initializer(tiny.model(), partitioner).from_scratch(
     jax.random.PRNGKey(3)
   )
-  manager = checkpoints.CheckpointManager(str(folder), partitioner)
+  manager = checkpoints.OrbaxCheckpointManagerInterface(
+    str(folder), state, partitioner
+  )
   manager.save(state)
   manager.close()
   return folder, state
@@ -101,8 +103,8 @@ def test_a_killed_run_goes_on_without_losing_or_repeating_a_line(
   # The second chunk was written, but not yet in its place.
   chunks = tmp_path / f'tmp-{NAME}'
   assert sorted(os.listdir(chunks)) == [
-    'chunk00000',
     'settings.json',
+    f'{NAME}-chunk00000',
     'unfinished',
   ]
   seen = []
@@ -115,7 +117,7 @@ def test_a_killed_run_goes_on_without_losing_or_repeating_a_line(
   assert sum(seen) == EXAMPLES - 6
   assert (tmp_path / NAME).read_text().splitlines() == whole
   assert not chunks.exists()
-  infer_run.run(saved[0], tmp_path, write_fn=None)  # nothing is left to do
+  infer_run.run(saved[0], tmp_path)  # nothing is left to do
   assert (tmp_path / NAME).read_text().splitlines() == whole
 
 
@@ -297,14 +299,16 @@ def _save(folder, step, seed):
   state = tiny.initializer(tiny.model(), partitioner).from_scratch(
     jax.random.PRNGKey(seed)
   )
-  manager = checkpoints.CheckpointManager(str(folder), partitioner)
+  manager = checkpoints.OrbaxCheckpointManagerInterface(
+    str(folder), state, partitioner
+  )
   manager.save(state.replace_step(np.int32(step)))
   manager.close()
 
 
 def _unfinished(path, *args):
   """Writes a chunk, and ends the run in the second."""
-  if (path_of := pathlib.Path(path).parent / 'chunk00000').exists():
+  if path_of := [*pathlib.Path(path).parent.glob('*-chunk00000')]:
     raise KeyboardInterrupt(path_of)
   infer.write_inferences_to_file(path, *args)
 
@@ -358,7 +362,7 @@ def test_results_that_are_gone_are_inferred_again(whole, saved, tmp_path):
 
 def test_chunks_are_merged_later(whole, saved, tmp_path):
   infer_run.run(saved[0], tmp_path, merge_chunked_results=False)
-  infer_run.run(saved[0], tmp_path, write_fn=None)
+  infer_run.run(saved[0], tmp_path)
   assert (tmp_path / NAME).read_text().splitlines() == whole
 
 

@@ -10,8 +10,8 @@ import tensorflow as tf
 
 from t5x import inference, partitioning
 
-AXES = type('Axes', (), {'params': None})
-STATE = type('State', (), {'params': {}})
+AXES = type('Axes', (), {'params': None, 'flax_mutables': None})
+STATE = type('State', (), {'params': {}, 'flax_mutables': None})
 
 
 @pytest.fixture(scope='module')

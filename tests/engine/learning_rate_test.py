@@ -48,7 +48,9 @@ def saved(tmp_path_factory, partitioner):
   state = tiny.initializer(model, partitioner).from_scratch(
     jax.random.PRNGKey(1)
   )
-  manager = checkpoints.CheckpointManager(str(folder), partitioner)
+  manager = checkpoints.OrbaxCheckpointManagerInterface(
+    str(folder), state, partitioner
+  )
   manager.save(state.replace_step(np.int32(STEP)))
   manager.close()
   return folder

@@ -46,7 +46,9 @@ def saved(tmp_path_factory, initializer, partitioner):
   """A folder with checkpoints 3 and 5, and the state of both."""
   folder = tmp_path_factory.mktemp('model')
   state = initializer.from_scratch(jax.random.PRNGKey(1))
-  manager = checkpoints.CheckpointManager(str(folder), partitioner)
+  manager = checkpoints.OrbaxCheckpointManagerInterface(
+    str(folder), state, partitioner
+  )
   for step in (3, 5):
     manager.save(state.replace_step(np.int32(step)))
   manager.close()
@@ -122,7 +124,9 @@ def test_a_smaller_model_takes_its_part_where_that_is_asked_for(
   folder, _ = saved
   large = tiny.initializer(tiny.model(num_layers=2), partitioner, False)
   state = large.from_scratch(jax.random.PRNGKey(0))
-  manager = checkpoints.CheckpointManager(str(folder / 'large'), partitioner)
+  manager = checkpoints.OrbaxCheckpointManagerInterface(
+    str(folder / 'large'), state, partitioner
+  )
   manager.save(state)
   manager.close()
   small = tiny.initializer(tiny.model(), partitioner, False)
@@ -305,9 +309,9 @@ def test_a_file_that_is_no_checkpoint_is_named(
     initializer.from_checkpoint([_cfg(tmp_path)])
 
 
-def test_a_tensorflow_checkpoint_is_named(tmp_path, initializer):
+def test_a_broken_tensorflow_checkpoint_is_named(tmp_path, initializer):
   (tmp_path / 'model.ckpt-10.index').touch()
-  with pytest.raises(UserError, match='TensorFlow checkpoint'):
+  with pytest.raises(UserError, match='be read as a TensorFlow checkpoint'):
     initializer.from_checkpoint([_cfg(tmp_path / 'model.ckpt-10')])
 
 

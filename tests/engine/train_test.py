@@ -41,7 +41,7 @@ def test_a_run_writes_what_t5x_writes(whole_run):
     assert (model_dir / 'checkpoint_4' / part).is_dir()
   info = (model_dir / 'model-info.txt').read_text()
   assert 'Total number of parameters: ' in info
-  assert 'target/token_embedder/embedding' in info
+  assert ' token_embedder/embedding ' in info
   costs = json.loads((model_dir / 'costs.json').read_text())
   # Forward and back, of every weight for every token, and some attention.
   found = re.search('Total number of parameters: (.*)', info)

@@ -117,7 +117,7 @@ def run(tmp_path, monkeypatch):
   [
     [NAME, f'{NAME}.COMPLETED'],
     [f'{NAME}.COMPLETED'],
-    [f'tmp-{NAME}/chunk00000'],
+    [f'tmp-{NAME}/{NAME}-chunk00000'],
     [f'tmp-{TASK}-00000-of-00001/input.ckpt'],
   ],
 )

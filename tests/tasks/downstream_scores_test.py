@@ -57,7 +57,9 @@ def evaluated(model, tmp_path_factory):
     input_shapes={'decoder_input_tokens': (1, ROW)},
     partitioner=partitioner,
   ).from_scratch(jax.random.key(1))
-  manager = checkpoints.CheckpointManager(str(folder), partitioner)
+  manager = checkpoints.OrbaxCheckpointManagerInterface(
+    str(folder), state, partitioner
+  )
   manager.save(state)
   manager.close()
   results = eval_lib.evaluate(

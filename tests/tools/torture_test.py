@@ -27,7 +27,9 @@ def saved(tmp_path_factory):
   partitioner = partitioning.PjitPartitioner(num_partitions=1)
   initializer = tiny.initializer(tiny.model(), partitioner)
   state = initializer.from_scratch(jax.random.PRNGKey(0))
-  manager = checkpoints.CheckpointManager(str(folder), partitioner)
+  manager = checkpoints.OrbaxCheckpointManagerInterface(
+    str(folder), state, partitioner
+  )
   for step in (STEPS - 1, STEPS):
     manager.save(state.replace_step(np.int32(step)))
   manager.close()
