@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import gin
+import ml_dtypes  # noqa: F401  (NumPy then knows bfloat16)
+import numpy as np
 from gin.config import ConfigurableReference
 
 from selective_t5x.errors import is_integer, is_number
@@ -179,6 +181,8 @@ def fits(value: object, annotation: object) -> bool:
     return is_number(value)
   if kind is int:
     return is_integer(value)
+  if kind is np.dtype:
+    return _is_dtype(value)
   if kind in (Any, object) or not inspect.isclass(kind):
     return True  # This includes type variables and unevaluated names.
   if getattr(kind, '_is_protocol', False):
@@ -187,6 +191,15 @@ def fits(value: object, annotation: object) -> bool:
     return isinstance(value, kind)
   except TypeError:
     return True
+
+
+def _is_dtype(value) -> bool:
+  """Whether NumPy takes a value for a dtype; it takes names and types, too."""
+  try:
+    np.dtype(value)
+  except TypeError:
+    return False
+  return value is not None
 
 
 def _sequence_fits(value, args) -> bool:

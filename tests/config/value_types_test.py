@@ -6,6 +6,7 @@ from typing import Any
 
 import gin
 import jax
+import numpy as np
 import pytest
 import seqio
 
@@ -80,6 +81,7 @@ def problem(annotation, text, default=...):
     (str | Sequence[str], ["'a'", "['a', 'b']"]),
     (Callable[..., Any], [FUNCTION, PASSED_ON]),
     (Callables, [FUNCTION]),
+    (np.dtype, ["'bfloat16'", "'float32'"]),
     (type, [PASSED_ON]),
     (type[Base], [PASSED_ON]),
     (Base, [CALLED]),
@@ -115,6 +117,7 @@ def test_what_fits(annotation, texts):
     (Sequence[str], '[1]', '1 is not of type str'),
     (Sequence[int] | None, "['x']", "'x' is not of type int"),
     (Callable[..., Any], '5', '5 is not of type function'),
+    (np.dtype, "'bflat16'", "'bflat16' is not of type dtype"),
     (type[Base], '5', '5 is not of type class'),
     (seqio.Vocabulary, "'x'", "'x' is not of type Vocabulary"),
     (seqio.Vocabulary, CALLED, f'{CALLED} is not of type Vocabulary'),
