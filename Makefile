@@ -10,7 +10,7 @@ TFDS := $(shell grep -i '^tensorflow-datasets==' constraints.txt)
   study-t5 study-pruning test test-all test-aot test-hf api-pages lint format \
   conformance clean bench-attention bench-convert bench-decode bench-engine \
   bench-forgetting bench-report bench-saving bench-scaling bench-tasks bench-tpu \
-  bench-variants fuzz torture
+  bench-variants fuzz torture t5x-users
 
 install: $(VENV)/.installed
 
@@ -167,6 +167,19 @@ conformance: install
 	@test -n '$(T5X)' || { echo 'T5X is missing: make conformance T5X=<checkout of github.com/google-research/t5x>'; exit 2; }
 	$(BIN)/python tools/conformance.py '$(T5X)' $(ARGS)
 
+# Repositories of T5X's users on the embedded engine, from checkouts in one
+# folder; flaxformer needs packages that the suite does not.
+USERS_PACKAGES := $(VENV)-t5x-users
+
+t5x-users: install $(USERS_PACKAGES)/.installed
+	@test -n '$(T5X_USERS)' || { echo 'T5X_USERS is missing: make t5x-users T5X_USERS=<folder with checkouts of prompt-tuning, flaxformer, t5x_retrieval, mt3>'; exit 2; }
+	PYTHONPATH=$(USERS_PACKAGES) $(BIN)/python -m tools.t5x_users '$(T5X_USERS)' $(ARGS)
+
+$(USERS_PACKAGES)/.installed: Makefile
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps \
+	  --target $(USERS_PACKAGES) aqtp==0.9.0 chex==0.1.92 toolz==1.2.0
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-aot $(VENV)-hf $(VENV)-xm build *.egg-info .pytest_cache \
+	rm -rf $(VENV) $(VENV)-aot $(VENV)-hf $(VENV)-xm $(VENV)-t5x-users build *.egg-info .pytest_cache \
 	  .ruff_cache
