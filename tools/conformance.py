@@ -8,8 +8,8 @@ test files, and for helpers that only tests import (test_utils, examples). The
 modules under test must be the engine's. docs/conformance.md lists the failures
 and their reasons. The last line is JSON.
 
-The exit code is 1 if a required file passes less than 95 % of its tests, or a
-module of the engine came from the checkout.
+The exit code is 1 if a file passes a smaller part of its tests than is
+required, or a module of the engine came from the checkout.
 """
 
 import argparse
@@ -20,18 +20,20 @@ import subprocess
 import sys
 import tempfile
 
-REQUIRED = ('decoding', 'losses', 'models')
-INFORMATIONAL = (
-  'binary_search',
-  'metrics',
-  'adafactor',
-  'optimizers',
-  'partitioning',
-  'train_state',
-  'trainer',
-  'utils',
-)
-PASS_RATE = 0.95
+# {test file: the part of its tests that must pass}
+REQUIRED = {
+  'decoding': 1.0,
+  'losses': 1.0,
+  'models': 1.0,
+  'metrics': 1.0,
+  'adafactor': 1.0,
+  'train_state': 1.0,
+  'optimizers': 0.9,
+  'partitioning': 0.9,
+  'trainer': 0.8,
+}
+INFORMATIONAL = ('binary_search', 'utils')
+TESTS = (*REQUIRED, *INFORMATIONAL)
 # Modules that must not come from T5X's checkout.
 OWN_MODULES = (
   'decoding',
@@ -54,8 +56,8 @@ def main() -> None:
   parser.add_argument(
     '--tests',
     nargs='+',
-    choices=REQUIRED + INFORMATIONAL,
-    default=REQUIRED + INFORMATIONAL,
+    choices=TESTS,
+    default=TESTS,
     help='the test files to run (default: all)',
   )
   parser.add_argument('--one', nargs=2, help=argparse.SUPPRESS)
@@ -74,8 +76,8 @@ def main() -> None:
   failures = []
   for name, result in results.items():
     share = result['passed'] / max(result['total'], 1)
-    if name in REQUIRED and share < PASS_RATE:
-      failures.append(f'{name}_test: less than {PASS_RATE:.0%} pass')
+    if share < REQUIRED.get(name, 0.0):
+      failures.append(f'{name}_test: less than {REQUIRED[name]:.0%} pass')
     for module in result['foreign']:
       failures.append(f'{name}_test: t5x.{module} came from the checkout')
   print()

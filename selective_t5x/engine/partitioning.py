@@ -216,8 +216,14 @@ class PjitPartitioner(BasePjitPartitioner):
     flat = traverse_util.flatten_dict(
       logical.state_dict(), keep_empty_nodes=True, sep='/'
     )
-    return logical.restore_state(
+    mesh_axes = logical.restore_state(
       traverse_util.unflatten_dict(
         {name: to_mesh(name, axes) for name, axes in flat.items()}, sep='/'
       )
     )
+    if not logical.flax_mutables and train_state.flax_mutables:
+      # Collections without axis names; T5X cannot train with such ones.
+      mesh_axes = mesh_axes.replace_flax_mutables(
+        jax.tree.map(lambda _: None, train_state.flax_mutables)
+      )
+    return mesh_axes

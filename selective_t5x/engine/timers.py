@@ -53,7 +53,8 @@ class AsyncTimer:
     Raises:
       ValueError: the clock was not started.
     """
-    return self._clock() - self._started().result()
+    start = self._started().result()
+    return self._clock() - start
 
   def close(self) -> None:
     """Waits for the durations and stops the thread."""

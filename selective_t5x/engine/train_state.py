@@ -153,7 +153,9 @@ class FlaxOptimTrainState(flax.struct.PyTreeNode):
       optimizer_def.derive_logical_axes(
         self._optimizer, flax_partitioning.get_axis_names(self.params_axes)
       ),
-      flax_mutables=_mutables_axes(self),
+      flax_mutables=flax_partitioning.get_axis_names(
+        self.flax_mutables_axes or EMPTY_DICT
+      ),
     )
 
 
@@ -226,15 +228,10 @@ class InferenceState(flax.struct.PyTreeNode):
     return InferenceState(
       step=None,
       params=flax_partitioning.get_axis_names(self.params_axes),
-      flax_mutables=_mutables_axes(self),
+      flax_mutables=flax_partitioning.get_axis_names(
+        self.flax_mutables_axes or EMPTY_DICT
+      ),
     )
-
-
-def _mutables_axes(state: FlaxOptimTrainState | InferenceState) -> Any:
-  """Returns the logical axes of the mutables; None for each without names."""
-  if state.flax_mutables_axes:
-    return flax_partitioning.get_axis_names(state.flax_mutables_axes)
-  return jax.tree.map(lambda _: None, state.flax_mutables)
 
 
 TrainState = FlaxOptimTrainState | InferenceState

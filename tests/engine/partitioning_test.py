@@ -4,6 +4,7 @@ import sys
 import types
 from unittest import mock
 
+import flax
 import jax
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from selective_t5x import models, network
 from selective_t5x.errors import UserError
-from t5x import optimizers, partitioning
+from t5x import optimizers, partitioning, train_state
 from tests.engine import meshes, tiny
 
 
@@ -144,3 +145,15 @@ def test_a_platform_that_is_not_here_is_refused():
   message = "PjitPartitioner.backend = 'abacus': .*expected a platform"
   with pytest.raises(UserError, match=message):
     _ = partitioning.PjitPartitioner(num_partitions=1, backend='abacus').mesh
+
+
+def test_mutable_collections_without_axis_names_are_replicated():
+  model = tiny.model()
+  shapes = {k: v.shape for k, v in tiny.batch().items()}
+  variables = model.get_initial_variables(jax.random.key(0), shapes)
+  state = train_state.FlaxOptimTrainState.create(
+    model.optimizer_def,
+    flax.core.freeze({**variables, 'counters': {'tokens': np.zeros(3)}}),
+  )
+  axes = partitioning.PjitPartitioner(num_partitions=1).get_mesh_axes(state)
+  assert axes.flax_mutables['counters']['tokens'] is None

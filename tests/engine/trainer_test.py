@@ -1,13 +1,15 @@
 import json
 
+import clu.metrics
 import clu.values
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from t5x import partitioning, trainer
+from t5x import partitioning, timers, trainer
 from tests.engine import tiny
 
 
@@ -136,3 +138,78 @@ def test_steps_draw_different_dropout(partitioner, tmp_path):
   }
   assert len(losses) == 3
   assert jnp.isfinite(model.eval_fn(state.params, batch)[0])
+
+
+def test_the_clock_of_a_window_waits_for_arrays():
+  times = iter([10.0, 17.0, 20.0])
+  timer = timers.AsyncTimer(lambda: next(times))
+  donated = jnp.ones(3)
+  donated.delete()
+  timer.start(block_on={'state': donated}, elapsed=2.0)
+  assert timer.duration() == 9.0
+  assert timer.stop(block_on=jnp.ones(3)).result() == 12.0
+  with pytest.raises(ValueError, match="hasn't been started"):
+    timer.stop()
+  timer.close()
+
+
+@flax.struct.dataclass
+class Fixed(clu.metrics.Metric):
+  """A metric of a value that it was told."""
+
+  value: object = flax.struct.field(pytree_node=False)
+
+  def merge(self, other):
+    return other
+
+  def compute_value(self):
+    return self.value
+
+
+def test_metrics_may_have_values_of_any_type(tmp_path):
+  values = {
+    'number': clu.values.Scalar(np.float32(2.5)),
+    'array of one': clu.values.Scalar(np.ones(1)),
+    'array': clu.values.Scalar(np.ones(3)),
+    'text': clu.values.Text('as always'),
+    'plain': 7,
+  }
+  manager = trainer.MetricsManager('train', str(tmp_path))
+  manager.start_duration_timer()
+  summary = manager.write_metrics_summary(
+    {name: Fixed(value) for name, value in values.items()}, 3, 1
+  ).result()
+  manager.close()
+  assert summary['text'].value == 'as always' and summary['plain'] == 7
+  line = json.loads((tmp_path / 'train/metrics.jsonl').read_text())
+  assert line == {'step': 3, 'number': 2.5, 'array of one': 1.0, 'plain': 7.0}
+
+
+@pytest.mark.parametrize('number', [3, np.float32(3), jnp.ones(()) * 3])
+def test_actions_watch_numbers_of_any_type(number):
+  stop = trainer.EarlyStoppingAction(('task', 'm'), 'min', patience=2)
+  assert [stop.run(None, {'task': {'m': number}}) for _ in range(2)] == [
+    False,
+    True,
+  ]
+  text = clu.values.Text('x')
+  assert not any(stop.run(None, {'task': {'m': text}}) for _ in range(3))
+
+
+def test_evaluation_steps_of_one_shape_are_compiled_once(partitioner):
+  model, batch = tiny.model(), tiny.batch()
+  with trainer.Trainer(
+    model,
+    _state(model, partitioner),
+    partitioner,
+    ['a', 'b'],
+    None,
+    tiny.initializer(model, partitioner).train_state_axes,
+    jax.random.PRNGKey(1),
+    learning_rate_fn=optax.constant_schedule(0.25),
+    num_microbatches=0,
+  ) as t:
+    t.compile_eval({'a': batch, 'b': batch})
+    assert t._compiled_eval_steps['a'] is t._compiled_eval_steps['b']
+    evaluated = t.eval({'a': [batch], 'b': [batch]})
+  assert evaluated['a']['loss'] == evaluated['b']['loss']
