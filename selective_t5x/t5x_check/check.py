@@ -73,12 +73,12 @@ def uses(file: pathlib.Path, library: Library) -> list[Use]:
     UserError: it cannot be read or parsed.
   """
   try:
-    text = file.read_text('utf-8')
+    source = file.read_bytes()
+    if file.suffix == '.py':
+      return list(python_uses.uses(source, str(file), library))
+    return list(gin_uses.uses(source.decode('utf-8'), str(file)))
   except (OSError, UnicodeDecodeError) as error:
     raise UserError(f'{file}: cannot be read: {error}') from error
-  if file.suffix == '.gin':
-    return list(gin_uses.uses(text, str(file)))
-  return list(python_uses.uses(text, str(file), library))
 
 
 def problems(all_uses: Iterable[Use], library: Library) -> Iterator[Problem]:

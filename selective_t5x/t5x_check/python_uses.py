@@ -14,11 +14,11 @@ from selective_t5x.t5x_check.definitions import UNKNOWN, Definition, Library
 from selective_t5x.t5x_check.uses import Use
 
 
-def uses(text: str, file: str, engine: Library) -> Iterator[Use]:
-  """Yields the uses of T5X's names in the text of a Python file.
+def uses(source: bytes, file: str, engine: Library) -> Iterator[Use]:
+  """Yields the uses of T5X's names in a Python file.
 
   Args:
-    text: the text.
+    source: the content of the file.
     file: its path, for messages.
     engine: tells which of a class's attributes its bases have.
 
@@ -26,7 +26,7 @@ def uses(text: str, file: str, engine: Library) -> Iterator[Use]:
     UserError: Python cannot parse it.
   """
   try:
-    tree = ast.parse(text)
+    tree = ast.parse(source)
   except (SyntaxError, ValueError) as error:
     line = getattr(error, 'lineno', None) or 1
     message = getattr(error, 'msg', error)
@@ -140,14 +140,17 @@ class _Visitor(ast.NodeVisitor):
 
   def visit_FunctionDef(self, node):
     """Visits a function, whose local names hide imports."""
-    for part in (*node.decorator_list, *node.args.defaults):
+    outside = [
+      *node.decorator_list,
+      *node.args.defaults,
+      *node.args.kw_defaults,
+      *(argument.annotation for argument in _arguments(node)),
+      node.returns,
+    ]
+    for part in filter(None, outside):
       self.visit(part)
-    outside = [node.args.args, node.args.kwonlyargs, node.args.posonlyargs]
-    for argument in (argument for group in outside for argument in group):
-      if argument.annotation:
-        self.visit(argument.annotation)
     self._hidden.append(_local_names(node))
-    for part in (*filter(None, node.args.kw_defaults), *node.body):
+    for part in node.body:
       self.visit(part)
     self._hidden.pop()
 
@@ -225,12 +228,16 @@ def _is_super(node: ast.AST) -> bool:
   )
 
 
-def _local_names(node: ast.FunctionDef) -> set[str]:
-  """Returns the parameters of a function and the names that it assigns."""
+def _arguments(node: ast.FunctionDef) -> list[ast.arg]:
+  """Returns all parameters of a function."""
   arguments = node.args
   every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
-  names = {argument.arg for argument in every}
-  names |= {a.arg for a in (arguments.vararg, arguments.kwarg) if a}
+  return [*every, *filter(None, (arguments.vararg, arguments.kwarg))]
+
+
+def _local_names(node: ast.FunctionDef) -> set[str]:
+  """Returns the parameters of a function and the names that it assigns."""
+  names = {argument.arg for argument in _arguments(node)}
   for child in ast.walk(node):
     if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
       names.add(child.id)

@@ -21,7 +21,8 @@ def engine():
 def messages(tmp_path, name, text, engine):
   """Returns 'line: message' for each problem of a file."""
   file = tmp_path / name
-  file.write_text(textwrap.dedent(text))
+  encoding = 'latin-1' if 'latin-1' in text else 'utf-8'
+  file.write_text(textwrap.dedent(text), encoding)
   problems = check.problems(check.uses(file, engine), engine)
   return [f'{problem.use.line}: {problem.text}' for problem in problems]
 
@@ -79,6 +80,16 @@ PYTHON = {
       '9: t5x.models.EncoderDecoderModel.loss_fn needs dropout_rng',
       '13: t5x.models.EncoderDecoderModel.score_batches is missing; nearest: s',
     ],
+  ),
+  'annotations and defaults': (
+    'from t5x import utils\n'
+    'def f(utils: utils.Aa, *args: utils.Bb, c=utils.Cc, **d) -> utils.Dd:\n'
+    '  return utils.anything\n',
+    [f'2: t5x.utils.{name} is missing' for name in ('Cc', 'Aa', 'Bb', 'Dd')],
+  ),
+  'another encoding': (
+    '# -*- coding: latin-1 -*-\nfrom t5x import util  # \xe9\n',
+    ['2: t5x.util is missing; nearest: utils'],
   ),
   'a reason': (
     'from t5x.contrib.moe import models\n',
