@@ -30,7 +30,6 @@ REQUIRED = {
 # They wait for functions and arguments of the engine.
 NOT_YET = (
   'runs/precompile.gin',
-  'runs/infer_from_tfexample_file.gin',
   'umt5/runs/finetuning_common.gin',
   'umt5/tydiqa_base.gin',
 )
