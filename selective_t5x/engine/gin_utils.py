@@ -14,9 +14,12 @@ def get_gin_config_str(show_provenance: bool = False) -> str:
   """Returns the configuration as a gin file, for `gin.parse_config`.
 
   Args:
-    show_provenance: whether comments say where each binding comes from.
+    show_provenance: whether comments say where each binding comes from; gin
+      0.5.0 cannot.
   """
-  return gin.config_str(show_provenance=show_provenance)
+  # Only gin's newer versions know the argument.
+  options = {'show_provenance': True} if show_provenance else {}
+  return gin.config_str(**options)
 
 
 def parse_gin_flags(
