@@ -162,23 +162,23 @@ $(VENV)-xm/.installed: constraints-xm.txt
 	  --no-deps --requirement constraints-xm.txt
 	touch $@
 
-# T5X's own tests against the embedded engine: make conformance T5X=<checkout>.
-conformance: install
-	@test -n '$(T5X)' || { echo 'T5X is missing: make conformance T5X=<checkout of github.com/google-research/t5x>'; exit 2; }
-	$(BIN)/python tools/conformance.py '$(T5X)' $(ARGS)
-
-# Repositories of T5X's users on the embedded engine, from checkouts in one
-# folder; flaxformer needs packages that the suite does not.
+# Packages that T5X's own tests and its users' repositories need.
 USERS_PACKAGES := $(VENV)-t5x-users
 
-t5x-users: install $(USERS_PACKAGES)/.installed
-	@test -n '$(T5X_USERS)' || { echo 'T5X_USERS is missing: make t5x-users T5X_USERS=<folder with checkouts of prompt-tuning, flaxformer, t5x_retrieval, mt3>'; exit 2; }
-	PYTHONPATH=$(USERS_PACKAGES) $(BIN)/python -m tools.t5x_users '$(T5X_USERS)' $(ARGS)
-
-$(USERS_PACKAGES)/.installed: Makefile
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps \
+$(USERS_PACKAGES)/.installed: Makefile | install
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 	  --target $(USERS_PACKAGES) aqtp==0.9.0 chex==0.1.92 toolz==1.2.0
 	touch $@
+
+# T5X's own tests against the embedded engine: make conformance T5X=<checkout>.
+conformance: install $(USERS_PACKAGES)/.installed
+	@test -n '$(T5X)' || { echo 'T5X is missing: make conformance T5X=<checkout of github.com/google-research/t5x>'; exit 2; }
+	PYTHONPATH=$(USERS_PACKAGES):$$PYTHONPATH $(BIN)/python tools/conformance.py '$(T5X)' $(ARGS)
+
+# Repositories of T5X's users on the embedded engine, from checkouts in a folder.
+t5x-users: install $(USERS_PACKAGES)/.installed
+	@test -n '$(T5X_USERS)' || { echo 'T5X_USERS is missing: make t5x-users T5X_USERS=<folder with checkouts of prompt-tuning, flaxformer, t5x_retrieval, mt3>'; exit 2; }
+	PYTHONPATH=$(USERS_PACKAGES):$$PYTHONPATH $(BIN)/python -m tools.t5x_users '$(T5X_USERS)' $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(VENV)-aot $(VENV)-hf $(VENV)-xm $(VENV)-t5x-users build *.egg-info .pytest_cache \
