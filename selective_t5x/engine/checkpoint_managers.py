@@ -225,7 +225,10 @@ class OrbaxCheckpointManagerInterface:
     dtype = jnp.dtype(self._save_dtype) if self._save_dtype else None
     save_args = {
       key: jax.tree.map(
-        lambda _: ocp.SaveArgs(dtype=dtype if key == 'target' else None),  # noqa: B023
+        lambda leaf: ocp.SaveArgs(
+          # Numbers that a transformation added stay as they are.
+          dtype=dtype if key == 'target' and hasattr(leaf, 'dtype') else None  # noqa: B023
+        ),
         tree,
       )
       for key, tree in state_dict.items()
