@@ -29,7 +29,6 @@ from jax.sharding import PartitionSpec
 from t5x import (
   checkpoint_items,
   checkpoints_utils,
-  event_files,
   integrity,
   opening,
   restoring,
@@ -240,7 +239,11 @@ class OrbaxCheckpointManagerInterface:
       items['window'] = checkpoint_items.WindowArgs(self.unfinished_window)
     metrics = None
     if self._metric:
-      value = event_files.values(self._directory, self._metric, (step,))
+      from t5x import event_files  # beside the engine
+
+      value = event_files.populate_metrics_for_steps(
+        self._directory, self._metric, (step,)
+      )
       metrics = {self._metric: value[step]} if value else None
     self._manager.wait_until_finished()
     self._saving = step

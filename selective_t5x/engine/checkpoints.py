@@ -33,20 +33,18 @@ from t5x.checkpoints_utils import (  # noqa: F401
   get_step_from_checkpoint_dir,
   latest_step,
 )
-from t5x.event_files import values as populate_metrics_for_steps  # noqa: F401
 from t5x.lazy_arrays import (  # noqa: F401
   LazyArray,
   LazyThreadPoolArray,
 )
-from t5x.opening import (  # noqa: F401
-  RestoreStateTransformationFn,
-  load_t5x_checkpoint,
-)
+from t5x.opening import RestoreStateTransformationFn  # noqa: F401
 from t5x.restoring import get_local_data  # noqa: F401
 
 if TYPE_CHECKING:  # see __getattr__
   from t5x.best_checkpointer import SaveBestCheckpointer  # noqa: F401
   from t5x.checkpoint_importer import LazyAwaitableArray  # noqa: F401
+  from t5x.checkpoint_loading import load_t5x_checkpoint  # noqa: F401
+  from t5x.event_files import populate_metrics_for_steps  # noqa: F401
 
 CheckpointManagerConstructor = Callable[..., OrbaxCheckpointManagerInterface]
 # Of T5X's older layout, the latest.
@@ -58,6 +56,8 @@ PyTreeDef = jax.tree_util.PyTreeDef
 _BESIDE = {
   'SaveBestCheckpointer': 'best_checkpointer',
   'LazyAwaitableArray': 'checkpoint_importer',
+  'load_t5x_checkpoint': 'checkpoint_loading',
+  'populate_metrics_for_steps': 'event_files',
 }
 
 

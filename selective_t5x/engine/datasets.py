@@ -16,8 +16,10 @@ from jax.experimental import multihost_utils
 from selective_t5x.errors import UserError, did_you_mean
 from t5x import empty_data
 from t5x.data_reading import reading  # noqa: F401
-from t5x.sharded_iterators import prepare_train_iter  # noqa: F401
-from t5x.train_iterator import TrainIterator  # noqa: F401
+from t5x.train_iterator import (  # noqa: F401
+  TrainIterator,
+  prepare_train_iter,
+)
 
 
 @dataclasses.dataclass

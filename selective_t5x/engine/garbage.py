@@ -21,15 +21,8 @@ def collected_every(period: int) -> Iterator[Callable[[int], None]]:
   if not period:
     yield lambda step: None
     return
-  was_enabled = gc.isenabled()
   gc.disable()
-
-  def collect(step: int) -> None:
-    if step % period == 0:
-      gc.collect()
-
   try:
-    yield collect
+    yield lambda step: None if step % period else gc.collect()
   finally:
-    if was_enabled:
-      gc.enable()
+    gc.enable()

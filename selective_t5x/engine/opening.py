@@ -1,4 +1,4 @@
-"""Opens checkpoints of both layouts, with or without a model for them."""
+"""Opens checkpoints of both layouts."""
 
 import contextlib
 import os
@@ -22,7 +22,6 @@ from t5x import (
   checkpoints_utils,
   integrity,
   legacy_checkpoints,
-  state_utils,
 )
 from t5x.checkpoint_readers import SavedArray
 from t5x.lazy_arrays import LazyThreadPoolArray
@@ -83,54 +82,6 @@ def lazy(leaf: Any, dtype: Any) -> LazyThreadPoolArray:
       np.shape(leaf), dtype or np.asarray(leaf).dtype, lambda: leaf
     )
   return leaf if dtype is None else leaf.astype(dtype)
-
-
-def load_t5x_checkpoint(
-  path: str,
-  step: int | None = None,
-  state_transformation_fns: Transformations = (),
-  remap: bool = True,
-  restore_dtype: Any = None,
-  lazy_parameters: bool = False,
-) -> dict[str, Any]:
-  """Returns the nested dict of all arrays of a checkpoint, without a model.
-
-  Args:
-    path: a checkpoint of either layout, its file `checkpoint`, or a folder of
-      checkpoints.
-    step: the checkpoint in the folder; None: the latest one.
-    state_transformation_fns: rename arrays; their second argument is {}.
-    remap: whether these functions are called.
-    restore_dtype: dtype of the parameters; None: as saved.
-    lazy_parameters: whether the arrays are `LazyArray`s, read by their `get`.
-
-  Raises:
-    UserError: there is no checkpoint, or it cannot be read.
-  """
-  path = resolve(path, step)
-  reader = open_checkpoint(path)
-  with reading(path):
-    tree = state_utils.unflatten_state_dict(reader.arrays())
-  for transform in state_transformation_fns if remap else ():
-    tree = transform(tree, {})
-  flat = {
-    name: lazy(leaf, restore_dtype if name.startswith('target/') else None)
-    for name, leaf in state_utils.flatten_state_dict(tree).items()
-  }
-  if not lazy_parameters:
-    with reading(path):
-      read = reader.values({a.name for a in flat.values() if _is_saved(a)})
-      flat = {
-        name: np.asarray(read[leaf.name], leaf.dtype)
-        if _is_saved(leaf)
-        else leaf.get()
-        for name, leaf in flat.items()
-      }
-  return state_utils.unflatten_state_dict(flat)
-
-
-def _is_saved(leaf: Any) -> bool:
-  return isinstance(leaf, SavedArray)
 
 
 def resolve(path: str, step: int | None = None) -> str:

@@ -272,6 +272,41 @@ class TrainIterator(dataset_iterator.DatasetIterator):
     return [_checksum(next(source)) for _ in range(count)]
 
 
+def prepare_train_iter(
+  train_iter: tf.data.Dataset | dataset_iterator.DatasetIterator,
+  *,
+  partitioner,
+  checkpoint_cfg,
+  data_layout,
+) -> dataset_iterator.DatasetIterator:
+  """Returns an iterator over a dataset's batches, with T5X's signature.
+
+  Args:
+    train_iter: what get_dataset_fn returned.
+    partitioner: places the batches.
+    checkpoint_cfg: unused: the position can always be saved.
+    data_layout: defines the global batch.
+
+  Raises:
+    UserError: it is neither a dataset nor clu's iterator.
+  """
+  del checkpoint_cfg
+  if isinstance(train_iter, tf.data.Dataset):
+    return TrainIterator(train_iter, partitioner)
+  if not isinstance(train_iter, dataset_iterator.DatasetIterator):
+    raise UserError(
+      f'get_dataset_fn returned unsupported type {type(train_iter)}: expected '
+      'a tf.data.Dataset or a clu.data.DatasetIterator'
+    )
+  from t5x import sharded_iterators  # beside the engine
+
+  shapes = {
+    name: (data_layout.batch_size, *spec.shape[1:])
+    for name, spec in train_iter.element_spec.items()
+  }
+  return sharded_iterators.OwnIterator(train_iter, partitioner, shapes)
+
+
 def _accept_or_refuse(problem: str, batches: int | None) -> None:
   """Raises UserError, or warns if the change is accepted."""
   if not _accepted.get():

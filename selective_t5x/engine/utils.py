@@ -27,6 +27,7 @@ from t5x.datasets import (  # noqa: F401
   get_training_eval_datasets,
   get_vocabulary,
   import_module,
+  prepare_train_iter,
   round_vocab_size_to_multiple,
   verify_matching_vocabs,
 )
@@ -35,9 +36,6 @@ from t5x.initializing import TrainStateInitializer  # noqa: F401
 from t5x.schedules import (  # noqa: F401
   LearningRateCallable,
   create_learning_rate_scheduler,
-)
-from t5x.sharded_iterators import (  # noqa: F401
-  prepare_train_iter,
 )
 
 if TYPE_CHECKING:

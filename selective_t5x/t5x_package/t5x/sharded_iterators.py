@@ -5,13 +5,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import tensorflow as tf
 from clu.data import dataset_iterator
 from jax.sharding import NamedSharding
 
-from selective_t5x.errors import UserError
 from t5x import data_reading
-from t5x.train_iterator import TrainIterator
 
 
 class ShardedDatasetIterator(dataset_iterator.DatasetIterator):
@@ -90,36 +87,3 @@ class OwnIterator(ShardedDatasetIterator):
     """Goes to the position in a file; the step is not needed."""
     del step
     super().restore(filename)
-
-
-def prepare_train_iter(
-  train_iter: tf.data.Dataset | dataset_iterator.DatasetIterator,
-  *,
-  partitioner,
-  checkpoint_cfg,
-  data_layout,
-) -> TrainIterator | OwnIterator:
-  """Returns an iterator over a dataset's batches, with T5X's signature.
-
-  Args:
-    train_iter: what get_dataset_fn returned.
-    partitioner: places the batches.
-    checkpoint_cfg: unused: the position can always be saved.
-    data_layout: defines the global batch.
-
-  Raises:
-    UserError: it is neither a dataset nor clu's iterator.
-  """
-  del checkpoint_cfg
-  if isinstance(train_iter, tf.data.Dataset):
-    return TrainIterator(train_iter, partitioner)
-  if not isinstance(train_iter, dataset_iterator.DatasetIterator):
-    raise UserError(
-      f'get_dataset_fn returned unsupported type {type(train_iter)}: expected '
-      'a tf.data.Dataset or a clu.data.DatasetIterator'
-    )
-  shapes = {
-    name: (data_layout.batch_size, *spec.shape[1:])
-    for name, spec in train_iter.element_spec.items()
-  }
-  return OwnIterator(train_iter, partitioner, shapes)

@@ -7,7 +7,7 @@ import tensorflow as tf
 from etils import epath
 
 
-def values(
+def populate_metrics_for_steps(
   checkpoints_dir: str, metric_name: str, steps: Container[int]
 ) -> Mapping[int, float]:
   """Returns {step: value} of a metric.
