@@ -5,6 +5,7 @@ from selective_t5x.attention.api import (
   full_attention,
   selective_attention,
 )
+from selective_t5x.attention.masked_bias import masked_bias_attention
 from selective_t5x.attention.selection import masking_matrix
 from selective_t5x.attention.variants.differential import (
   differential_attention,
@@ -25,6 +26,7 @@ __all__ = [
   'differential_v2_attention',
   'forgetting_attention',
   'full_attention',
+  'masked_bias_attention',
   'masking_matrix',
   'selective_attention',
   'stick_breaking_attention',
