@@ -53,14 +53,14 @@ def test_embedded_engine_where_it_is_forced():
 
 
 def test_forced_embedded_engine_beats_another_t5x(fake_t5x):
-  found = output(WHICH, engine='embedded', path=fake_t5x)
-  assert found == f'embedded {ENGINE_DIR}'
+  result = output(WHICH, engine='embedded', path=fake_t5x)
+  assert result == f'embedded {ENGINE_DIR}'
 
 
 @pytest.mark.parametrize('engine', ['', 't5x'])
 def test_another_t5x_is_used_where_there_is_one(fake_t5x, engine):
-  found = output(WHICH, engine=engine, path=fake_t5x)
-  assert found == f't5x {fake_t5x / "t5x"}'
+  result = output(WHICH, engine=engine, path=fake_t5x)
+  assert result == f't5x {fake_t5x / "t5x"}'
 
 
 def test_another_t5x_that_is_imported_already_stays(fake_t5x):

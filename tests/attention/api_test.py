@@ -467,7 +467,7 @@ def test_selections_that_cannot_be_are_named(settings, error, message):
 
 
 @pytest.mark.parametrize(
-  'asked',
+  'arguments',
   [
     {},
     {'bias': bias_like(1, 2, 150, 150)},
@@ -477,14 +477,14 @@ def test_selections_that_cannot_be_are_named(settings, error, message):
     {'selection_groups': 2, 'bias': bias_like(1, 2, 150, 150)},
   ],
 )
-def test_one_row_of_f_needs_no_f(asked):
+def test_one_row_of_f_needs_no_f(arguments):
   query, key, value = arrays(batch=3, length=150)
   at = np.array([0, 130, 149])
   out, f = attention.selective_attention(
-    query, key, value, return_masking=True, **asked
+    query, key, value, return_masking=True, **arguments
   )
   also, row = attention.selective_attention(
-    query, key, value, masking_row=at, implementation='blocked', **asked
+    query, key, value, masking_row=at, implementation='blocked', **arguments
   )
   expected = np.stack([f[b, ..., i, :] for b, i in enumerate(at)])
   np.testing.assert_allclose(row, expected, rtol=1e-4, atol=1e-4)

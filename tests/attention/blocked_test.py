@@ -86,20 +86,20 @@ class Case:
           arrays.pop('selection_bias'),
           constraints=self.constraints,
         )
-      asked = dict(scale=self.scale, segment_ids=self.segment_ids)
+      settings = dict(scale=self.scale, segment_ids=self.segment_ids)
       if implementation == 'blocked':
         return blocked.attention(
           **arrays,
           selection=selection,
           memory_tau=self.tau,
           block=self.block,
-          **asked,
+          **settings,
         )
       if self.selects:
         return reference.selective_attention(
-          **arrays, selection=selection, memory_tau=self.tau, **asked
+          **arrays, selection=selection, memory_tau=self.tau, **settings
         )[:2]
-      return reference.causal_attention(**arrays, prefix=None, **asked), None
+      return reference.causal_attention(**arrays, prefix=None, **settings), None
 
     def loss(arrays):
       out, seen = call(arrays)

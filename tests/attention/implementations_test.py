@@ -43,8 +43,8 @@ def test_the_tpu_kernels_say_what_they_lack():
 def test_none_picks_the_kernels_on_a_tpu(monkeypatch):
   monkeypatch.setattr(mesh, 'platform', lambda: 'tpu')
 
-  def chosen(**asked):
-    return implementations.choose(None, 'attention', **asked)
+  def chosen(**settings):
+    return implementations.choose(None, 'attention', **settings)
 
   assert chosen() == 'pallas_tpu'
   assert chosen(dtype=jnp.bfloat16) == 'pallas_tpu'
@@ -54,8 +54,8 @@ def test_none_picks_the_kernels_on_a_tpu(monkeypatch):
 
 
 def test_none_picks_what_can_run():
-  def chosen(**asked):
-    return implementations.choose(None, 'attention', **asked)
+  def chosen(**settings):
+    return implementations.choose(None, 'attention', **settings)
 
   assert chosen() == 'blocked'
   assert chosen(bias=True) == 'blocked'

@@ -92,9 +92,9 @@ def test_a_selecting_head_reaches_every_head_of_later_tokens(name):
 def test_m_and_f_are_nan_from_the_next_token_on(name):
   inputs = properties.arrays()
   inputs[0] = inputs[0].at[ROW, TOKEN, 0, 1].set(jnp.nan)
-  asked = {'return_masking': True} if name == 'reference' else {}
+  settings = {'return_masking': True} if name == 'reference' else {}
   out, seen, *masking = attention.selective_attention(
-    *inputs, segment_ids=PACKED, memory_tau=1.0, implementation=name, **asked
+    *inputs, segment_ids=PACKED, memory_tau=1.0, implementation=name, **settings
   )
   wanted = np.zeros_like(AFTER)
   wanted[ROW, TOKEN + 1 : 4] = True

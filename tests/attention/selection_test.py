@@ -173,9 +173,11 @@ def test_a_key_that_is_unmasked_counts_as_one_token():
 def test_without_relu_no_key_counts_more_than_one_token(implementation, head):
   inputs = properties.arrays()
   ids, tau = properties.PACKED, 0.5
-  asked = dict(segment_ids=ids, memory_tau=tau, relu=False, selection_head=head)
+  arguments = dict(
+    segment_ids=ids, memory_tau=tau, relu=False, selection_head=head
+  )
   _, _, masking = attention.selective_attention(
-    *inputs, return_masking=True, **asked
+    *inputs, return_masking=True, **arguments
   )
   assert np.min(masking) < -1
 
@@ -189,13 +191,16 @@ def test_without_relu_no_key_counts_more_than_one_token(implementation, head):
 
   def of_f(query):
     _, masking = attention.selective_attention(
-      query, *inputs[1:], return_masking=True, **asked | {'memory_tau': None}
+      query,
+      *inputs[1:],
+      return_masking=True,
+      **arguments | {'memory_tau': None},
     )
     return wanted(masking)
 
   def of_m(query):
     return attention.selective_attention(
-      query, *inputs[1:], implementation=implementation, **asked
+      query, *inputs[1:], implementation=implementation, **arguments
     )[1]
 
   weights = np.random.default_rng(2).normal(size=ids.shape)

@@ -66,14 +66,14 @@ def toy(monkeypatch):
 
 
 def test_the_path_starts_without_pruning_and_ends_below_the_goal(toy, tmp_path):
-  found = toy(tmp_path, target_loss=4.5)
-  assert found == json.loads((tmp_path / 'search.json').read_text())
-  first, last = found['path'][0], found['path'][-1]
+  result = toy(tmp_path, target_loss=4.5)
+  assert result == json.loads((tmp_path / 'search.json').read_text())
+  first, last = result['path'][0], result['path'][-1]
   assert first['budgets'] == [32, 32] and first['memory_factor'] == 1
   assert first['tuning_loss'] == 4 + 3 / 32
-  assert last['tuning_loss'] <= found['goal'] == 4.5
+  assert last['tuning_loss'] <= result['goal'] == 4.5
   assert last['memory_factor'] == 64 / sum(last['budgets']) > 3
-  for point in found['path']:
+  for point in result['path']:
     assert point['report_loss'] == point['tuning_loss'] + 1
 
 
@@ -88,9 +88,9 @@ def test_the_path_starts_without_pruning_and_ends_below_the_goal(toy, tmp_path):
   ],
 )
 def test_the_looser_goal_holds(toy, tmp_path, settings, goal):
-  found = toy(tmp_path, **settings)
-  assert found['goal'] == pytest.approx(goal)
-  assert all(p['tuning_loss'] <= goal for p in found['path'][1:])
+  result = toy(tmp_path, **settings)
+  assert result['goal'] == pytest.approx(goal)
+  assert all(p['tuning_loss'] <= goal for p in result['path'][1:])
 
 
 def test_killed_anywhere_it_ends_with_the_same_budgets(
@@ -103,13 +103,13 @@ def test_killed_anywhere_it_ends_with_the_same_budgets(
     # Enough for two cuts, or for the report.
     monkeypatch.setattr(ToyLosses, 'calls_left', 2)
     try:
-      found = toy(tmp_path / 'killed', tolerance=0.3)
+      result = toy(tmp_path / 'killed', tolerance=0.3)
       break
     except Killed:
       kills += 1
       assert kills < 100
   assert kills > 4
-  assert found == whole
+  assert result == whole
   # Finished, it is kept.
   monkeypatch.setattr(ToyLosses, 'calls_left', 0)
   assert toy(tmp_path / 'killed', tolerance=0.3) == whole
@@ -128,10 +128,10 @@ def test_a_search_of_a_model_that_has_changed_is_refused(toy, tmp_path):
   toy.run.checkpoint = str(checkpoint)
   toy.run.config = reader.read('x.y = 1\ntrain.steps = 1\n', 'test')
   (checkpoint / 'state/array').write_text('weights')
-  found = toy(tmp_path / 'out', tolerance=0.1)
+  result = toy(tmp_path / 'out', tolerance=0.1)
   # How it was trained does not count.
   toy.run.config = reader.read('x.y = 1\ntrain.steps = 2\n', 'test')
-  assert toy(tmp_path / 'out', tolerance=0.1) == found
+  assert toy(tmp_path / 'out', tolerance=0.1) == result
   toy.run.config = reader.read('x.y = 2\n', 'test')
   with pytest.raises(UserError, match='another configuration: x.y is 1 there'):
     toy(tmp_path / 'out', tolerance=0.1)
@@ -158,9 +158,9 @@ def test_a_budget_that_is_no_number_is_no_state(toy, tmp_path):
 
 
 def test_uniform_budgets(toy, tmp_path):
-  found = toy(tmp_path, tolerance=0.2, uniform=True)
-  assert len(found['path']) > 3
-  assert all(a == b for a, b in (p['budgets'] for p in found['path']))
+  result = toy(tmp_path, tolerance=0.2, uniform=True)
+  assert len(result['path']) > 3
+  assert all(a == b for a, b in (p['budgets'] for p in result['path']))
 
 
 GIVEN = ('--checkpoint=a', '--gin_file=b', '--output_dir=c')
@@ -235,8 +235,8 @@ def test_a_run_is_searched_and_takes_its_budgets(
   said = capsys.readouterr().out
   state = json.loads((tmp_path / 'search.json').read_text())
   # An untrained model's loss is far below 9 whatever it keeps.
-  found = state['path'][-1]['budgets']
-  assert found == [2, 2]
+  result = state['path'][-1]['budgets']
+  assert result == [2, 2]
   size = state['cache_bytes_per_row']
   assert f'{size["pruned"]:,} bytes in place of {size["full"]:,}' in said
   assert size['full'] > 5 * size['pruned']
@@ -246,7 +246,7 @@ def test_a_run_is_searched_and_takes_its_budgets(
   ) as run:
     config = run.model.module.config
     assert config.pruning == pruning.Pruning(
-      pruning.Selective(), found, settings.sizes(config)
+      pruning.Selective(), result, settings.sizes(config)
     )
     # Fixed budgets and traced ones give the same loss.
     (batch,) = run.batches(1)

@@ -225,9 +225,9 @@ def test_mistakes_get_one_line(arguments, message):
 
 
 def test_commands_that_train_nothing_take_no_jobs():
-  made = flags.parser('selective_t5x.report', 'it shows')
+  parser = flags.parser('selective_t5x.report', 'it shows')
   with pytest.raises(UserError, match='--jobs: no such flag'):
-    flags.parse(made, ['--jobs=2'])
+    flags.parse(parser, ['--jobs=2'])
 
 
 def test_a_mistake_exits_with_2_and_one_line():

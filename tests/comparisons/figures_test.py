@@ -15,9 +15,9 @@ from tests.support import fake_training
 
 
 def trained(setting, **change):
-  made = plan.make_cells(**{**setting, **change})
-  run_cells(made, program=fake_training.PROGRAM)
-  return made
+  cells = plan.make_cells(**{**setting, **change})
+  run_cells(cells, program=fake_training.PROGRAM)
+  return cells
 
 
 def last_row(path):
@@ -131,21 +131,21 @@ def test_losses_at_equal_time_are_what_the_raw_files_say(setting):
 
 
 def test_what_was_not_evaluated_around_equal_time_has_no_loss_there(setting):
-  made = trained(setting, seeds=[0])
-  path = made[1].folder / 'training_eval/toy/metrics.jsonl'
+  cells = trained(setting, seeds=[0])
+  path = cells[1].folder / 'training_eval/toy/metrics.jsonl'
   path.write_text(path.read_text().splitlines(keepends=True)[-1])
-  write_summary(made[1].folder)
-  baseline, selective = compare_cells(made)['equal_time']['results']
+  write_summary(cells[1].folder)
+  baseline, selective = compare_cells(cells)['equal_time']['results']
   assert baseline['loss']['mean'] is not None
   assert selective['loss']['values'] == [None]
 
 
 def test_runs_that_measured_no_time_have_no_view_of_it(setting):
-  made = trained(setting, seeds=[0])
-  path = made[0].folder / 'train/metrics.jsonl'
+  cells = trained(setting, seeds=[0])
+  path = cells[0].folder / 'train/metrics.jsonl'
   path.write_text(path.read_text().replace('timing/seconds', 'other'))
-  write_summary(made[0].folder)
-  figures = compare_cells(made)
+  write_summary(cells[0].folder)
+  figures = compare_cells(cells)
   assert figures['equal_time'] is None
   assert any(c.startswith('No view at equal time') for c in figures['caveats'])
 
@@ -159,11 +159,11 @@ def test_runs_that_measured_no_time_have_no_view_of_it(setting):
   ],
 )
 def test_whether_parameters_agree_is_said(setting, parameters, agree, said):
-  made = trained(setting, seeds=[0])
-  path = made[1].folder / 'model-info.txt'
+  cells = trained(setting, seeds=[0])
+  path = cells[1].folder / 'model-info.txt'
   path.write_text(path.read_text().replace('1234', parameters))
-  write_summary(made[1].folder)
-  figures = compare_cells(made)
+  write_summary(cells[1].folder)
+  figures = compare_cells(cells)
   assert figures['equal_parameters']['agree'] is agree
   assert said in figures['caveats'][-1]
   table = [t for t in tables.tables(figures) if 'against param' in t.title]
@@ -173,24 +173,24 @@ def test_whether_parameters_agree_is_said(setting, parameters, agree, said):
 
 
 def test_values_that_were_used_and_differ_are_there(setting):
-  made = trained(setting)
-  assert compare_cells(made)['used_differences'] == {
+  cells = trained(setting)
+  assert compare_cells(cells)['used_differences'] == {
     'model.attention': {'baseline': '@causal()', 'selective': '@selective()'},
     'causal.scale': {'baseline': 'None', 'selective': None},
     'selective.scale': {'baseline': None, 'selective': 'None'},
   }
-  path = made[-1].folder / 'operative_config.gin'
+  path = cells[-1].folder / 'operative_config.gin'
   path.write_text(path.read_text().replace('STEPS = 40', 'STEPS = 50'))
-  steps = compare_cells(made)['used_differences']['TRAIN_STEPS']
+  steps = compare_cells(cells)['used_differences']['TRAIN_STEPS']
   assert steps == {'baseline': '40', 'selective': '40; 50'}
   path.unlink()
-  assert compare_cells(made)['used_differences'] is None
+  assert compare_cells(cells)['used_differences'] is None
 
 
 def test_runs_that_shared_the_machine_are_said_to(setting):
-  made = plan.make_cells(**{**setting, 'seeds': [0]})
-  run_cells(made, jobs=2, program=fake_training.PROGRAM)
-  assert any('Up to 2 runs' in c for c in compare_cells(made)['caveats'])
+  cells = plan.make_cells(**{**setting, 'seeds': [0]})
+  run_cells(cells, jobs=2, program=fake_training.PROGRAM)
+  assert any('Up to 2 runs' in c for c in compare_cells(cells)['caveats'])
 
 
 def test_one_seed_makes_no_claim(setting):
@@ -210,28 +210,28 @@ def test_two_seeds_show_their_spread_and_no_test(setting):
 
 
 def test_a_mixture_as_a_whole_is_left_out(setting):
-  made = trained(setting, seeds=[0])
-  for cell in made:
+  cells = trained(setting, seeds=[0])
+  for cell in cells:
     for task in ('one', 'two'):
       folder = cell.folder / 'training_eval' / task
       folder.mkdir()
       source = cell.folder / 'training_eval/toy/metrics.jsonl'
       (folder / 'metrics.jsonl').write_text(source.read_text())
     write_summary(cell.folder)
-  figures = compare_cells(made)
+  figures = compare_cells(cells)
   assert [r['task'] for r in figures['results']] == ['one'] * 2 + ['two'] * 2
 
 
 def test_what_makes_runs_unlike_is_said(setting):
-  made = trained(setting, seeds=[0])
-  path = made[0].folder / 'run.json'
+  cells = trained(setting, seeds=[0])
+  path = cells[0].folder / 'run.json'
   run = json.loads(path.read_text())
   run['runs'][0]['git']['commit'] = 'badcafe'
   path.write_text(json.dumps(run))
-  path = made[1].folder / 'training_eval/toy/metrics.jsonl'
+  path = cells[1].folder / 'training_eval/toy/metrics.jsonl'
   path.write_text(''.join(path.read_text().splitlines(keepends=True)[:-1]))
-  write_summary(made[1].folder)
-  caveats = compare_cells(made)['caveats']
+  write_summary(cells[1].folder)
+  caveats = compare_cells(cells)['caveats']
   assert 'commits of the suite: badcafe, c0ffee' in caveats[1]
   assert (
     'selective, seed 0: toy was last evaluated at step 30 of 40' in (caveats[2])
@@ -239,29 +239,29 @@ def test_what_makes_runs_unlike_is_said(setting):
 
 
 def test_what_is_not_shown_is_not_claimed(setting):
-  made = trained(setting, seeds=[0, 1, 2])
-  for cell, loss in zip(made, [1, 2, 1, 0.5, 1, 1.4], strict=True):
+  cells = trained(setting, seeds=[0, 1, 2])
+  for cell, loss in zip(cells, [1, 2, 1, 0.5, 1, 1.4], strict=True):
     path = cell.folder / 'training_eval/toy/metrics.jsonl'
     row = last_row(path) | {'loss': loss, 'cross_ent_loss': loss}
     path.write_text(f'{json.dumps(row)}\n')
     write_summary(cell.folder)
-  (claim,) = compare_cells(made)['claims']
+  (claim,) = compare_cells(cells)['claims']
   assert 'it is not shown that the losses of selective and baseline' in claim
 
 
 def test_a_claim_neither_tests_rounding_nor_rounds_to_nothing(setting):
-  made = trained(setting, seeds=[0, 1, 2])
+  cells = trained(setting, seeds=[0, 1, 2])
 
   def claim(*gaps):
     losses = []
     for base, gap in zip((2.0, 2.3, 2.7), gaps, strict=True):
       losses += [base, base + gap]
-    for cell, loss in zip(made, losses, strict=True):
+    for cell, loss in zip(cells, losses, strict=True):
       path = cell.folder / 'training_eval/toy/metrics.jsonl'
       row = last_row(path) | {'loss': loss, 'cross_ent_loss': loss}
       path.write_text(f'{json.dumps(row)}\n')
       write_summary(cell.folder)
-    (line,) = compare_cells(made)['claims']
+    (line,) = compare_cells(cells)['claims']
     return line
 
   assert claim(-0.1, -0.1, -0.1) == (

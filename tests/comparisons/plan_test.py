@@ -11,14 +11,14 @@ from tests.support import fake_training
 
 
 def test_every_variant_has_the_same_seeds_and_its_own_folder(setting):
-  made = plan.make_cells(**setting)
-  assert [cell.name for cell in made] == [
+  cells = plan.make_cells(**setting)
+  assert [cell.name for cell in cells] == [
     'baseline-seed0',
     'selective-seed0',
     'baseline-seed1',
     'selective-seed1',
   ]
-  for cell in made:
+  for cell in cells:
     seeds = {cell.bindings[name] for name in ('RANDOM_SEED', 'TRAIN_SEED')}
     assert seeds == {str(cell.seed)}
   assert not setting['output_dir'].exists()

@@ -19,9 +19,9 @@ from tests.support import fake_training
 @pytest.fixture
 def trained(setting):
   """Cells of two variants and seeds, without the measured loss."""
-  made = plan.make_cells(**setting)
-  run_cells(made, program=fake_training.PROGRAM)
-  return made
+  cells = plan.make_cells(**setting)
+  run_cells(cells, program=fake_training.PROGRAM)
+  return cells
 
 
 def change_rows(cell, **values):

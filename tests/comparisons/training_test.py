@@ -130,31 +130,31 @@ runpy.run_path(fake, run_name='__main__')
 def test_jobs_run_at_the_same_time_and_a_failing_one_stops_no_other(
   setting, capsys
 ):
-  made = plan.make_cells(**setting)
+  cells = plan.make_cells(**setting)
   meet = (sys.executable, '-c', MEET, fake_training.__file__)
-  run_cells(made[:2], jobs=2, program=(*meet, '2'))
-  assert all(cell.finished for cell in made[:2])
-  assert read_json(made[0].folder / plan.CELL_FILE)['jobs'] == 2
+  run_cells(cells[:2], jobs=2, program=(*meet, '2'))
+  assert all(cell.finished for cell in cells[:2])
+  assert read_json(cells[0].folder / plan.CELL_FILE)['jobs'] == 2
 
   fails = f'import sys\nif "selective" in sys.argv[-1]: sys.exit(7)\n{MEET}'
   program = (sys.executable, '-c', fails, fake_training.__file__, '3')
   with pytest.raises(CellError, match='1 of 2 runs failed: selective-seed1'):
-    run_cells(made[2:], jobs=2, program=program)
-  assert made[2].finished and not made[3].finished
+    run_cells(cells[2:], jobs=2, program=program)
+  assert cells[2].finished and not cells[3].finished
   assert 'selective-seed1: failed with exit code 7' in capsys.readouterr().err
 
 
 def test_an_exception_ends_all_that_run(setting, monkeypatch):
-  made = plan.make_cells(**{**setting, 'gin_bindings': ['TRAIN_SECONDS = 20']})
+  cells = plan.make_cells(**{**setting, 'gin_bindings': ['TRAIN_SECONDS = 20']})
 
   def interrupt(seconds):
-    if all((cell.folder / 'starts.txt').exists() for cell in made):
+    if all((cell.folder / 'starts.txt').exists() for cell in cells):
       raise KeyboardInterrupt
 
   monkeypatch.setattr(training.time, 'sleep', interrupt)
   with pytest.raises(KeyboardInterrupt):
-    run_cells(made, jobs=4, program=fake_training.PROGRAM)
-  for cell in made:  # The lock is the run's too: it is gone.
+    run_cells(cells, jobs=4, program=fake_training.PROGRAM)
+  for cell in cells:  # The lock is the run's too: it is gone.
     with open(cell.folder / plan.LOCK_FILE) as lock:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert not cell.finished
@@ -170,10 +170,10 @@ def test_a_terminal_has_a_line_for_each_run_and_one_for_all(
 ):
   monkeypatch.setattr(sys, 'stderr', Terminal())
   setting['gin_bindings'] = ['TRAIN_SECONDS = 0.3']
-  made = plan.make_cells(**setting)[:2]
-  run_cells(made[:1], program=fake_training.PROGRAM)
+  cells = plan.make_cells(**setting)[:2]
+  run_cells(cells[:1], program=fake_training.PROGRAM)
   sys.stderr.truncate(0)
-  run_cells(made, jobs=2, program=fake_training.PROGRAM)
+  run_cells(cells, jobs=2, program=fake_training.PROGRAM)
   shown = sys.stderr.getvalue()
   assert '[1/2] baseline-seed0: had finished before' in shown
   assert re.search(r'selective-seed0: .*/40 .*loss \d', shown)

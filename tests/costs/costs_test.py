@@ -12,7 +12,7 @@ V4 = topologies.CHIPS['v4']
 PART = topologies.find('v4-128', '--topology')
 
 
-def made(**changed):
+def example(**changed):
   fields = dict(
     step='train',
     parameters=2**30,
@@ -29,12 +29,12 @@ def made(**changed):
 
 
 def test_the_roofline_is_the_slowest_of_three():
-  one = made()
+  one = example()
   assert one.seconds == pytest.approx(
     {'compute': 1.0, 'hbm': 0.5, 'interconnect': 0.02}
   )
   assert (one.limit, one.step_seconds) == ('compute', pytest.approx(1.0))
-  starved = made(seconds=costs.roofline(V4, 1e12, 2400e9, 400e9))
+  starved = example(seconds=costs.roofline(V4, 1e12, 2400e9, 400e9))
   assert (starved.limit, starved.step_seconds) == (
     'interconnect',
     pytest.approx(4.0),
@@ -81,8 +81,8 @@ def test_the_compilers_word_where_memory_is_short(message):
 
 def test_two_configs_side_by_side(tmp_path):
   configs = {
-    'baseline': [made()],
-    'selective': [made(total=9 * 2**30, temporaries=6 * 2**30)],
+    'baseline': [example()],
+    'selective': [example(total=9 * 2**30, temporaries=6 * 2**30)],
   }
   text = report.text(PART, configs)
   assert 'v4:4x4x4 (v4-128): 64 chips, 16 hosts' in text
@@ -103,6 +103,6 @@ def test_two_configs_side_by_side(tmp_path):
 )
 def test_what_does_not_fit_says_what_would_help(changed, setting):
   changed = dict(total=40 * 2**30, fits=False, **changed)
-  text = report.text(PART, {'mine': [made(**changed)]})
+  text = report.text(PART, {'mine': [example(**changed)]})
   assert 'mine: the train step does not fit: 40 GiB of 32 GiB' in text
   assert setting in text

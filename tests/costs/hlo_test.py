@@ -112,5 +112,5 @@ ENTRY %main (y: f32[8], m: s32[]) -> f32[8] {
 )
 def test_rounds_of_a_loop_of_the_tpu_compiler(end, carried, rounds):
   text = LOOP.replace('END', end).replace('CARRIED', carried)
-  found = hlo.collectives(hlo.Program(text))
-  assert found == [('all-reduce', 32, 2)] * rounds
+  result = hlo.collectives(hlo.Program(text))
+  assert result == [('all-reduce', 32, 2)] * rounds

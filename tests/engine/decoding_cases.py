@@ -79,11 +79,11 @@ def cases():
 
 def main() -> None:
   """Prints {case: [tokens, scores]}."""
-  found = {
+  result = {
     name: [np.asarray(tokens).tolist(), np.asarray(scores).tolist()]
     for name, tokens, scores in cases()
   }
-  print(json.dumps(found))
+  print(json.dumps(result))
 
 
 if __name__ == '__main__':

@@ -127,9 +127,9 @@ def test_enough_beams_find_all_there_is(alpha, seed):
     penalty = ((5 + len(tokens)) / 6) ** alpha
     scores[tuple(tokens)] = np.sum(log_probs) / penalty
   best_last = sorted(scores, key=scores.get)
-  tokens, found = search(model, [[]], 4, num_decodes=15, alpha=alpha)
+  tokens, result = search(model, [[]], 4, num_decodes=15, alpha=alpha)
   np.testing.assert_allclose(
-    found[0], [scores[tokens] for tokens in best_last], rtol=1e-5
+    result[0], [scores[tokens] for tokens in best_last], rtol=1e-5
   )
   np.testing.assert_array_equal(
     tokens[0], [[*t, *[0] * (4 - len(t))] for t in best_last]
@@ -180,8 +180,8 @@ def test_samples_have_the_probabilities_asked_for(kwargs, kept):
   expected = probabilities ** (1 / kwargs.get('temperature', 1.0))
   expected[[i for i in range(5) if i not in kept]] = 0
   expected /= expected.sum()
-  found = np.bincount(tokens, minlength=5) / len(tokens)
-  np.testing.assert_allclose(found, expected, atol=0.04)
+  result = np.bincount(tokens, minlength=5) / len(tokens)
+  np.testing.assert_allclose(result, expected, atol=0.04)
   assert set(tokens) == set(kept)
   np.testing.assert_allclose(
     scores, np.log(expected[tokens]), rtol=1e-4, atol=1e-6
@@ -265,8 +265,8 @@ def test_caches_of_scanned_layers_have_rows_on_the_second_axis(decode):
       return logits, {'layer': layer | {'h': jnp.stack([layer['h']] * 2)}}
 
   expected = decode(ENDLESS, num_decodes=3)
-  found = decode(Scanned(forbidden=(0, EOS)), num_decodes=3, cache_offset=1)
-  for x, y in zip(found, expected, strict=True):
+  result = decode(Scanned(forbidden=(0, EOS)), num_decodes=3, cache_offset=1)
+  for x, y in zip(result, expected, strict=True):
     np.testing.assert_allclose(x, y, rtol=1e-6)
 
 
@@ -278,8 +278,8 @@ def test_leaves_without_rows_are_left_alone():
   }
 
   def mapped(**kwargs):
-    found = decoding.cache_map(lambda x: 10 * x, cache, **kwargs)
-    return jax.tree.leaves(found)
+    result = decoding.cache_map(lambda x: 10 * x, cache, **kwargs)
+    return jax.tree.leaves(result)
 
   assert mapped() == [4, 30, 2, 1]
   assert mapped(apply_to_index=True) == [40, 30, 2, 1]
@@ -295,18 +295,18 @@ def test_beams_are_gathered_by_row(one_hot, offset):
   if offset:
     x, expected = np.stack([x, 2 * x]), np.stack([expected, 2 * expected])
   cache = {'layer': {'cached_key': x, 'cache_index': np.array(7)}}
-  found = decoding.cache_gather_beams(cache, picked, 2, 3, 2, one_hot, offset)
-  np.testing.assert_allclose(found['layer']['cached_key'], expected)
-  assert found['layer']['cache_index'] == 7
+  result = decoding.cache_gather_beams(cache, picked, 2, 3, 2, one_hot, offset)
+  np.testing.assert_allclose(result['layer']['cached_key'], expected)
+  assert result['layer']['cache_index'] == 7
 
 
 @pytest.mark.parametrize('shape', [(1, 9000), (8, 5000), (9, 9000), (2, 100)])
 def test_top_k_of_long_rows_is_top_k(shape):
   x = np.random.default_rng(1).integers(0, 500, shape).astype(np.float32)
-  for found, expected in zip(
+  for result, expected in zip(
     decoding.top_k_two_stage(x, 4), jax.lax.top_k(x, 4), strict=True
   ):
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(result, expected)
 
 
 @pytest.mark.parametrize('dtype', [np.float32, jnp.bfloat16])
@@ -342,8 +342,8 @@ def test_tokens_are_those_of_the_real_t5x():
   expected = decoded_by('t5x')
   if expected is None:
     pytest.skip('no real T5X here')
-  found = decoded_by('embedded')
-  assert found.keys() == expected.keys()
+  result = decoded_by('embedded')
+  assert result.keys() == expected.keys()
   for case, (tokens, scores) in expected.items():
-    np.testing.assert_array_equal(found[case][0], tokens, case)
-    np.testing.assert_allclose(found[case][1], scores, rtol=1e-5, err_msg=case)
+    np.testing.assert_array_equal(result[case][0], tokens, case)
+    np.testing.assert_allclose(result[case][1], scores, rtol=1e-5, err_msg=case)

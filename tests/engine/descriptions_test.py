@@ -36,9 +36,9 @@ class Part:
   ],
 )
 def test_a_value_is_described_by_its_parts(value, expected):
-  found = descriptions.of(value, 'x')
-  assert found == expected
-  assert json.loads(json.dumps(found)) == found
+  result = descriptions.of(value, 'x')
+  assert result == expected
+  assert json.loads(json.dumps(result)) == result
 
 
 def test_arrays_are_described_by_their_content():

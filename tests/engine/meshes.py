@@ -77,11 +77,11 @@ def figures(partitions: int, dims: int, decode: bool) -> dict:
   initializer = tiny.initializer(trained, partitioner)
   axes = initializer.train_state_axes
   state = initializer.from_scratch(jax.random.PRNGKey(0))
-  found = {
+  result = {
     'kernel_shard': _shard(state.params['decoder']['mlp']['wi_0']['kernel'])
   }
   if decode:  # First: training takes the parameters away.
-    found |= decoded(partitioner, state.params, axes.params)
+    result |= decoded(partitioner, state.params, axes.params)
   batch = partitioner.put_batch(tiny.batch(ROWS))
   with trainer.Trainer(
     trained,
@@ -95,9 +95,9 @@ def figures(partitions: int, dims: int, decode: bool) -> dict:
     num_microbatches=None,
   ) as t:
     t.compile_train(batch)
-    found['loss'] = float(t.train(iter([batch] * 2), 2).result()['loss'].value)
-    found['exchanges'] = square_exchanges(t._compiled_train_step.as_text())
-  return found
+    result['loss'] = float(t.train(iter([batch] * 2), 2).result()['loss'].value)
+    result['exchanges'] = square_exchanges(t._compiled_train_step.as_text())
+  return result
 
 
 def decoded(partitioner, params, axes) -> dict:
@@ -106,13 +106,13 @@ def decoded(partitioner, params, axes) -> dict:
     pruning=pruning.Pruning(pruning.Selective(), (BUDGET, BUDGET + 2))
   )
   tokens = np.random.default_rng(0).integers(3, 200, (ROWS, tiny.LENGTH))
-  asked = {
+  settings = {
     'decoder_input_tokens': np.pad(tokens[:, :-1], ((0, 0), (1, 0))),
     'decoder_target_tokens': tokens,
     'decoder_causal_attention': np.tile(np.arange(tiny.LENGTH) < 4, (ROWS, 1)),
   }
   batch = partitioner.put_batch(
-    {name: x.astype(np.int32) for name, x in asked.items()}
+    {name: x.astype(np.int32) for name, x in settings.items()}
   )
   predict = partitioner.partition(
     pruned.predict_batch_with_aux,
@@ -159,8 +159,8 @@ def main() -> None:
     jax.config.update('jax_num_cpu_devices', devices)
     for mesh in MESHES:
       if mesh[0] == devices:
-        found = figures(*mesh[1:], decode=mesh in DECODED)
-        print(json.dumps([*mesh, found]), flush=True)
+        result = figures(*mesh[1:], decode=mesh in DECODED)
+        print(json.dumps([*mesh, result]), flush=True)
     sys.stdout.flush()
     os._exit(0)
 

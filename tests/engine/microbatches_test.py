@@ -81,8 +81,10 @@ def state():
   model = model_of()
   shapes = {'decoder_input_tokens': (1, 8)}
   variables = model.get_initial_variables(jax.random.key(0), shapes)
-  made = train_state.FlaxOptimTrainState.create(model.optimizer_def, variables)
-  return made.replace_params(jax.tree.map(lambda x: 2 * x, made.params))
+  example = train_state.FlaxOptimTrainState.create(
+    model.optimizer_def, variables
+  )
+  return example.replace_params(jax.tree.map(lambda x: 2 * x, example.params))
 
 
 def accumulated(model, batch, parts):

@@ -97,7 +97,7 @@ def test_an_encoder_decoder_writes_the_argmax_chain(decode_fn, prompted):
 
 
 def test_prompts_read_step_by_step_give_the_same_beams():
-  found = []
+  result = []
   for decode_fn in (
     functools.partial(decoding.beam_search, alpha=0.0, max_decode_step=3),
     functools.partial(without_prefill, max_decode_step=5),
@@ -107,7 +107,7 @@ def test_prompts_read_step_by_step_give_the_same_beams():
     forbid(params, EOS)
     # Prompts of one length: beams of all rows take the same number of steps.
     batch = {k: v[:1] for k, v in BATCH.items()}
-    found.append(
+    result.append(
       model.predict_batch_with_aux(
         params,
         batch,
@@ -116,7 +116,7 @@ def test_prompts_read_step_by_step_give_the_same_beams():
         return_all_decodes=True,
       )
     )
-  (tokens, aux), (expected, expected_aux) = found
+  (tokens, aux), (expected, expected_aux) = result
   assert tokens.shape == (1, 3, 7)
   np.testing.assert_array_equal(tokens[:, :, :2], [[[9, 5]] * 3])
   np.testing.assert_array_equal(tokens, expected)
@@ -275,12 +275,12 @@ def test_packing_features_shape_the_initial_variables():
 def test_scores_come_with_what_the_module_sowed(make):
   model, params = make()
   batch = BATCH | targets_batch(PROMPTS)
-  scores, found = model.score_batch(params, batch, return_intermediates=True)
+  scores, result = model.score_batch(params, batch, return_intermediates=True)
   np.testing.assert_array_equal(scores, model.score_batch(params, batch))
-  per_token = found['decoder']['token_scores'][0]
+  per_token = result['decoder']['token_scores'][0]
   np.testing.assert_allclose(per_token.sum(-1), scores, rtol=1e-6)
   assert np.all(per_token[PROMPTS == 0] == 0)
-  sown = found['decoder'] if make is encoder_decoder else found
+  sown = result['decoder'] if make is encoder_decoder else result
   assert sown['hidden'][0].shape == (3, 7, running_sum.WIDTH)
 
 

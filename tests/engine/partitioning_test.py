@@ -108,10 +108,10 @@ def test_every_mesh_gives_the_same_losses_and_decodes():
   )
   assert run.returncode == 0, run.stderr[-3000:]
   lines = [line for line in run.stdout.splitlines() if line.startswith('[')]
-  found = {tuple(mesh): of for *mesh, of in map(json.loads, lines)}
-  assert set(found) == set(meshes.MESHES)
-  alone = found[1, 1, 1]
-  for (devices, partitions, dims), of in found.items():
+  result = {tuple(mesh): of for *mesh, of in map(json.loads, lines)}
+  assert set(result) == set(meshes.MESHES)
+  alone = result[1, 1, 1]
+  for (devices, partitions, dims), of in result.items():
     data = devices // partitions
     np.testing.assert_allclose(of['loss'], alone['loss'], rtol=1e-5)
     # Each device has its part of the parameters, here of two layers.
@@ -128,7 +128,7 @@ def test_every_mesh_gives_the_same_losses_and_decodes():
         meshes.HEADS // partitions,
         meshes.HEAD,
       ]
-  assert {mesh for mesh, of in found.items() if 'tokens' in of} == {
+  assert {mesh for mesh, of in result.items() if 'tokens' in of} == {
     *meshes.DECODED
   }
 

@@ -21,9 +21,9 @@ class Group:
   def __init__(self, commands, folder, count, *args):
     folder.mkdir()
     self._commands, self._folder = commands, folder
-    with socket.socket() as found:
-      found.bind(('localhost', 0))
-      port = found.getsockname()[1]
+    with socket.socket() as listener:
+      listener.bind(('localhost', 0))
+      port = listener.getsockname()[1]
     named = [
       f'--coordinator_address=localhost:{port}',
       f'--process_count={count}',

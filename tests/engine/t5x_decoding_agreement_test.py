@@ -72,10 +72,10 @@ decoding.beam_search.alpha = 0.6
 def trained(tmp_path_factory):
   """Returns a function: a name in EXPERIMENTS -> {engine: model folder}."""
   engines.skip_without_t5x()
-  made = {}
+  folders = {}
 
   def trained(name):
-    if name not in made:
+    if name not in folders:
       folder = tmp_path_factory.mktemp(name.replace(' ', '_'))
       for engine in ENGINES:
         engines.command(
@@ -84,8 +84,8 @@ def trained(tmp_path_factory):
           *EXPERIMENTS[name],
           f"--gin.MODEL_DIR='{folder / engine}'",
         )
-      made[name] = {engine: folder / engine for engine in ENGINES}
-    return made[name]
+      folders[name] = {engine: folder / engine for engine in ENGINES}
+    return folders[name]
 
   return trained
 

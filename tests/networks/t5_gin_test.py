@@ -82,11 +82,11 @@ def count(config):
 
 def test_every_size_file_is_known():
   folder = config_files.gin_dir() / 'models'
-  found = {
+  result = {
     str(path.relative_to(folder).with_suffix(''))
     for path in folder.glob('t5_*/*.gin')
   }
-  assert found == {*PUBLISHED, *DECODER_ONLY, *TINY}
+  assert result == {*PUBLISHED, *DECODER_ONLY, *TINY}
 
 
 @pytest.mark.parametrize('size', PUBLISHED)

@@ -47,16 +47,16 @@ def batch(request):
   targets = rng.integers(1, 32, DECODER_IDS.shape) * (DECODER_IDS > 0)
   ids = DECODER_IDS if packed else np.minimum(DECODER_IDS, 1)
   starts = np.diff(ids, axis=1, prepend=0) != 0
-  made = {
+  example = {
     'encoder_input_tokens': inputs,
     'decoder_input_tokens': np.where(starts, 0, np.roll(targets, 1, axis=1)),
     'decoder_target_tokens': targets,
     'decoder_loss_weights': (targets > 0).astype(np.float32),
   }
   if packed:
-    made['encoder_segment_ids'] = ENCODER_IDS
-    made['decoder_segment_ids'] = DECODER_IDS
-  return jax.tree.map(jnp.asarray, made)
+    example['encoder_segment_ids'] = ENCODER_IDS
+    example['decoder_segment_ids'] = DECODER_IDS
+  return jax.tree.map(jnp.asarray, example)
 
 
 @pytest.fixture(scope='module')

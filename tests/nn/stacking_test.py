@@ -121,11 +121,11 @@ def test_unstacked_takes_each_layer_from_the_axis_of_layers():
     'kernel': np.arange(12).reshape(2, 3, 2),
     'b': np.arange(6)[:, None] * [1, 1, 1],
   }
-  found = stacking.unstacked({'decoder': stacked, 'norm': 7}, 'decoder', 3)
-  assert set(found) == {'norm', 'layers_0', 'layers_1', 'layers_2'}
-  assert found['norm'] == 7
-  np.testing.assert_array_equal(found['layers_1']['kernel'], [[2, 3], [8, 9]])
-  np.testing.assert_array_equal(found['layers_2']['b'], np.arange(6))
+  result = stacking.unstacked({'decoder': stacked, 'norm': 7}, 'decoder', 3)
+  assert set(result) == {'norm', 'layers_0', 'layers_1', 'layers_2'}
+  assert result['norm'] == 7
+  np.testing.assert_array_equal(result['layers_1']['kernel'], [[2, 3], [8, 9]])
+  np.testing.assert_array_equal(result['layers_2']['b'], np.arange(6))
 
 
 @pytest.mark.parametrize('kind', smoke.first(NETWORKS))
@@ -215,10 +215,10 @@ def test_the_less_is_kept_the_less_memory_a_step_takes(scan):
 @pytest.mark.parametrize('kind', NETWORKS)
 def test_parameters_are_stacked_where_t5x_stacks_them(kind):
   module, rows, path = network(kind, scan_layers=True)
-  made = jax.eval_shape(
+  example = jax.eval_shape(
     lambda: module.init(jax.random.key(0), *rows, enable_dropout=False)
   )
-  params, axes = made['params'], made['params_axes']
+  params, axes = example['params'], example['params_axes']
   for name in path:
     params, axes = params[name], axes[name]
   layer, axes = params['decoder'], axes['decoder']

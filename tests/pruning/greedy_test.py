@@ -55,13 +55,13 @@ def brute_force(loss, steps, layers, target):
 @pytest.mark.parametrize('target', [0.1, 0.7, 1.1, 9.0])
 def test_cuts_are_those_of_brute_force(target):
   steps = greedy.budget_steps('ladder', 16)
-  found = list(
+  result = list(
     greedy.search(lambda many: map(noise, many), (16,) * 3, steps, target)
   )
-  assert [p.budgets for p in found] == brute_force(noise, steps, 3, target)
-  assert [p.loss for p in found] == [noise(p.budgets) for p in found]
+  assert [p.budgets for p in result] == brute_force(noise, steps, 3, target)
+  assert [p.loss for p in result] == [noise(p.budgets) for p in result]
   cuts = {0.1: 0, 9.0: 3 * (len(steps) - 1)}
-  assert len(found) == cuts.get(target, len(found))
+  assert len(result) == cuts.get(target, len(result))
 
 
 def test_a_cut_may_lower_the_loss_and_the_target_is_a_bound_on_all():
@@ -82,25 +82,25 @@ def test_it_goes_on_from_any_cut():
 
 
 def test_uniform_budgets_are_cut_together():
-  found = greedy.search(
+  result = greedy.search(
     lambda many: [2 / b[0] for b in many],
     (16, 16),
     [16, 8, 4, 2],
     0.5,
     uniform=True,
   )
-  assert [p.budgets for p in found] == [(8, 8), (4, 4)]
+  assert [p.budgets for p in result] == [(8, 8), (4, 4)]
 
 
 def test_a_loss_that_is_no_number_is_never_accepted():
   nan = float('nan')
-  found = greedy.search(lambda many: [nan] * len(many), (8, 8), [8, 4], 9.0)
-  assert not list(found)
+  result = greedy.search(lambda many: [nan] * len(many), (8, 8), [8, 4], 9.0)
+  assert not list(result)
 
 
 def test_equal_losses_cut_the_first_layer():
-  found = greedy.search(lambda many: [1.0] * len(many), (8, 8), [8, 4], 1.0)
-  assert [p.budgets for p in found] == [(4, 8), (4, 4)]
+  result = greedy.search(lambda many: [1.0] * len(many), (8, 8), [8, 4], 1.0)
+  assert [p.budgets for p in result] == [(4, 8), (4, 4)]
 
 
 def test_the_memory_factor_is_that_of_all_keys():

@@ -45,10 +45,10 @@ def reports(monkeypatch):
 def test_selective_variants_are_shown_by_their_first_seed(
   comparison, reports, capsys
 ):
-  found = examples.collect([comparison], 3)
+  result = examples.collect([comparison], 3)
   assert len(reports) == 2
   # Three rows for two variants are one for each.
-  assert {name: len(f['examples']) for name, f in found.items()} == {
+  assert {name: len(f['examples']) for name, f in result.items()} == {
     'selective': 1
   }
   assert 'other-seed0: the viewer leaves this run out (exit code 1' in (
@@ -61,8 +61,8 @@ def test_a_report_of_as_many_rows_is_kept(comparison, reports):
   examples.collect([comparison], 2)
   ran = [command for command in reports if 'selective-seed0' in str(command)]
   assert len(ran) == 1
-  found = examples.collect([comparison], 8)
-  assert len(found['selective']['examples']) == 4
+  result = examples.collect([comparison], 8)
+  assert len(result['selective']['examples']) == 4
 
 
 def test_a_report_is_made_again_where_the_model_has_changed(
@@ -91,5 +91,5 @@ def test_a_report_is_made_again_where_the_model_has_changed(
 
 def test_variants_of_several_comparisons_have_both_names(comparison, reports):
   _, folder, figures = comparison
-  found = examples.collect([('copy', folder, figures)], 1)
-  assert list(found) == ['copy, selective']
+  result = examples.collect([('copy', folder, figures)], 1)
+  assert list(result) == ['copy, selective']

@@ -99,13 +99,13 @@ def test_recorded_weights_are_those_of_the_output():
   )
   segments = jnp.array([[1] * 4 + [2] * 5, [1] * 7 + [0] * 2])
   bias = jax.random.normal(jax.random.key(3), (1, 1, 9, 9))
-  asked = dict(segment_ids=segments, bias=bias, scale=0.7)
+  arguments = dict(segment_ids=segments, bias=bias, scale=0.7)
   records = []
   attend = masking._recorder(attention.selective_attention, records)
-  out = attend(query, key, value, **asked)
+  out = attend(query, key, value, **arguments)
   np.testing.assert_allclose(
     out,
-    attention.selective_attention(query, key, value, **asked),
+    attention.selective_attention(query, key, value, **arguments),
     atol=1e-6,
   )
   ((weights, f, _),) = records
@@ -113,7 +113,12 @@ def test_recorded_weights_are_those_of_the_output():
     jnp.einsum('bqk,bkhd->bqhd', weights, value), out, atol=1e-5
   )
   _, wanted = attention.selective_attention(
-    query, key, value, **asked, implementation='reference', return_masking=True
+    query,
+    key,
+    value,
+    **arguments,
+    implementation='reference',
+    return_masking=True,
   )
   np.testing.assert_array_equal(f, wanted)
 
@@ -158,8 +163,8 @@ def test_ssa_shows_its_temperatures():
   )
   # By default queries and values have them, and the query's grow with log(n).
   assert set(row.temperatures) == {'query', 'value'}
-  for found in row.temperatures.values():
-    assert found.shape == (2, len(row.tokens))
+  for result in row.temperatures.values():
+    assert result.shape == (2, len(row.tokens))
   share = jax.nn.sigmoid(ssa.SSA.initial_alpha)
   alone = row.temperatures['query'][0] - share * np.log(1 + np.arange(10))
   assert np.all(np.abs(alone - 1) < 1) and np.ptp(alone) > 0
@@ -176,8 +181,8 @@ def test_of_selection_per_head_the_mean_is_shown():
   records = []
 
   def spy(*args, **settings):
-    asked = {**settings, 'implementation': 'reference'}
-    out, f = attend(*args, **asked, return_masking=True)
+    arguments = {**settings, 'implementation': 'reference'}
+    out, f = attend(*args, **arguments, return_masking=True)
     records.append(f)
     return out
 
@@ -340,8 +345,8 @@ def test_the_command_shows_a_run(selective_run, tmp_path, capsys):
 
   def data():
     text = (tmp_path / 'masking.html').read_text()
-    (found,) = re.findall(r'id="masking-data">(.*?)</script>', text, re.DOTALL)
-    return json.loads(found)
+    (result,) = re.findall(r'id="masking-data">(.*?)</script>', text, re.DOTALL)
+    return json.loads(result)
 
   report.main([*flags, '--examples=2'])
   assert '2 examples' in capsys.readouterr().out

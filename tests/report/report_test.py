@@ -240,12 +240,12 @@ def test_what_is_not_known_is_not_a_number():
   )
   figures['costs'][0]['tokens_per_second'] = spread([None])
   figures['equal_time'] = figures['used_differences'] = None
-  found = tables.tables(figures)
-  assert found[0].rows[0][2] == 'n/a'
+  result = tables.tables(figures)
+  assert result[0].rows[0][2] == 'n/a'
   unknown = ('n/a', '2,000', '8.00', 'n/a', '1.50')
-  assert found[-2].rows[0] == ('baseline', *unknown)
-  assert found[-1].rows[0] == ('baseline', 'n/a', 'n/a', '1,000')
-  assert not any('equal' in table.title for table in found)
+  assert result[-2].rows[0] == ('baseline', *unknown)
+  assert result[-1].rows[0] == ('baseline', 'n/a', 'n/a', '1,000')
+  assert not any('equal' in table.title for table in result)
   assert 'A run did not write the values' in make_page(figures)
 
 

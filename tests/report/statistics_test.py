@@ -24,9 +24,9 @@ def test_an_interval_narrows_with_seeds():
   differences = rng.normal(1, 1, 400).tolist()
   widths = []
   for seeds in (25, 400):
-    found = spread(differences[:seeds], reference=[0.0] * seeds)['difference']
-    low, high = found['interval']
-    assert low < found['mean'] < high
+    result = spread(differences[:seeds], reference=[0.0] * seeds)['difference']
+    low, high = result['interval']
+    assert low < result['mean'] < high
     widths.append(high - low)
   # 2 x 1.96 x 1 / sqrt(400); a quarter of that of 25.
   assert widths[1] == pytest.approx(0.196, rel=0.15)

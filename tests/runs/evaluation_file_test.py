@@ -90,6 +90,6 @@ def test_the_last_of_new_tensorboard_events_is_told(tmp_path):
   before = evaluation_file.state(tmp_path)
   time.sleep(0.01)  # The names of event files have the time.
   write(s2=5.0, s4=4.0)
-  (found,) = evaluation_file.write(tmp_path, before).values()
-  assert found['step'] == 4
-  assert (found['loss'], found['accuracy']) == pytest.approx((4.0, 0.4))
+  (result,) = evaluation_file.write(tmp_path, before).values()
+  assert result['step'] == 4
+  assert (result['loss'], result['accuracy']) == pytest.approx((4.0, 0.4))

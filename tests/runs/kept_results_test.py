@@ -277,16 +277,16 @@ def test_files_and_patterns_are_told_by_their_content(tmp_path, monkeypatch):
   (tmp_path / 'folder').mkdir()
   (tmp_path / 'validation').write_text('a word, not a path')
   texts = ['a.txt', '*.txt', 'folder', 'validation', 'gone.txt', '.*', 3, None]
-  found = identity.of_files(texts)
-  assert list(found) == ['content of a.txt', 'content of *.txt']
+  result = identity.of_files(texts)
+  assert list(result) == ['content of a.txt', 'content of *.txt']
   (tmp_path / 'b.txt').write_text('changed')
   changed = identity.of_files(texts)
-  assert changed['content of a.txt'] == found['content of a.txt']
-  assert changed['content of *.txt'] != found['content of *.txt']
+  assert changed['content of a.txt'] == result['content of a.txt']
+  assert changed['content of *.txt'] != result['content of *.txt']
   # Neither the time of change nor where it stands matters.
   (tmp_path / 'a.txt').rename(tmp_path / 'folder/a.txt')
   (told,) = identity.of_files(['folder/a.txt']).values()
-  assert told == found['content of a.txt']
+  assert told == result['content of a.txt']
 
 
 def test_a_checkpoint_without_checksums_is_told_by_names_and_sizes(tmp_path):

@@ -75,7 +75,7 @@ def test_an_evaluation_of_other_settings_is_not_mixed_with_the_first(
   assert done.returncode == 0, done.stderr[-3000:]
   folder = tmp_path / 'out'
   before = content(folder)
-  found = json.loads((folder / 'evaluation.json').read_text())
-  assert set(found) >= {'variable_assignment'}
+  result = json.loads((folder / 'evaluation.json').read_text())
+  assert set(result) >= {'variable_assignment'}
   done = command('eval', *few, 'SELECTION_HEAD=1', to='out')
   refused(done, folder, before, 'SELECTION_HEAD is 0 there, 1 here')

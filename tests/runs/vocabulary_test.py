@@ -12,7 +12,7 @@ from t5x import utils
 def trained(tmp_path, monkeypatch):
   """Two small SentencePiece vocabularies of one size, of different text."""
   monkeypatch.setenv('SELECTIVE_T5X_CACHE', str(tmp_path / 'cache'))
-  found = []
+  result = []
   for name, letters in (('one', 'abcdefgh'), ('two', 'ijklmnop')):
     words = [a + b for a in letters for b in letters]
     (tmp_path / f'{name}.txt').write_text(' '.join(words * 4))
@@ -22,8 +22,8 @@ def trained(tmp_path, monkeypatch):
       text_files.Files.document = 'file'
     """)
     path = vocabularies.train('text_files_lm', 275)
-    found.append(seqio.SentencePieceVocabulary(str(path)))
-  yield found
+    result.append(seqio.SentencePieceVocabulary(str(path)))
+  yield result
   gin.clear_config()
 
 

@@ -57,9 +57,9 @@ def test_seeds_are_averaged_and_none_stays_none():
   better = searches()
   better['h2o_on_baseline'] = searched([5] * 4, [6] * 4)
   figures = pruning.summary([better, worse])
-  found = figures['memory_factor_at_baseline_loss']
-  assert found['selective'] is None
-  assert found['h2o_on_baseline'] == (8 + 2) / 2
+  result = figures['memory_factor_at_baseline_loss']
+  assert result['selective'] is None
+  assert result['h2o_on_baseline'] == (8 + 2) / 2
   within = figures['memory_factor_within_1_percent_of_own_loss']
   assert within['selective'] == (2 + 8) / 2
   assert 'none' in pruning.as_text([better, worse])
@@ -67,15 +67,15 @@ def test_seeds_are_averaged_and_none_stays_none():
 
 def test_the_last_line_has_the_figures(monkeypatch, tmp_path, capsys):
   fake_training.install(monkeypatch)
-  asked = []
+  settings = []
 
   def search_seed(*args):
-    asked.append(args)
+    settings.append(args)
     return searches()
 
   monkeypatch.setattr(pruning, 'search_seed', search_seed)
   pruning.main([f'--output_dir={tmp_path}', '--seeds=2', '--report_batches=3'])
-  assert asked == [(tmp_path, 0, 8, 3), (tmp_path, 1, 8, 3)]
+  assert settings == [(tmp_path, 0, 8, 3), (tmp_path, 1, 8, 3)]
   figures = json.loads(capsys.readouterr().out.splitlines()[-1])
   kept = json.loads((tmp_path / 'pruning.json').read_text())
   assert figures == kept['figures'] == pruning.summary([searches()] * 2)

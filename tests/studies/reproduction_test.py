@@ -196,7 +196,7 @@ def test_a_fast_study(fake, tmp_path, capsys):
 def test_searches_go_on_from_the_language_models(fake, monkeypatch, tmp_path):
   searched = []
 
-  def best_points(found):
+  def best_points(result):
     point = {'memory_factor': 20.0}
     names = (*pruning.OWN, *pruning.RIVALS)
     return {

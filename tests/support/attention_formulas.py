@@ -71,8 +71,8 @@ def selective(segment, asks, relu=True, protect_bos=True, protect_self=True):
   def score(h, k, j):
     if (protect_self and j == k) or (protect_bos and j == 0) or j > k:
       return 0.0
-    asked = asks(segment, h, k, j)
-    return max(asked, 0.0) if relu else asked
+    score = asks(segment, h, k, j)
+    return max(score, 0.0) if relu else score
 
   def masked(h, i, j):
     return segment.logit(h, i, j) - sum(score(h, k, j) for k in range(i))

@@ -118,8 +118,8 @@ def write_run(folder, *, steps, seed, selective, tasks=('toy',), pause=0.0):
 
 def flag(name, default=None):
   """Returns what --gin.<name>=VALUE says last."""
-  found = [a for a in sys.argv if a.startswith(f'--gin.{name}=')]
-  return found[-1].partition('=')[2].strip('\'"') if found else default
+  values = [a for a in sys.argv if a.startswith(f'--gin.{name}=')]
+  return values[-1].partition('=')[2].strip('\'"') if values else default
 
 
 def install(monkeypatch) -> None:
@@ -139,8 +139,8 @@ if __name__ == '__main__':
     toy = ('wikipedia_sample_lm',)
   elif 't5_' in files:
     toy = ('wikipedia_sample_span_corruption',)
-  elif found := re.search(r'experiments/(copy|parity)\.gin', files):
-    toy = (found[1],)
+  elif match := re.search(r'experiments/(copy|parity)\.gin', files):
+    toy = (match[1],)
   else:
     toy = ('variable_assignment', 'variable_assignment_ood')
   write_run(

@@ -26,9 +26,9 @@ def python(*args, engine='t5x'):
 
 def skip_without(module):
   """Skips the calling test where the real T5X has no such module to import."""
-  found = python('-c', f'import selective_t5x, {module}')
-  if found.returncode:
-    pytest.skip(f'no real T5X here: {found.stderr.strip().splitlines()[-1]}')
+  result = python('-c', f'import selective_t5x, {module}')
+  if result.returncode:
+    pytest.skip(f'no real T5X here: {result.stderr.strip().splitlines()[-1]}')
 
 
 def figures(code):

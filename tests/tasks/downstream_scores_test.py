@@ -125,11 +125,11 @@ def log_likelihood(logits_of, context, choice):
 def test_scores_are_those_of_a_plain_loop(task, logits_of, evaluated):
   folder, _, results = evaluated
   gin.parse_config(f"data_dir.root.path = '{folder / 'data'}'")
-  asked = seqio.TaskRegistry.get(task).source.questions('validation')
-  assert len(asked) == QUESTIONS
+  settings = seqio.TaskRegistry.get(task).source.questions('validation')
+  assert len(settings) == QUESTIONS
   pairs = [
     pair
-    for question in asked
+    for question in settings
     for pair in zip(question.contexts, question.choices, strict=True)
   ]
   written = folder / 'out' / 'inference_eval' / f'{task}-000000.jsonl'
@@ -146,7 +146,7 @@ def test_scores_are_those_of_a_plain_loop(task, logits_of, evaluated):
     np.testing.assert_allclose(results[task]['loss'], -np.mean(scores))
     return
   right, start = 0, 0
-  for question in asked:
+  for question in settings:
     end = start + len(question.choices)
     lengths = [len(choice.strip()) for choice in question.choices]
     right += np.argmax(np.divide(scores[start:end], lengths)) == question.label

@@ -30,11 +30,11 @@ def examples(task, split='validation', lengths=LENGTHS):
   task = seqio.get_mixture_or_task(task)
   dataset = task.get_dataset(lengths, split=split, shuffle=False)
   vocabulary = seqio.ByteVocabulary()
-  found = list(dataset.as_numpy_iterator())
-  for example in found:
+  result = list(dataset.as_numpy_iterator())
+  for example in result:
     for name in ('inputs', 'targets'):
       example[name] = vocabulary.decode(example[name].tolist())
-  return found
+  return result
 
 
 def texts(task, **kwargs):
@@ -94,11 +94,11 @@ def test_choices_are_found_by_their_labels(tmp_path, task, file):
     multiple_choice('3', '123', 'abc'),
     multiple_choice('E', 'ABCDE', 'lmnop'),
   )
-  found = texts(task)
-  assert [(choice, right) for _, choice, right in found] == [
+  result = texts(task)
+  assert [(choice, right) for _, choice, right in result] == [
     (f' {text}', text in 'xcp') for text in 'wxyzabclmnop'
   ]
-  assert {context for context, _, _ in found} == {'Question: Why?\nAnswer:'}
+  assert {context for context, _, _ in result} == {'Question: Why?\nAnswer:'}
   index = [tuple(example['idx']) for example in examples(task)]
   assert index[3:8] == [(0, 3), (1, 0), (1, 1), (1, 2), (2, 0)]
 
@@ -112,12 +112,12 @@ def test_piqa_has_its_labels_in_a_file_of_their_own(tmp_path):
   record = {'goal': 'Open it', 'sol1': 'Pull. ', 'sol2': 'Push.'}
   lines(tmp_path, 'piqa/valid.jsonl', record, record)
   official.write_lines(tmp_path / 'piqa/valid-labels.lst', ['1', '0'])
-  found = texts('piqa')
-  assert found[:2] == [
+  result = texts('piqa')
+  assert result[:2] == [
     ('Question: Open it\nAnswer:', ' Pull.', False),
     ('Question: Open it\nAnswer:', ' Push.', True),
   ]
-  assert [right for _, _, right in found[2:]] == [True, False]
+  assert [right for _, _, right in result[2:]] == [True, False]
 
 
 def test_siqa_counts_its_labels_from_one(tmp_path):
@@ -165,10 +165,10 @@ def test_lambada_asks_for_the_last_word(tmp_path, plain):
       'lambada/lambada_test.jsonl',
       *({'text': passage} for passage in passages),
     )
-  found = texts('lambada')
-  assert found[0] == ('"Yes," he said, "my', ' friend"', True)
-  assert [c + t for c, t, _ in found] == passages
-  assert texts('lambada', split='test') == found
+  result = texts('lambada')
+  assert result[0] == ('"Yes," he said, "my', ' friend"', True)
+  assert [c + t for c, t, _ in result] == passages
+  assert texts('lambada', split='test') == result
 
 
 @pytest.mark.parametrize('task', official.SETS)

@@ -69,16 +69,16 @@ def measured(rows):
 def expected(numbers):
   """Returns the same of whole questions, by a loop over their choices."""
   source = seqio.TaskRegistry.get('arc_easy').source
-  asked = [source.questions('validation')[number] for number in numbers]
+  settings = [source.questions('validation')[number] for number in numbers]
   right = 0
-  for question in asked:
+  for question in settings:
     texts = [choice.encode() for choice in question.choices]
     rates = [score(text) / len(text.strip()) for text in texts]
     right += int(np.argmax(rates)) == question.label
   return {
-    'questions': len(asked),
-    'accuracy': right / len(asked),
-    'chance': float(np.mean([1 / len(q.choices) for q in asked])),
+    'questions': len(settings),
+    'accuracy': right / len(settings),
+    'chance': float(np.mean([1 / len(q.choices) for q in settings])),
   }
 
 

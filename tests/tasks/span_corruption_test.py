@@ -175,13 +175,13 @@ def test_rows_are_full_at_the_lengths_of_t5():
   corruption = span_corruption.Corruption()
   assert corruption.text_length(512) == 568
   lengths = {'inputs': 512, 'targets': 114}
-  found = examples(lengths)
+  result = examples(lengths)
   full = [
     all(len(example[name]) == length for name, length in lengths.items())
-    for example in found
+    for example in result
   ]
   # 300 documents, 128 of them joined at a time: three last rows.
-  assert sum(full) >= len(found) - 3 > 50
+  assert sum(full) >= len(result) - 3 > 50
 
 
 def test_sentinels_are_the_last_ids_of_the_vocabulary():

@@ -130,17 +130,17 @@ def test_lambada(write, name):
   passages = ['He broke\u2028the cup', 'She saw the cup']
   lines = records(text=passages) if name.endswith('jsonl') else passages
   write(f'lambada/lambada_{name}', *lines)
-  found = [q.contexts[0] + q.choices[0] for q in questions('lambada')]
-  assert found == passages
+  result = [q.contexts[0] + q.choices[0] for q in questions('lambada')]
+  assert result == passages
 
 
 def test_records_and_labels(write):
   lines = records(goal=TEXTS, sol1=['a'] * 4, sol2=['b'] * 4)
   write('piqa/valid.jsonl', *lines)
   write('piqa/valid-labels.lst', *'1001')
-  found = questions('piqa')
-  assert [q.label for q in found] == [1, 0, 0, 1]
-  assert [q.contexts[0] for q in found] == [
+  result = questions('piqa')
+  assert [q.label for q in result] == [1, 0, 0, 1]
+  assert [q.contexts[0] for q in result] == [
     f'Question: {text}\nAnswer:' for text in TEXTS
   ]
 
@@ -288,9 +288,9 @@ def test_nothing_else_in_tasks_reads_text():
     'gzip.',
   )
   folder = pathlib.Path(json_lines.__file__).parent
-  found = {
+  result = {
     path.name: [word for word in others if word in path.read_text()]
     for path in folder.glob('*.py')
     if path.name != 'text_reader.py'
   }
-  assert {name: words for name, words in found.items() if words} == {}
+  assert {name: words for name, words in result.items() if words} == {}

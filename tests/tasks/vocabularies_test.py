@@ -340,7 +340,7 @@ def test_pieces_are_learnt_from_inputs_and_targets(tmp_path):
 
 def test_questions_of_another_folder_have_another_vocabulary(tmp_path):
   """In one process too: what is remembered depends on the folder."""
-  found = []
+  result = []
   for folder, word in (('one', 'lobster'), ('two', 'quince')):
     records = [
       {'goal': f'{word} {i}', 'sol1': f'{word}s', 'sol2': word, 'label': 0}
@@ -353,5 +353,5 @@ def test_questions_of_another_folder_have_another_vocabulary(tmp_path):
     gin.bind_parameter('data_dir.root.path', str(tmp_path / folder))
     gin.bind_parameter('vocabularies.Choice.size', 290)
     vocabulary = vocabularies.TaskVocabulary('piqa')
-    found.append(vocabulary.encode('a lobster'))
-  assert found[0] != found[1]
+    result.append(vocabulary.encode('a lobster'))
+  assert result[0] != result[1]

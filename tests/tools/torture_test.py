@@ -54,9 +54,9 @@ def run(saved, tmp_path):
       self.programs = rest or [program]
       return _fork(program, log or self.log)
 
-  made = Run(folder, outcomes.Counts(), random.Random(0), mounted=False)
-  made.programs = [lambda: None]
-  return made
+  example = Run(folder, outcomes.Counts(), random.Random(0), mounted=False)
+  example.programs = [lambda: None]
+  return example
 
 
 def _fork(program, log):
@@ -169,13 +169,13 @@ def test_damage_is_seen_and_has_to_be_warned_of(kind, run):
 def test_a_run_that_diverged_is_counted(run):
   file = 'train/metrics.jsonl'
   state = {'checkpoint_4': {'x': 'float32 (1,) 00'}}
-  found = {file: outcomes.rows(run.folder / file)} | state
-  assert found[file] == [{'step': 5, 'loss': 1.5}]
-  outcomes.compare('run', found, dict(found), run.counts)
+  result = {file: outcomes.rows(run.folder / file)} | state
+  assert result[file] == [{'step': 5, 'loss': 1.5}]
+  outcomes.compare('run', result, dict(result), run.counts)
   assert not _counted(run)
   changed = {'checkpoint_4': {'x': 'float32 (1,) 01'}}
-  for other in (found | changed, {}, found | {'more': 1}):
-    outcomes.compare('run', other, found, run.counts)
+  for other in (result | changed, {}, result | {'more': 1}):
+    outcomes.compare('run', other, result, run.counts)
   assert _counted(run) == {'diverged_resumes': 3}
 
 

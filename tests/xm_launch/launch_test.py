@@ -50,9 +50,9 @@ def expanded(text):
 @pytest.mark.parametrize('tpu', topologies.slices())
 def test_manifests_are_valid_for_every_slice(tpu):
   part = topologies.find(tpu, '--tpu')
-  made = jobset.manifest('sel', COMMAND, part, 'registry/image')
-  valid(made, 'jobset')
-  (job,) = made['spec']['replicatedJobs']
+  example = jobset.manifest('sel', COMMAND, part, 'registry/image')
+  valid(example, 'jobset')
+  (job,) = example['spec']['replicatedJobs']
   spec = job['template']['spec']
   assert spec['parallelism'] == spec['completions'] == part.hosts
   pod = spec['template']['spec']
@@ -72,16 +72,16 @@ def test_manifests_are_valid_for_every_slice(tpu):
 
 def test_the_schemas_are_strict():
   part = topologies.find('v4-8', '--tpu')
-  made = jobset.manifest('sel', COMMAND, part, 'image')
-  made['spec']['replicatedJob'] = []
+  example = jobset.manifest('sel', COMMAND, part, 'image')
+  example['spec']['replicatedJob'] = []
   with pytest.raises(jsonschema.ValidationError):
-    valid(made, 'jobset')
+    valid(example, 'jobset')
 
 
 def test_words_reach_a_pod_as_they_are():
   part = topologies.find('v4-128', '--tpu')
-  made = jobset.manifest('sel', COMMAND, part, 'image')
-  (job,) = made['spec']['replicatedJobs']
+  example = jobset.manifest('sel', COMMAND, part, 'image')
+  (job,) = example['spec']['replicatedJobs']
   (container,) = job['template']['spec']['template']['spec']['containers']
   assert [expanded(word) for word in container['command']] == list(COMMAND)
   (variable,) = container['env']
@@ -99,14 +99,14 @@ def test_names_that_kubernetes_refuses(name):
 
 def test_a_sweep_is_all_combinations_each_in_its_folder():
   grid = flags.swept(["KIND=['a b', 'c']", 'RATE=[1e-3, 3e-3]'])
-  found = launch.runs('train', ['f.gin'], ["MODEL_DIR = 'out/'"], grid)
-  assert [run.suffix for run in found] == [
+  result = launch.runs('train', ['f.gin'], ["MODEL_DIR = 'out/'"], grid)
+  assert [run.suffix for run in result] == [
     'KIND=a_b,RATE=0.001',
     'KIND=a_b,RATE=0.003',
     'KIND=c,RATE=0.001',
     'KIND=c,RATE=0.003',
   ]
-  assert found[0].args == (
+  assert result[0].args == (
     '--run_mode=train',
     '--gin_file=f.gin',
     "--gin.MODEL_DIR='out/KIND=a_b,RATE=0.001'",
@@ -290,7 +290,7 @@ def test_xmanager_launches(tools, executor):
 )
 def test_the_processes_of_several_hosts_look_for_each_other(tpu, several):
   runs = launch.runs('train', ['a.gin'], [], {})
-  (found,) = launch.launches(
+  (result,) = launch.launches(
     runs, 'gke', python='python', tpu=tpu, image='image', name='one'
   )
-  assert ('--multiprocess' in found.text()) == several
+  assert ('--multiprocess' in result.text()) == several

@@ -152,8 +152,8 @@ def test_what_is_cached_is_already_tempered():
     t = temperature.inverse_temperature(
       of['q'][rows, position][:, None], alpha, position[:, None] + 1
     )
-    asked = temperature.tempered(query[rows, position][:, None], t)
-    return attention.causal_attention(asked, *cached, position=position)
+    arguments = temperature.tempered(query[rows, position][:, None], t)
+    return attention.causal_attention(arguments, *cached, position=position)
 
   for i in range(properties.LENGTH):
     np.testing.assert_allclose(
