@@ -52,6 +52,16 @@ def test_embedded_engine_where_it_is_forced():
   assert output(WHICH, engine='embedded') == f'embedded {ENGINE_DIR}'
 
 
+def test_the_modules_that_t5x_imports_need_no_import_of_their_own():
+  code = (
+    'import selective_t5x, t5x\n'
+    'print(t5x.checkpointing is t5x.checkpoints, t5x.losses.__name__)\n'
+    'print(hasattr(t5x, "util"))\n'
+  )
+  printed = output(code, engine='embedded').splitlines()
+  assert printed[-2:] == ['True t5x.losses', 'False']
+
+
 def test_forced_embedded_engine_beats_another_t5x(fake_t5x):
   result = output(WHICH, engine='embedded', path=fake_t5x)
   assert result == f'embedded {ENGINE_DIR}'

@@ -322,21 +322,21 @@ class Adafactor(optimizers.OptimizerDef):
     self.hyper_params = self.hyper_params.replace(factor_map=factor_map)
 
   def derive_logical_axes(
-    self, optimizer: optimizers.Optimizer, param_logical_axes
+    self, optimizer_state: optimizers.Optimizer, param_logical_axes
   ) -> optimizers.Optimizer:
     """Gives the parameters' logical axes to state arrays of the same shape.
 
     Factored moments are small and replicated on every device.
 
     Args:
-      optimizer: the Optimizer whose tree is annotated.
+      optimizer_state: the Optimizer whose tree is annotated.
       param_logical_axes: a PartitionSpec of logical names for each parameter.
 
     Returns:
       An Optimizer with a PartitionSpec or None in place of each array.
     """
     _, axes, structure = _named_leaves(param_logical_axes)
-    states = structure.flatten_up_to(optimizer.state.param_states)
+    states = structure.flatten_up_to(optimizer_state.state.param_states)
     state_axes = [
       _AdafactorParamState(
         v_row=None,
@@ -347,7 +347,7 @@ class Adafactor(optimizers.OptimizerDef):
       for axes_of_param, state in zip(axes, states, strict=True)
     ]
     return optimizers.Optimizer(
-      optimizer.optimizer_def,
+      optimizer_state.optimizer_def,
       optimizers.OptimizerState(
         step=None, param_states=structure.unflatten(state_axes)
       ),

@@ -62,7 +62,7 @@ def log_chances(
   logits = query @ key.T * query.shape[-1] ** -0.5
   if ssa:
     token = jax.nn.gelu(query) @ params['token']
-    logits *= temperature.inverse_temperature(token)[..., None]
+    logits *= temperature.inverse_temperature(token[None])[..., None]
   return jax.nn.log_softmax(logits)
 
 

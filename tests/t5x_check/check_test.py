@@ -191,7 +191,6 @@ def test_the_suite_uses_only_what_the_engine_has(engine):
     file
     for folder in ('selective_t5x', 'tasks', 'gin', 'benchmarks')
     for file in check.source_files(str(ROOT / folder))
-    if 't5x_package' not in file.parts  # T5X's own gin files.
   ]
   uses = [use for file in files for use in check.uses(file, engine)]
   assert len(uses) > 500
