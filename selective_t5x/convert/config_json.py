@@ -96,7 +96,7 @@ def read(folder: pathlib.Path) -> HuggingFaceConfig:
   if not isinstance(values, dict):
     raise UserError(f'{path}: expected a JSON object')
   model_type = values.get('model_type')
-  if model_type not in _ARCHITECTURES:
+  if model_type not in tuple(_ARCHITECTURES):
     raise UserError(
       f'{path}: model_type = {model_type!r}: expected one of '
       f'{", ".join(_ARCHITECTURES)}'
@@ -233,7 +233,7 @@ def _activations(path, values, model_type) -> tuple[str, ...]:
     )
   activations, dense_act_fn = _PROJECTIONS[known]
   written = values.get('dense_act_fn', dense_act_fn)
-  if _SYNONYMS.get(written, written) != dense_act_fn:
+  if _SYNONYMS.get(str(written), written) != dense_act_fn:
     raise UserError(
       f'{path}: dense_act_fn = {written!r} contradicts feed_forward_proj = '
       f'{projection!r}; expected {dense_act_fn!r}'

@@ -73,6 +73,7 @@ class Import:
     self._tensors = safetensors_files.read_folder(folder)
     self.notes: list[str] = []
     self._rename_copies()
+    self._check_layers()
     via_embedding = self._logits_via_embedding()
     source = dataclasses.replace(
       self._config.architecture, logits_via_embedding=via_embedding
@@ -130,6 +131,16 @@ class Import:
       companion_files.keep(self._folder, folder)
       write_run_record(folder, run_mode='convert', seed=None)
     return final / name
+
+  def _check_layers(self) -> None:
+    """Raises UserError if there are fewer tensors than layers."""
+    sizes = self._config.architecture
+    layers = sizes.num_encoder_layers + sizes.num_decoder_layers
+    if layers > len(self._tensors):
+      raise UserError(
+        f'{self._folder / config_json.FILE}: {layers} layers, but '
+        f'{self._folder} has {len(self._tensors)} tensors'
+      )
 
   def _rename_copies(self) -> None:
     """Leaves one copy of the token embedding, and no tensor that nobody reads.

@@ -233,6 +233,8 @@ def _place(entry) -> tuple[str, tuple[int, ...], int, int]:
   numbers = [*entry['shape'], start, stop]
   if not all(type(x) is int and x >= 0 for x in numbers):
     raise ValueError('sizes and places are natural numbers')
+  if not isinstance(entry['dtype'], str):
+    raise ValueError('a dtype is a name')
   return entry['dtype'], tuple(entry['shape']), start, stop
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import sentencepiece
 
 from selective_t5x.cli import libraries
-from selective_t5x.errors import UserError
+from selective_t5x.errors import UserError, is_integer
 from selective_t5x.runs import files as run_files
 
 # Names in Hugging Face folders and in a run's.
@@ -101,7 +101,13 @@ def of_folder(folder: pathlib.Path, flag: str | None) -> Pieces | None:
   processor = load(path)
   config = folder / TOKENIZER_CONFIG_FILE
   values = run_files.read_json(config) if config.is_file() else {}
+  if not isinstance(values, dict):
+    raise UserError(f'{config}: expected a JSON object')
   extra_ids = values.get('extra_ids', _DEFAULT_SENTINELS)
+  if not is_integer(extra_ids) or extra_ids < 0:
+    raise UserError(
+      f'{config}: extra_ids = {extra_ids!r}: expected 0 sentinels or more'
+    )
   pieces = {processor.id_to_piece(i) for i in range(processor.vocab_size())}
   if {_SENTINEL, f'▁{_SENTINEL}'} & pieces:
     extra_ids = 0  # As in mT5's model.

@@ -118,6 +118,11 @@ REFUSALS = {
     config(feed_forward_proj='gated-gelo', dense_act_fn=None),
     "feed_forward_proj = 'gated-gelo': expected .*; nearest: gated-gelu",
   ),
+  'an activation that is no name': (
+    config(dense_act_fn={'gelu': 1}),
+    "dense_act_fn = {'gelu': 1} contradicts",
+  ),
+  'a type that is no name': (config(model_type=['t5']), 'model_type = '),
   'exact gelu': (config(dense_act_fn='gelu'), "expected 'gelu_new'"),
   'another epsilon': (
     config(layer_norm_epsilon=1e-5),
@@ -140,6 +145,10 @@ REFUSALS = {
   'fewer layers than tensors': (
     config(num_layers=1),
     r'with encoder.block.1.layer.0.SelfAttention.k.weight, .*…, unknown',
+  ),
+  'more layers than can be counted': (
+    config(num_layers=10**30),
+    'layers, but .* has 38 tensors',
   ),
   'another width': (
     config(d_ff=24),
@@ -204,6 +213,10 @@ REFUSALS = {
   ),
   'a header without places': (
     header(lambda values: first(values).pop('data_offsets') and None),
+    'is no safetensors header',
+  ),
+  'a dtype that is no name': (
+    header(lambda values: first(values).update(dtype=['F32'])),
     'is no safetensors header',
   ),
   'a negative size': (
@@ -300,6 +313,21 @@ def test_a_vocabulary_of_another_model_is_refused(folder, tmp_path):
     'ends a sequence with id 1, .* with 2',
     tmp_path,
     lambda: conversions.imported(folder, tmp_path / 'out'),
+  )
+
+
+@pytest.mark.parametrize(
+  'text, match',
+  [
+    ('[]', 'tokenizer_config.json: expected a JSON object'),
+    ('{"extra_ids": -1}', 'extra_ids = -1: expected 0 sentinels or more'),
+    ('{"extra_ids": "9"}', "extra_ids = '9'"),
+  ],
+)
+def test_a_tokenizer_config_is_refused(text, match, folder, tmp_path):
+  (folder / 'tokenizer_config.json').write_text(text)
+  refuses(
+    match, tmp_path, lambda: conversions.imported(folder, tmp_path / 'out')
   )
 
 
