@@ -53,12 +53,13 @@ REASONS = {
   't5x.checkpoint_importer.*': 'one rule of t5_importer has a table of names',
   't5x.interactive_model.*': 'it wrote gin files from texts; name the task of '
   'get_seqio_task_from_examples in a run file',
-  't5x.export*': 'the suite exports no SavedModel',
   't5x.main.*': 'python -m t5x.main works as selective_t5x.main; its names are '
   'of a command, not for import',
   't5x.precompile.*': '--run_mode=precompile of selective_t5x.main compiles a '
   "run for a TPU that is not there; the run's own gin files configure it",
   't5x.infer.*': 'a detail of how T5X writes chunks',
+  't5x.export*': 'it needs tensorflow_serving; docs/huggingface.md exports a '
+  'trained T5, and t5x.infer reads files of examples',
   # Names that T5X itself no longer has.
   't5x.adafactor.standard_factor_rules': 'T5X replaced it by '
   'standard_logical_factor_rules, a field of Adafactor.logical_factor_rules',
