@@ -36,7 +36,7 @@ from selective_t5x.attention import (
   mesh,
   nonfinite,
 )
-from selective_t5x.attention.blocked_tiles import Keys, Queries
+from selective_t5x.attention.blocked_tiles import Keys, Queries, Selecting
 from selective_t5x.attention.selection import ALL, Selection
 
 # S spans compute (1 + 1 / S) / 2 of the square.
@@ -131,7 +131,8 @@ def attention(
     levels = jax.lax.stop_gradient(levels).swapaxes(1, 2).astype(dtype)
     levels = jnp.pad(levels, ((0, 0), (0, 0), (0, padding)))[..., None]
     keys = keys._replace(levels=levels)
-  if selection is not None:
+  selecting = _selecting(selection, bias)
+  if selecting.groups and selecting.heads is None:
     queries = queries._replace(
       selection_query=in_blocks(selection.query) * selection.scale
     )
@@ -146,19 +147,18 @@ def attention(
     padded_start = jnp.pad(
       start, ((0, 0), (0, padding)), constant_values=length + padding
     )
-  constraints = ALL if selection is None else selection.constraints
   eps = forget_below
   if eps is None:
     eps = _rounding(value.dtype) if _pays(length) else 0
   if blocks > 1 and eps and _can_forget(selection, bias, levels):
-    static = blocked_live.Static(memory_tau, eps, constraints)
+    static = blocked_live.Static(memory_tau, eps, selecting)
     attend = blocked_live.attend
   else:
     # A span of one block is no loop, so spans of long rows have two or more.
     is_short = length <= _SHORT and mesh.platform() == 'cpu'
     blocks_a_span = max(1 if is_short else 2, -(-blocks // MAX_SPANS))
     attend = blocked_spans.attend
-    static = blocked_spans.Static(memory_tau, blocks_a_span, constraints)
+    static = blocked_spans.Static(memory_tau, blocks_a_span, selecting)
   queries, keys = derivatives.reverse_mode_alone((queries, keys), 'blocked')
   out, seen, *live = attend(queries, keys, padded_start, static)
   reached, rows = faults.reach(nonfinite.causally(start))
@@ -188,6 +188,16 @@ def _keys_read(length, block, start, live=None) -> jax.Array:
   first = slots // block * block
   earlier = jnp.where(start < first, live.T[:, slots // block], 0)
   return slots - jnp.maximum(start, first) + 1 + earlier
+
+
+def _selecting(selection, bias) -> Selecting:
+  """Returns which logits select; those of heads are not computed twice."""
+  if selection is None:
+    return Selecting(0, None, ALL)
+  # Selection without the bias reads other logits than the heads.
+  same = (selection.bias is None) == (bias is None)
+  heads = selection.head if same else None
+  return Selecting(selection.query.shape[2], heads, selection.constraints)
 
 
 def _default_block(length: int) -> int:

@@ -24,12 +24,12 @@ from selective_t5x.attention import derivatives, live_keys
 from selective_t5x.attention.blocked_tiles import (
   Keys,
   Queries,
+  Selecting,
   Tile,
   Visibility,
   block_of,
   no_columns,
 )
-from selective_t5x.attention.selection import Constraints
 
 # F of the entries after the end of a list; finite, since 0 * inf is NaN.
 _HIDDEN = 1e30
@@ -43,12 +43,12 @@ class Static(NamedTuple):
   Attributes:
     memory_tau: that of M, or None.
     forget_below: the limit of the weight of all dropped keys; positive.
-    constraints: what selection may not mask; with the relu.
+    selecting: which logits select, with the relu.
   """
 
   memory_tau: float | None
   forget_below: float
-  constraints: Constraints
+  selecting: Selecting
 
 
 def attend(queries: Queries, keys: Keys, start, static: Static):
@@ -65,7 +65,7 @@ def attend(queries: Queries, keys: Keys, start, static: Static):
     before each block, f32[T, B], the mean over the G.
   """
   blocks, batch, heads, size, block = queries.query.shape
-  groups = queries.selection_query.shape[2]
+  groups = static.selecting.groups
 
   def split(x, axis):
     """Moves the groups of an array's heads to the axis of the batch."""
@@ -79,6 +79,7 @@ def attend(queries: Queries, keys: Keys, start, static: Static):
   keys = Keys(*(split(x, 1) for x in keys))
   if start is not None:
     start = jnp.repeat(start, groups, axis=0)
+  static = static._replace(selecting=static.selecting.of_group())
   out, seen, live = _attend(queries, keys, start, static)
   if seen is not None:
     seen = jnp.mean(seen.reshape(blocks, batch, groups, block), axis=2)
@@ -101,7 +102,7 @@ def _forward(queries, keys, start, static):
     keys,
     start,
     forget_below=static.forget_below,
-    protect_bos=static.constraints.protect_bos,
+    protect_bos=static.selecting.constraints.protect_bos,
     # M counts a key until its F reaches tau.
     floor=0.0 if tau is None else tau,
   )
@@ -111,14 +112,14 @@ def _forward(queries, keys, start, static):
     row = _Row(keys, start, index, block, static)
     live = bound.live(index, columns[:, 0])
     before = columns
-    tile = Tile(queries, *row.own(columns))
+    tile = row.own(queries, columns)
     softmax, seen = tile.softmax(), tile.seen(tau)
     columns = _put_block(columns, jnp.sum(tile.scores, axis=3), index, block)
 
     def read(round_, state):
       softmax, seen, columns = state
       ids = live.tile(round_)
-      tile = Tile(queries, *row.listed(before, ids))
+      tile = row.listed(queries, before, ids)
       if seen is not None:
         seen += tile.seen(tau)
       columns = _put(columns, ids, jnp.sum(tile.scores, axis=3))
@@ -129,7 +130,7 @@ def _forward(queries, keys, start, static):
 
   numbered = jnp.arange(queries.query.shape[0]), queries
   _, (out, norm, befores, seen, counts) = jax.lax.scan(
-    step, no_columns(keys), numbered
+    step, no_columns(keys, static.selecting), numbered
   )
   saved = queries, keys, start, out, norm, befores, bound
   return (out, seen, counts.astype(out.dtype)), saved
@@ -161,7 +162,7 @@ def _gradients(static, saved, cotangents):
 
     d_keys, d_columns = grown
     d_queries, d_own, d_masking = of_tile(
-      Tile(queries, *row.own(before)), block_of(d_columns, index, block, 2)
+      row.own(queries, before), block_of(d_columns, index, block, 2)
     )
     d_keys = row.add_own(d_keys, d_own)
     d_columns = _put_block(d_columns, d_masking, index, block)
@@ -170,7 +171,7 @@ def _gradients(static, saved, cotangents):
       d_queries, d_keys, d_columns = state
       ids = live.tile(round_)
       d_more, d_listed, d_masking = of_tile(
-        Tile(queries, *row.listed(before, ids)), _take(d_columns, ids, 0)
+        row.listed(queries, before, ids), _take(d_columns, ids, 0)
       )
       return (
         jax.tree.map(jnp.add, d_queries, d_more),
@@ -184,7 +185,7 @@ def _gradients(static, saved, cotangents):
   numbers = jnp.arange(queries.query.shape[0])
   (d_keys, _), d_queries = jax.lax.scan(
     step,
-    (jax.tree.map(jnp.zeros_like, keys), no_columns(keys)),
+    (jax.tree.map(jnp.zeros_like, keys), no_columns(keys, static.selecting)),
     (numbers, queries, befores, norm, delta, d_out, d_seen),
     reverse=True,
   )
@@ -210,7 +211,8 @@ class _Row:
   """Reads the keys of one block's tiles, and adds to their gradients."""
 
   def __init__(self, keys, start, index, block, static):
-    self._constraints = static.constraints
+    self._selecting = static.selecting
+    self._constraints = static.selecting.constraints
     self._index, self._block = index, block
     self._start = None if start is None else self._own(start, 1)
     # Of the biases only the block's queries are read.
@@ -221,23 +223,28 @@ class _Row:
       }
     )
 
-  def own(self, columns):
-    """Returns the own Keys, their columns and their Visibility."""
+  def own(self, queries, columns) -> Tile:
+    """Returns the tile of the block's own keys."""
     keys = jax.tree.map(lambda x: self._own(x, 2), self._keys)
     slots = self._index * self._block + jnp.arange(self._block)
     visibility = Visibility.causal(slots, slots, self._start, self._constraints)
-    return keys, self._own(columns, 2), visibility
+    return Tile(
+      queries, keys, self._own(columns, 2), visibility, self._selecting
+    )
 
-  def listed(self, columns, ids):
-    """Returns the listed Keys, their columns and their Visibility.
+  def listed(self, queries, columns, ids) -> Tile:
+    """Returns the tile of listed keys.
 
     Args:
+      queries: `Queries` of the block.
       columns: f32[B, 1, N].
       ids: i32[B, W], N after the end of a list.
     """
     keys = jax.tree.map(lambda x: _take(x, ids), self._keys)
     visibility = Visibility.of_earlier(ids, self._start, self._constraints)
-    return keys, _take(columns, ids, _HIDDEN), visibility
+    return Tile(
+      queries, keys, _take(columns, ids, _HIDDEN), visibility, self._selecting
+    )
 
   def add_own(self, d_keys: Keys, d_own: Keys) -> Keys:
     """Adds the gradients of the block's own keys."""

@@ -18,12 +18,12 @@ import jax.numpy as jnp
 
 from selective_t5x.attention.blocked_tiles import (
   Keys,
+  Selecting,
   Tile,
   Visibility,
   block_of,
   no_columns,
 )
-from selective_t5x.attention.selection import Constraints
 
 
 class Static(NamedTuple):
@@ -31,7 +31,7 @@ class Static(NamedTuple):
 
   memory_tau: float | None
   blocks_a_span: int
-  constraints: Constraints
+  selecting: Selecting
 
 
 # jit traces it once for all layers of a model, and compiles a lone call whole.
@@ -53,7 +53,7 @@ def attend(queries, keys, start, static: Static):
 
 
 def _forward(queries, keys, start, static):
-  columns = no_columns(keys)
+  columns = no_columns(keys, static.selecting)
   results = []
   for blocks, width in _spans(queries, static):
     span = _up_to(width, keys)
@@ -83,7 +83,7 @@ def _backward(static, saved, cotangents):
   delta = jnp.sum(d_out * out, axis=3)
   # The keys' gradients and the column sums of dF grow from the last block to
   # the first.
-  grown = jax.tree.map(jnp.zeros_like, keys), no_columns(keys)
+  grown = jax.tree.map(jnp.zeros_like, keys), no_columns(keys, static.selecting)
   d_queries = []
   parts = list(zip(_spans(queries, static), befores, strict=True))
   for (blocks, width), before in reversed(parts):
@@ -134,14 +134,14 @@ def _tile(index, queries, span, columns, start, static):
     jnp.arange(span.key.shape[2]),
     index * block + jnp.arange(block),
     None if start is None else of_block(start, axis=1),
-    static.constraints,
+    static.selecting.constraints,
   )
   return Tile(
     queries,
     keys,
     columns,
     visibility,
-    relu=static.constraints.relu,
+    static.selecting,
     query_levels=None
     if levels is None
     else of_block(levels, axis=2).swapaxes(2, 3),

@@ -11,18 +11,47 @@ import jax
 import jax.numpy as jnp
 
 from selective_t5x.attention import mesh
-from selective_t5x.attention.selection import Constraints, spread
+from selective_t5x.attention.selection import (
+  MEAN,
+  Constraints,
+  of_heads,
+  spread,
+)
 
 
 class Queries(NamedTuple):
   """Scaled queries in blocks.
 
-  query [T, B, H, D, Q]; selection_query [T, B, G, E, Q], None without
-  selection.
+  query [T, B, H, D, Q]; selection_query [T, B, G, E, Q], None without selection
+  and where heads of the model select.
   """
 
   query: jax.Array
   selection_query: jax.Array | None = None
+
+
+class Selecting(NamedTuple):
+  """Which logits select, as compile-time constants.
+
+  Attributes:
+    groups: G; 0 without selection.
+    heads: the heads whose logits select, as `selection.of_heads` takes them;
+      None where selection has queries and keys of its own.
+    constraints: what selection may not mask.
+  """
+
+  groups: int
+  heads: int | str | tuple[int, ...] | None
+  constraints: Constraints
+
+  def of_group(self) -> 'Selecting':
+    """Returns the constants of one group of heads by itself."""
+    heads = self.heads
+    if heads is not None and heads != MEAN:
+      # Each group's selecting head is at the same place; alone it is the first.
+      heads = heads[0] if isinstance(heads, tuple) else heads
+      heads = 0 if isinstance(heads, str) else heads
+    return self._replace(groups=min(self.groups, 1), heads=heads)
 
 
 class Keys(NamedTuple):
@@ -129,8 +158,8 @@ class Tile:
     keys: Keys,
     columns: jax.Array | None,
     visibility: Visibility,
+    selecting: Selecting,
     *,
-    relu: bool = True,
     query_levels: jax.Array | None = None,
   ):
     """Computes F and the logits.
@@ -141,28 +170,35 @@ class Tile:
       columns: f32[B, G, K], the summed scores of earlier blocks; None without
         selection.
       visibility: which keys the queries see and mask.
-      relu: whether negative selection logits mask nothing.
+      selecting: which logits select.
       query_levels: f32[B, H, 1, Q], the levels of the queries if the keys have
         levels.
     """
     self._queries, self._keys = queries, keys
     self._visible, may_mask = visibility
     self.scores = self.masking = None
-    if columns is not None:
-      logits = dot(
-        'bgke,bgeq->bgkq', keys.selection_key, queries.selection_query
-      )
-      if keys.selection_bias is not None:
-        logits += keys.selection_bias
-      self._scored = logits > 0 if relu else jnp.ones_like(logits, bool)
-      if may_mask is not None:
-        self._scored &= may_mask
-      self.scores = jnp.where(self._scored, logits, 0)
-      earlier = jnp.triu(ones(self.scores), 1)
-      self.masking = columns[..., None] + sum_by(self.scores, earlier)
+    self._of_heads = None
+    if selecting.heads is not None:
+      self._of_heads = functools.partial(of_heads, head=selecting.heads)
     logits = dot('bhkd,bhdq->bhkq', keys.key, queries.query)
     if keys.bias is not None:
       logits += keys.bias
+    if columns is not None:
+      if self._of_heads is not None:
+        selects = self._of_heads(logits)
+      else:
+        selects = dot(
+          'bgke,bgeq->bgkq', keys.selection_key, queries.selection_query
+        )
+        if keys.selection_bias is not None:
+          selects += keys.selection_bias
+      relu = selecting.constraints.relu
+      self._scored = selects > 0 if relu else jnp.ones_like(selects, bool)
+      if may_mask is not None:
+        self._scored &= may_mask
+      self.scores = jnp.where(self._scored, selects, 0)
+      earlier = jnp.triu(ones(self.scores), 1)
+      self.masking = columns[..., None] + sum_by(self.scores, earlier)
     if keys.levels is not None:
       logits += query_levels - keys.levels
     if self.masking is not None:
@@ -227,14 +263,37 @@ class Tile:
     d_weights = dot('bhkd,bhdq->bhkq', keys.value, d_out)
     # The gradient of a softmax subtracts the sums of weight times gradient.
     d_logits = weights * (d_weights - delta[:, :, None])
+    d_scores = d_masking = None
+    if self.masking is not None:
+      d_scores, d_masking = self._selection_gradients(
+        d_logits, d_seen, d_columns, tau
+      )
+      if self._of_heads is not None:
+        (d_selecting,) = jax.linear_transpose(self._of_heads, d_logits)(
+          d_scores
+        )
+        d_logits += d_selecting
     d_queries = Queries(dot('bhkd,bhkq->bhdq', keys.key, d_logits))
     d_keys = Keys(
       key=dot('bhkq,bhdq->bhkd', d_logits, queries.query),
       value=dot('bhkq,bhdq->bhkd', weights, d_out),
       bias=_summed_to(keys.bias, d_logits),
     )
-    if self.masking is None:
-      return d_queries, d_keys, None
+    if self.masking is not None and self._of_heads is None:
+      d_queries = d_queries._replace(
+        selection_query=dot('bgke,bgkq->bgeq', keys.selection_key, d_scores)
+      )
+      d_keys = d_keys._replace(
+        selection_key=dot('bgkq,bgeq->bgke', d_scores, queries.selection_query),
+        selection_bias=_summed_to(keys.selection_bias, d_scores),
+      )
+    return d_queries, d_keys, d_masking
+
+  def _selection_gradients(self, d_logits, d_seen, d_columns, tau):
+    """Returns the gradient of the scores, and the sums of dF over this block.
+
+    They are f32[B, G, K, Q] and f32[B, G, K]; arguments as in `gradients`.
+    """
     groups = self.masking.shape[1]
     d_masking = -sum_heads(d_logits, groups)
     if d_seen is not None:
@@ -244,14 +303,7 @@ class Tile:
     later = jnp.tril(ones(d_masking), -1)
     d_scores = d_columns[..., None] + sum_by(d_masking, later)
     d_scores = jnp.where(self._scored, d_scores, 0)
-    d_queries = d_queries._replace(
-      selection_query=dot('bgke,bgkq->bgeq', keys.selection_key, d_scores)
-    )
-    d_keys = d_keys._replace(
-      selection_key=dot('bgkq,bgeq->bgke', d_scores, queries.selection_query),
-      selection_bias=_summed_to(keys.selection_bias, d_scores),
-    )
-    return d_queries, d_keys, jnp.sum(d_masking, axis=3)
+    return d_scores, jnp.sum(d_masking, axis=3)
 
 
 def _summed_to(bias, d_logits):
@@ -268,11 +320,12 @@ def _summed_to(bias, d_logits):
   return jnp.sum(d_logits, axis=axes, keepdims=True)
 
 
-def no_columns(keys):
+def no_columns(keys, selecting):
   """Returns zero column sums, [B, G, N]; None without selection."""
-  if keys.selection_key is None:
+  if not selecting.groups:
     return None
-  return jnp.zeros(keys.selection_key.shape[:3], keys.key.dtype)
+  batch, _, length, _ = keys.key.shape
+  return jnp.zeros((batch, selecting.groups, length), keys.key.dtype)
 
 
 def block_of(x, index, block, axis):

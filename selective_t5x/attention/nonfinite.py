@@ -100,8 +100,10 @@ def clean_heads(
     query, key, value, selection, and a `Faults`.
   """
   (query,), query_faults = clean(query, live=live)
-  (key, value), key_faults = clean(key, value, live=live)
-  faults = Faults(query_faults, key_faults)
+  # Apart, since a finite key may select where its value is not finite.
+  (key,), key_faults = clean(key, live=live)
+  (value,), value_faults = clean(value, live=live)
+  faults = Faults(query_faults, key_faults | value_faults)
   if selection is not None:
     projections, selection_faults = clean(
       selection.query, selection.key, live=live
