@@ -56,10 +56,6 @@ class Checkpointer:
       restore_dtype: see the attributes.
       keep_dataset_checkpoints: unused: a position is a few bytes.
     """
-    if keep_dataset_checkpoints:
-      logging.log_first_n(
-        logging.INFO, 'keep_dataset_checkpoints: all positions stay', 1
-      )
     self._train_state, self._partitioner = train_state, partitioner
     self.checkpoints_dir, self.keep = checkpoints_dir, keep
     self.keep_dataset_checkpoints = keep_dataset_checkpoints

@@ -126,7 +126,9 @@ def infer(
     UserError: a setting is invalid, there is no checkpoint or no example, or
       output_dir has results of other settings, another model or checkpoint.
   """
-  del checkpoint_ds_iter, use_orbax
+  if not checkpoint_ds_iter:
+    logging.info('infer.checkpoint_ds_iter = False changes nothing here')
+  del use_orbax
   if mode not in _METHODS:
     raise UserError(
       f'infer.mode = {mode!r}: expected one of {", ".join(_METHODS)}'

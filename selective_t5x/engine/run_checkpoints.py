@@ -99,6 +99,8 @@ def manager_of_run(
   A checkpointer_cls of one's own saves, also with use_orbax, with which the
   real T5X ignores it.
   """
+  if save_cfg.keep_dataset_checkpoints:
+    logging.info('SaveCheckpointConfig.keep_dataset_checkpoints: all stay')
   cls = _class(save_cfg.checkpointer_cls)
   own = getattr(cls, '__module__', None) != 't5x.checkpoints'
   if own and use_orbax:

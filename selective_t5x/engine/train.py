@@ -129,7 +129,8 @@ def train(
     NonFiniteLossError: the loss or a parameter became NaN or infinite.
     Interrupted: SIGTERM came; the current step is finished and saved.
   """
-  del concurrent_metrics
+  if not concurrent_metrics:
+    logging.info('train.concurrent_metrics = False changes nothing here')
   save_cfg = checkpoint_cfg.save
   if not (train_eval_dataset_cfg or infer_eval_dataset_cfg):
     eval_period = 0
