@@ -151,16 +151,20 @@ def attention(
   if eps is None:
     eps = _rounding(value.dtype) if _pays(length) else 0
   if blocks > 1 and eps and _can_forget(selection, bias, levels):
-    static = blocked_live.Static(memory_tau, eps, selecting)
-    attend = blocked_live.attend
+    attend = functools.partial(
+      blocked_live.attend,
+      static=blocked_live.Static(memory_tau, eps, selecting),
+    )
   else:
     # A span of one block is no loop, so spans of long rows have two or more.
     is_short = length <= _SHORT and mesh.platform() == 'cpu'
     blocks_a_span = max(1 if is_short else 2, -(-blocks // MAX_SPANS))
-    attend = blocked_spans.attend
-    static = blocked_spans.Static(memory_tau, blocks_a_span, selecting)
+    attend = functools.partial(
+      blocked_spans.attend,
+      static=blocked_spans.Static(memory_tau, blocks_a_span, selecting),
+    )
   queries, keys = derivatives.reverse_mode_alone((queries, keys), 'blocked')
-  out, seen, *live = attend(queries, keys, padded_start, static)
+  out, seen, *live = attend(queries, keys, padded_start)
   reached, rows = faults.reach(nonfinite.causally(start))
   out = nonfinite.mark(joined(out).astype(value.dtype), reached)
   if seen is not None:

@@ -59,7 +59,8 @@ def _forward(queries, keys, start, static):
     span = _up_to(width, keys)
 
     def step(columns, block, span=span):
-      tile = _tile(*block, span, columns, start, static)
+      index, rows = block
+      tile = _tile(index, rows, span, columns, start, static)
       before, seen = columns, None
       if columns is not None:
         columns = tile.masking[..., -1] + tile.scores[..., -1]
@@ -92,11 +93,12 @@ def _backward(static, saved, cotangents):
     def step(grown, xs, span=span):
       d_keys, d_columns = grown
       block, before, norm, delta, d_out, d_seen = xs
-      tile = _tile(*block, span, before, start, static)
+      index, rows = block
+      tile = _tile(index, rows, span, before, start, static)
       d_queries, d_tile, d_masking = tile.gradients(
         norm, delta, d_out, d_seen, d_columns, static.memory_tau
       )
-      d_keys = _add(d_keys, d_tile, block[0] * d_out.shape[-1])
+      d_keys = _add(d_keys, d_tile, index * d_out.shape[-1])
       if d_columns is not None:
         d_columns += d_masking
       return (d_keys, d_columns), d_queries

@@ -96,7 +96,8 @@ def with_attention(
     for field in dataclasses.fields(module.config)
     if field.name not in _NOT_COPIED
   }
-  unknown = set(settings) - {f.name for f in dataclasses.fields(config_cls)}
+  known: Any = dataclasses.fields(config_cls)  # type: ignore[arg-type]
+  unknown = set(settings) - {field.name for field in known}
   if unknown:
     raise UserError(
       f'{name} has settings that are unknown here: {", ".join(sorted(unknown))}'
