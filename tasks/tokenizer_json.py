@@ -213,7 +213,7 @@ def _eos_id(tokenizer: tokenizers.Tokenizer, file: pathlib.Path) -> int:
   name = None
   if config.is_file():
     try:
-      name = json.loads(config.read_text(encoding='utf-8')).get('eos_token')
+      name = json.loads(config.read_bytes()).get('eos_token')
     except (ValueError, AttributeError) as error:
       raise UserError(f'{config}: not a JSON object') from error
   if isinstance(name, dict):
