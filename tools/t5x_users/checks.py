@@ -1,5 +1,6 @@
 """The checks of each repository; each runs in a process of its own."""
 
+import contextlib
 import importlib
 import os
 import pathlib
@@ -61,7 +62,10 @@ def tests(checkout: pathlib.Path, patterns: Sequence[str]) -> Iterator[Result]:
   options = ['-q', '--tb=no', '--no-header', '-p', 'no:cacheprovider']
   options += ['--import-mode=importlib', '--continue-on-collection-errors']
   options += ['-c', os.devnull, '--rootdir', str(checkout)]
-  pytest.main([*options, *files], plugins=[counter])
+  # gin looks for included files here before it asks Python's packages, of which
+  # it cannot read those without an __init__.py.
+  with contextlib.chdir(checkout):
+    pytest.main([*options, *files], plugins=[counter])
   for test, (outcome, why) in counter.outcomes.items():
     if outcome != 'skipped':
       yield test, outcome == 'passed', why
