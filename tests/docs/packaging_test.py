@@ -94,6 +94,8 @@ def test_wheel_holds_the_tree(wheel):
   templates = 'selective_t5x/report/templates'
   expect(templates, '*', templates)
   expect('gin', '*.gin', 'selective_t5x/configs/gin')
+  expect('selective_t5x', '*.gin', 'selective_t5x')
+  assert 't5x.py' in names
   assert not [n for n in names if n.startswith(('gin/', 'tasks/', 'tests/'))]
   assert not [n for n in names if n.endswith('configs/gin/__init__.py')]
 
@@ -135,3 +137,52 @@ def test_wheel_works_from_any_folder(wheel, tmp_path):
   )
   assert done.returncode == 0, done.stderr
   assert f"'{elsewhere}/results'" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_new_environment_has_t5x_until_the_suite_is_uninstalled(
+  wheel, tmp_path
+):
+  subprocess.run([sys.executable, '-m', 'venv', tmp_path / 'venv'], check=True)
+  python = tmp_path / 'venv' / 'bin' / 'python'
+  environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
+  environment['SELECTIVE_T5X_ENGINE'] = ''
+
+  def run(*args, path=''):
+    return subprocess.run(
+      [python, *args],
+      cwd=tmp_path,
+      env=environment | ({'PYTHONPATH': str(path)} if path else {}),
+      capture_output=True,
+      text=True,
+    )
+
+  def t5x(path=''):
+    return run('-c', 'import t5x; print(t5x.__file__)', path=path)
+
+  assert 'No module named' in t5x().stderr
+  assert not run('-m', 'pip', 'install', '--no-deps', str(wheel)).returncode
+  site = pathlib.Path(
+    run(
+      '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))'
+    ).stdout.strip()
+  )
+  engine = site / 'selective_t5x' / 'engine' / '__init__.py'
+  assert t5x().stdout.strip() == str(engine)
+
+  # A real T5X wins: on PYTHONPATH, in the same folder, or after it.
+  other = tmp_path / 'other' / 't5x'
+  other.mkdir(parents=True)
+  (other / '__init__.py').touch()
+  real = str(other / '__init__.py')
+  assert t5x(other.parent).stdout.strip() == real
+  (site / 'zz.pth').write_text(f'{other.parent}\n')
+  assert t5x().stdout.strip() == real
+  (site / 'zz.pth').unlink()
+  shutil.copytree(other, site / 't5x')
+  assert t5x().stdout.strip() == str(site / 't5x' / '__init__.py')
+  assert not run('-m', 'pip', 'uninstall', '-y', 'selective_t5x').returncode
+  assert (site / 't5x' / '__init__.py').is_file()
+  shutil.rmtree(site / 't5x')
+  assert not list(site.glob('*t5x*'))
+  assert 'No module named' in t5x().stderr
