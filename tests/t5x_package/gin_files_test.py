@@ -26,13 +26,12 @@ REQUIRED = {
   'CHECKPOINT_PATH': "'x/checkpoint_1'",
   'EVAL_OUTPUT_DIR': "'x'",
   'INFER_OUTPUT_DIR': "'x'",
+  'TF_EXAMPLE_FILE_PATHS': "['x']",
+  'TF_EXAMPLE_FILE_TYPE': "'tfrecord'",
+  'FEATURE_LENGTHS': "{'inputs': 32, 'targets': 16}",
 }
-# They wait for functions and arguments of the engine.
-NOT_YET = (
-  'runs/precompile.gin',
-  'umt5/runs/finetuning_common.gin',
-  'umt5/tydiqa_base.gin',
-)
+# It waits for a function of the engine.
+NOT_YET = 'runs/precompile.gin'
 PUBLISHED = {
   't5_1_1/small': 76_961_152,
   't5_1_1/base': 247_577_856,
@@ -90,6 +89,7 @@ RUNS = [
   (MODEL, 't5x/configs/runs/pretrain.gin', ''),
   (MODEL, 't5x/configs/runs/eval.gin', ''),
   (MODEL, 't5x/configs/runs/infer.gin', ''),
+  (MODEL, 't5x/configs/runs/infer_from_tfexample_file.gin', ''),
   (
     't5x/examples/decoder_only/models/base.gin',
     't5x/configs/runs/finetune.gin',
