@@ -13,7 +13,9 @@ from selective_t5x.attention import capabilities
 FUNCTIONS = [
   function
   for name, function in vars(attention).items()
-  if name in attention.__all__ and name != 'masking_matrix'
+  if name in attention.__all__
+  # The second one has another library's arguments.
+  and name not in ('masking_matrix', 'masked_bias_attention')
 ]
 # By position of keys, or by the keys between a key and the query.
 NEED_EVERY_KEY = {

@@ -71,6 +71,11 @@ NO_SETTINGS = {
   'KEY': 'a placeholder',
   'NAME': 'a placeholder',
   'my_network.Config.attention_fn': "a network of one's own",
+  'my_models.MyModel.module': "a model of one's own",
+  **{
+    f't5_network.from_t5x.{argument}': "of T5X's model files: t5x_package/"
+    for argument in ('module', 'attention_fn', 'pruning', 'attention_extension')
+  },
 }
 
 

@@ -36,7 +36,7 @@ decoding.beam_search.alpha = 0.5
 NEVER = [
   'BATCH_SZE: nothing in this run {}; nearest: BATCH_SIZE',
   'INITIAL_CHECKPOINT_PATH: nothing in this run {}; '
-  'gin/runs/finetune.gin reads it',
+  'gin/runs/finetune_common.gin reads it',
   'utils.DatasetConfig.seed: nothing in this run {}; the run reads '
   'train/utils.DatasetConfig.seed, train_eval/utils.DatasetConfig.seed',
   'models.EncoderDecoderModel.decode_fn: nothing in this run {}; the model is '

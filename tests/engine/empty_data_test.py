@@ -198,17 +198,19 @@ def test_sigterm_in_a_long_wait_of_an_evaluation_ends_it(tmp_path, monkeypatch):
     endless = dataset.take(1).repeat().filter(lambda _: False)
     return {tiny.TASK: dataset.take(1).concatenate(endless)}
 
-  class Alarm(partitioning.PjitPartitioner):
-    def put_batch(self, batch):
-      threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
-      return super().put_batch(batch)
-
   args = tiny.train_args(
     tmp_path,
-    partitioner=Alarm(num_partitions=1),
     train_eval_get_dataset_fn=evaluation,
     run_eval_before_training=True,
   )
+  eval_fn = args['model'].eval_fn
+
+  def alarm(*batch):
+    """Rings when the evaluation step is traced, for its first batch."""
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    return eval_fn(*batch)
+
+  monkeypatch.setattr(args['model'], 'eval_fn', alarm)
   with pytest.raises(Interrupted, match='step 0; .*from checkpoint_0'):
     train.train(**args)
   assert not _readers()
