@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from selective_t5x.attention import api, capabilities, masks
-from selective_t5x.attention.arrays import Array, Scalar
+from selective_t5x.attention.arrays import Array, Scalar, Setting
 
 
 def initial_share(layer: int) -> float:
@@ -54,7 +54,7 @@ def differential_attention(
   value: Array,
   *,
   share: Array | float,
-  scale: Scalar | None = None,
+  scale: Setting | None = None,
   bias: Array | None = None,
   segment_ids: Array | None = None,
   implementation: str | None = None,
@@ -115,7 +115,7 @@ def differential_v2_attention(
   *,
   second_query: Array,
   share: Array,
-  scale: Scalar | None = None,
+  scale: Setting | None = None,
   bias: Array | None = None,
   segment_ids: Array | None = None,
   implementation: str | None = None,

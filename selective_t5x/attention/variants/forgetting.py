@@ -17,7 +17,7 @@ from selective_t5x.attention import (
   reference,
   steps,
 )
-from selective_t5x.attention.arrays import Array, Scalar
+from selective_t5x.attention.arrays import Array, Setting
 
 # Logs of gates are clipped to this minimum, at which all is forgotten.
 LEAST_LOG = -1024.0
@@ -98,7 +98,7 @@ def forgetting_attention(
   value: Array,
   *,
   log_forget: Array,
-  scale: Scalar | None = None,
+  scale: Setting | None = None,
   bias: Array | None = None,
   segment_ids: Array | None = None,
   implementation: str | None = None,

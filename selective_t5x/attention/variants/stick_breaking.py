@@ -16,7 +16,7 @@ from selective_t5x.attention import (
   reference,
   steps,
 )
-from selective_t5x.attention.arrays import Array, Scalar
+from selective_t5x.attention.arrays import Array, Setting
 from selective_t5x.errors import UserError
 
 # Where the part of the stick goes that no key takes.
@@ -54,7 +54,7 @@ def stick_breaking_attention(
   key: Array,
   value: Array,
   *,
-  scale: Scalar | None = None,
+  scale: Setting | None = None,
   bias: Array | None = None,
   segment_ids: Array | None = None,
   position: Array | None = None,
