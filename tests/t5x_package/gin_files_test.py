@@ -115,6 +115,11 @@ def test_a_run_of_t5xs_guides_could_start_plain_and_selective(names):
   assert attention_of([*names, SELECTIVE]) == 'selective_attention'
 
 
+_BYTES = """from __gin__ import dynamic_registration
+import seqio
+VOCABULARY = @seqio.ByteVocabulary()"""
+
+
 def attention_of(names, more=()):
   """Returns the attention of the decoder in a run that passes all checks."""
   files = [name for name in names if name]
@@ -125,7 +130,7 @@ def attention_of(names, more=()):
   bindings = [f'{k} = {v}' for k, v in REQUIRED.items() if k in macros]
   with Session(
     files,
-    [*bindings, 'VOCABULARY = @seqio.ByteVocabulary()', *more],
+    [*bindings, _BYTES, *more],
     run_mode=entry_points.run_mode_of(loaded),
   ) as session:
     return session.bound('model').module.config.attention_fn.__name__
@@ -133,7 +138,6 @@ def attention_of(names, more=()):
 
 def test_a_models_own_network_is_not_replaced():
   own = [
-    'from __gin__ import dynamic_registration',
     'from t5x import models',
     'from tests.engine import running_sum',
     'models.EncoderDecoderModel.module = @running_sum.EncoderDecoder()',
