@@ -186,7 +186,7 @@ def selective_attention(
   selection_key: jax.Array | None = None,
   masking_scale: jax.Array | float | None = None,
   memory_tau: float | None = None,
-  forget_below: float | None = None,
+  forget_below: float | None = 0.0,
   return_live_keys: bool = False,
   implementation: str | None = None,
   return_masking: bool = False,
@@ -230,8 +230,8 @@ def selective_attention(
     forget_below: eps, an upper bound of the weight that a query may lose by
       keys that are dropped, summed over them; 0 drops none. A key is dropped
       once F proves that no later query can give it weight (docs/forgetting.md).
-      None is the rounding of value's dtype, 2 ** -24 for float32, in rows so
-      long that it pays. 'blocked' alone drops keys, and only with relu.
+      None is the rounding of value's dtype, 2 ** -24 for float32. 'blocked'
+      alone drops keys, and only with relu.
     return_live_keys: whether to return how many keys each query reads, the
       visible ones that are not dropped. Only 'blocked' can.
     return_masking: whether to return F too. Only the reference can.

@@ -43,8 +43,6 @@ from selective_t5x.attention.selection import ALL, Selection
 MAX_SPANS = 8
 # The longest row, in tokens, whose tiles XLA:CPU may keep.
 _SHORT = 512
-# Up to this length dropping keys gains nothing, measured on 2 CPU cores.
-_TOO_SHORT_TO_FORGET = 256
 # A weight of this size is lost in an output of the dtype.
 _ROUNDING = {'bfloat16': 2.0**-9, 'float16': 2.0**-12, 'float64': 2.0**-53}
 
@@ -60,7 +58,7 @@ def attention(
   segment_ids: jax.Array | None,
   memory_tau: float | None,
   levels: jax.Array | None = None,
-  forget_below: float | None = None,
+  forget_below: float | None = 0.0,
   return_live_keys: bool = False,
   block: int | None = None,
 ) -> tuple[jax.Array | None, ...]:
@@ -79,7 +77,7 @@ def attention(
       levels_i - levels_j, which is exact, to the logits.
     forget_below: an upper bound of the weight, summed over all dropped keys,
       that a query loses; 0 to drop no key; None for the rounding of value's
-      dtype where dropping keys is faster.
+      dtype.
     return_live_keys: whether to return the number of keys that each query
       reads.
     block: queries per block; None for the fastest size.
@@ -149,7 +147,7 @@ def attention(
     )
   eps = forget_below
   if eps is None:
-    eps = _rounding(value.dtype) if _pays(length) else 0
+    eps = _ROUNDING.get(value.dtype.name, 2.0**-24)
   if blocks > 1 and eps and _can_forget(selection, bias, levels):
     attend = functools.partial(
       blocked_live.attend,
@@ -208,15 +206,6 @@ def _default_block(length: int) -> int:
   """Returns the block size that was fastest on 2 CPU cores."""
   # Several small blocks skip more masked keys than a large one.
   return 64 if 128 < length <= _SHORT else 128
-
-
-def _rounding(dtype) -> float:
-  return _ROUNDING.get(jnp.dtype(dtype).name, 2.0**-24)
-
-
-def _pays(length: int) -> bool:
-  """Returns whether dropping keys is faster where a model forgets some."""
-  return length > _TOO_SHORT_TO_FORGET and mesh.platform() == 'cpu'
 
 
 def _can_forget(selection, bias, levels) -> bool:

@@ -349,3 +349,22 @@ def test_live_keys_that_nothing_can_count_are_one_line(settings):
   arrays = forgetful(0, (1, 8, 2, 4))
   with pytest.raises(UserError, match='return_live_keys asks'):
     attention.selective_attention(*arrays, return_live_keys=True, **settings)
+
+
+def test_by_default_nothing_is_dropped_and_none_is_the_rounding():
+  arrays = forgetful(0, (1, 200, 2, 4))
+
+  def attend(**settings):
+    return attention.selective_attention(
+      *arrays, implementation='blocked', return_live_keys=True, **settings
+    )
+
+  _, live = attend()
+  np.testing.assert_array_equal(live[0], np.arange(1, 201))
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    attend(forget_below=None),
+    attend(forget_below=ROUNDING),
+  )
+  _, live = attend(forget_below=None)
+  assert np.sum(live) < 200 * 100
