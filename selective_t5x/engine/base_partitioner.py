@@ -229,7 +229,7 @@ class BasePartitioner(abc.ABC):
       UserError: the batch cannot be divided over the mesh's data axis.
     """
     if host_index is not None:
-      raise NotImplementedError('Explicit host_index is not yet implemented.')
+      raise NotImplementedError('host_index: expected None, this process')
     sharding = NamedSharding(self.mesh, self.data_partition_spec)
     parts = self.data_mesh_size
     batch_size = batch_size or parts

@@ -185,12 +185,12 @@ class InferenceState(flax.struct.PyTreeNode):
   @property
   def param_states(self) -> Any:
     """There are none."""
-    raise NotImplementedError('InferenceState has no optimizer states.')
+    raise NotImplementedError('an InferenceState holds parameters alone')
 
   def apply_gradient(self, *args, **kwargs) -> 'InferenceState':
     """There is no optimiser."""
     raise NotImplementedError(
-      'InferenceState does not support `apply_gradient`.'
+      'an InferenceState is not trained: it holds parameters alone'
     )
 
   def state_dict(self) -> dict:
