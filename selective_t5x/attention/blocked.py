@@ -148,15 +148,15 @@ def attention(
   eps = forget_below
   if eps is None:
     eps = _ROUNDING.get(value.dtype.name, 2.0**-24)
+  # A span of one block is no loop, so spans of long rows have two or more.
+  is_short = length <= _SHORT and mesh.platform() == 'cpu'
+  blocks_a_span = max(1 if is_short else 2, -(-blocks // MAX_SPANS))
   if blocks > 1 and eps and _can_forget(selection, bias, levels):
     attend = functools.partial(
       blocked_live.attend,
-      static=blocked_live.Static(memory_tau, eps, selecting),
+      static=blocked_live.Static(memory_tau, eps, blocks_a_span, selecting),
     )
   else:
-    # A span of one block is no loop, so spans of long rows have two or more.
-    is_short = length <= _SHORT and mesh.platform() == 'cpu'
-    blocks_a_span = max(1 if is_short else 2, -(-blocks // MAX_SPANS))
     attend = functools.partial(
       blocked_spans.attend,
       static=blocked_spans.Static(memory_tau, blocks_a_span, selecting),

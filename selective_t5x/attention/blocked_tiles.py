@@ -18,6 +18,9 @@ from selective_t5x.attention.selection import (
   spread,
 )
 
+# On CPU a running sum is taken over so many queries, and then over the parts.
+_PART = 32
+
 
 class Queries(NamedTuple):
   """Scaled queries in blocks.
@@ -110,14 +113,14 @@ class Visibility(NamedTuple):
     """Returns the Visibility of keys that may come after a query.
 
     Args:
-      keys: i32[K], positions.
+      keys: i32[K] or i32[B, K], positions.
       queries: i32[Q], positions.
       start: i32[B, Q], where each query's segment starts
         (`masks.segment_starts`); None for one segment.
       constraints: what selection may not mask.
     """
-    keys = keys[:, None]
-    visible = (keys <= queries)[None, None]
+    keys = keys.reshape(-1, 1, keys.shape[-1], 1)
+    visible = keys <= queries
     first = 0
     if start is not None:
       first = start[:, None, None]
@@ -128,20 +131,6 @@ class Visibility(NamedTuple):
     if constraints.protect_bos:
       may_mask &= first < keys
     return cls(visible, may_mask)
-
-  @classmethod
-  def of_earlier(cls, keys, start, constraints: Constraints):
-    """Returns the Visibility of keys that come before all queries.
-
-    Args:
-      keys: i32[B, K], positions.
-      start: as in `causal`.
-      constraints: what selection may not mask.
-    """
-    keys = keys[:, None, :, None]
-    first = 0 if start is None else start[:, None, None]
-    visible = None if start is None else first <= keys
-    return cls(visible, first < keys if constraints.protect_bos else visible)
 
 
 class Tile:
@@ -197,8 +186,7 @@ class Tile:
       if may_mask is not None:
         self._scored &= may_mask
       self.scores = jnp.where(self._scored, selects, 0)
-      earlier = jnp.triu(ones(self.scores), 1)
-      self.masking = columns[..., None] + sum_by(self.scores, earlier)
+      self.masking = columns[..., None] + sum_before(self.scores)
     if keys.levels is not None:
       logits += query_levels - keys.levels
     if self.masking is not None:
@@ -300,8 +288,7 @@ class Tile:
       counted = self._counted(tau) & (self.masking >= 0)
       share = d_seen[:, None, None] / (tau * groups)
       d_masking -= jnp.where(counted, share, 0)
-    later = jnp.tril(ones(d_masking), -1)
-    d_scores = d_columns[..., None] + sum_by(d_masking, later)
+    d_scores = d_columns[..., None] + sum_after(d_masking)
     d_scores = jnp.where(self._scored, d_scores, 0)
     return d_scores, jnp.sum(d_masking, axis=3)
 
@@ -335,26 +322,40 @@ def block_of(x, index, block, axis):
   return jax.lax.dynamic_slice_in_dim(x, index * block, block, axis)
 
 
-def ones(tile):
-  """Returns ones, [Q, Q], for a tile of Q queries."""
-  return jnp.ones((tile.shape[-1],) * 2, tile.dtype)
-
-
 def dot(axes, x, y):
   """Returns an einsum in x's dtype."""
   return jnp.einsum(axes, x, y, preferred_element_type=x.dtype)
 
 
-def sum_by(tile, triangle):
-  """Sums [B, G, K, Q] over the queries that a triangular matrix selects."""
+def sum_before(tile: jax.Array) -> jax.Array:
+  """Sums [B, G, K, Q] over all earlier queries, of each query."""
+  return _running_sum(tile, jnp.triu, 1)
+
+
+def sum_after(tile: jax.Array) -> jax.Array:
+  """Sums [B, G, K, Q] over all later queries, of each query."""
+  return _running_sum(tile, jnp.tril, -1)
+
+
+def _running_sum(tile, triangle, diagonal):
+  """Sums over the queries that a triangular matrix selects."""
   # Without the barrier XLA:CPU recomputes the tile for each panel of the
   # product, which at 2,048 tokens takes as long as all the rest together.
-  return jnp.matmul(
-    jax.lax.optimization_barrier(tile),
-    triangle,
+  tile = jax.lax.optimization_barrier(tile)
+
+  def product(x):
+    ones = triangle(jnp.ones((x.shape[-1],) * 2, x.dtype), diagonal)
     # A sum of a thousand scores in bfloat16 would lose the small ones.
-    precision=jax.lax.Precision.HIGHEST,
-  )
+    return jnp.matmul(x, ones, precision=jax.lax.Precision.HIGHEST)
+
+  size = tile.shape[-1]
+  if mesh.platform() != 'cpu' or size <= _PART or size % _PART:
+    return product(tile)
+  # A CPU has no unit for large products: sums of parts, then of what is before
+  # or after each part, take half the time.
+  parts = tile.reshape(*tile.shape[:-1], -1, _PART)
+  others = product(jnp.sum(parts, axis=-1))
+  return (product(parts) + others[..., None]).reshape(tile.shape)
 
 
 def sum_heads(tile, groups):

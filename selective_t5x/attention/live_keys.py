@@ -30,27 +30,6 @@ import jax.numpy as jnp
 from selective_t5x.attention.blocked_tiles import Keys, Queries
 
 
-class Live(NamedTuple):
-  """The live keys of a block.
-
-  Attributes:
-    ids: i32[B, N / W, W], their numbers in ascending order, then N.
-    counts: i32[B], how many there are.
-  """
-
-  ids: jax.Array
-  counts: jax.Array
-
-  @property
-  def tiles(self) -> jax.Array:
-    """i32[], how many tiles the longest list fills."""
-    return -(-jnp.max(self.counts) // self.ids.shape[2])
-
-  def tile(self, index: jax.Array) -> jax.Array:
-    """Returns the numbers of a tile's keys, i32[B, W]."""
-    return jax.lax.dynamic_index_in_dim(self.ids, index, 1, keepdims=False)
-
-
 class Bound(NamedTuple):
   """What bounds the logits of the queries from each block on.
 
@@ -71,16 +50,6 @@ class Bound(NamedTuple):
   first: jax.Array
   slack: float
   floor: float
-
-  def live(self, index: jax.Array, masking: jax.Array) -> Live:
-    """Lists the live keys of a block, in tiles of a block's size.
-
-    Args:
-      index: i32[], the number of the block.
-      masking: f32[B, N], F for the first query of the block.
-    """
-    width = masking.shape[1] // self.query.shape[0]
-    return listed(self.alive(index, masking), width)
 
   def alive(self, index: jax.Array, masking: jax.Array) -> jax.Array:
     """Returns which keys before a block may still matter to it or later.
@@ -180,18 +149,17 @@ def _bias_at(bias, rows):
   return bias[index[0], :, index[1], index[2]].swapaxes(1, 2)
 
 
-def listed(alive: jax.Array, width: int) -> Live:
+def listed(alive: jax.Array, width: int) -> jax.Array:
   """Lists the keys that are alive.
 
   Args:
-    alive: bool[B, N].
-    width: W, a divisor of N.
+    alive: bool[B, N], at most W of a row.
+    width: W.
+
+  Returns:
+    i32[B, W], the numbers of the keys in ascending order, then N.
   """
-  batch, length = alive.shape
   rank = jnp.cumsum(alive, axis=1, dtype=jnp.int32)
   # On CPU a search is several times faster than a sort or a scatter.
-  search = jax.vmap(
-    lambda row: jnp.searchsorted(row, jnp.arange(1, length + 1))
-  )
-  ids = search(rank).astype(jnp.int32).reshape(batch, -1, width)
-  return Live(ids, rank[:, -1])
+  search = jax.vmap(lambda row: jnp.searchsorted(row, jnp.arange(1, width + 1)))
+  return search(rank).astype(jnp.int32)

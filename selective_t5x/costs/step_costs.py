@@ -4,7 +4,7 @@ import os
 
 import jax.extend
 
-from selective_t5x.attention import blocked_live
+from selective_t5x.attention import live_tiles
 from selective_t5x.attention.tpu import traffic
 from selective_t5x.runs.files import COSTS_FILE, write_json
 
@@ -65,36 +65,33 @@ def matmul_flops(jaxpr) -> int | None:
     kernel, or if there are convolutions.
   """
   try:
-    return int(_flops(jaxpr, 1))
+    return int(_flops(jaxpr))
   except ValueError:
     return None
 
 
-def _flops(jaxpr, blocks: int) -> float:
-  """Returns the operations of a program, the body of a scan over blocks."""
-  return sum(_equation_flops(eqn, blocks) for eqn in jaxpr.eqns)
+def _flops(jaxpr) -> float:
+  return sum(_equation_flops(eqn) for eqn in jaxpr.eqns)
 
 
-def _equation_flops(eqn, blocks) -> float:
+def _equation_flops(eqn) -> float:
   name, params = eqn.primitive.name, eqn.params
   if name == 'dot_general':
     return traffic.product_flops(eqn)
   if name == 'pallas_call':
     return traffic.kernel_cost(params).flops
-  if name == 'scan':
-    blocks = params['length']
-  inside = [
-    _flops(sub, blocks) for sub in jax.extend.core.jaxprs_in_params(params)
-  ]
-  if name == 'while' and blocked_live.is_loop(eqn):
-    # A tile for each earlier block: the mean over the blocks.
-    return (blocks - 1) / 2 * sum(inside)
+  inside = [_flops(sub) for sub in jax.extend.core.jaxprs_in_params(params)]
+  spans = live_tiles.prefixes_of(eqn)
+  if spans is not None:
+    # Every key is alive: no list is read, and each span by its blocks alone.
+    branches = inside[-spans:] if name == 'cond' else inside
+    return sum(branches) / spans if spans else 0
   if name == 'conv_general_dilated' or (name == 'while' and any(inside)):
     raise ValueError(f'{name}: its matrix products are not counted')
   if name == 'cond':
     return max(inside)
   if name == 'scan':
-    return blocks * sum(inside)
+    return params['length'] * sum(inside)
   if name == 'shard_map':  # its jaxpr is the program of one device
     return params['mesh'].size * sum(inside)
   return sum(inside)

@@ -82,5 +82,4 @@ def test_attention_that_drops_keys_costs_what_all_keys_would(gradients):
     return jax.grad(out) if gradients else out
 
   x = jnp.ones((1, 1024, 4, 16))
-  # Spans read some keys after the query, too.
-  assert 0.8 < flops(attend(2.0**-24), x) / flops(attend(0), x) < 1
+  assert flops(attend(2.0**-24), x) == flops(attend(0), x)
