@@ -27,6 +27,7 @@ class DifferentialHeads(Extension):
   """
 
   by_layer = True
+  splits_heads = True
 
   def setup(self):
     """Makes the four vectors and the norm."""

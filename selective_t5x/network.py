@@ -1,12 +1,13 @@
-"""The paper's decoder-only language model.
+"""The paper's decoder-only language model, and those of its family.
 
 Source: arXiv 2410.02703: pre-norm RMSNorm, learned positions, SwiGLU, query/key
 normalisation, no biases, untied output embedding. Parameters and settings have
-T5X's names.
+T5X's names. Other settings make it a Llama, Qwen or Gemma: rotary positions,
+grouped queries, biases, another norm, embedding and logits.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +15,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from selective_t5x import attention
-from selective_t5x.errors import UserError
+from selective_t5x.attention.rotary import Rotary
+from selective_t5x.errors import UserError, is_integer, is_number
 from selective_t5x.nn import decoder, settings
 from selective_t5x.nn.call import Call
 from selective_t5x.nn.extensions import Extension
@@ -26,8 +28,13 @@ class DecoderConfig(settings.DecoderSettings):
   """Settings of the decoder; gin/architectures/decoder.gin binds them.
 
   Attributes, beside those of `settings.DecoderSettings`:
-    max_length: rows of the position embedding, the longest readable row.
+    max_length: the longest readable row; with learned positions also the rows
+      of their embedding.
     num_layers: L.
+    qk_norm: whether queries and keys are normalised over the head dimension, as
+      in the paper and in Qwen3.
+    qkv_bias: whether the projections to queries, keys and values have biases.
+    out_bias: whether the attention's output projection has one.
   """
 
   vocab_size: int
@@ -45,11 +52,72 @@ class DecoderConfig(settings.DecoderSettings):
   scan_layers: bool = False
   remat_policy: str = 'none'
   unroll_layers: bool = False
+  mlp_activations: Sequence[str] = ('silu', 'linear')
+  rotary: Rotary | None = None
+  num_kv_heads: int | None = None
+  qk_norm: bool = True
+  qkv_bias: bool = False
+  out_bias: bool = False
+  mlp_bias: bool = False
+  norm_epsilon: float = 1e-6
+  norm_adds_one: bool = False
+  embedding_scale: float = 1.0
+  logits_via_embedding: bool = False
+  logits_scale: float | None = None
+  bos_id: int = 0
 
   @property
   def decoder_layers(self) -> int:
     """L."""
     return self.num_layers
+
+  @property
+  def self_attention(self) -> Mapping[str, Any]:
+    """The attributes of SelfAttention that differ from its defaults."""
+    return {
+      'num_kv_heads': self.num_kv_heads,
+      'rotary': self.rotary,
+      'normalise': self.qk_norm,
+      'norm_epsilon': self.norm_epsilon,
+      'norm_adds_one': self.norm_adds_one,
+      'qkv_bias': self.qkv_bias,
+      'out_bias': self.out_bias,
+    }
+
+  def __post_init__(self):
+    """Refuses settings that would fail later and less clearly."""
+    super().__post_init__()
+    heads = self.num_kv_heads
+    if heads is not None and (
+      not is_integer(heads) or heads < 1 or self.num_heads % heads
+    ):
+      settings.refuse(
+        self,
+        'num_kv_heads',
+        f'None or a divisor of num_heads = {self.num_heads} (NUM_KV_HEADS)',
+      )
+    for name in (
+      'qk_norm',
+      'qkv_bias',
+      'out_bias',
+      'mlp_bias',
+      'norm_adds_one',
+      'logits_via_embedding',
+    ):
+      if not isinstance(getattr(self, name), bool):
+        settings.refuse(self, name, 'True or False')
+    for name in ('norm_epsilon', 'embedding_scale', 'logits_scale'):
+      value = getattr(self, name)
+      none = name == 'logits_scale' and value is None
+      if not none and (not is_number(value) or not value > 0):
+        settings.refuse(self, name, 'a positive number')
+    if not is_integer(self.bos_id) or not 0 <= self.bos_id < self.vocab_size:
+      settings.refuse(self, 'bos_id', 'an id of the vocabulary, or 0')
+    if self.rotary is not None:
+      if not isinstance(self.rotary, Rotary):
+        settings.refuse(self, 'rotary', '@network.Rotary() or None (ROTARY)')
+      self.rotary.frequencies(self.head_dim)
+    settings.check_activations(self)
 
 
 class Decoder(decoder.Decoder):

@@ -21,6 +21,8 @@ class SelectionProjections(Extension):
     selection_heads: G, a divisor of H; each selects for H / G heads.
   """
 
+  reads_keys = False
+
   selection_heads: int = 1
 
   def setup(self):

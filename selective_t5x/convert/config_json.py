@@ -19,7 +19,7 @@ from selective_t5x.runs.files import read_json, write_json
 
 FILE = 'config.json'
 GENERATION_FILE = 'generation_config.json'
-_ARCHITECTURES = {
+MODEL_TYPES = {
   't5': 'T5ForConditionalGeneration',
   'mt5': 'MT5ForConditionalGeneration',
 }
@@ -80,38 +80,45 @@ class HuggingFaceConfig:
   values: Mapping[str, Any]
 
 
-def read(folder: pathlib.Path) -> HuggingFaceConfig:
-  """Reads the configuration of a T5.
+def load(folder: pathlib.Path) -> Mapping[str, Any]:
+  """Returns the content of a folder's config.json.
 
   Raises:
-    UserError: there is none, it is not of a T5, a key is missing, or a value is
-      one that the networks here do not have.
+    UserError: there is none, or it is no JSON object.
   """
   path = folder / FILE
   if not path.is_file():
     raise UserError(
-      f'{folder} has no {FILE}: expected the folder of a Hugging Face T5'
+      f'{folder} has no {FILE}: expected the folder of a Hugging Face model'
     )
   values = read_json(path)
   if not isinstance(values, dict):
     raise UserError(f'{path}: expected a JSON object')
-  model_type = values.get('model_type')
-  if model_type not in tuple(_ARCHITECTURES):
-    raise UserError(
-      f'{path}: model_type = {model_type!r}: expected one of '
-      f'{", ".join(_ARCHITECTURES)}'
-      f'{did_you_mean(str(model_type), _ARCHITECTURES)}'
-    )
+  return values
+
+
+def read(path: pathlib.Path, values: Mapping[str, Any]) -> HuggingFaceConfig:
+  """Reads the configuration of a T5.
+
+  Args:
+    path: the file, for messages.
+    values: its content, with a model_type of MODEL_TYPES.
+
+  Raises:
+    UserError: a key is missing, or a value is one that the networks here do not
+      have.
+  """
+  model_type = values['model_type']
   for key, (expected, default) in _FIXED.items():
     value = values.get(key, default)
     if value != expected:
       raise UserError(
         f'{path}: {key} = {value!r}: the T5 here has {expected!r}'
       )
-  sizes = {field: _size(path, values, key) for field, key in _SIZES.items()}
+  sizes = {field: size(path, values, key) for field, key in _SIZES.items()}
   decoder_layers = values.get('num_decoder_layers')
   if decoder_layers is not None:
-    decoder_layers = _size(path, values, 'num_decoder_layers')
+    decoder_layers = size(path, values, 'num_decoder_layers')
   dropout_rate = values.get('dropout_rate', 0.1)
   if not is_number(dropout_rate) or not 0 <= dropout_rate < 1:
     raise UserError(
@@ -181,7 +188,7 @@ def write(
   for key in ('torch_dtype', '_name_or_path', 'scale_decoder_outputs'):
     like.pop(key, None)
   values = like | {
-    'architectures': [_ARCHITECTURES[model_type]],
+    'architectures': [MODEL_TYPES[model_type]],
     'model_type': model_type,
     'is_encoder_decoder': True,
     'num_decoder_layers': architecture.num_decoder_layers,
@@ -210,8 +217,12 @@ def write(
   )
 
 
-def _size(path, values, key) -> int:
-  """Returns a positive integer of the file."""
+def size(path: pathlib.Path, values: Mapping[str, Any], key: str) -> int:
+  """Returns a positive integer of the file.
+
+  Raises:
+    UserError: it is missing, or is none.
+  """
   if key not in values:
     raise UserError(f'{path}: no {key}{did_you_mean(key, values)}')
   value = values[key]

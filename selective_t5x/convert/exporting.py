@@ -1,6 +1,5 @@
-"""Makes a Hugging Face T5 of a T5X checkpoint."""
+"""Makes a Hugging Face model of a T5X checkpoint."""
 
-import collections
 import contextlib
 import dataclasses
 import math
@@ -13,23 +12,21 @@ import numpy as np
 from selective_t5x.convert import (
   checksums,
   companion_files,
-  config_json,
-  gin_files,
   importing,
   legacy_files,
   model_card,
   orbax_files,
   output_folder,
   parameters,
+  run_settings,
   safetensors_files,
+  targets,
   tokenizer_files,
   vocabulary,
 )
-from selective_t5x.convert.architecture import Architecture
 from selective_t5x.errors import UserError, did_you_mean
 
 _CHECKPOINT = re.compile(r'checkpoint_(\d+)')
-_LAYERS = re.compile(r'(encoder|decoder)/layers_(\d+)/')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +58,8 @@ class Export:
 
   Attributes:
     checkpoint: its folder.
-    architecture: of the Hugging Face T5.
+    target: the model of transformers that it becomes.
+    architecture: of this model.
     parameters: of the checkpoint.
     pieces: the vocabulary; None: none.
     notes: sentences about what is not taken over as it is.
@@ -75,12 +73,12 @@ class Export:
       options: how to export.
 
     Raises:
-      UserError: there is no such checkpoint, it is not of a plain T5, or an
-        array is unknown, missing or of another shape than the others.
+      UserError: there is no such checkpoint, transformers has no such model, or
+        an array is unknown, missing or of another shape than the others.
     """
     self.checkpoint, self._options = find(path), options
     self.run = self.checkpoint.parent
-    settings = gin_files.run_settings(
+    settings = run_settings.read(
       self.run, options.gin_files, options.gin_bindings
     )
     checksums.check(self.checkpoint)
@@ -88,10 +86,13 @@ class Export:
       legacy = (self.checkpoint / legacy_files.FILE).is_file()
       files = legacy_files.LegacyFiles if legacy else orbax_files.OrbaxFiles
       self._files = files(self.checkpoint)
+    self._companions = companion_files.Companions(self.run, options.like)
     shapes = {name: shape for name, (shape, _) in self._files.arrays.items()}
-    self.stacked = 'encoder/encoder/mlp/wo/kernel' in shapes
-    whole = _architecture(self.checkpoint, shapes, settings, self.stacked)
-    self.parameters = parameters.table(whole, stacked=self.stacked)
+    self.target = targets.of_run(
+      self.checkpoint, shapes, settings, self._companions.values
+    )
+    whole = self.target.architecture
+    self.parameters = self.target.table(whole, stacked=self.target.stacked)
     _check(self.checkpoint, shapes, self.parameters)
     self._check_dtypes()
     rows = options.vocab_size or whole.vocab_size
@@ -106,7 +107,6 @@ class Export:
         f'the last {whole.vocab_size - rows} rows of the embedding are cut off'
       )
     self.architecture = dataclasses.replace(whole, vocab_size=rows)
-    self._companions = companion_files.Companions(self.run, options.like)
     self.pieces = vocabulary.of_run(self.run, options.vocabulary)
     if self.pieces is not None:
       vocabulary.check_fits(self.pieces, rows, None, self.checkpoint)
@@ -141,8 +141,10 @@ class Export:
     """Writes all files but the tensors."""
     companions, pieces = self._companions, self.pieces
     eos = companions.values.get('eos_token_id', 1)
+    if isinstance(eos, list):
+      eos = next(iter(eos), None)
     dtypes = [dtype.name for dtype, _ in specs.values()]
-    config_json.write(
+    self.target.write_config(
       folder,
       self.architecture,
       max(sorted(set(dtypes)), key=dtypes.count),
@@ -153,10 +155,11 @@ class Export:
     if pieces is not None and (
       self._options.vocabulary or not companions.write_tokenizer(pieces, folder)
     ):
-      tokenizer_files.write(folder, pieces)
+      tokenizer_files.write(folder, pieces, self.target.begin)
     model_card.write(
       folder,
-      architecture=self.architecture,
+      target=self.target,
+      kind=self.architecture.kind,
       checkpoint=self.checkpoint,
       parameter_count=sum(math.prod(shape) for _, shape in specs.values()),
       tokenizer=pieces is not None,
@@ -208,60 +211,6 @@ def find(path: pathlib.Path) -> pathlib.Path:
   return steps[max(steps)]
 
 
-def _architecture(
-  checkpoint: pathlib.Path,
-  shapes: Mapping[str, tuple[int, ...]],
-  settings: gin_files.RunSettings,
-  stacked: bool,
-) -> Architecture:
-  """Returns the sizes that the shapes of the arrays have.
-
-  Raises:
-    UserError: an array that tells a size is missing, or the configuration has
-      another one.
-  """
-  encoder = 'encoder/encoder' if stacked else 'encoder/layers_0'
-
-  def shape(name: str, axes: int) -> tuple[int, ...]:
-    if len(shapes.get(name, ())) != axes:
-      raise UserError(
-        f'{checkpoint}: {name} is {list(shapes.get(name, ())) or "missing"}: '
-        f'expected the {axes} axes of a T5{did_you_mean(name, shapes)}'
-      )
-    return shapes[name]
-
-  rows, width = shape(parameters.TOKEN_EMBEDDING, 2)
-  bias = 'encoder/encoder' if stacked else 'encoder'
-  heads = shape(f'{bias}/relpos_bias/rel_embedding', 3 if stacked else 2)[0]
-  query = shape(f'{encoder}/attention/query/kernel', 4 if stacked else 2)
-  wo = shape(f'{encoder}/mlp/wo/kernel', 3 if stacked else 2)
-  if stacked:
-    decoder_layers = shape('decoder/decoder/mlp/wo/kernel', 3)[1]
-    layers = {'encoder': wo[1], 'decoder': decoder_layers}
-  else:
-    numbered = {match.groups() for match in map(_LAYERS.match, shapes) if match}
-    layers = collections.Counter(side for side, _ in numbered)
-  architecture = Architecture(
-    vocab_size=rows,
-    emb_dim=width,
-    num_heads=heads,
-    head_dim=query[-1] // (1 if stacked else heads),
-    mlp_dim=wo[0],
-    num_encoder_layers=layers['encoder'],
-    num_decoder_layers=layers['decoder'],
-    mlp_activations=settings.mlp_activations,
-    logits_via_embedding=parameters.LOGITS not in shapes,
-    dropout_rate=settings.dropout_rate,
-  )
-  for name, value in settings.sizes.items():
-    if getattr(architecture, name) != value:
-      raise UserError(
-        f'{checkpoint} has {name} = {getattr(architecture, name)}, and its '
-        f'configuration {value}: they are of different models'
-      )
-  return architecture
-
-
 def _check(
   checkpoint: pathlib.Path,
   shapes: Mapping[str, tuple[int, ...]],
@@ -279,8 +228,8 @@ def _check(
   problems = importing.problems(missing, unknown, wrong, expected)
   if problems:
     raise UserError(
-      f'{checkpoint}: its arrays are not those of a T5 with the '
-      f'configuration of its run: {problems}'
+      f'{checkpoint}: its arrays are not those of the network with '
+      f'the configuration of its run: {problems}'
     )
 
 

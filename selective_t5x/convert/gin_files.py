@@ -1,37 +1,9 @@
-"""Writes the gin file of an imported T5, and reads that of a trained one."""
+"""Writes the gin file that loads an imported T5."""
 
-import dataclasses
-import pathlib
-import re
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-from selective_t5x.config import files, reader
 from selective_t5x.convert.architecture import Architecture
 from selective_t5x.convert.vocabulary import Pieces
-from selective_t5x.errors import UserError
 
 FILE = 'model.gin'
-_RUN_FILE = 'config.gin'
-# The network here, and that of T5X's examples.
-_T5_CONFIG = re.compile(r'(.+\.)?(t5_)?network\.T5Config')
-_OTHER_CONFIG = re.compile(r'.*\.(\w+Config)')
-# What T5's network has where a configuration does not say it.
-_DEFAULT_ACTIVATIONS = ('relu',)
-_PLAIN = {
-  'attention_fn': {None, 'causal_attention'},
-  'encoder_attention_fn': {None, 'full_attention'},
-  'attention_extension': {None},
-  'pruning': {None},
-}
-_SIZES = (
-  'emb_dim',
-  'num_heads',
-  'head_dim',
-  'mlp_dim',
-  'num_encoder_layers',
-  'num_decoder_layers',
-)
 
 _TEMPLATE = """\
 # A T5 of a Hugging Face folder: {kind}.
@@ -77,21 +49,6 @@ vocabularies.Choice.path = {path!r}
 """
 
 
-@dataclasses.dataclass(frozen=True)
-class RunSettings:
-  """What a run's configuration says and its parameters do not.
-
-  Attributes:
-    mlp_activations: T5X's names.
-    dropout_rate: of training.
-    sizes: {field of Architecture: value}, those that are plain numbers.
-  """
-
-  mlp_activations: tuple[str, ...]
-  dropout_rate: float
-  sizes: Mapping[str, int]
-
-
 def text(
   architecture: Architecture,
   *,
@@ -121,7 +78,26 @@ def text(
     'DROPOUT_RATE': architecture.dropout_rate,
     'SCAN_LAYERS': stacked,
   }
-  imports, vocabulary = ['from selective_t5x import t5_network'], ''
+  imports, vocabulary = vocabulary_parts(pieces, 't5_network')
+  return _TEMPLATE.format(
+    kind=architecture.kind,
+    source=source,
+    imports=imports,
+    macros='\n'.join(f'{name} = {value!r}' for name, value in macros.items()),
+    vocab_size=architecture.vocab_size,
+    vocabulary=vocabulary,
+    checkpoint=checkpoint,
+  )
+
+
+def vocabulary_parts(pieces: Pieces | None, network: str) -> tuple[str, str]:
+  """Returns the imports of a gin file, and its bindings of the vocabulary.
+
+  Args:
+    pieces: the vocabulary, with an absolute path; None: the experiment's.
+    network: the module of the network.
+  """
+  imports, vocabulary = [f'from selective_t5x import {network}'], ''
   if pieces is not None:
     module = 'tokenizer_json' if pieces.is_tokenizer else 'seqio'
     name, parameter = _VOCABULARIES[module]
@@ -136,94 +112,4 @@ def text(
       path=str(pieces.path),
       extra_ids=pieces.extra_ids,
     )
-  return _TEMPLATE.format(
-    kind=architecture.kind,
-    source=source,
-    imports='\n'.join(imports),
-    macros='\n'.join(f'{name} = {value!r}' for name, value in macros.items()),
-    vocab_size=architecture.vocab_size,
-    vocabulary=vocabulary,
-    checkpoint=checkpoint,
-  )
-
-
-def run_settings(
-  folder: pathlib.Path, gin_files: Sequence[str], bindings: Sequence[str]
-) -> RunSettings:
-  """Reads the settings of the run in a folder, without running any code.
-
-  Args:
-    folder: the run's folder, or that of an imported checkpoint.
-    gin_files: files to read after its own.
-    bindings: 'KEY = VALUE' texts, applied last.
-
-  Raises:
-    UserError: there is no configuration, or it is not of a plain T5.
-  """
-  own = [
-    str(folder / name)
-    for name in (_RUN_FILE, FILE)
-    if (folder / name).is_file()
-  ][:1]
-  if not own and not gin_files:
-    raise UserError(
-      f'{folder} has no {_RUN_FILE}: give --gin_file=FILE, which names the '
-      'activations (gin/models/t5_1_1/base.gin, for instance)'
-    )
-  config = reader.load(
-    [*own, *gin_files], bindings, ('.', str(files.search_path()))
-  )
-  macros = config.macros()
-
-  def value_of(binding: reader.Binding) -> Any:
-    value = binding.value
-    while isinstance(value, reader.Macro) and value.name in macros:
-      value = macros[value.name].value
-    return value
-
-  final = config.final()
-  settings = {
-    b.name: value_of(b)
-    for b in final
-    if b.selector and _T5_CONFIG.fullmatch(b.full_selector)
-  }
-  if not settings:
-    others = {
-      match[1]
-      for b in final
-      if b.selector and (match := _OTHER_CONFIG.fullmatch(b.full_selector))
-      if match[1].startswith('Decoder')
-    }
-    what = f'it is of {", ".join(sorted(others))}' if others else 'it has none'
-    raise UserError(
-      f'{", ".join([*own, *gin_files])}: expected a T5 encoder-decoder '
-      f'(T5Config), {what}'
-    )
-  _check_plain(settings)
-  activations = settings.get('mlp_activations', _DEFAULT_ACTIVATIONS)
-  if not isinstance(activations, list | tuple):
-    raise UserError(f'T5Config.mlp_activations = {activations!r}: not a list')
-  dropout = settings.get('dropout_rate', 0.1)
-  return RunSettings(
-    tuple(activations),
-    dropout if isinstance(dropout, int | float) else 0.1,
-    {
-      name: settings[name]
-      for name in _SIZES
-      if isinstance(settings.get(name), int)
-    },
-  )
-
-
-def _check_plain(settings: Mapping[str, Any]) -> None:
-  """Raises UserError for a T5 that transformers does not have."""
-  for name, plain in _PLAIN.items():
-    value = settings.get(name)
-    if isinstance(value, reader.Reference):
-      value = value.selector.rpartition('.')[2]
-    if value not in plain:
-      expected = next(filter(None, plain), None)
-      raise UserError(
-        f'T5Config.{name} = {value}: transformers has the plain T5 alone, and '
-        f'this model would compute something else there; expected {expected}'
-      )
+  return '\n'.join(imports), vocabulary

@@ -1,4 +1,4 @@
-"""Makes a T5X checkpoint of a Hugging Face T5."""
+"""Makes a T5X checkpoint of a Hugging Face model."""
 
 import dataclasses
 import functools
@@ -11,11 +11,11 @@ from selective_t5x.convert import (
   checksums,
   companion_files,
   config_json,
+  families,
   gin_files,
   legacy_files,
   orbax_files,
   output_folder,
-  parameters,
   safetensors_files,
   vocabulary,
 )
@@ -50,7 +50,7 @@ class Options:
 
 
 class Import:
-  """A Hugging Face T5, checked against its configuration, not read yet.
+  """A Hugging Face model, checked against its configuration, not read yet.
 
   Attributes:
     architecture: of the checkpoint to write.
@@ -63,20 +63,17 @@ class Import:
     """Checks every tensor by its name, shape and dtype.
 
     Raises:
-      UserError: the folder is not that of a T5, or a tensor is unknown, missing
-        or of another shape than config.json says.
+      UserError: the folder is of no known model, or a tensor is unknown,
+        missing or of another shape than config.json says.
     """
     if not folder.is_dir():
       raise UserError(f'{folder}: no such folder')
     self._folder, self._options = folder, options
-    self._config = config_json.read(folder)
+    self._family, self._config = families.read(folder)
     self._tensors = safetensors_files.read_folder(folder)
-    self.notes: list[str] = []
-    self._rename_copies()
     self._check_layers()
-    via_embedding = self._logits_via_embedding()
-    source = dataclasses.replace(
-      self._config.architecture, logits_via_embedding=via_embedding
+    source, self.notes = self._family.resolve(
+      self._tensors, folder, self._config
     )
     rows = options.vocab_size or source.vocab_size
     if rows < source.vocab_size:
@@ -89,12 +86,14 @@ class Import:
         f'{rows - source.vocab_size} rows of zeros follow the embedding: ids '
         'without a token get a logit of 0, so losses are slightly higher'
       )
-    self._check(parameters.table(source))
+    self._check(self._family.table(source))
     self.architecture = dataclasses.replace(source, vocab_size=rows)
-    self.parameters = parameters.table(
+    self.parameters = self._family.table(
       self.architecture, stacked=options.stacked
     )
-    self.pieces = vocabulary.of_folder(folder, options.vocabulary)
+    self.pieces = vocabulary.of_folder(
+      folder, options.vocabulary, self._family.sentinels
+    )
     if self.pieces is not None:
       vocabulary.check_fits(
         self.pieces, source.vocab_size, self._config.eos_token_id, folder
@@ -120,7 +119,7 @@ class Import:
         pieces.write_record(folder)
         pieces = pieces.inside(final)
       (folder / gin_files.FILE).write_text(
-        gin_files.text(
+        self._family.gin_text(
           self.architecture,
           source=str(self._folder.absolute()),
           checkpoint=str(final / name),
@@ -134,66 +133,12 @@ class Import:
 
   def _check_layers(self) -> None:
     """Raises UserError if there are fewer tensors than layers."""
-    sizes = self._config.architecture
-    layers = sizes.num_encoder_layers + sizes.num_decoder_layers
+    layers = self._family.layers(self._config.architecture)
     if layers > len(self._tensors):
       raise UserError(
         f'{self._folder / config_json.FILE}: {layers} layers, but '
         f'{self._folder} has {len(self._tensors)} tensors'
       )
-
-  def _rename_copies(self) -> None:
-    """Leaves one copy of the token embedding, and no tensor that nobody reads.
-
-    Raises:
-      UserError: copies of the token embedding differ.
-    """
-    if self._tensors.pop(parameters.UNUSED, None):
-      self.notes.append(
-        f'{parameters.UNUSED} is left out: no T5 reads it, since its '
-        'cross-attention has no position bias'
-      )
-    for name in parameters.COPIES:
-      copy = self._tensors.pop(name, None)
-      if copy is None:
-        continue
-      shared = self._tensors.setdefault(parameters.SHARED, copy)
-      if not shared.equals(copy):
-        raise UserError(
-          f'{copy.file}: {name} differs from {parameters.SHARED}: a T5 has one '
-          'embedding for encoder and decoder'
-        )
-
-  def _logits_via_embedding(self) -> bool:
-    """Returns whether the token embedding gives the logits.
-
-    It takes away a copy of the embedding that is scaled, and adds one where the
-    embedding gives logits that are not scaled.
-
-    Raises:
-      UserError: the matrix of logits is missing, or there are two candidates.
-    """
-    shared = self._tensors.get(parameters.SHARED)
-    head = self._tensors.get(parameters.HEAD)
-    config = self._config
-    if config.scales_logits:
-      if head is None:
-        return True
-      if shared is not None and shared.equals(head):
-        del self._tensors[parameters.HEAD]
-        return True
-      raise UserError(
-        f'{head.file}: {parameters.HEAD} differs from {parameters.SHARED}, but '
-        f'{self._folder / config_json.FILE} says that they are one (expected '
-        'tie_word_embeddings = false, or scale_decoder_outputs = false)'
-      )
-    if head is None and not config.has_own_head and shared is not None:
-      self._tensors[parameters.HEAD] = shared
-      self.notes.append(
-        f'{parameters.HEAD} is missing, and the logits are not scaled: the '
-        'matrix of logits begins as a copy of the embedding'
-      )
-    return False
 
   def _check(self, table: list[Parameter]) -> None:
     """Raises UserError for a missing, an unknown or a misshaped tensor."""
@@ -211,8 +156,8 @@ class Import:
     )
     if text:
       raise UserError(
-        f'{self._folder}: its tensors are not those of a T5 with '
-        f'{self._config.architecture.kind}: {text}'
+        f'{self._folder}: its tensors are not those of '
+        f'{self._family.article} {self._config.architecture.kind}: {text}'
       )
 
   def _lazy(self, parameter: Parameter) -> orbax_files.LazyArray:

@@ -3,7 +3,7 @@
 import pathlib
 from collections.abc import Iterator
 
-from selective_t5x.convert.architecture import Architecture
+from selective_t5x.convert.targets import Target
 from selective_t5x.runs import summary
 from selective_t5x.runs.files import RUN_FILE, SUMMARY_FILE
 from selective_t5x.runs.record import read_runs
@@ -18,22 +18,21 @@ _METRICS = {
 _TEMPLATE = """\
 ---
 library_name: transformers
-pipeline_tag: text2text-generation
+pipeline_tag: {task}
 tags:
-- t5
 - t5x
 ---
 
 # {name}
 
-A T5 with {parameters:,} parameters: {kind}.
+{described} with {parameters:,} parameters: {kind}.
 `python -m selective_t5x.convert` exported it from the T5X checkpoint
 `{checkpoint}`.
 
 ```python
 from transformers import {classes}
 
-{tokenizer}model = AutoModelForSeq2SeqLM.from_pretrained('.')
+{tokenizer}model = {auto_class}.from_pretrained('.')
 ```
 
 {figures}"""
@@ -42,7 +41,8 @@ from transformers import {classes}
 def write(
   folder: pathlib.Path,
   *,
-  architecture: Architecture,
+  target: Target,
+  kind: str,
   checkpoint: pathlib.Path,
   parameter_count: int,
   tokenizer: bool,
@@ -51,17 +51,21 @@ def write(
 
   Args:
     folder: the exported folder.
-    architecture: the model's.
+    target: the model.
+    kind: its architecture, in a few words.
     checkpoint: of the run that trained it.
     parameter_count: values of all tensors.
     tokenizer: whether the folder has a tokenizer.
   """
   run = checkpoint.parent
-  classes = ['AutoModelForSeq2SeqLM', *(['AutoTokenizer'] if tokenizer else [])]
+  classes = [target.auto_class, *(['AutoTokenizer'] if tokenizer else [])]
   text = _TEMPLATE.format(
     name=run.name,
     parameters=parameter_count,
-    kind=architecture.kind,
+    kind=kind,
+    task=target.task,
+    described=target.described,
+    auto_class=target.auto_class,
     checkpoint=f'{run.name}/{checkpoint.name}',
     classes=', '.join(classes),
     tokenizer=(

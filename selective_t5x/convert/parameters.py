@@ -16,6 +16,7 @@ from selective_t5x.errors import UserError
 NUM_BUCKETS = 32
 TOKEN_EMBEDDING = 'token_embedder/embedding'
 LOGITS = 'decoder/logits_dense/kernel'
+DECODER_LOGITS = 'logits_dense/kernel'  # Of a network that is a decoder.
 SHARED = 'shared.weight'
 HEAD = 'lm_head.weight'
 # Copies of the token embedding that a folder may have too.
@@ -61,7 +62,7 @@ class Parameter:
   @property
   def has_row_per_token(self) -> bool:
     """Whether axis 0 of the tensor is the vocabulary."""
-    return self.name in (TOKEN_EMBEDDING, LOGITS)
+    return self.name in (TOKEN_EMBEDDING, LOGITS, DECODER_LOGITS)
 
   def layer(self, tensor: np.ndarray) -> np.ndarray:
     """Returns a tensor in T5X's order of axes, [*layer_shape]."""
@@ -77,7 +78,7 @@ class Parameter:
     if self.stacked:
       array = array[:, layer]
     if not self.transposed:
-      return array
+      return array.reshape(self.tensor_shape)
     rows, columns = self.tensor_shape
     return array.reshape(columns, rows).T
 

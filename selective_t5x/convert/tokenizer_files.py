@@ -30,35 +30,39 @@ _TEXTS = (
 )
 
 
-def write(folder: pathlib.Path, pieces: vocabulary.Pieces) -> str:
+def write(
+  folder: pathlib.Path, pieces: vocabulary.Pieces, begin: int | None = None
+) -> str:
   """Writes the tokenizer files; returns the class of the tokenizer.
 
   Args:
     folder: an existing folder.
     pieces: the vocabulary.
+    begin: the id that a decoder's texts begin with, and then have no end; None:
+      a T5's texts, which end with the end of a sequence.
 
   Raises:
     UserError: transformers gives a text other ids than SentencePiece does.
   """
   if pieces.is_tokenizer:
-    return _write_tokenizer(folder, pieces)
+    return _write_tokenizer(folder, pieces, begin)
   shutil.copyfile(pieces.path, folder / vocabulary.PIECES_FILE)
-  config = {
-    **_SPECIAL,
-    'extra_ids': pieces.extra_ids,
-    'tokenizer_class': 'T5Tokenizer',
-  }
-  write_json(folder / vocabulary.TOKENIZER_CONFIG_FILE, config)
-  differs = _first_difference(folder, pieces)
-  if differs is None:
-    return 'T5Tokenizer'
+  if begin is None:
+    config = {
+      **_SPECIAL,
+      'extra_ids': pieces.extra_ids,
+      'tokenizer_class': 'T5Tokenizer',
+    }
+    write_json(folder / vocabulary.TOKENIZER_CONFIG_FILE, config)
+    if _first_difference(folder, pieces, begin) is None:
+      return 'T5Tokenizer'
   config = {**_SPECIAL, 'tokenizer_class': _FAST}
   write_json(folder / vocabulary.TOKENIZER_CONFIG_FILE, config)
-  tokenizer = _tokenizer(pieces)
+  tokenizer = _tokenizer(pieces, begin)
   (folder / vocabulary.TOKENIZER_FILE).write_text(
     tokenizer.to_str(pretty=True), encoding='utf-8'
   )
-  differs = _first_difference(folder, pieces)
+  differs = _first_difference(folder, pieces, begin)
   if differs is not None:
     text, ours, theirs = differs
     raise UserError(
@@ -69,10 +73,14 @@ def write(folder: pathlib.Path, pieces: vocabulary.Pieces) -> str:
   return _FAST
 
 
-def _write_tokenizer(folder, pieces) -> str:
+def _write_tokenizer(folder, pieces, begin) -> str:
   """Writes the tokenizer.json of a run, with the sentinels that it got."""
   run_vocabulary = pieces.vocabulary()
   tokenizer = run_vocabulary.tokenizer
+  if begin is not None:
+    text = json.loads(tokenizer.to_str())
+    tokenizer = type(tokenizer).from_str(json.dumps(text))  # Not the run's.
+    tokenizer.post_processor = _beginning(tokenizer.id_to_token(begin), begin)
   tokenizer.save(str(folder / vocabulary.TOKENIZER_FILE))
   ids = {'pad_token': 0, 'eos_token': pieces.eos_id}
   if run_vocabulary.unk_id is not None:
@@ -84,7 +92,7 @@ def _write_tokenizer(folder, pieces) -> str:
 
 
 def _first_difference(
-  folder, pieces
+  folder, pieces, begin
 ) -> tuple[str, list[int], list[int]] | None:
   """Returns a text and the ids of SentencePiece and of transformers."""
   # Where PyTorch is missing, as in most installations here, it says so.
@@ -94,7 +102,8 @@ def _first_difference(
   processor = vocabulary.load(pieces.path)
   tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
   for text in _TEXTS:
-    ours = [*processor.encode(text), pieces.eos_id]
+    ours = processor.encode(text)
+    ours = [*ours, pieces.eos_id] if begin is None else [begin, *ours]
     theirs = tokenizer(text).input_ids
     if ours != theirs:
       return text, ours, theirs
@@ -106,7 +115,18 @@ def _first_difference(
   return None
 
 
-def _tokenizer(pieces: vocabulary.Pieces) -> Any:
+def _beginning(name: str, begin: int) -> Any:
+  """Returns a processor that puts a token before every text."""
+  from tokenizers import processors
+
+  return processors.TemplateProcessing(
+    single=f'{name} $A',
+    pair=f'{name} $A $B',
+    special_tokens=[(name, begin)],
+  )
+
+
+def _tokenizer(pieces: vocabulary.Pieces, begin: int | None) -> Any:
   """Returns a `tokenizers.Tokenizer` that does what SentencePiece does."""
   import tokenizers
   from sentencepiece import sentencepiece_model_pb2
@@ -118,8 +138,8 @@ def _tokenizer(pieces: vocabulary.Pieces) -> Any:
   unigram = proto.trainer_spec.UNIGRAM
   if proto.trainer_spec.model_type != unigram:
     raise UserError(
-      f'{pieces.path} is no unigram model, and T5s have none else: give '
-      f'--vocabulary={vocabulary.NONE} to export without a tokenizer'
+      f'{pieces.path} is no unigram model, which alone tokenizers has: '
+      f'give --vocabulary={vocabulary.NONE} to export without a tokenizer'
     )
   sentinels = [f'<extra_id_{i}>' for i in reversed(range(pieces.extra_ids))]
   scores = [(piece.piece, piece.score) for piece in proto.pieces]
@@ -154,6 +174,9 @@ def _tokenizer(pieces: vocabulary.Pieces) -> Any:
   )
   names = [proto.pieces[i].piece for i in (0, pieces.eos_id)]
   tokenizer.add_special_tokens([*names, *sentinels])
+  if begin is not None:
+    tokenizer.post_processor = _beginning(proto.pieces[begin].piece, begin)
+    return tokenizer
   tokenizer.post_processor = processors.TemplateProcessing(
     single=f'$A {names[1]}',
     pair=f'$A {names[1]} $B {names[1]}',

@@ -27,7 +27,7 @@ RUN_TOKENIZER_FILE = 'vocabulary/tokenizer.json'
 # A value of --vocabulary: there is none.
 NONE = 'none'
 _SENTINEL = '<extra_id_0>'
-_DEFAULT_SENTINELS = 100
+DEFAULT_SENTINELS = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,11 +76,14 @@ class Pieces:
     return dataclasses.replace(self, path=folder / file)
 
 
-def of_folder(folder: pathlib.Path, flag: str | None) -> Pieces | None:
+def of_folder(
+  folder: pathlib.Path, flag: str | None, sentinels: int = DEFAULT_SENTINELS
+) -> Pieces | None:
   """Returns the vocabulary of a Hugging Face folder.
 
   Args:
     folder: the folder.
+    sentinels: those that follow the pieces where the folder does not say it.
     flag: --vocabulary: a file to use in place of the folder's, 'none' for no
       vocabulary, or None.
 
@@ -103,7 +106,7 @@ def of_folder(folder: pathlib.Path, flag: str | None) -> Pieces | None:
   values = run_files.read_json(config) if config.is_file() else {}
   if not isinstance(values, dict):
     raise UserError(f'{config}: expected a JSON object')
-  extra_ids = values.get('extra_ids', _DEFAULT_SENTINELS)
+  extra_ids = values.get('extra_ids', sentinels)
   if not is_integer(extra_ids) or extra_ids < 0:
     raise UserError(
       f'{config}: extra_ids = {extra_ids!r}: expected 0 sentinels or more'
@@ -141,7 +144,7 @@ def of_run(
   if extra_ids is None:
     size = _recorded_size(folder)
     extra_ids = (
-      _DEFAULT_SENTINELS if size is None else size - processor.vocab_size()
+      DEFAULT_SENTINELS if size is None else size - processor.vocab_size()
     )
   return _pieces(path, processor, extra_ids)
 

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import partitioning
 
-from selective_t5x.attention import capabilities, masks
+from selective_t5x.attention import capabilities, grouped, masks
+from selective_t5x.nn import layers
 
 
 class Place(NamedTuple):
@@ -94,9 +95,9 @@ def partitioned(name: str, x: jax.Array) -> jax.Array:
   Returns:
     x, whose rows are split over 'data', and whose heads over 'model'.
   """
-  axes: tuple[str, ...] = ('batch', 'length')
+  axes: tuple[str | None, ...] = ('batch', 'length')
   if name in ('key', 'value'):
-    axes += ('heads', 'kv')
+    axes += (layers.heads_axis(x.shape[2]), 'kv')
   return partitioning.with_sharding_constraint(
     x, axes + (None,) * (x.ndim - len(axes))
   )
@@ -105,10 +106,11 @@ def partitioned(name: str, x: jax.Array) -> jax.Array:
 class KeyValueCache(nn.Module):
   """Attends with the keys and values of earlier tokens, and caches new ones.
 
-  Leaves: cached_key and cached_value [B, N, H, D]; if the attention function
-  selects, also cached_masking, the masking by earlier tokens, f32[B, N], or
-  f32[B, G, N] where G > 1 heads select; with an extension, also cached_<name>
-  [B, N, ...] for each array that it keeps.
+  Leaves: cached_key and cached_value [B, N, R, D], R heads of keys, which is H
+  unless the queries are grouped (`attention.grouped`); if the attention
+  function selects, also cached_masking, the masking by earlier tokens,
+  f32[B, N], or f32[B, G, N] where G > 1 heads select; with an extension, also
+  cached_<name> [B, N, ...] for each array that it keeps.
 
   Attributes:
     attention_fn: `attention.causal_attention`, `attention.selective_attention`
@@ -133,8 +135,8 @@ class KeyValueCache(nn.Module):
 
     Args:
       query: [B, N, H, D], or [B, 1, H, D] in a step.
-      key: as query.
-      value: as query.
+      key: [B, N, R, D], or [B, 1, R, D] in a step.
+      value: as key.
       place: the place of these tokens.
       bias_fn: gives the bias for (N, position), or (N, None) for whole rows.
       kept: arrays of these tokens, [B, N, ...], see `extensions.Extended`.
@@ -144,6 +146,11 @@ class KeyValueCache(nn.Module):
       As query.
     """
     kept = kept or {}
+    heads = query.shape[2]
+
+    def repeated(*xs):
+      return (grouped.repeat(x, heads) for x in xs)
+
     selects = capabilities.of(self.attention_fn).masking
     tokens = {'key': key, 'value': value, **kept}
     leaves = {
@@ -155,7 +162,9 @@ class KeyValueCache(nn.Module):
       settings['bias'] = bias_fn(slots, place.position)
 
     def attend(**more):
-      return self.attention_fn(query, key, value, **kept, **(settings | more))
+      return self.attention_fn(
+        query, *repeated(key, value), **kept, **(settings | more)
+      )
 
     def nothing_masked():
       """Makes an empty row of F; the attention function knows its shape."""
@@ -177,8 +186,7 @@ class KeyValueCache(nn.Module):
       keys, values, *cached = (leaf.value for leaf in leaves.values())
       out = self.attention_fn(
         query,
-        keys,
-        values,
+        *repeated(keys, values),
         position=place.position,
         **dict(zip(kept, cached, strict=True)),
         **settings,

@@ -22,6 +22,8 @@ class Call(flax.struct.PyTreeNode):
     encoder_ids: i32[B, K], segments of the encoder's tokens, 0 for padding.
     bias: [1, H, N, N], added to an encoder's logits; None if each layer has its
       own.
+    positions: i32[B, N], the positions of whole rows' tokens, which rotary
+      embeddings read; None counts along the row.
     place: the place of the tokens in the KV cache; None unless the network
       decodes.
     budgets: i32[L], the number of keys that each decoder layer may hold, 2 or
@@ -36,5 +38,6 @@ class Call(flax.struct.PyTreeNode):
   encoded: jax.Array | None = None
   encoder_ids: jax.Array | None = None
   bias: jax.Array | None = None
+  positions: jax.Array | None = None
   place: cache.Place | None = None
   budgets: Sequence[int] | jax.Array | None = None

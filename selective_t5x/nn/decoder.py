@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import partitioning
 
+from selective_t5x.attention import masks
 from selective_t5x.nn import cache, layers, settings, stacking, t5_layers
 from selective_t5x.nn.call import Call
 from selective_t5x.nn.self_attention import SelfAttention
@@ -19,6 +20,16 @@ def dropout(cfg: settings.DecoderSettings, call: Call) -> nn.Dropout:
   """Makes dropout with one mask for all positions, as in T5X."""
   return nn.Dropout(
     cfg.dropout_rate, broadcast_dims=(-2,), deterministic=call.deterministic
+  )
+
+
+def norm(cfg: settings.DecoderSettings, name: str) -> nn.Module:
+  """Makes a norm of the calling module."""
+  return layers.RMSNorm(
+    dtype=cfg.dtype,
+    epsilon=cfg.norm_epsilon,
+    adds_one=cfg.norm_adds_one,
+    name=name,
   )
 
 
@@ -35,9 +46,14 @@ def feed_forward(
   cfg: settings.DecoderSettings, x: jax.Array, call: Call
 ) -> jax.Array:
   """Adds the normalised feed-forward block of the calling layer to x."""
-  y = layers.RMSNorm(dtype=cfg.dtype, name='pre_mlp_layer_norm')(x)
+  y = norm(cfg, 'pre_mlp_layer_norm')(x)
   y = layers.FeedForward(
-    cfg.mlp_dim, cfg.mlp_activations, cfg.dropout_rate, cfg.dtype, name='mlp'
+    cfg.mlp_dim,
+    cfg.mlp_activations,
+    cfg.dropout_rate,
+    cfg.dtype,
+    cfg.mlp_bias,
+    name='mlp',
   )(y, deterministic=call.deterministic)
   return x + dropout(cfg, call)(y)
 
@@ -66,7 +82,7 @@ class DecoderLayer(nn.Module):
     bias_fn = self.relative_bias
     if cfg.has_relative_bias and bias_fn is None:
       bias_fn = relative_bias(cfg, both_ways=False)
-    y = layers.RMSNorm(dtype=cfg.dtype, name='pre_self_attention_layer_norm')(x)
+    y = norm(cfg, 'pre_self_attention_layer_norm')(x)
     y = SelfAttention(
       cfg.num_heads,
       cfg.head_dim,
@@ -82,9 +98,7 @@ class DecoderLayer(nn.Module):
     )(y, call, bias_fn)
     x = x + dropout(cfg, call)(y)
     if call.encoded is not None:
-      y = layers.RMSNorm(
-        dtype=cfg.dtype, name='pre_cross_attention_layer_norm'
-      )(x)
+      y = norm(cfg, 'pre_cross_attention_layer_norm')(x)
       y = t5_layers.Attention(
         cfg.num_heads,
         cfg.head_dim,
@@ -136,8 +150,9 @@ class Decoder(nn.Module):
       tokens: i32[B, N].
       targets: i32[B, N], 0 for padding; only read to count prefill_lengths.
       call: the other facts of the call, without place and budgets.
-      positions: i32[B, N], rows of the position embedding; None counts along
-        the row. Not read while decoding, nor without a position embedding.
+      positions: i32[B, N], rows of the position embedding, or the positions of
+        rotary embeddings; None counts along the row. Not read while decoding,
+        nor with relative biases.
       decode: as in `cache.place`.
       prefill: as in `cache.place`.
       prefill_lengths: i32[B], the tokens of each prompt; None counts the
@@ -163,7 +178,9 @@ class Decoder(nn.Module):
       prefill_lengths=prefill_lengths,
     )
     call = call.replace(
-      place=place, budgets=settings.layer_budgets(cfg, budgets, place)
+      place=place,
+      positions=positions,
+      budgets=settings.layer_budgets(cfg, budgets, place),
     )
     shared_bias = None
     if cfg.has_relative_bias and not cfg.scan_layers:
@@ -173,8 +190,12 @@ class Decoder(nn.Module):
       embedder = layers.Embed(
         cfg.vocab_size, cfg.emb_dim, dtype=cfg.dtype, name='token_embedder'
       )
+    if cfg.bos_id:
+      tokens = _with_bos(tokens, cfg.bos_id, call)
     x = embedder(tokens)
-    if cfg.max_length is not None:
+    if cfg.embedding_scale != 1:
+      x *= jnp.asarray(cfg.embedding_scale, x.dtype)
+    if cfg.max_length is not None and cfg.rotary is None:
       x += self._embedded_positions(tokens.shape[1], positions, place)
     x = stacking.run(
       self,
@@ -187,15 +208,17 @@ class Decoder(nn.Module):
       name='decoder',
       scan=settings.scans(self, place),
     )
-    x = layers.RMSNorm(dtype=cfg.dtype, name='decoder_norm')(x)
-    x = dropout(cfg, call)(x)
+    x = dropout(cfg, call)(norm(cfg, 'decoder_norm')(x))
+    scale = cfg.logits_scale
     if cfg.logits_via_embedding:
       # Entries of the embedding have unit size, of a logit matrix M ** -0.5.
-      return embedder.attend(x) * cfg.emb_dim**-0.5
+      scale = cfg.emb_dim**-0.5 if scale is None else scale
+      return embedder.attend(x) * scale
     dtype = jnp.promote_types(cfg.dtype, jnp.float32)
-    return layers.Dense(
+    logits = layers.Dense(
       cfg.vocab_size, ('embed', 'vocab'), dtype, name='logits_dense'
     )(x)
+    return logits if scale is None else logits * scale
 
   def _embedded_positions(self, length, positions, place):
     """Returns the embeddings of positions, [B or 1, N, M]."""
@@ -213,3 +236,15 @@ class Decoder(nn.Module):
       dtype=cfg.dtype,
       name='position_embedder',
     )(positions)
+
+
+def _with_bos(tokens, bos_id, call):
+  """Puts <BOS> where the first token of a segment is 0, i32[B, N]."""
+  length = tokens.shape[1]
+  if call.place is None:
+    first = masks.first_in_segment(length, call.segment_ids)
+  elif call.place.position is None:
+    first = jnp.arange(length)[None] == 0
+  else:
+    first = call.place.position[:, None] == 0
+  return jnp.where(first & (tokens == 0), bos_id, tokens)

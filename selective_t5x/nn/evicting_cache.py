@@ -13,7 +13,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from selective_t5x.attention import capabilities, checks, masks, steps
+from selective_t5x.attention import (
+  capabilities,
+  checks,
+  grouped,
+  masks,
+  steps,
+)
 from selective_t5x.attention.selection import spread
 from selective_t5x.nn.cache import Place, partitioned, row_of
 from selective_t5x.pruning import eviction
@@ -24,13 +30,13 @@ from selective_t5x.pruning.whole_rows import pruned_attention
 class EvictingCache(nn.Module):
   """Attends with the cached keys and values, evicts, and caches the new ones.
 
-  Leaves, K slots each: cached_key and cached_value [B, K, H, D];
-  cached_key_position i32[B, K], the original positions; if the attention
-  selects, cached_masking f32[B, K], the next query's row of F, or f32[B, K, G]
-  where G > 1 heads select, whose mean the policy reads; if the policy
-  accumulates, cached_score f32[B, K]; with an extension, cached_<name>
-  [B, K, ...] for each array that it keeps. Slots fill from 0, so the slots
-  before the decoder's position are in use.
+  Leaves, K slots each: cached_key and cached_value [B, K, R, D], R heads of
+  keys as in `cache.KeyValueCache`; cached_key_position i32[B, K], the original
+  positions; if the attention selects, cached_masking f32[B, K], the next
+  query's row of F, or f32[B, K, G] where G > 1 heads select, whose mean the
+  policy reads; if the policy accumulates, cached_score f32[B, K]; with an
+  extension, cached_<name> [B, K, ...] for each array that it keeps. Slots fill
+  from 0, so the slots before the decoder's position are in use.
 
   Attributes:
     attention_fn: `attention.causal_attention`, `attention.selective_attention`
@@ -92,8 +98,8 @@ class EvictingCache(nn.Module):
       self.attention_fn,
       self.policy,
       query,
-      key,
-      value,
+      grouped.repeat(key, query.shape[2]),
+      grouped.repeat(value, query.shape[2]),
       budget=self.budget,
       layer=self.layer,
       bias=None if bias_fn is None else bias_fn(length, None),
@@ -140,6 +146,8 @@ class EvictingCache(nn.Module):
     if 'masking' in cached:
       settings['masking'] = _swap_groups(cached['masking'])
     settings |= {name: cached[name] for name in tokens}
+    for name in ('key', 'value'):
+      settings[name] = grouped.repeat(settings[name], query.shape[2])
     out = self.attention_fn(query, position=last, **settings)
     if 'masking' in cached:
       out, masking = out
@@ -192,7 +200,10 @@ def _logits(query, key, cached, position, bias_fn, settings):
   """Returns the logits of slots and own key less F, f32[B, H, K + 1]."""
   scale = checks.scale('EvictingCache', settings.get('scale'), query)
   logits = jnp.concatenate(
-    [steps.query_logits(query, x, scale, None) for x in (cached['key'], key)],
+    [
+      steps.query_logits(query, grouped.repeat(x, query.shape[2]), scale, None)
+      for x in (cached['key'], key)
+    ],
     axis=-1,
   )
   if bias_fn is not None:

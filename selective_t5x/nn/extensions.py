@@ -60,12 +60,18 @@ class Extension(nn.Module):
     dtype: the computation's dtype.
     by_layer: a class attribute: whether it depends on the layer's number, so
       that its layers cannot be scanned.
+    splits_heads: a class attribute: whether it takes a head for several of a
+      smaller size, whose rotations would not be those of their positions.
+    reads_keys: a class attribute: whether it reads or changes keys and values,
+      so that there must be as many heads of them as of queries.
     queries_per_head: a class attribute: R, how many queries the layer projects
       for each head. Above 1, `__call__` gets queries [B, N, H R, D], those of
       one head side by side, and must return [B, N, H, D].
   """
 
   by_layer: ClassVar[bool] = False
+  splits_heads: ClassVar[bool] = False
+  reads_keys: ClassVar[bool] = True
   queries_per_head: ClassVar[int] = 1
 
   num_heads: int
@@ -87,7 +93,8 @@ class Extension(nn.Module):
     Args:
       x: [B, N, M], the layer's input; N is 1 in a decoding step.
       projected: the projections of x, before normalisation.
-      heads: the same after normalisation, which T5 has not, before dropout.
+      heads: the same after normalisation and rotation, which T5 has not, before
+        dropout.
       position: i32[B, N] or [1, N], in the segment, from 1; padding has any
         number from 1 on.
       deterministic: whether dropout is off.

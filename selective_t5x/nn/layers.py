@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import partitioning
 
+from selective_t5x.attention import mesh
+
 # Kernels: variance 1 / fan-in keeps activations at unit size at every width.
 KERNEL_INIT = nn.initializers.variance_scaling(
   1.0, 'fan_in', 'truncated_normal'
@@ -49,18 +51,21 @@ class RMSNorm(nn.Module):
     axis: the logical name of the normalised axis.
     dtype: the output's dtype; statistics are float32 at least.
     epsilon: keeps a row of zeros finite.
+    adds_one: whether 1 + scale multiplies, as in Gemma; the scale then begins
+      at 0 and not at 1.
   """
 
   axis: str = 'embed'
   dtype: Any = jnp.float32
   epsilon: float = 1e-6
+  adds_one: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [..., M] to [..., M]."""
     scale = partitioning.param_with_axes(
       'scale',
-      nn.initializers.ones,
+      nn.initializers.zeros if self.adds_one else nn.initializers.ones,
       x.shape[-1:],
       jnp.float32,
       axes=(self.axis,),
@@ -68,11 +73,12 @@ class RMSNorm(nn.Module):
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
     x = x * jax.lax.rsqrt(mean_square + self.epsilon)
-    return (x * scale).astype(self.dtype)
+    factor = 1 + scale if self.adds_one else scale
+    return (x * factor).astype(self.dtype)
 
 
 class Dense(nn.Module):
-  """A matrix product without bias.
+  """A matrix product, by default without bias.
 
   Attributes:
     features: the size of the last axis of the output.
@@ -80,6 +86,8 @@ class Dense(nn.Module):
     dtype: the product's dtype.
     kernel_init: gives the initial kernel, [in, features].
     shape: the kernel's shape if it has more than these two axes.
+    bias_axes: how many of the kernel's last axes the bias has, which is added
+      to the product and begins at 0; 0 for no bias.
   """
 
   features: int
@@ -87,6 +95,7 @@ class Dense(nn.Module):
   dtype: Any = jnp.float32
   kernel_init: Callable[..., jax.Array] = KERNEL_INIT
   shape: tuple[int, ...] | None = None
+  bias_axes: int = 0
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -101,7 +110,17 @@ class Dense(nn.Module):
       jnp.float32,
       axes=self.axes,
     )
-    return x.astype(self.dtype) @ kernel.reshape(joined).astype(self.dtype)
+    y = x.astype(self.dtype) @ kernel.reshape(joined).astype(self.dtype)
+    if not self.bias_axes:
+      return y
+    bias = partitioning.param_with_axes(
+      'bias',
+      nn.initializers.zeros,
+      kernel.shape[-self.bias_axes :],
+      jnp.float32,
+      axes=self.axes[-self.bias_axes :],
+    )
+    return y + bias.reshape(-1).astype(self.dtype)
 
 
 class Embed(nn.Module):
@@ -152,12 +171,14 @@ class FeedForward(nn.Module):
     activations: a name in ACTIVATIONS for each factor.
     dropout_rate: the rate of hidden activations, one mask for all positions.
     dtype: the computation's dtype.
+    bias: whether its matrix products have biases.
   """
 
   mlp_dim: int
   activations: Sequence[str] = ('silu', 'linear')
   dropout_rate: float = 0.0
   dtype: Any = jnp.float32
+  bias: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, *, deterministic: bool) -> jax.Array:
@@ -169,6 +190,7 @@ class FeedForward(nn.Module):
           self.mlp_dim,
           ('embed', 'mlp'),
           self.dtype,
+          bias_axes=int(self.bias),
           name='wi' if alone else f'wi_{i}',
         )(x)
       )
@@ -179,7 +201,23 @@ class FeedForward(nn.Module):
     y = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))(
       y, deterministic=deterministic
     )
-    return Dense(x.shape[-1], ('mlp', 'embed'), self.dtype, name='wo')(y)
+    return Dense(
+      x.shape[-1],
+      ('mlp', 'embed'),
+      self.dtype,
+      bias_axes=int(self.bias),
+      name='wo',
+    )(y)
+
+
+def heads_axis(heads: int) -> str | None:
+  """Returns the logical axis of a number of heads of an activation.
+
+  Keys have fewer heads than queries where these are grouped: what the mesh's
+  axis of heads does not divide stays whole on every device.
+  """
+  split = mesh.split(1, heads)
+  return 'heads' if split is None or split.heads else None
 
 
 def project_heads(
@@ -191,10 +229,11 @@ def project_heads(
   dtype: Any,
   kernel_init: Callable[..., jax.Array] = KERNEL_INIT,
   split: bool = False,
+  bias: bool = False,
 ) -> jax.Array:
   """Maps [B, N, M] to [B, N, H, D] by a kernel of the calling module.
 
-  The kernel is [M, H D], or [M, H, D] if split.
+  The kernel is [M, H D], or [M, H, D] if split. A bias has its last axes.
   """
   joined = Dense(
     num_heads * head_dim,
@@ -202,11 +241,12 @@ def project_heads(
     dtype,
     kernel_init,
     (x.shape[-1], num_heads, head_dim) if split else None,
+    bias_axes=(2 if split else 1) * bias,
     name=name,
   )(x)
   heads = joined.reshape(*x.shape[:-1], num_heads, head_dim)
   return partitioning.with_sharding_constraint(
-    heads, ('batch', 'length', 'heads', 'kv')
+    heads, ('batch', 'length', heads_axis(num_heads), 'kv')
   )
 
 
@@ -217,6 +257,7 @@ def join_heads(
   dtype: Any,
   kernel_init: Callable[..., jax.Array] = KERNEL_INIT,
   split: bool = False,
+  bias: bool = False,
 ) -> jax.Array:
   """Maps [B, N, H, D] to [B, N, features] by the caller's kernel `out`.
 
@@ -228,6 +269,7 @@ def join_heads(
     dtype,
     kernel_init,
     (*x.shape[2:], features) if split else None,
+    bias_axes=int(bias),
     name='out',
   )(x.reshape(*x.shape[:2], -1))
 

@@ -1,6 +1,7 @@
 """Causal self-attention of a decoder with an injected attention function.
 
-Shapes: B batch, N length, M model width, H heads, D head size.
+Shapes: B batch, N length, M model width, H heads of queries, R heads of keys
+and values, D head size.
 """
 
 import functools
@@ -11,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from selective_t5x.attention import capabilities, masks
+from selective_t5x.attention import capabilities, grouped, masks, rotary
+from selective_t5x.attention.rotary import Rotary
 from selective_t5x.errors import UserError
 from selective_t5x.nn import cache, evicting_cache, layers
 from selective_t5x.nn.call import Call
@@ -28,9 +30,15 @@ class SelfAttention(nn.Module):
   for keys are shared by the heads, and the logits are then scaled by D ** -0.5.
   T5 does neither: its initial query kernel has the scale.
 
+  With fewer heads of keys than of queries, `attention.grouped` says which query
+  heads share which keys, and what selects. Rotary embeddings rotate normalised
+  queries and keys by their own positions, and the caches hold rotated keys: so
+  a key keeps its original position whichever other keys are evicted.
+
   Attributes:
     num_heads: H.
     head_dim: D.
+    num_kv_heads: R, a divisor of H; None for H.
     attention_fn: takes (query, key, value, *, segment_ids) like
       `attention.selective_attention`. It must also take scale and bias if they
       are used, memory_tau with the memory loss, prefix if inputs see each
@@ -38,6 +46,11 @@ class SelfAttention(nn.Module):
     dropout_rate: the rate of the attention weights.
     dtype: the computation's dtype.
     normalise: whether queries and keys are normalised.
+    norm_epsilon: of their normalisation.
+    norm_adds_one: as in `layers.RMSNorm`.
+    rotary: rotates queries and keys; None for none.
+    qkv_bias: whether the projections to heads have biases.
+    out_bias: whether the output projection has one.
     scale: multiplies the logits; None for D ** -0.5.
     kernel_init: gives the initial kernels.
     query_init: gives the initial kernel of the queries.
@@ -62,6 +75,12 @@ class SelfAttention(nn.Module):
   extension: Callable[..., Extension] | None = None
   layer: int = 0
   split_kernels: bool = False
+  num_kv_heads: int | None = None
+  norm_epsilon: float = 1e-6
+  norm_adds_one: bool = False
+  rotary: Rotary | None = None
+  qkv_bias: bool = False
+  out_bias: bool = False
 
   @nn.compact
   def __call__(
@@ -130,8 +149,7 @@ class SelfAttention(nn.Module):
         )
       out = attend(
         query,
-        key,
-        value,
+        *(grouped.repeat(x, self.num_heads) for x in (key, value)),
         segment_ids=call.segment_ids,
         **arguments,
         **extended.kept,
@@ -148,6 +166,7 @@ class SelfAttention(nn.Module):
       dtype=self.dtype,
       kernel_init=self.kernel_init,
       split=self.split_kernels,
+      bias=self.out_bias,
     )
 
   def _extended(self, x, call):
@@ -157,29 +176,40 @@ class SelfAttention(nn.Module):
       Extended, and the function that finishes the attention's output.
     """
 
-    def heads(name, init, per_head=1):
+    def heads(name, init, number):
       return layers.project_heads(
         x,
-        self.num_heads * per_head,
+        number,
         self.head_dim,
         name=name,
         dtype=self.dtype,
         kernel_init=init,
         split=self.split_kernels,
+        bias=self.qkv_bias,
+      )
+
+    def norm(name):
+      return layers.RMSNorm(
+        'kv', self.dtype, self.norm_epsilon, self.norm_adds_one, name=name
       )
 
     queries_per_head = getattr(self.extension, 'queries_per_head', 1)
+    shared = self.num_kv_heads or self.num_heads
     projected = normalised = Heads(
-      heads('query', self.query_init, queries_per_head),
-      heads('key', self.kernel_init),
-      heads('value', self.kernel_init),
+      heads('query', self.query_init, self.num_heads * queries_per_head),
+      heads('key', self.kernel_init, shared),
+      heads('value', self.kernel_init, shared),
     )
     if self.normalise:
       normalised = projected._replace(
-        query=layers.RMSNorm('kv', self.dtype, name='query_norm')(
-          projected.query
-        ),
-        key=layers.RMSNorm('kv', self.dtype, name='key_norm')(projected.key),
+        query=norm('query_norm')(projected.query),
+        key=norm('key_norm')(projected.key),
+      )
+    if self.rotary is not None:
+      position = _rotary_position(x.shape[1], call)
+      normalised = normalised._replace(
+        query=self.rotary.rotate(normalised.query, position),
+        key=self.rotary.rotate(normalised.key, position),
       )
     if self.extension is None:
       return Extended(normalised), lambda out: out
@@ -216,6 +246,16 @@ def _position(length, segment_ids, place):
   if place.position is None:
     return 1 + jnp.arange(length)[None]
   return 1 + place.position[:, None]
+
+
+def _rotary_position(length, call):
+  """Returns the original positions of the tokens, i32[B or 1, N], from 0.
+
+  Along packed rows they count on: products depend on differences alone.
+  """
+  if call.place is not None and call.place.position is not None:
+    return call.place.position[:, None]
+  return rotary.rows(length) if call.positions is None else call.positions
 
 
 def _check_takes(attention_fn, extension, extended):

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from selective_t5x.attention import capabilities
+from selective_t5x.attention.rotary import Rotary
 from selective_t5x.errors import UserError, did_you_mean, is_integer, is_number
-from selective_t5x.nn import cache, stacking
+from selective_t5x.nn import cache, layers, stacking
 from selective_t5x.nn.extensions import Extension
 from selective_t5x.pruning import Pruning
 
@@ -26,8 +27,20 @@ class DecoderSettings(abc.ABC):
     mlp_activations: activations of the feed-forward block.
     logits_via_embedding: whether the token embedding also gives the logits.
     has_relative_bias: whether attention logits have T5's biases by distance.
+    rotary: rotates queries and keys, in place of a position embedding; None.
+    num_kv_heads: heads of keys and values, a divisor of num_heads; None for
+      num_heads. See `attention.grouped`.
+    norm_epsilon: of every RMSNorm of the decoder.
+    norm_adds_one: whether these multiply by 1 + scale, see `layers.RMSNorm`.
+    mlp_bias: whether the feed-forward block has biases.
+    embedding_scale: multiplies the embeddings of tokens.
+    logits_scale: multiplies the logits; None for M ** -0.5 where the token
+      embedding gives them, whose entries begin with unit size, and 1 elsewhere.
+    bos_id: the id that the first token of a segment is read as where it is 0,
+      T5X's start token.
     vocab_size: rows of the token embedding and of the output.
-    max_length: rows of the position embedding; None without one.
+    max_length: rows of the position embedding, unless `rotary` replaces it;
+      None without one.
     emb_dim: M, the model's width.
     num_heads: H.
     head_dim: D, size of a head.
@@ -54,6 +67,14 @@ class DecoderSettings(abc.ABC):
   mlp_activations: Sequence[str] = ('silu', 'linear')
   logits_via_embedding: bool = False
   has_relative_bias: bool = False
+  rotary: Rotary | None = None
+  num_kv_heads: int | None = None
+  norm_epsilon: float = 1e-6
+  norm_adds_one: bool = False
+  mlp_bias: bool = False
+  embedding_scale: float = 1.0
+  logits_scale: float | None = None
+  bos_id: int = 0
 
   vocab_size: int
   max_length: int | None
@@ -106,8 +127,9 @@ def check_settings(config: Any):
   """
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
-    if field.type is int and not (is_integer(value) and value > 0):
-      refuse(config, field.name, 'an integer of 1 or more')
+    least = 0 if field.default == 0 else 1  # An id may be 0, a size not.
+    if field.type is int and not (is_integer(value) and value >= least):
+      refuse(config, field.name, f'an integer of {least} or more')
   rate = config.dropout_rate
   if not is_number(rate) or not 0 <= rate < 1:
     refuse(config, 'dropout_rate', 'a number from 0 to less than 1')
@@ -131,6 +153,27 @@ def check_settings(config: Any):
     )
 
 
+def check_activations(config: Any):
+  """Makes mlp_activations a tuple, and checks its names.
+
+  Raises:
+    UserError: if they are no names of activations.
+  """
+  activations = config.mlp_activations
+  if isinstance(activations, str) or not activations:
+    refuse(config, 'mlp_activations', "names, e.g. ('gelu', 'linear')")
+  # gin gives lists; flax needs a config that can be hashed.
+  object.__setattr__(config, 'mlp_activations', tuple(activations))
+  for activation in config.mlp_activations:
+    if activation not in layers.ACTIVATIONS:
+      refuse(
+        config,
+        'mlp_activations',
+        f'names among {", ".join(layers.ACTIVATIONS)}'
+        f'{did_you_mean(str(activation), layers.ACTIVATIONS)}',
+      )
+
+
 def check_function(config: DecoderSettings, field: str):
   """Raises UserError if a field is not a function."""
   if not callable(getattr(config, field)):
@@ -149,6 +192,24 @@ def _check_extension(config):
       'None or a subclass of extensions.Extension, without brackets (the macro '
       'ATTENTION_EXTENSION)',
     )
+  if config.rotary is not None and extension.splits_heads:
+    refuse(
+      config,
+      'attention_extension',
+      'one that leaves heads whole, since ROTARY rotates their halves together',
+    )
+  if shared_heads(config) != config.num_heads and extension.reads_keys:
+    refuse(
+      config,
+      'attention_extension',
+      'one that does not read keys, or NUM_KV_HEADS = None: it has parameters '
+      'for as many heads of keys as of queries',
+    )
+
+
+def shared_heads(config: DecoderSettings) -> int:
+  """Returns R, the number of heads of keys and values."""
+  return config.num_kv_heads or config.num_heads
 
 
 def _check_pruning(config):
@@ -163,10 +224,12 @@ def _check_pruning(config):
 
 def sizes(config: DecoderSettings) -> str:
   """Writes the sizes of a decoder, which identify it."""
+  keys = shared_heads(config)
+  shared = '' if keys == config.num_heads else f' with {keys} of keys'
   return (
     f'{config.decoder_layers} layers, {config.num_heads} heads of '
-    f'{config.head_dim}, emb_dim {config.emb_dim}, mlp_dim {config.mlp_dim}, '
-    f'vocab_size {config.vocab_size}'
+    f'{config.head_dim}{shared}, emb_dim {config.emb_dim}, '
+    f'mlp_dim {config.mlp_dim}, vocab_size {config.vocab_size}'
   )
 
 

@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from selective_t5x import attention
-from selective_t5x.errors import did_you_mean
-from selective_t5x.nn import layers, settings, t5_layers
+from selective_t5x.nn import settings, t5_layers
 from selective_t5x.nn.extensions import Extension
 from selective_t5x.pruning import Pruning
 
@@ -67,19 +66,7 @@ class StackConfig(settings.DecoderSettings):
   def __post_init__(self):
     """Refuses settings that would fail later and less clearly."""
     super().__post_init__()
-    # gin gives lists; flax needs a config that can be hashed.
-    activations = self.mlp_activations
-    if isinstance(activations, str) or not activations:
-      settings.refuse(self, 'mlp_activations', "names, e.g. ('gelu', 'linear')")
-    object.__setattr__(self, 'mlp_activations', tuple(activations))
-    for activation in self.mlp_activations:
-      if activation not in layers.ACTIVATIONS:
-        settings.refuse(
-          self,
-          'mlp_activations',
-          f'names among {", ".join(layers.ACTIVATIONS)}'
-          f'{did_you_mean(str(activation), layers.ACTIVATIONS)}',
-        )
+    settings.check_activations(self)
 
 
 def segments(tokens: jax.Array, segment_ids: jax.Array | None) -> jax.Array:

@@ -17,6 +17,8 @@ PIECES = (
   pathlib.Path(seqio.__file__).parent
   / 'test_data/sentencepiece/sentencepiece.model'
 )
+# Tokens of a decoder's prompts, as in tools.hugging_face_decoders.
+PROMPT_LENGTH = 3
 SURROUNDINGS = """
 from __gin__ import dynamic_registration
 from tests.convert import conversions
@@ -74,16 +76,14 @@ def restored(folder, bindings=()):
   model = gin.get_configurable(take)()
   checkpoint = gin.query_parameter('CHECKPOINT_PATH/macro.value')
   gin.clear_config()
+  names = ['decoder_input_tokens', 'decoder_target_tokens']
+  if hasattr(model, '_input_vocabulary'):
+    names = ['encoder_input_tokens', 'decoder_input_tokens']
   initializer = utils.TrainStateInitializer(
     optimizer_def=None,
     init_fn=model.get_initial_variables,
-    input_shapes={
-      'encoder_input_tokens': (1, 4),
-      'decoder_input_tokens': (1, 4),
-    },
-    input_types=dict.fromkeys(
-      ('encoder_input_tokens', 'decoder_input_tokens'), np.int32
-    ),
+    input_shapes=dict.fromkeys(names, (1, 4)),
+    input_types=dict.fromkeys(names, np.int32),
     partitioner=partitioning.PjitPartitioner(num_partitions=1),
   )
   state = initializer.from_checkpoint(
@@ -118,6 +118,40 @@ def outputs(model, params, inputs, targets, new_tokens) -> dict:
     decoder_params={'temperature': 0.0},
   )
   return {'encoded': encoded[:, ::10], 'logits': logits, 'generated': generated}
+
+
+def decoder_outputs(model, params, inputs, new_tokens) -> dict:
+  """Returns what a decoder computes, as tools.hugging_face_decoders names it.
+
+  Rows begin with T5X's start token, 0, for the id that they began with.
+  """
+  inputs = np.pad(inputs[:, 1:], ((0, 0), (1, 0)))
+  logits = jax.jit(
+    lambda params: model.module.apply(
+      {'params': params}, inputs, np.ones_like(inputs), enable_dropout=False
+    )
+  )(params)
+  prompt = inputs[:, :PROMPT_LENGTH]
+  length = PROMPT_LENGTH + new_tokens
+  prompts = np.pad(prompt, ((0, 0), (0, new_tokens)))
+  generated, _ = model.predict_batch_with_aux(
+    params,
+    {
+      'decoder_input_tokens': prompts,
+      'decoder_causal_attention': np.tile(
+        np.arange(length) < PROMPT_LENGTH, (len(inputs), 1)
+      ).astype(np.int32),
+    },
+    decoder_params={'temperature': 0.0},
+  )
+  return {'logits': logits, 'generated': np.asarray(generated)[:, :new_tokens]}
+
+
+def check_decoder_outputs(actual, expected, atol=1e-4):
+  np.testing.assert_allclose(
+    actual['logits'], expected['logits'], atol=atol, rtol=0
+  )
+  np.testing.assert_array_equal(actual['generated'], expected['generated'])
 
 
 def check_outputs(actual, expected, atol=1e-4):

@@ -107,8 +107,8 @@ REFUSALS = {
     'expected a JSON object',
   ),
   'a decoder-only model': (
-    config(model_type='llama'),
-    "model_type = 'llama': expected one of t5, mt5",
+    config(model_type='gpt2'),
+    "model_type = 'gpt2': expected one of t5, mt5, llama",
   ),
   'UMT5': (config(model_type='umt5'), "'umt5': expected .*; nearest: mt5"),
   'no size': (config(d_ff=None), 'no d_ff'),
@@ -342,12 +342,12 @@ def test_the_output_folder_is_never_overwritten(tmp_path):
 
 
 def test_a_failure_while_it_writes_leaves_nothing(tmp_path, monkeypatch):
-  from selective_t5x.convert import gin_files
+  from selective_t5x.convert import companion_files
 
   def fail(*args, **kwargs):
     raise OSError('the disk is full')
 
-  monkeypatch.setattr(gin_files, 'text', fail)
+  monkeypatch.setattr(companion_files, 'keep', fail)
   with pytest.raises(OSError, match='the disk is full'):
     conversions.imported(GOLDEN, tmp_path / 'out')
   assert not list(tmp_path.iterdir())
@@ -428,9 +428,9 @@ def damaged(path):
     ),
     (
       lambda path: (path.parent / 'config.gin').write_text(
-        'network.DecoderConfig.num_heads = 2'
+        't5_decoder_only.DecoderOnlyConfig.num_heads = 2'
       ),
-      r'expected a T5 encoder-decoder \(T5Config\), it is of DecoderConfig',
+      r'expected a T5 encoder-decoder .*, it is of DecoderOnlyConfig',
     ),
   ],
 )

@@ -1,4 +1,4 @@
-"""The commands of docs/huggingface.md, with a small T5 in place of flan-T5."""
+"""The commands of docs/huggingface.md, with small models in place of theirs."""
 
 import json
 import pathlib
@@ -13,7 +13,7 @@ from tests.convert import conversions
 
 GOLDEN = conversions.GOLDEN / 't5_1_1'
 PAGE = pathlib.Path(__file__).parents[2] / 'docs' / 'huggingface.md'
-IMPORT, FINE_TUNE, EVALUATE, EXPORT = re.findall(
+IMPORT, FINE_TUNE, EVALUATE, EXPORT, *DECODER = re.findall(
   r'```sh\n(python -m .*?)```', PAGE.read_text(), re.DOTALL
 )
 SHORT = [
@@ -89,6 +89,28 @@ def test_a_model_is_fine_tuned_to_be_selective(folder, commands):
 @pytest.mark.slow
 def test_an_imported_model_is_evaluated(folder, commands):
   done = run(EVALUATE, commands, folder, [*SHORT, '--gin.EVAL_EXAMPLES=2'])
+  assert 'loss_per_token' in done.stdout
+
+
+@pytest.mark.slow
+def test_an_imported_decoder_is_evaluated_selective_and_pruned(
+  folder, commands
+):
+  shutil.copytree(conversions.GOLDEN / 'gemma', folder / 'gemma-2b')
+  shutil.copyfile(conversions.PIECES, folder / 'gemma-2b' / 'spiece.model')
+  import_decoder, evaluate = DECODER
+  run(import_decoder, commands, folder)
+  done = run(
+    evaluate,
+    commands,
+    folder,
+    [
+      "--gin.TASK_FEATURE_LENGTHS={'targets': 16}",
+      '--gin.BATCH_SIZE=2',
+      '--gin.EVAL_STEPS=1',
+      '--gin.CACHE_BUDGETS=4',
+    ],
+  )
   assert 'loss_per_token' in done.stdout
 
 

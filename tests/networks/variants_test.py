@@ -42,6 +42,7 @@ class Variant:
     num_heads: the macro NUM_HEADS.
     heads: H, None for NUM_HEADS.
     size: D.
+    kv_heads: the macro NUM_KV_HEADS, R: heads of keys and values.
   """
 
   file: str
@@ -50,6 +51,7 @@ class Variant:
   num_heads: int = HEADS
   heads: int | None = None
   size: int = SIZE
+  kv_heads: int | None = None
 
   def __post_init__(self):
     if self.heads is None:
@@ -85,6 +87,35 @@ VARIANTS = {
     lambda s: formulas.selective(s, formulas.of_groups(2, 1)),
     ('SELECTION_HEAD = 1',),
     num_heads=4,
+  ),
+  'grouped keys': Variant(
+    'baseline', formulas.baseline, num_heads=4, kv_heads=2
+  ),
+  'grouped keys, one head selects for all': Variant(
+    'selective',
+    lambda s: formulas.selective(s, formulas.head(3)),
+    ('SELECTION_HEAD = 3',),
+    num_heads=4,
+    kv_heads=2,
+  ),
+  'grouped keys, one head of each group selects': Variant(
+    'selective_per_group',
+    lambda s: formulas.selective(s, formulas.of_groups(2, 1)),
+    ('SELECTION_HEAD = 1',),
+    num_heads=4,
+    kv_heads=2,
+  ),
+  'grouped keys, mean': Variant(
+    'selective_mean',
+    lambda s: formulas.selective(s, formulas.mean),
+    num_heads=4,
+    kv_heads=1,
+  ),
+  'grouped keys, bilinear': Variant(
+    'selective_bilinear',
+    lambda s: formulas.selective(s, formulas.bilinear(1)),
+    num_heads=4,
+    kv_heads=2,
   ),
   'bilinear': Variant(
     'selective_bilinear', lambda s: formulas.selective(s, formulas.bilinear(1))
@@ -175,10 +206,12 @@ def configured(variant):
     from selective_t5x import network
     NUM_HEADS = {variant.num_heads}
     HEAD_DIM = {SIZE}
+    NUM_KV_HEADS = {variant.kv_heads}
     network.DecoderConfig:
       vocab_size = 8
       max_length = {LENGTH}
       num_heads = %NUM_HEADS
+      num_kv_heads = %NUM_KV_HEADS
       head_dim = %HEAD_DIM
       attention_fn = %ATTENTION
       attention_extension = %ATTENTION_EXTENSION
@@ -212,6 +245,7 @@ class Stack(nn.Module):
         cfg.attention_fn,
         extension=cfg.attention_extension,
         layer=i,
+        num_kv_heads=cfg.num_kv_heads,
         name=f'layers_{i}',
         **settings,
       )(x, Call(segment_ids, place=place), bias_fn)
@@ -281,6 +315,11 @@ def written_out(variant, kind, params, bias, x, ids):
         (y @ of_layer[name]['kernel']).reshape(len(at), -1, variant.size)
         for name in ('query', 'key', 'value')
       ]
+      if variant.kv_heads is not None:
+        # Head h reads the keys of its group.
+        group = variant.heads // variant.kv_heads
+        of_head = [h // group for h in range(variant.heads)]
+        projected[1:] = [x[:, of_head] for x in projected[1:]]
       query, key, value = projected
       if kind == 'decoder':
         query = rms_norm(query, of_layer['query_norm']['scale'])
