@@ -71,7 +71,7 @@ def test_a_tokenizer_that_reads_otherwise_is_refused(
   monkeypatch.setattr(
     tokenizer_files,
     '_tokenizer',
-    lambda pieces: __import__('tokenizers').Tokenizer.from_str(
+    lambda pieces, begin: __import__('tokenizers').Tokenizer.from_str(
       json.dumps(
         {
           'model': {
