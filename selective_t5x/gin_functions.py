@@ -41,6 +41,14 @@ def half(number: int) -> int:
   return number // 2
 
 
+def number_or(number: int | None, default: int) -> int:
+  """Returns number, or default where it is None.
+
+  See gin/attention/selective_per_group.gin.
+  """
+  return default if number is None else number
+
+
 def with_learning_rate_factors(
   optimizer: optax.GradientTransformation, factors: Mapping[str, float]
 ) -> optax.GradientTransformation:
