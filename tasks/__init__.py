@@ -12,7 +12,10 @@ _MODULES = (
   'c4_tfds',
   'copy_task',
   'downstream',
+  'frequent_words',
   'lm1b',
+  'multi_key',
+  'needle_grid',
   'needle_retrieval',
   'parity',
   'prefix_lm',
@@ -22,6 +25,7 @@ _MODULES = (
   'token_counting',
   'ul2',
   'variable_assignment',
+  'variable_tracking',
   'wikipedia_sample',
   'wikitext',
 )

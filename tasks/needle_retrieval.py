@@ -59,28 +59,49 @@ class Difficulty(synthetic.Difficulty):
     ]
 
 
-def _example(seed, difficulty):
-  """Makes an example: inputs i32[filler + 2 needles + 1], targets i32[1]."""
+def example(seed, difficulty, *, length=100, depth=None):
+  """Makes an example: inputs i32[filler + 2 needles + 1], targets i32[1].
+
+  Args:
+    seed: i64[2].
+    difficulty: of the task.
+    length: the percentage of num_filler that the text has, rounded down.
+    depth: how much of the filler lies before the queried needle, in percent;
+      None for any.
+  """
   d = difficulty
+  num_filler = d.num_filler * length // 100
   seeds = synthetic.split_seed(seed, 5)
   keys = synthetic.permutation(seeds[0], d.num_keys)[: d.num_needles]
   values = synthetic.uniform(seeds[1], [d.num_needles], d.num_values)
   values += d.num_keys
   filler = synthetic.uniform(
-    seeds[2], [d.num_filler + 2 * d.num_needles], d.num_filler_words
+    seeds[2], [num_filler + 2 * d.num_needles], d.num_filler_words
   )
   filler += d.num_keys + d.num_values
+  queried = synthetic.uniform(seeds[4], [1], d.num_needles)
 
+  if depth is None:
+    slots = synthetic.permutation(seeds[3], num_filler + d.num_needles)
+    slots = tf.sort(slots[: d.num_needles])
+  else:
+    # Filler before each needle; needles of equal depth come in any order.
+    before = synthetic.uniform(seeds[3], [d.num_needles], num_filler + 1)
+    wanted = num_filler * depth // 100
+    before = tf.where(tf.range(d.num_needles) == queried, wanted, before)
+    order = tf.argsort(before, stable=True)
+    keys, values = tf.gather(keys, order), tf.gather(values, order)
+    rank = tf.cast(order == queried, tf.int32)
+    queried = tf.argmax(rank, output_type=tf.int32)[None]
+    slots = tf.gather(before, order) + tf.range(d.num_needles)
   # A needle occupies one slot, and each needle before it adds a token.
-  slots = synthetic.permutation(seeds[3], d.num_filler + d.num_needles)
-  starts = tf.sort(slots[: d.num_needles]) + tf.range(d.num_needles)
+  starts = slots + tf.range(d.num_needles)
   tokens = tf.tensor_scatter_nd_update(filler, starts[:, None], keys)
   tokens = tf.tensor_scatter_nd_update(tokens, starts[:, None] + 1, values)
-  queried = synthetic.uniform(seeds[4], [1], d.num_needles)
   return (
     tf.concat([tokens, tf.gather(keys, queried)], axis=0),
     tf.gather(values, queried),
   )
 
 
-synthetic.register('needle_retrieval', Difficulty, _example)
+synthetic.register('needle_retrieval', Difficulty, example)

@@ -23,16 +23,20 @@ from typing import Any
 
 import tqdm
 
-from selective_t5x.attention import capabilities
 from selective_t5x.budgets import losses, search
 from selective_t5x.cli import flags
 from selective_t5x.errors import UserError, did_you_mean
 from selective_t5x.pruning import greedy
+from selective_t5x.pruning.adakv import AdaKV
+from selective_t5x.pruning.expected_attention import ExpectedAttention
 from selective_t5x.pruning.h2o import H2O
+from selective_t5x.pruning.keydiff import KeyDiff
 from selective_t5x.pruning.policy import Policy
 from selective_t5x.pruning.random import Random
 from selective_t5x.pruning.selective import Selective
+from selective_t5x.pruning.snapkv import SnapKV
 from selective_t5x.pruning.tova import TOVA
+from selective_t5x.pruning.whole_rows import check_suits
 from selective_t5x.pruning.window import Window
 from selective_t5x.report import memory, plots, tables
 from selective_t5x.runs import restore
@@ -46,6 +50,10 @@ POLICIES: dict[str, Policy] = {
   'tova': TOVA(),
   'window': Window(),
   'random': Random(),
+  'snapkv': SnapKV(),
+  'keydiff': KeyDiff(),
+  'expectedattention': ExpectedAttention(),
+  'adakv': AdaKV(),
 }
 
 
@@ -113,7 +121,6 @@ def frontier(
     ) as run:
       data = run.batches(batches)
       attention_fn = run.model.module.config.attention_fn
-      does_select = capabilities.of(attention_fn).masking
       bar = tqdm.tqdm(
         policies,
         desc=name,
@@ -122,8 +129,7 @@ def frontier(
         disable=None,  # This disables it without a terminal.
       )
       for policy in bar:
-        needs = POLICIES[policy].reads_masking
-        if (name, policy) in done or (needs and not does_select):
+        if (name, policy) in done or not _suits(POLICIES[policy], attention_fn):
           continue
         state['curves'].append(
           {
@@ -135,6 +141,15 @@ def frontier(
         write_json(file, state)
   write_json(file, state)
   return [*state['curves'], *search_curves]
+
+
+def _suits(policy, attention_fn) -> bool:
+  """Returns whether a policy can prune a model with this attention."""
+  try:
+    check_suits(policy, attention_fn)
+  except UserError:
+    return False
+  return True
 
 
 def _points(run, policy, data) -> list[dict[str, Any]]:
@@ -244,12 +259,7 @@ def _check(args) -> tuple[dict[str, str], list[str]]:
   Raises:
     UserError: a flag has an invalid value.
   """
-  checkpoints = {}
-  for text in args.checkpoint:
-    name, equals, path = text.partition('=')
-    if not equals or not name or name in checkpoints:
-      raise UserError(f'--checkpoint={text}: expected NAME=DIR, each NAME once')
-    checkpoints[name] = path
+  checkpoints = flags.named(args.checkpoint, 'checkpoint')
   policies = args.policies.split(',')
   for policy in policies:
     if policy not in POLICIES:

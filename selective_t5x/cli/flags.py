@@ -113,6 +113,21 @@ def parse(
   return args, bindings
 
 
+def named(texts: Iterable[str], flag: str) -> dict[str, str]:
+  """Returns {name: path} of --flag=NAME=DIR flags.
+
+  Raises:
+    UserError: one of them has no name or path, or a name is repeated.
+  """
+  paths = {}
+  for text in texts:
+    name, equals, path = text.partition('=')
+    if not equals or not name or name in paths:
+      raise UserError(f'--{flag}={text}: expected NAME=DIR, each NAME once')
+    paths[name] = path
+  return paths
+
+
 def gin_bindings(argv: Iterable[str]) -> tuple[list[str], list[str]]:
   """Returns --gin.KEY=VALUE flags as 'KEY = VALUE' texts, and the other words.
 

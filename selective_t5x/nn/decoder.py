@@ -180,7 +180,7 @@ class Decoder(nn.Module):
     call = call.replace(
       place=place,
       positions=positions,
-      budgets=settings.layer_budgets(cfg, budgets, place),
+      budgets=settings.layer_budgets(cfg, budgets, place, tokens.shape[1]),
     )
     shared_bias = None
     if cfg.has_relative_bias and not cfg.scan_layers:

@@ -24,7 +24,7 @@ from selective_t5x.attention.selection import spread
 from selective_t5x.nn.cache import Place, partitioned, row_of
 from selective_t5x.pruning import eviction
 from selective_t5x.pruning.policy import Policy
-from selective_t5x.pruning.whole_rows import pruned_attention
+from selective_t5x.pruning.whole_rows import pruned_attention, tokens_of
 
 
 class EvictingCache(nn.Module):
@@ -34,9 +34,14 @@ class EvictingCache(nn.Module):
   keys as in `cache.KeyValueCache`; cached_key_position i32[B, K], the original
   positions; if the attention selects, cached_masking f32[B, K], the next
   query's row of F, or f32[B, K, G] where G > 1 heads select, whose mean the
-  policy reads; if the policy accumulates, cached_score f32[B, K]; with an
+  policy reads; if the policy accumulates, cached_score f32[B, K, ...]; if it
+  sums over a row's queries, cached_<name> [B, ...] for each total; with an
   extension, cached_<name> [B, K, ...] for each array that it keeps. Slots fill
-  from 0, so the slots before the decoder's position are in use.
+  from 0, so the slots before the decoder's position are in use. With a policy
+  that drops keys early, cached_held bool[B, K] says which are in use, and the
+  latest key is always in the last one. A policy that certifies sows what it may
+  have lost, f32[B, N, H] (N is 1 in a step), as `certificate` in
+  'intermediates'.
 
   Attributes:
     attention_fn: `attention.causal_attention`, `attention.selective_attention`
@@ -71,7 +76,7 @@ class EvictingCache(nn.Module):
     and queries, in steps.
     """
     tokens = {'key': key, 'value': value, **(kept or {})}
-    batch, length = key.shape[:2]
+    batch, length, heads, head_size = *key.shape[:2], *query.shape[2:]
     size = min(self.budget, length)
     dtype = jnp.promote_types(key.dtype, jnp.float32)
 
@@ -86,12 +91,20 @@ class EvictingCache(nn.Module):
     }
     leaves['position'] = leaf('cached_key_position', jnp.int32)
     if self.policy.accumulates:
-      leaves['score'] = leaf('cached_score', dtype)
+      leaves['score'] = leaf('cached_score', dtype, *self.policy.score_shape)
+    if self.policy.drops_early:
+      leaves['held'] = leaf('cached_held', bool)
+    totals = {
+      name: self.variable('cache', f'cached_{name}', jnp.zeros_like, x)
+      for name, x in self.policy.new_totals(
+        batch, heads, head_size, dtype
+      ).items()
+    }
     if place.position is not None:
       if capabilities.of(self.attention_fn).masking:
         leaves['masking'] = leaf('cached_masking', dtype)
       return self._step(
-        leaves, query, tokens, place.position, bias_fn, settings
+        leaves, totals, query, tokens, place.position, bias_fn, settings
       )
 
     pruned = pruned_attention(
@@ -103,19 +116,26 @@ class EvictingCache(nn.Module):
       budget=self.budget,
       layer=self.layer,
       bias=None if bias_fn is None else bias_fn(length, None),
+      last=None if place.lengths is None else jnp.maximum(place.lengths - 1, 0),
+      bias_limit=bias_limit(self.policy, bias_fn),
       **settings,
       **(kept or {}),
     )
+    if self.policy.certifies:
+      self.sow('intermediates', 'certificate', pruned.certificate)
     if pruned.masking is not None:
       groups = pruned.masking.shape[1:-2]
       leaves['masking'] = leaf('cached_masking', dtype, *groups)
     if place.lengths is not None:
       self._fill(leaves, tokens, pruned, place.lengths)
+      for name, x in pruned.totals.items():
+        totals[name].value = x
     return pruned.out
 
-  def _step(self, leaves, query, tokens, position, bias_fn, settings):
+  def _step(self, leaves, totals, query, tokens, position, bias_fn, settings):
     """Evicts a key, caches one token a row, and attends; [B, 1, H, D]."""
     cached = {name: leaf.value for name, leaf in leaves.items()}
+    limit = bias_limit(self.policy, bias_fn)
     if bias_fn is not None:
       bias_fn = functools.partial(bias_fn, position=position)
     logits = None
@@ -123,7 +143,7 @@ class EvictingCache(nn.Module):
       logits = _logits(
         query, tokens['key'], cached, position, bias_fn, settings
       )
-    slot, scores = eviction.admit(
+    slot, step = eviction.admit(
       self.policy,
       position,
       cached['position'],
@@ -131,18 +151,33 @@ class EvictingCache(nn.Module):
       scores=cached.get('score'),
       masking=_mean(cached.get('masking')),
       logits=logits,
+      tokens=self._seen(query, tokens, cached, limit, settings),
+      totals={name: leaf.value for name, leaf in totals.items()},
+      held=cached.get('held'),
     )
+    for name, x in step.totals.items():
+      totals[name].value = x
+    if self.policy.certifies:
+      self.sow(
+        'intermediates', 'certificate', step.totals['certificate'][:, None]
+      )
     new = {name: x[:, 0] for name, x in tokens.items()}
     new['position'] = position
     if 'score' in cached:
-      cached['score'], new['score'] = scores[:, :-1], scores[:, -1]
+      cached['score'], new['score'] = step.scores[:, :-1], step.scores[:, -1]
     if 'masking' in cached:
       new['masking'] = jnp.zeros_like(cached['masking'][:, 0])
-    last = eviction.last_slot(position, cached['position'].shape[1])
+    slots = cached['position'].shape[1]
+    last = eviction.last_slot(position, slots)
+    if 'held' in cached:
+      cached['held'], new['held'] = step.kept[:, :-1], step.kept[:, -1]
+      last = jnp.full_like(last, slots - 1)
     for name, x in cached.items():
       cached[name] = partitioned(name, eviction.put(x, new[name], slot, last))
     if bias_fn is not None:
       settings['bias'] = bias_fn(cached['position'])
+    if 'held' in cached:
+      settings['bias'] = _without_holes(settings.get('bias'), cached['held'])
     if 'masking' in cached:
       settings['masking'] = _swap_groups(cached['masking'])
     settings |= {name: cached[name] for name in tokens}
@@ -155,6 +190,19 @@ class EvictingCache(nn.Module):
     for name, x in cached.items():
       leaves[name].value = x
     return out
+
+  def _seen(self, query, tokens, cached, limit, settings):
+    """Returns what a policy that reads keys sees, K + 1 keys; else None."""
+    if not self.policy.reads_keys:
+      return None
+    key, value = (
+      grouped.repeat(
+        jnp.concatenate([cached[name], tokens[name]], axis=1), query.shape[2]
+      )
+      for name in ('key', 'value')
+    )
+    scale = checks.scale('EvictingCache', settings.get('scale'), query)
+    return tokens_of(query[:, 0], key, value, scale, limit)
 
   def _fill(self, leaves, tokens, pruned, lengths):
     """Caches the keys that each prompt's last query, lengths - 1, keeps."""
@@ -175,13 +223,36 @@ class EvictingCache(nn.Module):
       following = jnp.minimum(lengths, length - 1)
       entries['masking'] = _swap_groups(row_of(pruned.masking, following))
     if pruned.scores is not None:
-      entries['score'] = row_of(pruned.scores, last)
-    index = eviction.gather_kept(row_of(pruned.kept, last), size)
+      entries['score'] = pruned.scores
+    kept = row_of(pruned.kept, last)
+    index = eviction.gather_kept(kept, size)
     filled = jnp.arange(size) < lengths[:, None]
+    if 'held' in leaves:
+      # The latest key goes to the last slot, the others fill the first ones.
+      others = jnp.sum(kept, axis=1, keepdims=True) - 1
+      filled &= (jnp.arange(size) < others) | (jnp.arange(size) == size - 1)
+      index = index.at[:, -1].set(last)
+      filled = filled.at[:, -1].set(lengths > 0)
+      entries['held'] = jnp.ones((batch, length), bool)
     rows = jnp.arange(index.shape[0])[:, None]
     for name, x in entries.items():
       contents = masks.zero_padding(x[rows, index], filled)
       leaves[name].value = partitioned(name, contents)
+
+
+def bias_limit(policy, bias_fn):
+  """Returns what no bias exceeds, f32[1, H]; None if nothing reads it."""
+  if bias_fn is None or not policy.certifies:
+    return None
+  return bias_fn.largest()
+
+
+def _without_holes(bias, held):
+  """Returns the bias with the least number for empty slots."""
+  dtype = jnp.float32 if bias is None else bias.dtype
+  least = jnp.where(held, 0, jnp.finfo(dtype).min / 2).astype(dtype)
+  least = least[:, None, None]
+  return least if bias is None else bias + least
 
 
 def _swap_groups(masking):

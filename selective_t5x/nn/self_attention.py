@@ -15,7 +15,7 @@ from flax import linen as nn
 from selective_t5x.attention import capabilities, grouped, masks, rotary
 from selective_t5x.attention.rotary import Rotary
 from selective_t5x.errors import UserError
-from selective_t5x.nn import cache, evicting_cache, layers
+from selective_t5x.nn import cache, evicting_cache, layers, pooled_cache
 from selective_t5x.nn.call import Call
 from selective_t5x.nn.extensions import Extended, Extension, Heads
 from selective_t5x.pruning import Policy, pruned_attention
@@ -123,13 +123,18 @@ class SelfAttention(nn.Module):
     arguments |= extended.given
     budget: Any = None if self.policy is None else call.budgets[self.layer]
     if call.place is not None:
-      keys: Any = (
-        cache.KeyValueCache(self.attention_fn, name='cache')
-        if self.policy is None
-        else evicting_cache.EvictingCache(
+      keys: Any
+      if self.policy is None:
+        keys = cache.KeyValueCache(self.attention_fn, name='cache')
+      else:
+        pruned_cache: Any = (
+          pooled_cache.PooledCache
+          if self.policy.per_head
+          else evicting_cache.EvictingCache
+        )
+        keys = pruned_cache(
           self.attention_fn, self.policy, budget, self.layer, name='cache'
         )
-      )
       out = keys(
         query,
         key,
@@ -145,7 +150,9 @@ class SelfAttention(nn.Module):
       attend = self.attention_fn
       if self.policy is not None:
         attend = functools.partial(
-          _attend_pruned, attend, self.policy, budget=budget, layer=self.layer
+          self._attend_pruned,
+          budget=budget,
+          bias_limit=evicting_cache.bias_limit(self.policy, bias_fn),
         )
       out = attend(
         query,
@@ -168,6 +175,17 @@ class SelfAttention(nn.Module):
       split=self.split_kernels,
       bias=self.out_bias,
     )
+
+  def _attend_pruned(self, *heads, **arguments):
+    """Returns out, and M if requested, like the attention function."""
+    pruned = pruned_attention(
+      self.attention_fn, self.policy, *heads, layer=self.layer, **arguments
+    )
+    if self.policy.certifies:
+      self.sow('intermediates', 'certificate', pruned.certificate)
+    if 'memory_tau' in arguments:
+      return pruned.out, pruned.memory
+    return pruned.out
 
   def _extended(self, x, call):
     """Projects x to heads and applies the extension.
@@ -268,11 +286,3 @@ def _check_takes(attention_fn, extension, extended):
         f'which the attention function ({capabilities.name(attention_fn)}) '
         'does not take: use the gin/attention/ file that provides both'
       )
-
-
-def _attend_pruned(attention_fn, policy, *heads, **arguments):
-  """Returns out, and M if requested, like the attention function."""
-  pruned = pruned_attention(attention_fn, policy, *heads, **arguments)
-  if 'memory_tau' in arguments:
-    return pruned.out, pruned.memory
-  return pruned.out

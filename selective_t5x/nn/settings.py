@@ -220,6 +220,14 @@ def _check_pruning(config):
   if not isinstance(pruning, Pruning):
     refuse(config, 'pruning', '@pruning.Pruning() or None')
   pruning.check(config.decoder_layers, config.attention_fn, sizes(config))
+  if pruning.policy.per_head and shared_heads(config) != config.num_heads:
+    refuse(
+      config,
+      'num_kv_heads',
+      f'None with pruning.{type(pruning.policy).__name__}, whose heads keep '
+      'keys of their own (or a policy whose heads share their keys, e.g. '
+      'gin/pruning/snapkv.gin)',
+    )
 
 
 def sizes(config: DecoderSettings) -> str:
@@ -237,6 +245,7 @@ def layer_budgets(
   config: DecoderSettings,
   budgets: jax.Array | None,
   place: cache.Place | None,
+  length: int,
 ) -> Sequence[int] | jax.Array | None:
   """Returns the budget of each layer, or None without pruning.
 
@@ -244,13 +253,14 @@ def layer_budgets(
     config: the network's config; its `pruning` is the default.
     budgets: i32[L], the argument of the network's call; None for the default.
     place: the place in the KV cache while decoding, else None.
+    length: N, the tokens of a row; in a step a cache has its budget already.
 
   Raises:
     ValueError: if there are budgets that cannot be applied.
   """
   layers, pruning = config.decoder_layers, config.pruning
   if budgets is None:
-    return None if pruning is None else pruning.of_layers(layers)
+    return None if pruning is None else pruning.of_layers(layers, length)
   if pruning is None:
     raise ValueError(
       'budgets are for a network that prunes, but the pruning of its config is '

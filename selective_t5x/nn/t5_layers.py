@@ -116,6 +116,10 @@ class RelativeBias(nn.Module):
       'hk,bkij->bhij', self.table.astype(self.dtype), one_hot.astype(self.dtype)
     )
 
+  def largest(self) -> jax.Array:
+    """Returns the largest bias of each head at any distance, [1, H]."""
+    return jnp.max(self.table.astype(self.dtype), axis=1)[None]
+
 
 class Attention(nn.Module):
   """Bidirectional multi-head attention, for encoders and cross-attention.

@@ -1,12 +1,49 @@
 """How a model prunes: a policy, and a budget of keys for every layer."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from selective_t5x.errors import UserError, is_integer
+from selective_t5x.errors import UserError, is_integer, is_number
 from selective_t5x.pruning.policy import Policy
 from selective_t5x.pruning.whole_rows import check_suits
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+  """A budget that follows the length of the rows: K = ceil(share * N).
+
+  N is the length of the rows as they are computed: of a whole row with its
+  padding, of the KV cache while decoding. Source: ours.
+
+  Gin: gin/pruning/share.gin.
+
+  Attributes:
+    share: of the keys that stay, above 0, at most 1.
+    least: the smallest budget, 2 or more.
+  """
+
+  share: float
+  least: int = 2
+
+  def __post_init__(self):
+    """Refuses shares that keep nothing."""
+    if not is_number(self.share) or not 0 < self.share <= 1:
+      raise UserError(
+        f'pruning.Share.share = {self.share!r}: expected a number above 0, at '
+        'most 1'
+      )
+    if not is_integer(self.least) or self.least < 2:
+      raise UserError(
+        f'pruning.Share.least = {self.least!r}: expected an integer of 2 or '
+        'more'
+      )
+
+  def of(self, length: int) -> int:
+    """Returns the budget for rows of N tokens."""
+    # A product may come out just above a whole number.
+    return max(self.least, math.ceil(self.share * length - 1e-9))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,13 +71,14 @@ class Pruning:
   Attributes:
     policy: decides which key is evicted when a layer holds too many.
     budgets: K, the most keys that a layer holds, including the current and the
-      first one, 2 or more: a number for all layers, or one per layer.
+      first one, 2 or more: a number for all layers, or one per layer; each may
+      be a Share of the rows' length.
     found_for: the decoder that a search found the budgets for, as
       `settings.sizes` writes it; None for any.
   """
 
   policy: Policy
-  budgets: int | Sequence[int]
+  budgets: int | Share | Sequence[int | Share]
   found_for: str | None = None
 
   def __post_init__(self):
@@ -56,6 +94,8 @@ class Pruning:
       budgets = tuple(budgets)
       object.__setattr__(self, 'budgets', budgets)
     for budget in budgets if isinstance(budgets, tuple) else (budgets,):
+      if isinstance(budget, Share):
+        continue
       if not is_integer(budget) or budget < 2:
         raise UserError(
           f'pruning.Pruning.budgets = {self.budgets!r}: expected integers of 2 '
@@ -63,22 +103,26 @@ class Pruning:
           'list of one a layer)'
         )
 
-  def of_layers(self, layers: int) -> tuple[int, ...]:
-    """Returns the budget of each layer.
+  def of_layers(self, layers: int, length: int) -> tuple[int, ...]:
+    """Returns the budget of each layer for rows of N tokens.
 
     Raises:
       UserError: if there are budgets for another number of layers.
     """
-    if not isinstance(self.budgets, Sequence):
-      return (self.budgets,) * layers
-    if len(self.budgets) != layers:
+    budgets = self.budgets
+    if not isinstance(budgets, Sequence):
+      budgets = (budgets,) * layers
+    if len(budgets) != layers:
       raise UserError(
-        f'pruning.Pruning.budgets has {len(self.budgets)} budgets, '
-        f'{list(self.budgets)}, but the decoder has {layers} layers: they may '
+        f'pruning.Pruning.budgets has {len(budgets)} budgets, '
+        f'{list(budgets)}, but the decoder has {layers} layers: they may '
         'be those of another model (CACHE_BUDGETS: one for all layers, or a '
         'list of one a layer)'
       )
-    return tuple(self.budgets)
+    return tuple(
+      budget.of(length) if isinstance(budget, Share) else budget
+      for budget in budgets
+    )
 
   def check(self, layers: int, attention_fn: Callable[..., Any], sizes: str):
     """Raises UserError unless the pruning suits a decoder.
@@ -88,7 +132,7 @@ class Pruning:
       attention_fn: the function of the decoder's self-attention.
       sizes: the decoder's sizes, as `settings.sizes` writes them.
     """
-    self.of_layers(layers)
+    self.of_layers(layers, 2)
     if self.found_for not in (None, sizes):
       raise UserError(
         f'pruning.Pruning.budgets = {self.budgets!r} were found for a decoder '

@@ -6,8 +6,12 @@ keys.
 Shapes: B batch, N length, K slots of a cache, as many as its budget. A row
 fills its slots from 0. Its first key stays in slot 0, and its latest key is in
 slot min(position, K - 1), where the next step of attention expects it
-(attention/steps.py). The other keys are in any order.
+(attention/steps.py). The other keys are in any order. With a policy that drops
+keys early, slots may be empty anywhere; the latest key is always in slot K - 1.
 """
+
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +19,26 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from selective_t5x.attention import masks
 from selective_t5x.attention.arrays import Array
-from selective_t5x.pruning.policy import Policy, View
+from selective_t5x.pruning.policy import Policy, Step, Tokens, View
+
+
+class Kept(NamedTuple):
+  """What sequential eviction leaves in whole rows.
+
+  Attributes:
+    keys: bool[B, N, N], axis 1 the query: false for keys that are later,
+      evicted, of another segment or padding.
+    scores: f32[B, N, ...], the scores after the query `last`; None unless it is
+      given and the policy accumulates.
+    totals: the policy's totals after that query, [B, ...] each; {} for none.
+    certificate: f32[B, N, H], that of each query; None unless the policy
+      certifies.
+  """
+
+  keys: Bool[Array, 'B N N']
+  scores: Float[Array, 'B N *rest'] | None
+  totals: Mapping[str, Array]
+  certificate: Float[Array, 'B N H'] | None = None
 
 
 def keep_mask(
@@ -26,7 +49,9 @@ def keep_mask(
   layer: Int[Array, ''] | int = 0,
   masking: Float[Array, 'B N N'] | None = None,
   logits: Float[Array, 'B H N N'] | None = None,
-) -> tuple[Bool[Array, 'B N N'], Float[Array, 'B N N'] | None]:
+  tokens: Tokens | None = None,
+  last: Int[Array, ' B'] | None = None,
+) -> Kept:
   """Evicts keys query by query, and returns the keys that each attends to.
 
   A budget counts the keys of the query's own segment, so each segment of a
@@ -40,24 +65,33 @@ def keep_mask(
     masking: f32[B, N, N], F, axis 1 the query; for `reads_masking` policies.
     logits: f32[B, H, N, N], axis 2 the query, F subtracted; for `reads_logits`
       policies.
+    tokens: query and keys [B, N, H, D], value_norms f32[B, N, H]; for
+      `reads_keys` policies.
+    last: i32[B], the query after which scores and totals are returned; None for
+      neither.
 
   Returns:
-    bool[B, N, N], axis 1 the query: false for keys that are later, evicted, of
-    another segment or padding; and the scores after each query, f32[B, N, N],
-    None unless the policy accumulates.
+    A Kept.
   """
-  length = segment_ids.shape[1]
+  batch, length = segment_ids.shape
   slots = jnp.arange(length)
   positions = masks.position_in_segment(length, segment_ids)
   dtype = jnp.float32 if logits is None else logits.dtype
+  totals = {}
+  if tokens is not None:
+    dtype = jnp.promote_types(dtype, tokens.value_norms.dtype)
+    heads, size = tokens.query.shape[2:]
+    totals = policy.new_totals(batch, heads, size, dtype)
+  scores = jnp.zeros((*segment_ids.shape, *policy.score_shape), dtype)
+  remembers = last is not None and (policy.accumulates or bool(totals))
 
   def serve(state, rows):
-    held, scores = state
-    query, masking, logits = rows
+    held, scores, totals, snapshot = state
+    query, masking, logits, vector = rows
     segment = jnp.take(segment_ids, query, axis=1)[:, None]
     held |= slots == query
     held &= (segment_ids == segment) & (segment != 0)
-    kept, scores = policy.step(
+    step = policy.step(
       View(
         held=held,
         positions=positions,
@@ -67,20 +101,38 @@ def keep_mask(
         layer=layer,
         masking=masking,
         logits=logits,
+        tokens=None if tokens is None else tokens._replace(query=vector),
+        totals=totals,
       )
     )
-    return (kept, scores), (kept, scores if policy.accumulates else None)
+    if remembers:
+      snapshot = jax.tree.map(
+        lambda old, new: jnp.where(
+          (query == last).reshape(-1, *(1,) * (new.ndim - 1)), new, old
+        ),
+        snapshot,
+        (step.scores, dict(step.totals)),
+      )
+    certificate = step.totals['certificate'] if policy.certifies else None
+    state = step.kept, step.scores, dict(step.totals), snapshot
+    return state, (step.kept, certificate)
 
   rows = (
     slots,
-    jnp.moveaxis(masking, 1, 0) if policy.reads_masking else None,
+    None if masking is None else jnp.moveaxis(masking, 1, 0),
     jnp.moveaxis(logits, 2, 0) if policy.reads_logits else None,
+    None if tokens is None else jnp.moveaxis(tokens.query, 1, 0),
   )
   nothing = jnp.zeros(segment_ids.shape, bool)
-  _, (kept, scores) = jax.lax.scan(
-    serve, (nothing, jnp.zeros(segment_ids.shape, dtype)), rows
-  )
-  return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), (kept, scores))
+  start = (nothing, scores, totals, (scores, totals) if remembers else None)
+  (*_, snapshot), every = jax.lax.scan(serve, start, rows)
+  kept, certificate = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), every)
+  if certificate is not None:
+    certificate = masks.zero_padding(certificate, segment_ids)
+  if not remembers:
+    return Kept(kept, None, {}, certificate)
+  scores, totals = snapshot
+  return Kept(kept, scores if policy.accumulates else None, totals, certificate)
 
 
 def last_slot(position: Int[Array, ' B'], slots: int) -> Int[Array, ' B']:
@@ -94,10 +146,13 @@ def admit(
   positions: Int[Array, 'B K'],
   *,
   layer: Int[Array, ''] | int,
-  scores: Float[Array, 'B K'] | None = None,
+  scores: Float[Array, 'B K *rest'] | None = None,
   masking: Float[Array, 'B K'] | None = None,
   logits: Float[Array, 'B H K+1'] | None = None,
-) -> tuple[Int[Array, ' B'], Float[Array, 'B K+1']]:
+  tokens: Tokens | None = None,
+  totals: Mapping[str, Array] | None = None,
+  held: Bool[Array, 'B K'] | None = None,
+) -> tuple[Int[Array, ' B'], Step]:
   """Finds the slot to evict for the key of the next query.
 
   Args:
@@ -105,44 +160,56 @@ def admit(
     position: i32[B], the query's position.
     positions: i32[B, K], the positions of the keys in the slots.
     layer: the layer's number, from 0.
-    scores: f32[B, K], the policy's accumulated scores; None if it has none.
-    masking: f32[B, K], the query's row of F; None unless the policy reads it.
+    scores: f32[B, K, ...], the policy's accumulated scores; None if it has
+      none.
+    masking: f32[B, K], the query's row of F; None unless the model selects.
     logits: f32[B, H, K + 1], those of the slots and the query's own key, F
       subtracted; None unless the policy reads them.
+    tokens: the query and the K + 1 keys; None unless the policy reads them.
+    totals: the policy's totals; None if it has none.
+    held: bool[B, K], the slots in use, for a policy that drops keys early; None
+      for the first `position` ones.
 
   Returns:
-    i32[B], the slot, `last_slot` if the row is not full yet; and the scores of
-    the slots and of the query's own key, f32[B, K + 1].
+    i32[B], the slot, `last_slot` if the row is not full yet; with `held` the
+    first slot that is free now, where the key of the last slot goes. And what
+    the query leaves, for the slots and the query's own key, K + 1 in all.
   """
   batch, slots = positions.shape
-  filled = jnp.arange(slots) < position[:, None]
+  filled = jnp.arange(slots) < position[:, None] if held is None else held
 
   def with_own(x, own):
     return jnp.concatenate([x, own[:, None]], axis=1)
 
   if scores is None:
     scores = jnp.zeros(positions.shape, jnp.float32)
-  nothing = jnp.zeros((batch,), scores.dtype)
-  kept, scores = policy.step(
+  step = policy.step(
     View(
       held=with_own(filled, jnp.ones((batch,), bool)),
       positions=with_own(positions, position),
       position=position,
-      scores=with_own(scores, nothing),
+      scores=with_own(scores, jnp.zeros_like(scores[:, 0])),
       budget=slots,
       layer=layer,
-      masking=None if masking is None else with_own(masking, nothing),
+      masking=None
+      if masking is None
+      else with_own(masking, jnp.zeros_like(masking[:, 0])),
       logits=logits,
+      tokens=tokens,
+      totals=totals or {},
     )
   )
-  gone = filled & ~kept[:, :-1]
+  if held is not None:
+    # The last slot counts as free if its key is gone, or there was none.
+    return jnp.argmin(step.kept[:, :-1], axis=1), step
+  gone = filled & ~step.kept[:, :-1]
   return (
     jnp.where(
       jnp.any(gone, axis=1),
       jnp.argmax(gone, axis=1),
       last_slot(position, slots),
     ),
-    scores,
+    step,
   )
 
 

@@ -1,7 +1,7 @@
 """Pruned attention over whole rows, equal to decoding with eviction."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -12,8 +12,9 @@ from selective_t5x.attention import capabilities, checks, reference
 from selective_t5x.attention.arrays import Array, Scalar
 from selective_t5x.attention.selection import spread
 from selective_t5x.errors import UserError
+from selective_t5x.pruning import certified, pool
 from selective_t5x.pruning.eviction import keep_mask
-from selective_t5x.pruning.policy import Policy
+from selective_t5x.pruning.policy import Policy, Tokens
 
 
 class Pruned(NamedTuple):
@@ -21,19 +22,26 @@ class Pruned(NamedTuple):
 
   Attributes:
     out: [B, N, H, D] in value's dtype, zero in padding rows.
-    kept: bool[B, N, N], the keys that a query, axis 1, attends to.
+    kept: bool[B, N, N], the keys that a query, axis 1, attends to; bool[B, H,
+      N, N] if each head keeps its own.
     masking: F as the attention function returns it, f32[B, N, N], or
       [B, G, N, N] where G > 1 heads select; None where none does.
-    scores: f32[B, N, N], the policy's accumulated scores after each query; None
-      unless it accumulates.
+    scores: f32[B, N, ...], the policy's accumulated scores after the query
+      `last`; None unless it is given and the policy accumulates.
     memory: f32[B, N], M with memory_tau, as if nothing were evicted; else None.
+    totals: the policy's totals after the query `last`; {} for none.
+    certificate: f32[B, N, H], an upper limit of the weight that the query, axis
+      1, would give to all keys that were dropped; None unless the policy
+      certifies.
   """
 
   out: Float[Array, 'B N H D']
-  kept: Bool[Array, 'B N N']
+  kept: Bool[Array, 'B *H N N']
   masking: Float[Array, 'B *G N N'] | None
-  scores: Float[Array, 'B N N'] | None
+  scores: Float[Array, 'B N *rest'] | None
   memory: Float[Array, 'B N'] | None
+  totals: Mapping[str, Array] = {}
+  certificate: Float[Array, 'B N H'] | None = None
 
 
 def pruned_attention(
@@ -50,6 +58,8 @@ def pruned_attention(
   segment_ids: Shaped[Array, 'B N'] | None = None,
   memory_tau: Scalar | None = None,
   prefix: Shaped[Array, 'B N'] | None = None,
+  last: Int[Array, ' B'] | None = None,
+  bias_limit: Float[Array, '#B H'] | None = None,
   **settings,
 ) -> Pruned:
   """Attends as sequential decoding with an evicting cache would.
@@ -73,6 +83,10 @@ def pruned_attention(
     segment_ids: i32[B, N], 0 for padding; None for one segment.
     memory_tau: a number requests M.
     prefix: must be None, as eviction is causal.
+    last: i32[B], the query after which scores and totals are returned; None for
+      neither.
+    bias_limit: f32[B or 1, H], no bias exceeds it, also that of queries after
+      the row; None for the largest in `bias`. Only certificates read it.
     **settings: more arguments of attention_fn.
 
   Returns:
@@ -87,6 +101,10 @@ def pruned_attention(
       'models.LanguageModel.inputs_bidirectional_attention = False'
     )
   check_suits(policy, attention_fn)
+  if policy.certifies:
+    certified.check_grows(attention_fn, query.shape[2])
+    if bias_limit is None and bias is not None:
+      bias_limit = jnp.max(bias, axis=(2, 3))
   can = capabilities.of(attention_fn)
   if can.implementation:
     # Faster ones cannot return F, and save no memory with this bias.
@@ -110,27 +128,65 @@ def pruned_attention(
       segment_ids=segment_ids,
       implementation='reference',
     )
+  factor = checks.scale('pruned_attention', scale, query)
   logits = None
   if policy.reads_logits:
-    factor = checks.scale('pruned_attention', scale, query)
     logits = reference.attention_logits(query, key, factor, bias)
-  kept, scores = keep_mask(
+  if segment_ids is None:
+    segment_ids = jnp.ones(query.shape[:2], jnp.int32)
+  keep = pool.keep_mask if policy.per_head else keep_mask
+  kept = keep(
     policy,
-    jnp.ones(query.shape[:2], jnp.int32)
-    if segment_ids is None
-    else segment_ids,
+    segment_ids,
     budget=budget,
     layer=layer,
     masking=None if groups is None else jnp.mean(groups, axis=1),
     logits=logits,
+    tokens=tokens_of(query, key, value, factor, bias_limit)
+    if policy.reads_keys
+    else None,
+    last=last,
   )
   dtype = jnp.promote_types(query.dtype, jnp.float32)
   # It is far below any logit, and finite with any logit added.
   least = jnp.finfo(dtype).min / 2
-  penalty = jnp.where(kept, jnp.zeros((), dtype), least)[:, None]
+  penalty = jnp.where(kept.keys, jnp.zeros((), dtype), least)
+  if not policy.per_head:
+    penalty = penalty[:, None]
   bias = penalty if bias is None else bias + penalty
   out = attend(query, key, value, bias=bias)
-  return Pruned(out, kept, masking, scores, memory)
+  return Pruned(
+    out,
+    kept.keys,
+    masking,
+    kept.scores,
+    memory,
+    kept.totals,
+    kept.certificate,
+  )
+
+
+def tokens_of(
+  query: Float[Array, 'B *N H D'],
+  key: Float[Array, 'B S H D'],
+  value: Float[Array, 'B S H D'],
+  scale: Scalar,
+  bias_limit: Float[Array, '#B H'] | None = None,
+) -> Tokens:
+  """Returns what a policy that `reads_keys` sees.
+
+  Args:
+    query: [B, N, H, D] of whole rows, [B, H, D] of one query.
+    key: [B, S, H, D].
+    value: [B, S, H, D].
+    scale: multiplies the products.
+    bias_limit: no bias exceeds it; None without one.
+  """
+  dtype = jnp.promote_types(value.dtype, jnp.float32)
+  norms = jnp.linalg.norm(value.astype(dtype), axis=3)
+  return Tokens(
+    query, key, norms, scale, 0.0 if bias_limit is None else bias_limit
+  )
 
 
 def check_suits(policy: Policy, attention_fn: Callable[..., Any]):
@@ -140,6 +196,14 @@ def check_suits(policy: Policy, attention_fn: Callable[..., Any]):
   """
   name = capabilities.name(attention_fn)
   can = capabilities.of(attention_fn)
+  if policy.per_head and not _is_plain(attention_fn):
+    raise UserError(
+      f'pruning.{type(policy).__name__} keeps keys of its own for each head, '
+      f'but the attention function ({name}) reads those of another head, or is '
+      'no plain softmax: use ATTENTION = @attention.causal_attention '
+      '(gin/attention/baseline.gin), or a policy whose heads share their keys, '
+      'e.g. gin/pruning/snapkv.gin'
+    )
   if can.needs_every_key:
     raise UserError(
       f'pruning.{type(policy).__name__}: the attention function ({name}) needs '
@@ -155,3 +219,14 @@ def check_suits(policy: Policy, attention_fn: Callable[..., Any]):
       '(gin/attention/selective.gin), or another policy, e.g. gin/pruning/'
       'h2o.gin'
     )
+
+
+def _is_plain(attention_fn: Callable[..., Any]) -> bool:
+  """Returns whether a function is causal_attention, also behind partials."""
+  while attention_fn is not None:
+    if attention_fn is attention.causal_attention:
+      return True
+    attention_fn = getattr(
+      attention_fn, 'func', getattr(attention_fn, '__wrapped__', None)
+    )
+  return False

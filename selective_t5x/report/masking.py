@@ -266,7 +266,9 @@ def _recorder(attention_fn: Callable[..., Any], records: list):
 @functools.partial(jax.jit, static_argnums=2)
 def _evicted(masking, segment_ids, budget):
   """Returns i32[B, N], the first query after a key's eviction."""
-  keep, _ = keep_mask(Selective(), segment_ids, budget=budget, masking=masking)
+  keep = keep_mask(
+    Selective(), segment_ids, budget=budget, masking=masking
+  ).keys
   length = keep.shape[-1]
   queries = jnp.arange(length)[:, None]
   is_evicted = ~keep & masks.visible(length, segment_ids)

@@ -23,17 +23,23 @@ compiled = functools.partial(
   jax.jit, compiler_options={'xla_backend_optimization_level': 0}
 )
 # T5's biases matter to F, and to policies that read logits.
-MODELS = [(kind, name) for kind in ('decoder', 't5') for name in matrix.NAMES]
+MODELS = [
+  (kind, name)
+  for kind in ('decoder', 't5')
+  for name in (*matrix.NAMES, *matrix.PER_HEAD)
+]
 every_model = pytest.mark.parametrize(
   ('kind', 'name'), [*MODELS, ('t5_decoder_only', 'tova')]
 )
 
 
 def build(kind, name, budgets=BUDGETS, dtype='float64'):
-  model = cached_models.build(kind, attention.selective_attention, dtype)
-  return cached_models.pruned(
-    model, pruning.Pruning(POLICIES[name][0], budgets)
-  )
+  if name in matrix.PER_HEAD:
+    function, policy = attention.causal_attention, matrix.PER_HEAD[name]
+  else:
+    function, policy = attention.selective_attention, POLICIES[name][0]
+  model = cached_models.build(kind, function, dtype)
+  return cached_models.pruned(model, pruning.Pruning(policy, budgets))
 
 
 # Compiling takes most of a test's time: each function is compiled once.
@@ -206,16 +212,22 @@ def shapes_within(jaxpr):
 
 @every_model
 def test_no_array_of_a_step_is_as_long_as_a_row(kind, name):
-  model = build(kind, name, dtype='float32')
+  # A pool has two heads' entries: 10 would be the length of a row.
+  budgets, expected = BUDGETS, (BATCH, 5, 2, 8)
+  if name in matrix.PER_HEAD:
+    budgets, expected = (2, 3), (BATCH, 6, 8)
+  model = build(kind, name, budgets, dtype='float32')
   jaxpr = jax.make_jaxpr(stepper(model).__wrapped__)(
     empty_cache(model), jnp.zeros(BATCH, int)
   )
   shapes = set(shapes_within(jaxpr.jaxpr))
-  assert (BATCH, 5, 2, 8) in shapes
+  assert expected in shapes
   assert not any(LENGTH in shape for shape in shapes)
 
 
-@pytest.mark.parametrize('name', ['selective', 'h2o'])
+@pytest.mark.parametrize(
+  'name', ['selective', 'h2o', 'snapkv', 'expectedattention', 'adakv']
+)
 def test_rows_of_a_cache_can_be_copied_and_reordered(name):
   """What T5X's beam search does with every leaf but those it names."""
   from t5x import decoding

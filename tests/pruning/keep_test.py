@@ -11,7 +11,7 @@ from selective_t5x import attention, pruning
 from selective_t5x.errors import UserError
 from tests.attention import loops as attention_loops
 from tests.pruning import loops, matrix
-from tests.pruning.matrix import POLICIES, SEGMENTS
+from tests.pruning.matrix import EARLY, POLICIES, SEGMENTS
 
 BATCH, LENGTH = SEGMENTS.shape
 HEADS, SIZE = 2, 4
@@ -20,11 +20,16 @@ pytestmark = pytest.mark.usefixtures('float64')
 every_policy = pytest.mark.parametrize('name', matrix.NAMES)
 
 
-def arrays(seed=0):
-  """Queries, keys and values, NaN where there is padding."""
+def arrays(seed=0, aligned=False):
+  """Queries, keys and values, NaN where there is padding.
+
+  Aligned queries and keys have about one direction, so all mask each other.
+  """
   rng = np.random.default_rng(seed)
   shape = (3, BATCH, LENGTH, HEADS, SIZE)
   x = 2 * rng.normal(size=shape)
+  if aligned:
+    x[:2] = 2 * rng.normal(size=(BATCH, 1, HEADS, SIZE)) + 0.1 * x[:2]
   return [
     jnp.asarray(one) for one in np.where(dead()[..., None, None], np.nan, x)
   ]
@@ -34,9 +39,9 @@ def dead():
   return SEGMENTS == 0
 
 
-def bias():
+def bias(size=3):
   shape = (1, HEADS, LENGTH, LENGTH)
-  return 3 * np.random.default_rng(1).normal(size=shape)
+  return size * np.random.default_rng(1).normal(size=shape)
 
 
 @functools.cache
@@ -63,20 +68,27 @@ def pruned(name, attention_fn=attention.selective_attention):
   return run
 
 
-def logits_and_masking(query, key):
+def logits_and_masking(query, key, bias_size=3):
   """A - F and F by loops; [B, H, N, N] and [B, N, N]."""
   zeros = [np.nan_to_num(x) for x in (query, key)]
-  logits = np.einsum('bihd,bjhd->bhij', *zeros) * SIZE**-0.5 + bias()
+  logits = np.einsum('bihd,bjhd->bhij', *zeros) * SIZE**-0.5 + bias(bias_size)
   masking = attention_loops.masking_loop(logits[:, 0], SEGMENTS)
   return logits - masking[:, None], masking
 
 
-@every_policy
-def test_what_is_kept_is_what_nested_loops_keep(name):
-  query, key, value = arrays()
-  logits, masking = logits_and_masking(query, key)
+@pytest.mark.parametrize(
+  ('name', 'aligned'),
+  [
+    *((name, False) for name in matrix.NAMES),
+    *((name, True) for name in EARLY),
+  ],
+)
+def test_what_is_kept_is_what_nested_loops_keep(name, aligned):
+  query, key, value = arrays(aligned=aligned)
+  size = 0.1 if aligned else 3
+  logits, masking = logits_and_masking(query, key, size)
   for budget in range(2, LENGTH + 2):
-    got = pruned(name)(query, key, value, SEGMENTS, bias(), budget)
+    got = pruned(name)(query, key, value, SEGMENTS, bias(size), budget)
     wanted = loops.kept_loop(
       POLICIES[name][1],
       logits=logits,
@@ -84,6 +96,10 @@ def test_what_is_kept_is_what_nested_loops_keep(name):
       segment_ids=SEGMENTS,
       budget=budget,
       layer=3,
+      heads=(query, key, value),
+      scale=SIZE**-0.5,
+      early=EARLY.get(name),
+      bias_limit=np.max(bias(size), axis=(0, 2, 3)),
     )
     np.testing.assert_array_equal(got.kept, wanted, str(budget))
     check_output(got.out, logits, wanted, value)
@@ -100,7 +116,7 @@ def check_output(out, logits, kept, value):
       np.testing.assert_allclose(out[b, i, head], wanted, atol=1e-9)
 
 
-@every_policy
+@pytest.mark.parametrize('name', [n for n in matrix.NAMES if n not in EARLY])
 def test_some_budgets_evict_and_every_query_keeps_itself_and_the_first(name):
   query, key, value = arrays()
   kept = pruned(name)(query, key, value, SEGMENTS, bias(), 4).kept
@@ -116,7 +132,7 @@ def test_some_budgets_evict_and_every_query_keeps_itself_and_the_first(name):
   np.testing.assert_array_equal(np.diagonal(kept, axis1=1, axis2=2), ~dead())
 
 
-@every_policy
+@pytest.mark.parametrize('name', [n for n in matrix.NAMES if n not in EARLY])
 @pytest.mark.parametrize('budget', [LENGTH, 10**6])
 def test_a_budget_of_the_length_prunes_nothing(name, budget):
   query, key, value = arrays()
@@ -135,7 +151,9 @@ def test_a_budget_of_the_length_prunes_nothing(name, budget):
   np.testing.assert_allclose(got.masking, masking, atol=1e-6)
 
 
-@pytest.mark.parametrize('name', ['h2o', 'random'])
+@pytest.mark.parametrize(
+  'name', ['h2o', 'random', 'snapkv', 'expectedattention']
+)
 def test_a_packed_row_keeps_what_each_segment_keeps_alone(name):
   query, key, value = arrays()
   got = pruned(name)(query, key, value, SEGMENTS, bias(), 3)
@@ -148,6 +166,17 @@ def test_a_packed_row_keeps_what_each_segment_keeps_alone(name):
     )
     np.testing.assert_array_equal(got.kept[1:2, where, where], alone.kept)
     np.testing.assert_allclose(got.out[1:2, where], alone.out, atol=1e-9)
+
+
+@pytest.mark.parametrize('name', list(EARLY))
+def test_early_drops_leave_room(name):
+  query, key, value = arrays(aligned=True)
+  kept = pruned(name)(query, key, value, SEGMENTS, bias(0.1), LENGTH).kept
+  held = np.sum(kept[0], axis=1)
+  # Something was dropped, not all, and no budget forced it.
+  assert 2 < held[-1] < LENGTH
+  np.testing.assert_array_equal(np.diagonal(kept, axis1=1, axis2=2), ~dead())
+  assert np.all(kept[0, :, 0]) and np.all(kept[1, 5:11, 5])
 
 
 def test_budgets_can_be_mapped():
@@ -198,8 +227,8 @@ def test_random_depends_on_seed_and_layer():
 
   def last(seed, layer):
     policy = pruning.Random(seed=seed)
-    kept, _ = pruning.keep_mask(policy, segments, budget=9, layer=layer)
-    return kept[0, -1]
+    kept = pruning.keep_mask(policy, segments, budget=9, layer=layer)
+    return kept.keys[0, -1]
 
   layers = jnp.arange(50)
   left = jax.jit(jax.vmap(lambda layer: last(0, layer)))(layers)

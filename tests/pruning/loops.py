@@ -16,6 +16,14 @@ class View:
     masking: key -> F.
     weights: key -> attention weight over all that is held, mean over heads.
     attention: key -> what earlier queries gave it after their evictions.
+    history: of each earlier query, {key: weight} after its eviction.
+    keys: key -> [H, D].
+    value_norms: key -> [H].
+    queries: those so far, the present one last, [H, D] each.
+    scale: multiplies the products of queries and keys.
+    logits: key -> [H], F subtracted.
+    memory: a dict that lasts along the segment, for what an oracle remembers.
+    bias_limit: [H], no bias exceeds it.
   """
 
   held: list
@@ -24,6 +32,14 @@ class View:
   masking: dict
   weights: dict
   attention: dict
+  history: list
+  keys: dict | None = None
+  value_norms: dict | None = None
+  queries: list | None = None
+  scale: float = 1.0
+  logits: dict | None = None
+  memory: dict | None = None
+  bias_limit: np.ndarray | None = None
 
 
 def softmax(logits, keys):
@@ -33,8 +49,24 @@ def softmax(logits, keys):
   return dict(zip(keys, means, strict=True))
 
 
-def kept_loop(order, *, logits, masking, segment_ids, budget, layer=0):
-  """Returns bool[B, N, N] for logits [B, H, N, N] and masking [B, N, N]."""
+def kept_loop(
+  order,
+  *,
+  logits,
+  masking,
+  segment_ids,
+  budget,
+  layer=0,
+  heads=None,
+  scale=1.0,
+  early=None,
+  bias_limit=None,
+):
+  """Returns bool[B, N, N] for logits [B, H, N, N] and masking [B, N, N].
+
+  `heads` are queries, keys and values, [B, N, H, D] each, where the policy
+  reads them; `early` gives the keys that go whatever the budget.
+  """
   batch, length = segment_ids.shape
   kept = np.zeros((batch, length, length), bool)
   for b in range(batch):
@@ -49,28 +81,61 @@ def kept_loop(order, *, logits, masking, segment_ids, budget, layer=0):
         masking[b][cut],
         budget,
         layer,
+        [np.asarray(x)[b, inside] for x in heads or ()],
+        scale,
+        early,
+        bias_limit,
       )
   return kept
 
 
-def _serve(kept, start, order, logits, masking, budget, layer):
+def _serve(
+  kept,
+  start,
+  order,
+  logits,
+  masking,
+  budget,
+  layer,
+  heads,
+  scale,
+  early,
+  bias_limit,
+):
   """Writes the kept keys of one segment, which is a sequence of its own."""
-  held, attention = [], {}
+  held, attention, history, memory = [], {}, [], {}
   for i in range(logits.shape[1]):
     held.append(i)
-    if len(held) > budget:
-      by = order(
-        View(
-          held=list(held),
-          budget=budget,
-          layer=layer,
-          masking={j: masking[i, j] for j in held},
-          weights=softmax(logits[:, i], held),
-          attention={j: attention.get(j, 0.0) for j in held},
-        )
+    more = {}
+    if heads:
+      queries, keys, values = heads
+      more = dict(
+        queries=list(queries[: i + 1]),
+        keys={j: keys[j] for j in held},
+        value_norms={j: np.linalg.norm(values[j], axis=-1) for j in held},
+        scale=scale,
       )
+    view = View(
+      held=list(held),
+      budget=budget,
+      layer=layer,
+      masking={j: masking[i, j] for j in held},
+      weights=softmax(logits[:, i], held),
+      attention={j: attention.get(j, 0.0) for j in held},
+      history=history,
+      logits={j: logits[:, i, j] for j in held},
+      memory=memory,
+      bias_limit=bias_limit,
+      **more,
+    )
+    if early is not None:
+      gone = early(view)
+      held = [j for j in held if j in (0, i) or j not in gone]
+    if len(held) > budget:
+      by = order(view)
       may_go = [j for j in held if j in by and j not in (0, i)]
       held.remove(max(may_go, key=lambda j: (by[j], -j)))
-    for j, weight in softmax(logits[:, i], held).items():
+    history.append(softmax(logits[:, i], held))
+    for j, weight in history[-1].items():
       attention[j] = attention.get(j, 0.0) + weight
     kept[start + i, [start + j for j in held]] = True

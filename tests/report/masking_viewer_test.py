@@ -204,7 +204,7 @@ def test_a_model_that_neither_selects_nor_has_temperatures_is_refused():
 def test_a_key_is_evicted_when_the_policy_lets_it_go():
   f = jnp.cumsum(jax.random.uniform(jax.random.key(0), (1, 12, 12)), axis=1)
   segments = jnp.array([[1] * 8 + [2] * 4])
-  kept, _ = keep_mask(Selective(), segments, budget=3, masking=f)
+  kept = keep_mask(Selective(), segments, budget=3, masking=f).keys
   got = masking._evicted(f, segments, 3)
   for key in range(12):
     last = 8 if key < 8 else 12  # Its segment's end.

@@ -24,10 +24,14 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Task: the lengths of inputs and targets at the default difficulty.
 TASKS = {
   'copy': (25, 24),
+  'frequent_words': (33, 3),
+  'multi_key': (50, 1),
+  'needle_l50': (33, 1),
   'needle_retrieval': (57, 1),
   'parity': (17, 16),
   'token_counting': (33, 1),
   'variable_assignment': (49, 1),
+  'variable_tracking': (41, 4),
 }
 SPLITS = ('train', 'validation', 'test')
 
@@ -122,7 +126,8 @@ def test_no_answer_is_more_likely_than_the_others(task):
   ds = seqio.get_mixture_or_task(task).get_dataset(split='validation')
   last = [int(e['targets'][-1]) for e in ds.take(2000).as_numpy_iterator()]
   counts = collections.Counter(last)
-  chance = 1 / {'copy': 16, 'parity': 2}.get(task, 10)
+  answers = {'copy': 16, 'parity': 2, 'variable_tracking': 12}
+  chance = 1 / answers.get(task, 10)
   deviation = math.sqrt(chance * (1 - chance) / 2000)
   assert len(counts) == round(1 / chance)
   for count in counts.values():
@@ -151,6 +156,13 @@ def test_lengths_that_would_cut_an_example_are_refused(task, feature):
     ('copy_task.Difficulty.length = 0', 'at least 1'),
     ('copy_task.Difficulty.num_symbols = 1', 'at least 2'),
     ('copy_task.Difficulty.num_symbols = True', 'a whole number'),
+    ('frequent_words.Difficulty.num_frequent = 10', 'less than num_symbols'),
+    ('frequent_words.Difficulty.frequent = 2', 'more than rare, 2'),
+    ('multi_key.Difficulty.num_letters = 3', 'at least num_needles, 16'),
+    ('multi_key.Difficulty.num_values = 1', 'at least 2'),
+    ('variable_tracking.Difficulty.num_variables = 7', '(num_hops + 1), 8'),
+    ('variable_tracking.Difficulty.num_values = 1', 'at least num_chains, 2'),
+    ('variable_tracking.Difficulty.num_hops = -1', 'at least 0'),
     ('needle_retrieval.Difficulty.num_filler = -1', 'at least 0'),
     ('needle_retrieval.Difficulty.num_needles = 0', 'at least 1'),
     ('needle_retrieval.Difficulty.num_keys = 3', 'at least num_needles, 4'),
@@ -189,10 +201,13 @@ def test_vocabulary_in_python_and_tensorflow_agree():
   assert decoded.numpy().tolist() == [b'a 3 z 9 a1 0 d1 ? ? ? b'] * 2
 
 
-def test_vocabularies_are_equal_within_a_task_only():
+def test_vocabularies_are_equal_within_a_difficulty_only():
   for task in TASKS:
     for other in TASKS:
-      assert (vocabulary(task) == vocabulary(other)) == (task == other)
+      same = vocabulary(task).difficulty is vocabulary(other).difficulty
+      assert (vocabulary(task) == vocabulary(other)) == same
+  assert vocabulary('needle_l50') == vocabulary('needle_retrieval')
+  assert vocabulary('copy') != vocabulary('parity')
   assert vocabulary('copy') != seqio.ByteVocabulary()
   gin.parse_config('copy_task.Difficulty.num_symbols = 5')
   assert str(vocabulary('copy')) == (
