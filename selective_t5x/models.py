@@ -9,7 +9,13 @@ import seqio
 from flax import linen as nn
 
 from selective_t5x.bindings import inherited
-from selective_t5x.nn import memory_loss, model_copies, settings, token_loss
+from selective_t5x.nn import (
+  distillation,
+  memory_loss,
+  model_copies,
+  settings,
+  token_loss,
+)
 from t5x import decoding, models, optimizers
 
 
@@ -106,6 +112,7 @@ class EncoderDecoder(
 class LanguageModel(
   memory_loss.MemoryLossMixin,
   token_loss.TokenLossMixin,
+  distillation.DistillationMixin,
   models.DecoderOnlyModel,
 ):
   """T5X's decoder-only model with the paper's memory loss.
@@ -131,6 +138,7 @@ class LanguageModel(
     score_argmax: bool = False,
     network_fn: Callable[[nn.Module], nn.Module] | None = None,
     live_keys_metrics: bool = False,
+    distil_gates: bool = False,
   ):
     """Takes T5X's arguments, and those of predictions, memory loss, scoring.
 
@@ -146,6 +154,8 @@ class LanguageModel(
       network_fn: makes the network of `module`, e.g. `t5_decoder_only.from_t5x`
         of T5X's; None: `module` is the network.
       live_keys_metrics: whether to measure how many keys a query reads.
+      distil_gates: whether the parameters of the attention's extension alone
+        are trained, to keep the predictions of plain attention.
 
     Raises:
       UserError: if a value is out of range, there is a memory loss but the
@@ -166,12 +176,24 @@ class LanguageModel(
       loss_normalizing_factor=loss_normalizing_factor,
     )
     self.set_memory_loss(memory_loss_weight, memory_tau, live_keys_metrics)
+    self.set_distillation(distil_gates)
     if inputs_bidirectional_attention:
       settings.check_takes_prefix(module.config.attention_fn)
     self._default_decoder_params = (
       default_decoder_params or models.DecoderParams()
     )
     self._score_argmax = score_argmax
+
+  def loss_fn(
+    self,
+    params: Any,
+    batch: Mapping[str, jax.Array],
+    dropout_rng: jax.Array | None,
+  ) -> tuple[jax.Array, Mapping[str, Any]]:
+    """Returns (loss, metrics) as T5X does; no dropout without dropout_rng."""
+    if self._distils:
+      params = distillation.only_extensions(params)
+    return super().loss_fn(params, batch, dropout_rng)
 
   def score_batch(
     self,

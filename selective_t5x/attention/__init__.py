@@ -12,6 +12,7 @@ from selective_t5x.attention.variants.differential import (
   differential_v2_attention,
 )
 from selective_t5x.attention.variants.forgetting import forgetting_attention
+from selective_t5x.attention.variants.gated import gated_attention
 from selective_t5x.attention.variants.patterns import (
   strided_attention,
   window_attention,
@@ -26,6 +27,7 @@ __all__ = [
   'differential_v2_attention',
   'forgetting_attention',
   'full_attention',
+  'gated_attention',
   'masked_bias_attention',
   'masking_matrix',
   'selective_attention',

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,18 @@ from selective_t5x.runs.restore import Batch, Trained
 # Number of candidates per call. They share the layers before the first budget
 # and the scan over queries, which has many small steps; memory grows with it.
 _AT_ONCE = 4
+
+
+class Measured(NamedTuple):
+  """The figures of one candidate, means of tokens with a loss weight.
+
+  Attributes:
+    loss: cross entropy in nats per token.
+    accuracy: the share of tokens that are the likeliest, after those before.
+  """
+
+  loss: float
+  accuracy: float
 
 
 class Losses:
@@ -51,9 +63,15 @@ class Losses:
   def __call__(
     self, candidates: Sequence[Budgets], batches: Sequence[Batch]
   ) -> list[float]:
-    """Returns the cross entropy for each candidate, in nats per token.
+    """Returns the cross entropy for each candidate; see `measure`."""
+    return [figures.loss for figures in self.measure(candidates, batches)]
 
-    It is the mean over all tokens of the batches with a loss weight, without
+  def measure(
+    self, candidates: Sequence[Budgets], batches: Sequence[Batch]
+  ) -> list[Measured]:
+    """Returns the cross entropy and the accuracy for each candidate.
+
+    They are means over all tokens of the batches with a loss weight, without
     z-loss or memory loss.
 
     Args:
@@ -83,7 +101,10 @@ class Losses:
         for batch in batches
       )
       totals += sums[: len(chunk)].tolist()
-    return [total / float(weight) for total in totals]
+    return [
+      Measured(loss / float(weight), right / float(weight))
+      for loss, right in totals
+    ]
 
 
 def with_pruning(model: Any, pruning: Pruning | None) -> Any:
@@ -132,14 +153,21 @@ def cache_bytes(model: Any, pruning: Pruning | None, length: int) -> int:
 
 
 def _totals(model, params, batch, candidates):
-  """Returns f32[C], the summed cross entropy for budgets i32[C, L]."""
+  """Returns f32[C, 2], the cross entropy and right tokens for i32[C, L]."""
 
   def total(budgets):
     with_budgets = model_copies.with_arguments(model, budgets=budgets)
     logits = with_budgets._compute_logits(params, batch)
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
-    targets = batch['decoder_target_tokens'][..., None]
-    target_log_probs = jnp.take_along_axis(log_probs, targets, axis=-1)[..., 0]
-    return -jnp.sum(target_log_probs * batch['decoder_loss_weights'])
+    targets, weights = (
+      batch[f'decoder_{name}'] for name in ('target_tokens', 'loss_weights')
+    )
+    target_log_probs = jnp.take_along_axis(
+      log_probs, targets[..., None], axis=-1
+    )[..., 0]
+    right = jnp.argmax(logits, axis=-1) == targets
+    return jnp.stack(
+      [-jnp.sum(target_log_probs * weights), jnp.sum(right * weights)]
+    )
 
   return jax.vmap(total)(candidates)

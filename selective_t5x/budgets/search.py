@@ -10,7 +10,9 @@ raises the loss least, until the loss would pass the target. It reads the first
 batches of the evaluation split; the report reads the next ones. --gin_file
 names the policy (gin/pruning/). --gin.KEY=VALUE changes the run's own
 configuration, e.g. BATCH_SIZE. The same command resumes an interrupted search;
-a second search in its folder is refused.
+a second search in its folder is refused. --method=threshold bisects one
+threshold of F for all layers instead, which takes far fewer evaluations; it is
+not resumed, but started again.
 
 It writes budgets.gin (load it after the run's config.gin for eval, infer and
 decoding), search.json (every cut with its losses) and run.json.
@@ -28,7 +30,7 @@ from typing import Any
 
 import tqdm
 
-from selective_t5x.budgets import losses, result
+from selective_t5x.budgets import losses, result, thresholds
 from selective_t5x.cli import flags
 from selective_t5x.config import reader
 from selective_t5x.errors import UserError, changes, did_you_mean, is_number
@@ -43,6 +45,7 @@ from selective_t5x.runs.record import write_run_record
 
 STATE_FILE = 'search.json'
 BUDGETS_FILE = 'budgets.gin'
+METHODS = ('greedy', 'threshold')
 _GIN_FILE = 'gin/runs/search.gin'
 
 
@@ -55,6 +58,7 @@ def search(
   tolerance: float | None = None,
   steps: str = 'ladder',
   uniform: bool = False,
+  method: str = 'greedy',
   tuning_batches: int = 8,
   report_batches: int = 8,
 ) -> dict[str, Any]:
@@ -69,6 +73,8 @@ def search(
       the higher loss is allowed; without both, the loss without pruning is.
     steps: 'ladder' or 'fixed', see `greedy.budget_steps`.
     uniform: whether all layers have the same budget.
+    method: 'greedy', or 'threshold', which reads neither steps nor uniform, see
+      `thresholds`.
     tuning_batches: number of batches for the search, the first of the split.
     report_batches: number of the following batches, for the report.
 
@@ -78,6 +84,8 @@ def search(
       goal: the highest allowed loss on the tuning batches.
       path: one point per cut, from no pruning to the result: budgets,
         memory_factor, and tuning_loss and report_loss in nats per token.
+      evaluations: how many budgets were evaluated on the tuning batches to find
+        the path.
       cache_bytes_per_row: {'full', 'pruned'}, sizes of the KV cache.
 
   Raises:
@@ -101,6 +109,8 @@ def search(
     'tuning_batches': tuning_batches,
     'report_batches': report_batches,
   }
+  if method != 'greedy':
+    settings['method'] = method
   depends_on = identity_of(getattr(run, 'config', None), run.checkpoint)
   state = read_state(file, settings, depends_on)
   if state:
@@ -119,11 +129,18 @@ def search(
       goals.append(loss * (1 + (tolerance or 0)))
     state = {'settings': settings, 'identity': depends_on, 'goal': max(goals)}
     state['finished'] = False
+    state['evaluations'] = 0
     state['path'] = [_point(start, loss, run.length)]
     write_json(file, state)
 
   path = state['path']
-  _cut(evaluate, tuning, state, file)
+  if method == 'threshold':
+    points, state['evaluations'] = thresholds.run_search(
+      run, evaluate, tuning, state['goal']
+    )
+    path += [_point(p.budgets, p.loss, run.length) for p in points]
+  else:
+    _cut(evaluate, tuning, state, file)
   report_losses = evaluate([point['budgets'] for point in path], report)
   for point, loss in zip(path, report_losses, strict=True):
     point['report_loss'] = loss
@@ -144,8 +161,14 @@ def _cut(evaluate, tuning, state, file) -> None:
   last = tuple(path[-1]['budgets'])
   layers = 1 if settings['uniform'] else len(last)
   done = sum(steps.index(budget) for budget in last[:layers])
+
+  def losses_of(tried):
+    # A state of an earlier version has no count.
+    state['evaluations'] = state.get('evaluations', 0) + len(tried)
+    return evaluate(tried, tuning)
+
   cuts = greedy.search(
-    lambda tried: evaluate(tried, tuning),
+    losses_of,
     last,
     steps,
     state['goal'],
@@ -286,6 +309,11 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument(
     '--uniform', action='store_true', help='one budget for all layers'
   )
+  parser.add_argument(
+    '--method',
+    default='greedy',
+    help='greedy, or threshold: one threshold of F for all layers',
+  )
   parser.add_argument('--tuning_batches', type=int, default=8, metavar='N')
   parser.add_argument('--report_batches', type=int, default=8, metavar='N')
   args, bindings = flags.parse(
@@ -332,6 +360,7 @@ def _run(args, bindings: Sequence[str]) -> None:
       tolerance=args.tolerance,
       steps=args.steps,
       uniform=args.uniform,
+      method=args.method,
       tuning_batches=args.tuning_batches,
       report_batches=args.report_batches,
     )
@@ -348,6 +377,15 @@ def _check(args) -> None:
     raise UserError(
       f'--steps={args.steps}: expected one of {", ".join(greedy.STEPS)}'
       f'{did_you_mean(args.steps, greedy.STEPS)}'
+    )
+  if args.method not in METHODS:
+    raise UserError(
+      f'--method={args.method}: expected one of {", ".join(METHODS)}'
+      f'{did_you_mean(args.method, METHODS)}'
+    )
+  if args.method == 'threshold' and (args.uniform or args.steps != 'ladder'):
+    raise UserError(
+      '--method=threshold reads no --steps and no --uniform: leave them out'
     )
   if args.baseline and args.target_loss is not None:
     raise UserError('--target_loss and --baseline: give one of them')

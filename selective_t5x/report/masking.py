@@ -230,7 +230,7 @@ def _recorder(attention_fn: Callable[..., Any], records: list):
         key,
         value,
         **settings,
-        implementation='reference',
+        **({'implementation': 'reference'} if can.implementation else {}),
         return_masking=True,
       )
     else:

@@ -69,19 +69,31 @@ def learning_curves(comparison: dict[str, Any]) -> Figure:
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-  """Losses in nats per token by memory factor, with a name for the legend."""
+  """Losses in nats per token, with a name for the legend.
+
+  Attributes:
+    name: curves of the same name, one per seed, have the same colour.
+    places: the values of the other axis, e.g. memory factors.
+    losses: as many.
+  """
 
   name: str
-  memory_factors: Sequence[float]
+  places: Sequence[float]
   losses: Sequence[float]
 
 
 def memory_curves(curves: Sequence[Curve]) -> Figure:
-  """Returns a plot of the loss against the memory factor.
+  """Returns a plot of the loss against the memory factor."""
+  return _loss_curves(curves, 'times fewer keys in the cache', log=True)
 
-  Args:
-    curves: curves of the same name, one per seed, have the same colour.
-  """
+
+def position_curves(curves: Sequence[Curve]) -> Figure:
+  """Returns a plot of the loss against the position of the token."""
+  return _loss_curves(curves, 'position in the text', log=False)
+
+
+def _loss_curves(curves, places, *, log) -> Figure:
+  """Returns a plot of losses; `places` names the other axis."""
   names = list(dict.fromkeys(curve.name for curve in curves))
   with matplotlib.rc_context(_STYLE):
     figure = Figure(figsize=(7, 4.4), layout='constrained')
@@ -89,7 +101,7 @@ def memory_curves(curves: Sequence[Curve]) -> Figure:
     for curve in curves:
       number = names.index(curve.name)
       axis.plot(
-        curve.memory_factors,
+        curve.places,
         curve.losses,
         _line(number),
         marker='o',
@@ -97,9 +109,10 @@ def memory_curves(curves: Sequence[Curve]) -> Figure:
         linewidth=1.6,
         markersize=3,
       )
-    axis.set_xscale('log', base=2)
-    axis.xaxis.set_major_formatter(ticker.FormatStrFormatter('%g'))
-    axis.set_xlabel('times fewer keys in the cache')
+    if log:
+      axis.set_xscale('log', base=2)
+      axis.xaxis.set_major_formatter(ticker.FormatStrFormatter('%g'))
+    axis.set_xlabel(places)
     axis.set_ylabel('loss (nats/token)')
     handles = [
       Line2D(

@@ -28,7 +28,7 @@ from tests.support import attention_formulas as formulas
 BATCH, LENGTH, WIDTH, HEADS, SIZE, LAYERS = 2, 11, 8, 2, 4, 2
 ONE = np.ones((BATCH, LENGTH), np.int32)
 PACKED = np.array([[1] * 4 + [2] * 7, [3] * 8 + [0] * 3], np.int32)
-NOT_VARIANTS = {'fade_in', 'memory_loss', 'ssa_finetune'}
+NOT_VARIANTS = {'distil_gates', 'fade_in', 'memory_loss', 'ssa_finetune'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +170,12 @@ VARIANTS = {
   'ssa and selective': Variant(
     'ssa_selective',
     lambda s: formulas.selective(formulas.tempered(s), formulas.head(0)),
+  ),
+  'retention': Variant('retention', formulas.retention),
+  'delayed eviction': Variant(
+    'delayed_eviction',
+    lambda s: formulas.delayed_eviction(s, 3),
+    ('EVICTION_DELAY = 3',),
   ),
   'forgetting': Variant('forgetting', formulas.forgetting),
   'differential': Variant(

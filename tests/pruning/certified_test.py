@@ -137,6 +137,24 @@ def test_steps_give_the_certificates_of_whole_rows(kind, float64):
     np.testing.assert_allclose(got[:, :, 0], whole[:, :, i], atol=1e-9)
 
 
+def test_decoding_returns_the_certificate_of_each_token(float64):
+  model = decoding_test.build('decoder', 'certified')
+  prompts = jnp.asarray(cached_models.TOKENS[:, 1:5])
+  tokens, weights = jax.jit(
+    lambda prompts: certificates.decode(model.module, model.params, prompts, 5)
+  )(prompts)
+  assert tokens.shape == (3, 5) and weights.shape == (3, 5, 2, 2)
+  # The whole row of what was decoded predicts the same, as surely.
+  row = jnp.concatenate([jnp.zeros((3, 1), int), prompts, tokens], axis=1)
+  logits, changed = model.apply(row[:, :-1], mutable=['intermediates'])
+  np.testing.assert_array_equal(tokens, jnp.argmax(logits[:, -5:], axis=-1))
+  whole = certificates.by_layer(changed['intermediates'])
+  np.testing.assert_allclose(
+    weights, jnp.moveaxis(whole, 0, 2)[:, -5:], atol=1e-9
+  )
+  assert np.max(weights) > 0
+
+
 def test_certificates_that_nothing_sows_are_named():
   with pytest.raises(ValueError, match=r'with pruning\.Certified'):
     certificates.by_layer({'layers_0': {'memory': (jnp.ones(3),)}})

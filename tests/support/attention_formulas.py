@@ -166,6 +166,31 @@ def forgetting(segment):
   return softmax(segment, faded)
 
 
+def _gate(segment):
+  """The number of each token, [n]."""
+  params = segment.params
+  return (segment.x @ params['kernel']['kernel'] + params['bias'])[:, 0]
+
+
+def retention(segment):
+  betas = 1 / (1 + np.exp(-_gate(segment)))
+
+  def faded(h, i, j):
+    left = 1 if j == 0 else betas[j] ** (i - j)
+    return segment.logit(h, i, j) + math.log(left)
+
+  return softmax(segment, faded)
+
+
+def delayed_eviction(segment, delay):
+  leaves = _gate(segment) > 0
+
+  def sees(i, j):
+    return j <= i and (j == 0 or i - j < delay or not leaves[j])
+
+  return softmax(segment, segment.logit, sees)
+
+
 def differential(segment):
   size = segment.query.shape[-1]
   half = size // 2
