@@ -21,6 +21,9 @@ from selective_t5x.config.reader import Binding, Config, Macro, Reference
 from selective_t5x.errors import UserError, changes, is_remote
 
 CONFIG_FILE = 'config.gin'
+# It makes the trainer of its parameter trainer_cls and changes no number.
+_TRACKED = 'tracked_trainer'
+_TRAINER = 'train.trainer_cls'
 # Macros, and the last two parts of the names of parameters.
 FREE = frozenset(
   {
@@ -87,6 +90,8 @@ def _compared(
     parameters(reader.read(text, what), _is_free, FREE)
     for text, what in ((there, name), (here, 'this run'))
   )
+  for side in (old, new):
+    _unwrap_trainer(side)
   was: dict[str, str] = {}
   now: dict[str, str] = {}
   for key in {**old, **new}:
@@ -98,13 +103,33 @@ def _compared(
   return was, now
 
 
+def of_trackers(binding: Binding) -> bool:
+  """Whether a binding sets where metrics go besides, which changes no number.
+
+  The trainer that a tracked trainer wraps does count.
+  """
+  name = short_name(binding)
+  is_tracker = binding.full_selector.startswith('selective_t5x.trackers.')
+  return name == 'Evaluator.logger_cls' or (
+    is_tracker and name != f'{_TRACKED}.trainer_cls'
+  )
+
+
+def _unwrap_trainer(bound: dict[str, 'Parameter']) -> None:
+  """Puts the trainer that a tracked trainer wraps into the place of it."""
+  inner = bound.pop(f'{_TRACKED}.trainer_cls', None)
+  value = getattr(bound.get(_TRAINER), 'value', None)
+  if isinstance(value, Reference) and value.selector.endswith(f'.{_TRACKED}'):
+    bound[_TRAINER] = inner or bound[_TRAINER]
+
+
 def short_name(binding: Binding) -> str:
   """Returns the last two parts of a parameter's name."""
   return f'{binding.full_selector.split(".")[-1]}.{binding.name}'
 
 
 def _is_free(binding: Binding) -> bool:
-  return short_name(binding) in FREE
+  return short_name(binding) in FREE or of_trackers(binding)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,7 +35,7 @@ def check(entry: Callable[..., Any], model: Any) -> None:
     (
       call
       for call in calls.of_entry(entry)
-      if call.consumer == (entry.__name__, 'trainer_cls')
+      if call.consumer[1] == 'trainer_cls' and 'num_microbatches' in call.values
     ),
     None,
   )

@@ -97,7 +97,8 @@ def problems(run: Sequence[Call], config: Config) -> Iterator[str]:
       continue  # Evaluation and inference have no steps.
     if call.name == 'create_learning_rate_scheduler':
       yield from _schedule_problems(call, entry, config)
-    if call.consumer == ('train', 'trainer_cls'):
+    # The consumer is train, or what wraps its trainer.
+    if call.consumer[1] == 'trainer_cls':
       yield from _microbatch_problems(call, run, config)
 
 

@@ -19,8 +19,8 @@ from selective_t5x.errors import did_you_mean
 
 # The suite's run files by run mode. A user's file may serve several modes.
 _RUN_FILES = {
-  'train': ('pretrain', 'finetune', 'skip_nonfinite'),
-  'eval': ('eval', 'downstream'),
+  'train': ('pretrain', 'finetune', 'skip_nonfinite', 'trackers'),
+  'eval': ('eval', 'downstream', 'trackers_eval'),
   'infer': ('infer', 'infer_file'),
 }
 

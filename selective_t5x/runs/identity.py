@@ -74,6 +74,7 @@ def trained_alike(binding: reader.Binding) -> bool:
     or binding.full_selector.startswith(_OPTIMIZERS)
     or binding.name in _TRAINING_PARAMETERS
     or config_changes.short_name(binding) in _PLACES
+    or config_changes.of_trackers(binding)
   )
 
 

@@ -53,9 +53,6 @@ def write_run_record(
     run_mode: 'train', 'eval', ...
     seed: RANDOM_SEED; None: not fixed.
   """
-  import jax  # Imported here because comparing results needs no accelerator.
-
-  devices = jax.devices()
   record = {
     'run_mode': run_mode,
     'engine': selective_t5x.engine_name(),
@@ -63,6 +60,18 @@ def write_run_record(
     'started': datetime.datetime.now(datetime.UTC).isoformat(
       timespec='seconds'
     ),
+    **environment(),
+  }
+  path = epath.Path(folder) / RUN_FILE
+  write_json(path, {'runs': [*read_runs(folder), record]})
+
+
+def environment() -> dict[str, Any]:
+  """Returns the command, versions, commit and device of this process."""
+  import jax  # Imported here because comparing results needs no accelerator.
+
+  devices = jax.devices()
+  return {
     'command': flags.command_line(),
     'python': platform.python_version(),
     'packages': _versions(),
@@ -75,8 +84,6 @@ def write_run_record(
       'cpu_cores': os.cpu_count(),
     },
   }
-  path = epath.Path(folder) / RUN_FILE
-  write_json(path, {'runs': [*read_runs(folder), record]})
 
 
 def write_peak_memory(folder: str | os.PathLike) -> None:

@@ -103,3 +103,34 @@ def test_a_run_that_saved_nothing_can_be_mended(tmp_path):
   check(tmp_path, change)
   (tmp_path / 'config.gin').write_text(CONFIG)
   check(tmp_path, change)
+
+
+TRACKED = """
+from selective_t5x import trackers
+from t5x import trainer
+
+WRAPPED = @trainer.Trainer
+train_script.train.trainer_cls = @trackers.tracked_trainer()
+trackers.tracked_trainer.trainer_cls = %WRAPPED
+trackers.tracked_trainer.trackers = [@trackers.WandB()]
+trackers.WandB.project = 'selection'
+"""
+PLAIN = """
+from t5x import trainer
+
+train_script.train.trainer_cls = @trainer.Trainer
+"""
+
+
+def test_trackers_may_come_and_go_but_not_the_trainer_that_they_follow(
+  tmp_path,
+):
+  (tmp_path / 'checkpoint_200').mkdir()
+  other = TRACKED.replace("'selection'", "'elsewhere'")
+  for there in (PLAIN, TRACKED):
+    (tmp_path / 'config.gin').write_text(CONFIG + there)
+    for here in (PLAIN, TRACKED, other):
+      config_changes.check(str(tmp_path), CONFIG + here, accepted=False)
+    another = TRACKED.replace('trainer.Trainer', 'trainer.Other')
+    with pytest.raises(UserError, match='@t5x.trainer.Trainer there, .*Other'):
+      config_changes.check(str(tmp_path), CONFIG + another, accepted=False)

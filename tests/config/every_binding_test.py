@@ -15,6 +15,7 @@ from selective_t5x.bindings import reads
 from selective_t5x.config import apply, files, reader
 from selective_t5x.config.session import Session
 from t5x import utils
+from tests.tasks import saved_tables
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PATHS = [str(files.search_path())]
@@ -41,6 +42,8 @@ BEFORE = {
   'gin/architectures/t5_1_0.gin': (T5,),
   'gin/architectures/t5_1_1.gin': (T5,),
   'gin/test/t5_tiny.gin': (T5,),
+  'gin/runs/trackers.gin': (LM, 'gin/runs/finetune.gin'),
+  'gin/runs/trackers_eval.gin': (LM, 'gin/runs/eval.gin'),
   'gin/runs/search.gin': (LM, SELECTIVE, 'gin/pruning/selective.gin'),
 }
 AFTER = {'gin/runs/pretrain.gin': (LM,)}
@@ -188,6 +191,15 @@ TASKS = [
     + ["text_files.Files.train = '{folder}/*.txt'"],
     'text_files.Files.train',
   ),
+  (
+    LM,
+    [
+      "vocabularies.Choice.kind = 'bytes'",
+      "MIXTURE_OR_TASK_NAME = 'table_files_lm'",
+    ]
+    + ["table_files.Files.train = '{folder}/*.parquet'"],
+    'table_files.Files.train',
+  ),
 ]
 
 
@@ -199,6 +211,7 @@ def test_settings_that_code_calls_are_read_by_the_data(
   (tmp_path / 'wikitext-103').mkdir()
   (tmp_path / 'wikitext-103/wiki.train.tokens').write_text(' = A = \n' + text)
   (tmp_path / 'text.txt').write_text(text)
+  saved_tables.parquet(tmp_path / 'text.parquet', [{'text': text}] * 50)
   (tmp_path / 'c4-train.00000-of-00001.json').write_text(
     '{"text": "a b"}\n' * 50
   )

@@ -54,6 +54,8 @@ def test_experiments_pass_the_command_lines_checks(path):
   [
     (['runs/eval'], _EVALUATE, 'eval'),
     (['runs/downstream'], _EVALUATE, 'eval'),
+    (['runs/trackers'], [], 'train'),
+    (['runs/eval', 'runs/trackers_eval'], _EVALUATE, 'eval'),
     (
       ['attention/selective', 'pruning/selective', 'runs/eval'],
       ['CACHE_BUDGETS = 8', *_EVALUATE],
