@@ -21,6 +21,7 @@ _MODULES = (
   'prefix_lm',
   'span_corruption',
   't5_vocabulary',
+  'table_files',
   'text_files',
   'token_counting',
   'ul2',

@@ -12,6 +12,7 @@ from selective_t5x.tasks import (
   c4_tfds,
   language_modeling,
   perplexity,
+  table_files,
   text_files,
   vocabularies,
   wikipedia_sample,
@@ -29,6 +30,7 @@ def corpora() -> dict[str, seqio.DataSource]:
     'c4_json': c4_json.SOURCE,
     'c4_en': c4_tfds.SOURCE,
     'text_files': text_files.SOURCE,
+    'table_files': table_files.TEXTS,
   }
 
 

@@ -9,8 +9,9 @@ document is cut at a random position:
     targets  inviting me to your party last week . EOS
 
 Tasks: wikipedia_sample_prefix_lm, c4_json_prefix_lm, c4_en_prefix_lm,
-text_files_prefix_lm. With models.LanguageModel.inputs_bidirectional_attention
-the inputs of a baseline see each other; a selective model reads them causally.
+text_files_prefix_lm, table_files_prefix_lm. With
+models.LanguageModel.inputs_bidirectional_attention the inputs of a baseline see
+each other; a selective model reads them causally.
 """
 
 from collections.abc import Mapping

@@ -10,7 +10,7 @@ c4_v220_span_corruption:
     targets  <0> for inviting <1> last EOS
 
 Tasks: wikipedia_sample_span_corruption, c4_json_span_corruption,
-c4_en_span_corruption, text_files_span_corruption.
+c4_en_span_corruption, text_files_span_corruption, table_files_span_corruption.
 """
 
 import dataclasses

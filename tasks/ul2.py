@@ -11,9 +11,9 @@ mode it belongs to before the inputs:
     inputs   [X] Thank you <0> last week . EOS
     targets  <0> for inviting me to your party EOS
 
-Mixtures: wikipedia_sample_ul2, c4_json_ul2, c4_en_ul2, text_files_ul2, each of
-seven tasks such as wikipedia_sample_ul2_r3. They have the vocabulary of the
-corpus's span corruption.
+Mixtures: wikipedia_sample_ul2, c4_json_ul2, c4_en_ul2, text_files_ul2,
+table_files_ul2, each of seven tasks such as wikipedia_sample_ul2_r3. They have
+the vocabulary of the corpus's span corruption.
 
 Differs: a span may lie anywhere; T5's mask ends with one, so that a text of one
 span, as those of 64 tokens often are, would always lose its end. The rates are

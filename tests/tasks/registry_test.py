@@ -11,6 +11,7 @@ import seqio
 
 from selective_t5x import tasks
 from tests.support import smoke
+from tests.tasks import saved_tables
 from tools import official_sets as official
 
 # Read from files that a test cannot have; their kind of source has own tests.
@@ -42,6 +43,13 @@ def data(tmp_path_factory):
     [f'{{"text": "{words[i:]}"}}' for i in range(6)],
   )
   official.write_lines(folder / 'text.txt', [words, '', words[:2000]])
+  pairs = [
+    {'text': words[i:], 'inputs': words[:100], 'targets': words[i : i + 50]}
+    for i in range(6)
+  ]
+  saved_tables.saved_splits(
+    folder / 'saved', {'train': pairs, 'validation': pairs}
+  )
   return folder
 
 
@@ -52,6 +60,7 @@ def bindings(data):
     data_dir.root.path = '{data}'
     text_files.Files.train = '{data}/text.txt'
     text_files.Files.validation = '{data}/text.txt'
+    table_files.Files.train = '{data}/saved'
   """)
 
 
