@@ -6,11 +6,12 @@ BIN := $(VENV)/bin
 # same files: the last one installed is the one that is there.
 TFDS := $(shell grep -i '^tensorflow-datasets==' constraints.txt)
 
-.PHONY: install install-aot install-hf install-xm quickstart study study-fast \
-  study-t5 study-pruning test test-all test-aot test-hf api-pages lint format \
-  conformance clean bench-attention bench-convert bench-decode bench-engine \
-  bench-forgetting bench-report bench-saving bench-scaling bench-tasks bench-tpu \
-  bench-variants fuzz torture t5x-users
+.PHONY: install install-aot install-hf install-lm-eval install-trackers \
+  install-xm quickstart study study-fast study-t5 study-pruning test test-all \
+  test-aot test-hf test-lm-eval test-trackers api-pages lint format \
+  conformance clean bench-attention bench-convert bench-decode bench-engine bench-forgetting bench-report \
+  bench-saving bench-scaling bench-tasks bench-tpu bench-variants fuzz torture \
+  t5x-users
 
 install: $(VENV)/.installed
 
@@ -152,6 +153,42 @@ $(VENV)-hf/.installed: setup.cfg pyproject.toml constraints.txt
 test-hf: install-hf
 	$(VENV)-hf/bin/python -m pytest tests/convert $(ARGS)
 
+# lm-evaluation-harness, with some thirty packages of its own.
+install-lm-eval: $(VENV)-lm-eval/.installed
+
+$(VENV)-lm-eval/.installed: setup.cfg pyproject.toml constraints.txt \
+    constraints-lm-eval.txt
+	$(PYTHON) -m venv $(VENV)-lm-eval
+	$(VENV)-lm-eval/bin/pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --constraint constraints-lm-eval.txt \
+	  --editable '.[dev,lm_eval,wikipedia]'
+	$(VENV)-lm-eval/bin/pip install --quiet --disable-pip-version-check \
+	  --no-deps --force-reinstall '$(TFDS)'
+	touch $@
+
+# A local task of the harness; tables that `datasets` writes. docs/lm_eval.md.
+test-lm-eval: install-lm-eval
+	$(VENV)-lm-eval/bin/python -m pytest tests/lm_eval \
+	  tests/tasks/tables_test.py $(ARGS)
+
+# Weights & Biases and trackio; the latter wants an older pillow.
+install-trackers: $(VENV)-trackers/.installed
+
+$(VENV)-trackers/.installed: setup.cfg pyproject.toml constraints.txt \
+    constraints-trackers.txt
+	$(PYTHON) -m venv $(VENV)-trackers
+	grep -v '^pillow==' constraints.txt > $(VENV)-trackers/constraints.txt
+	$(VENV)-trackers/bin/pip install --quiet --disable-pip-version-check \
+	  --constraint $(VENV)-trackers/constraints.txt \
+	  --constraint constraints-trackers.txt --editable '.[dev,trackers]'
+	$(VENV)-trackers/bin/pip install --quiet --disable-pip-version-check \
+	  --no-deps --force-reinstall '$(TFDS)'
+	touch $@
+
+# Trackers with their real packages, nothing sent. docs/trackers.md.
+test-trackers: install-trackers
+	$(VENV)-trackers/bin/python -m pytest tests/trackers $(ARGS)
+
 # XManager wants an older protobuf than the suite, so it has an environment of
 # its own; docs/launching.md.
 install-xm: $(VENV)-xm/.installed
@@ -181,5 +218,5 @@ t5x-users: install $(USERS_PACKAGES)/.installed
 	PYTHONPATH=$(USERS_PACKAGES):$$PYTHONPATH $(BIN)/python -m tools.t5x_users '$(T5X_USERS)' $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(VENV)-aot $(VENV)-hf $(VENV)-xm $(VENV)-t5x-users build *.egg-info .pytest_cache \
-	  .ruff_cache
+	rm -rf $(VENV) $(VENV)-aot $(VENV)-hf $(VENV)-lm-eval \
+	  $(VENV)-trackers $(VENV)-xm $(VENV)-t5x-users build *.egg-info .pytest_cache .ruff_cache

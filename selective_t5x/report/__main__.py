@@ -10,14 +10,10 @@ masking.html (needs no network), masking.json (its data) and run.json.
 Exit codes: 0 done; 2 a flag or the configuration is wrong.
 """
 
-import math
 import pathlib
 from collections.abc import Sequence
 
-import numpy as np
-
 from selective_t5x.cli import exits, flags
-from selective_t5x.errors import UserError
 from selective_t5x.runs import restore
 from selective_t5x.runs.files import write_json
 from selective_t5x.runs.record import write_run_record
@@ -47,22 +43,13 @@ def main(argv: Sequence[str]) -> None:
     args.checkpoint, gin_files=args.gin_file, gin_bindings=bindings
   ) as run:
     # This import takes seconds.
-    from selective_t5x.report import masking, packing, page, viewer
+    from selective_t5x.report import of_checkpoint, packing, page, viewer
 
-    vocabulary = run.model.output_vocabulary
-    batches = (
-      [_read(run, vocabulary, text) for text in args.text]
-      if args.text
-      else _first(run, args.examples)
-    )
+    batches = of_checkpoint.batches(run, args.text, args.examples)
     if args.dry_run:
       print(f'{run.checkpoint}: {sum(map(_rows, batches))} examples')
       return
-    rows = [
-      row
-      for batch in batches
-      for row in masking.capture(run.model, run.params, batch, vocabulary)
-    ]
+    rows = of_checkpoint.rows(run, batches)
     checkpoint = run.checkpoint
   figures = packing.figures(rows)
   folder = pathlib.Path(args.output_dir)
@@ -83,41 +70,6 @@ def main(argv: Sequence[str]) -> None:
 
 def _rows(batch) -> int:
   return len(batch['decoder_target_tokens'])
-
-
-def _first(run, count) -> list[dict[str, np.ndarray]]:
-  """Returns the first rows of the evaluation split, in batches."""
-  size = run.dataset_cfg.batch_size
-  batches = run.batches(math.ceil(count / size))
-  remaining = count - size * (len(batches) - 1)
-  batches[-1] = {name: x[:remaining] for name, x in batches[-1].items()}
-  return batches
-
-
-def _read(run, vocabulary, text: str) -> dict[str, np.ndarray]:
-  """Returns a batch of one row: the start token and a text."""
-  if hasattr(run.model.module, 'encode'):
-    raise UserError(
-      '--text: an encoder-decoder reads two texts; leave it out to see rows of '
-      'the evaluation split'
-    )
-  tokens = vocabulary.encode(text)
-  if not tokens:
-    raise UserError('--text is empty')
-  if len(tokens) >= run.length:
-    raise UserError(
-      f'--text: {len(tokens)} tokens, the model reads {run.length - 1} at most'
-    )
-  inputs = np.array([[0, *tokens]], np.int32)
-  ones = np.ones_like(inputs)
-  return {
-    'decoder_input_tokens': inputs,
-    # Nothing is predicted; targets only mark that there is no padding.
-    'decoder_target_tokens': ones,
-    'decoder_loss_weights': ones,
-    'decoder_positions': np.arange(inputs.size, dtype=np.int32)[None],
-    'decoder_segment_ids': ones,
-  }
 
 
 if __name__ == '__main__':
