@@ -41,7 +41,8 @@ class SelectiveT5X(harness.LM):
         number.
       batch_size: not needed: all requests of a kind are computed `rows` at a
         time, in an order of the model's own.
-      device: refused: JAX chooses it.
+      device: not read: JAX chooses it, and the harness's command always gives
+        one.
       max_batch_size: not needed either.
       **unknown: refused.
 
@@ -49,7 +50,7 @@ class SelectiveT5X(harness.LM):
       UserError: a setting is wrong, or there is no such checkpoint.
     """
     super().__init__()
-    del max_batch_size, batch_size
+    del max_batch_size, batch_size, device
     known = ('checkpoint', 'gin_file', 'gin', 'rows', 'max_gen_toks')
     for name in unknown:
       raise UserError(
@@ -59,11 +60,6 @@ class SelectiveT5X(harness.LM):
     if checkpoint is None:
       raise UserError(
         'model_args: checkpoint is missing: checkpoint=results/d2'
-      )
-    if device is not None:
-      raise UserError(
-        f'device = {device!r}: JAX chooses the device, or the environment '
-        'variable JAX_PLATFORMS'
       )
     self._most = max_gen_toks
     self._stack = contextlib.ExitStack()
