@@ -7,7 +7,8 @@ BIN := $(VENV)/bin
 TFDS := $(shell grep -i '^tensorflow-datasets==' constraints.txt)
 
 .PHONY: install install-aot install-hf install-lm-eval install-trackers \
-  install-xm quickstart study study-fast study-t5 study-pruning test test-all \
+  install-xm quickstart study study-fast study-context \
+  study-forgetting study-t5 study-pruning test test-all \
   test-aot test-hf test-lm-eval test-trackers api-pages lint format \
   conformance clean bench-attention bench-convert bench-decode bench-engine bench-forgetting bench-report \
   bench-saving bench-scaling bench-tasks bench-tpu bench-variants fuzz torture \
@@ -35,6 +36,14 @@ study: install
 # A part of them, language models of 250 steps.
 study-fast: install
 	$(BIN)/python -m selective_t5x.studies.reproduction --fast $(ARGS)
+
+# Loss, memory and forgetting at contexts of 128 to 1,024. docs/forgetting.md.
+study-context: install
+	$(BIN)/python -m selective_t5x.studies.context $(ARGS)
+
+# What selective models learn to forget: a page with pictures. docs/forgetting.md.
+study-forgetting: install
+	$(BIN)/python -m selective_t5x.studies.forgetting $(ARGS)
 
 # T5 with and without a selective decoder, three seeds; docs/t5.md has figures.
 study-t5: install

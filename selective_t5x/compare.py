@@ -13,6 +13,10 @@ last --variant_gin.NAME.KEY=VALUE for one variant.
 values; several --sweep flags make a grid. The same command resumes an
 interrupted comparison and keeps its finished runs.
 
+--until_decided adds seeds to every variant until it is decided, at 5 % for all
+looks and all variants together, whether its loss is lower or higher than the
+reference's or the same within --margin nats; --max_seeds bounds their number.
+
 Exit codes: 0 done; 1 a run failed; 2 a flag or a configuration is wrong and
 nothing ran; 75 stopped by SIGTERM after its runs saved checkpoints.
 """
@@ -62,6 +66,7 @@ def main(argv: Sequence[str]) -> None:
     metavar='DIR',
     help='of selective_t5x.pruning.frontier, to show on the page',
   )
+  compare.add_stopping_flags(parser)
   flags.add_examples_flag(parser)
   variant_flags = [arg for arg in argv if arg.startswith(_VARIANT_GIN)]
   args, bindings = flags.parse(

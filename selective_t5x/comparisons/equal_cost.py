@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from selective_t5x.report.statistics import spread
+from selective_t5x.report.statistics import correct, spread
 
 
 def equal_time(
   curves: Sequence[dict[str, Any]],
   references: Mapping[str, str],
-  seeds: Sequence[int],
+  seeds: Mapping[str, Sequence[int]],
 ) -> dict[str, Any] | None:
   """Returns the losses at the train time of the shortest run.
 
@@ -21,7 +21,7 @@ def equal_time(
   Args:
     curves: see `figures.compare_cells`; every seed evaluates each task.
     references: {variant: its reference, or itself}.
-    seeds: the seeds, in the order of a spread's values.
+    seeds: {variant: its seeds}, in the order of a spread's values.
 
   Returns:
     train_seconds, and results: one entry per task and variant, {'task',
@@ -36,25 +36,24 @@ def equal_time(
     (c['task'], c['variant'], c['seed']): _loss_at(c, end) for c in curves
   }
 
-  def seed_losses(task, variant):
-    return [losses.get((task, variant, seed)) for seed in seeds]
+  def seed_losses(task, variant, of):
+    return [losses.get((task, of, seed)) for seed in seeds[variant]]
 
   tasks = dict.fromkeys(c['task'] for c in curves if c['task'] != 'train')
-  return {
-    'train_seconds': end,
-    'results': [
-      {
-        'task': task,
-        'variant': variant,
-        'loss': spread(
-          seed_losses(task, variant),
-          None if variant == reference else seed_losses(task, reference),
-        ),
-      }
-      for task in tasks
-      for variant, reference in references.items()
-    ],
-  }
+  results = [
+    {
+      'task': task,
+      'variant': variant,
+      'loss': spread(
+        seed_losses(task, variant, variant),
+        None if variant == reference else seed_losses(task, variant, reference),
+      ),
+    }
+    for task in tasks
+    for variant, reference in references.items()
+  ]
+  correct([r['loss'].get('difference', {}) for r in results])
+  return {'train_seconds': end, 'results': results}
 
 
 def equal_parameters(

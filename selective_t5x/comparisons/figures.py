@@ -5,11 +5,12 @@ made from it alone, without the runs.
 """
 
 import bisect
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from selective_t5x.comparisons import equal_cost, quantities
+from selective_t5x.comparisons import claims, equal_cost, quantities
 from selective_t5x.comparisons.plan import (
   CELL_FILE,
   Cell,
@@ -17,11 +18,8 @@ from selective_t5x.comparisons.plan import (
   used_differences,
 )
 from selective_t5x.report import statistics
-from selective_t5x.report.statistics import (
-  SEEDS_FOR_A_TEST,
-  SIGNIFICANT,
-  spread,
-)
+from selective_t5x.report.statistics import SEEDS_FOR_A_TEST, spread
+from selective_t5x.runs import fingerprints
 from selective_t5x.runs.files import RUN_FILE, read_json
 from selective_t5x.runs.losses import Row
 from selective_t5x.runs.metrics import read_run
@@ -43,11 +41,20 @@ _OTHER_ACCURACIES = (
 Comparison = dict[str, Any]
 
 
-def compare_cells(cells: Sequence[Cell]) -> Comparison:
+def compare_cells(
+  cells: Sequence[Cell], stopping: claims.Stopping | None = None
+) -> Comparison:
   """Returns the figures of finished cells.
+
+  Args:
+    cells: all of a comparison. A variant may have fewer seeds than its
+      reference, the first ones.
+    stopping: the rule by which seeds were added; None: their number was fixed.
 
   Returns:
     variants, seeds: names and numbers, in the order of `plan`.
+    seeds_of: {variant: number of its seeds}.
+    stopping: margin and max_seeds of the rule, or None.
     references: {variant: its reference, or itself}.
     loss: the metric to compare: losses.LOSS, or T5X's 'loss' if the metrics do
       not give losses.LOSS.
@@ -57,7 +64,8 @@ def compare_cells(cells: Sequence[Cell]) -> Comparison:
     results: one entry per task and variant for the last evaluation: {'task',
       'variant', 'step', 'metrics': {name: spread}}. A spread has 'values' (one
       per seed), 'mean', 'min', 'max' and 'difference' (the spread of paired
-      differences to the reference), see `spread`.
+      differences to the reference), see `spread`. A difference with a p_value
+      has p_corrected, for the differences of this metric.
     claims: lines on what the differences of losses show.
     equal_time, equal_parameters: see `equal_cost`.
     costs: one entry per variant: parameters, steps, flops_per_step, step_bytes,
@@ -66,7 +74,8 @@ def compare_cells(cells: Sequence[Cell]) -> Comparison:
     curves: one entry per cell and task with the lists 'step', 'train_seconds'
       (time of train steps so far, or None), 'loss' and 'accuracy'. The task
       'train' has the metrics of train steps.
-    cells: name, variant, seed, command and last entry of run.json of each cell.
+    cells: name, variant, seed, command, fingerprints (see
+      `fingerprints.of_run`) and last entry of run.json of each cell.
     differences: {binding: {variant: value}} of values set by gin files.
     used_differences: the same for all values in use, also unset ones; None if a
       run did not write them.
@@ -86,29 +95,32 @@ def compare_cells(cells: Sequence[Cell]) -> Comparison:
     for cell in cells
     for curve in _curves(cell, loss, ['train', *tasks], summaries.same_accuracy)
   ]
-  equal_time = equal_cost.equal_time(curves, references, seeds)
+  equal_time = equal_cost.equal_time(curves, references, summaries.seeds_of)
   equal_parameters = equal_cost.equal_parameters(costs, references)
   results = [summaries.result(task, v) for task in tasks for v in variants]
+  for metric in (loss, 'accuracy'):
+    statistics.correct(
+      [r['metrics'][metric].get('difference', {}) for r in results]
+    )
   return {
     'variants': variants,
     'references': references,
     'seeds': seeds,
+    'seeds_of': {v: len(of) for v, of in summaries.seeds_of.items()},
+    'stopping': stopping and dataclasses.asdict(stopping),
     'loss': loss,
     'loss_definition': summaries[variants[0], seeds[0]]['loss_definition'],
     'train_task': cells[0].macro('MIXTURE_OR_TASK_NAME'),
     'caveats': [
-      *_caveats(seeds, summaries, runs),
+      *_caveats(runs, summaries, stopping),
       *([] if summaries.same_accuracy else [_OTHER_ACCURACIES]),
       *_shared_machine(cells),
       *equal_cost.caveats(equal_time, equal_parameters),
     ],
     'results': results,
-    'claims': [
-      _claim(result, references[result['variant']], loss)
-      for result in results
-      if len(seeds) >= SEEDS_FOR_A_TEST
-      and result['variant'] != references[result['variant']]
-    ],
+    'claims': claims.lines(results, references, loss, stopping)
+    if len(seeds) >= SEEDS_FOR_A_TEST
+    else [],
     'equal_time': equal_time,
     'equal_parameters': equal_parameters,
     'costs': costs,
@@ -119,6 +131,7 @@ def compare_cells(cells: Sequence[Cell]) -> Comparison:
         'variant': cell.variant,
         'seed': cell.seed,
         'command': cell.command,
+        'fingerprints': fingerprints.of_run(cell.folder, cell.bindings),
         'run': run,
       }
       for cell, run in zip(cells, runs, strict=True)
@@ -133,7 +146,8 @@ class _Summaries(dict[tuple[str, int], dict[str, Any]]):
 
   Attributes:
     references: {variant: its reference, or itself}.
-    seeds: the seeds, in the order of a spread's values.
+    seeds: all seeds.
+    seeds_of: {variant: its seeds}, in the order of a spread's values.
     loss: the metric to compare.
     same_accuracy: whether accuracies of all cells are the same quantity.
   """
@@ -145,13 +159,25 @@ class _Summaries(dict[tuple[str, int], dict[str, Any]]):
     )
     self.references = {cell.variant: cell.reference for cell in cells}
     self.seeds = list(dict.fromkeys(cell.seed for cell in cells))
+    self.seeds_of: dict[str, list[int]] = {v: [] for v in self.references}
+    for cell in cells:
+      self.seeds_of[cell.variant].append(cell.seed)
     by_name = {cell.name: self[cell.variant, cell.seed] for cell in cells}
     self.loss = quantities.loss_metric(by_name)
     self.same_accuracy = quantities.same_accuracy(by_name)
 
-  def seed_values(self, variant: str, *path: str) -> list[Any]:
-    """Returns the value at a path of the summaries, one per seed."""
-    values = [self[variant, seed] for seed in self.seeds]
+  def seed_values(
+    self, variant: str, *path: str, like: str | None = None
+  ) -> list[Any]:
+    """Returns the value at a path of the summaries, one per seed.
+
+    Args:
+      variant: whose summaries.
+      *path: the names that lead to the value.
+      like: the variant whose seeds count; None: all of the variant's own.
+    """
+    seeds = self.seeds_of[like or variant]
+    values = [self[variant, seed] for seed in seeds]
     if path[-1] == 'accuracy' and not self.same_accuracy:
       return [None for _ in values]
     for name in path:
@@ -170,7 +196,7 @@ class _Summaries(dict[tuple[str, int], dict[str, Any]]):
           self.seed_values(variant, *last, name),
           None
           if variant == reference
-          else self.seed_values(reference, *last, name),
+          else self.seed_values(reference, *last, name, like=variant),
         )
         for name in (self.loss, 'accuracy')
       },
@@ -186,40 +212,6 @@ class _Summaries(dict[tuple[str, int], dict[str, Any]]):
       'step_bytes': self.seed_values(variant, 'step_bytes')[0],
       **{name: spread(self.seed_values(variant, name)) for name in _SEED_COSTS},
     }
-
-
-def _claim(entry, reference, loss) -> str:
-  """Returns the strongest claim that one difference of losses supports."""
-  difference = entry['metrics'][loss]['difference']
-  mean, p_value = difference['mean'], difference['p_value']
-  prefix = f'{entry["task"]}: '
-  names = f'{entry["variant"]} and {reference}'
-  if mean is None:
-    return f'{prefix}{names} cannot be compared: a loss is not finite.'
-  if statistics.is_zero(difference):
-    return (
-      f'{prefix}the losses of {names} are equal within rounding in every seed.'
-    )
-  decimals = statistics.decimals(difference, 4)
-  if p_value is None:
-    return (
-      f'{prefix}the losses of {names} differ by {mean:+.{decimals}f} in every '
-      'seed, the same within rounding, which no test can judge.'
-    )
-  low, high = difference['interval']
-  figures = (
-    f'95 % interval {low:+.{decimals}f} to {high:+.{decimals}f}, '
-    f'p = {p_value:.2g}'
-  )
-  if p_value >= SIGNIFICANT or low <= 0 <= high:
-    return (
-      f'{prefix}it is not shown that the losses of {names} differ; {figures}.'
-    )
-  which = 'lower' if mean < 0 else 'higher'
-  return (
-    f'{prefix}the loss of {entry["variant"]} is {which} than that of '
-    f'{reference} by {abs(mean):.{decimals}f}; {figures}.'
-  )
 
 
 def _tasks(cell: Cell, summary) -> list[str]:
@@ -280,22 +272,10 @@ def _shared_machine(cells) -> list[str]:
   ]
 
 
-def _caveats(seeds, summaries, runs) -> list[str]:
+def _caveats(runs, summaries, stopping) -> list[str]:
   """Returns notes for readers of the figures."""
-  lines = []
-  if len(seeds) == 1:
-    lines.append('One seed: no claim about significance.')
-  elif len(seeds) < SEEDS_FOR_A_TEST:
-    lines.append(
-      f'{len(seeds)} seeds: mean [lowest, highest]; too few for a test.'
-    )
-  else:
-    lines.append(
-      f'{len(seeds)} seeds: mean [lowest, highest]; differences are paired by '
-      'seed, with p of a two-sided paired t-test and a 95 % bootstrap '
-      'interval, too narrow with few seeds; nothing is corrected for several '
-      'comparisons.'
-    )
+  counts = {v: len(of) for v, of in summaries.seeds_of.items()}
+  lines = claims.caveats(counts, stopping)
   for what, values in {
     'engines': {run.get('engine') for run in runs},
     'commits of the suite': {

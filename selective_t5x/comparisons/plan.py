@@ -221,7 +221,7 @@ def used_differences(
     if not path.exists():
       return None
     used = by_variant.setdefault(cell.variant, {})
-    for key, value in _bindings(reader.load([str(path)], [], ['.'])):
+    for key, value in bindings_of(reader.load([str(path)], [], ['.'])):
       values = used.setdefault(key, [])
       if value not in values:
         values.append(value)
@@ -252,7 +252,7 @@ def _make_cell(gin_files, variant, seed, gin_bindings, output_dir) -> Cell:
     *(f'{macro} = {seed}' for macro in _SEEDS),
     f'MODEL_DIR = {str(folder)!r}',
   ]
-  bound = dict(_bindings(Session(files, bindings).config))
+  bound = dict(bindings_of(Session(files, bindings).config))
   del bound['MODEL_DIR']
   flags = [
     *(f'--gin_file={file}' for file in files),
@@ -268,7 +268,7 @@ def _make_cell(gin_files, variant, seed, gin_bindings, output_dir) -> Cell:
   )
 
 
-def _bindings(config: reader.Config) -> Iterator[tuple[str, str]]:
+def bindings_of(config: reader.Config) -> Iterator[tuple[str, str]]:
   """Yields (key, gin value) of each binding that is not overridden."""
   for binding in config.final():
     scope = f'{binding.scope}/' if binding.scope else ''

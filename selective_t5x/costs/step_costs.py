@@ -6,6 +6,7 @@ import jax.extend
 
 from selective_t5x.attention import live_tiles
 from selective_t5x.attention.tpu import traffic
+from selective_t5x.runs import fingerprints
 from selective_t5x.runs.files import COSTS_FILE, write_json
 
 
@@ -27,7 +28,8 @@ def write(folder: str, jaxpr, compiled) -> None:
   costs.json has flops_per_step (see `matmul_flops`) and step_bytes, the memory
   of one device that the compiled step needs: its arguments (the train state
   and a batch), its temporaries, and results that do not reuse the memory of an
-  argument. Unknown values are None.
+  argument. Unknown values are None. program identifies the step, see
+  `fingerprints.program`.
 
   Args:
     folder: the model folder.
@@ -39,6 +41,7 @@ def write(folder: str, jaxpr, compiled) -> None:
     os.path.join(folder, COSTS_FILE),
     {
       'flops_per_step': matmul_flops(jaxpr),
+      'program': fingerprints.program(jaxpr),
       'step_bytes': memory
       and memory.argument_size_in_bytes
       + memory.temp_size_in_bytes

@@ -311,7 +311,7 @@ def kinds(rows: Sequence[Masked], budget: int) -> dict[str, tuple[int, float]]:
       continue
     length = len(row.tokens)
     for position in range(1, length - budget):
-      kind = _kind(row.tokens, position)
+      kind = kind_of(row.tokens, position)
       gone = np.mean(row.evicted[budget][:, position] <= position + budget)
       tally = counts.setdefault(kind, [0, 0.0])
       tally[0] += 1
@@ -319,7 +319,8 @@ def kinds(rows: Sequence[Masked], budget: int) -> dict[str, tuple[int, float]]:
   return {kind: (int(n), total / n) for kind, (n, total) in counts.items()}
 
 
-def _kind(tokens: Sequence[str], position: int) -> str:
+def kind_of(tokens: Sequence[str], position: int) -> str:
+  """Returns the kind of the token at a position, 1 or more."""
   token, before = tokens[position], tokens[position - 1]
   text = token.strip()
   if not text:

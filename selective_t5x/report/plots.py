@@ -3,7 +3,7 @@
 import dataclasses
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -129,6 +129,74 @@ def _loss_curves(curves, places, *, log) -> Figure:
   return figure
 
 
+def lines(
+  curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+  x_label: str,
+  y_label: str,
+) -> Figure:
+  """Returns a plot of named curves.
+
+  Args:
+    curves: {name: (x, y)}.
+    x_label: label of the horizontal axis.
+    y_label: label of the vertical axis.
+  """
+  with matplotlib.rc_context(_STYLE):
+    figure = Figure(figsize=(7, 4.4), layout='constrained')
+    axis = figure.subplots()
+    for number, (name, (x, y)) in enumerate(curves.items()):
+      axis.plot(
+        x,
+        y,
+        _line(number),
+        marker='o',
+        color=_COLORS[number % len(_COLORS)],
+        linewidth=1.6,
+        markersize=3,
+        label=name,
+      )
+    axis.set_xlabel(x_label)
+    axis.set_ylabel(y_label)
+    figure.legend(loc='outside upper left', ncols=2)
+  return figure
+
+
+def maps(
+  panels: Mapping[str, tuple[Sequence[str], Sequence[Sequence[float]]]],
+  x_label: str,
+  label: str,
+) -> Figure:
+  """Returns a map of shares from 0 to 1 for each panel, with their values.
+
+  Args:
+    panels: {title: (names of the rows, values of each row)}.
+    x_label: label of the columns, which are numbered.
+    label: what a value is.
+  """
+  rows = max(len(names) for names, _ in panels.values())
+  with matplotlib.rc_context({**_STYLE, 'axes.grid': False}):
+    figure = Figure(
+      figsize=(1 + 4 * len(panels), 1.6 + 0.36 * rows), layout='constrained'
+    )
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, (names, values)) in zip(
+      axes, panels.items(), strict=True
+    ):
+      image = axis.imshow(values, cmap='Blues', vmin=0, vmax=1, aspect='auto')
+      axis.set_title(title)
+      axis.set_yticks(range(len(names)), names)
+      axis.set_xticks(range(len(values[0])))
+      axis.set_xlabel(x_label)
+      for row, of_row in enumerate(values):
+        for column, value in enumerate(of_row):
+          ink = 'white' if value > 0.6 else _INK
+          axis.text(
+            column, row, f'{value:.2f}', ha='center', va='center', color=ink
+          )
+    figure.colorbar(image, ax=list(axes), label=label)
+  return figure
+
+
 def _line(number: int) -> str:
   """Returns a line style; each reuse of the colours has another one."""
   return _LINES[number // len(_COLORS) % len(_LINES)]
@@ -137,7 +205,7 @@ def _line(number: int) -> str:
 def mean_curve(comparison, variant, task, metric) -> tuple[list, ...]:
   """Returns (steps, means, lowest, highest) over the seeds of a variant.
 
-  Only steps where every seed has a finite value count.
+  Only steps where every seed of the variant has a finite value count.
 
   Args:
     comparison: see `figures.compare_cells`.
@@ -146,14 +214,16 @@ def mean_curve(comparison, variant, task, metric) -> tuple[list, ...]:
     metric: 'loss' or 'accuracy'.
   """
   by_step: dict[int, list] = {}
+  seeds = 0
   for curve in comparison['curves']:
     if (curve['variant'], curve['task']) == (variant, task):
+      seeds += 1
       for step, value in zip(curve['step'], curve[metric], strict=True):
         by_step.setdefault(step, []).append(value)
   complete = {
     step: values
     for step, values in sorted(by_step.items())
-    if len(values) == len(comparison['seeds']) and None not in values
+    if len(values) == seeds and None not in values
   }
   values = complete.values()
   return (

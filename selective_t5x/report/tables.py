@@ -253,12 +253,16 @@ def _difference(spread: dict[str, Any]) -> str:
 
 
 def _number(spread: dict[str, Any], form: str) -> str:
-  """Formats the mean, the range over several seeds, and the p-value if any."""
+  """Formats the mean, the range over several seeds, and the p-value if any.
+
+  The p-value is the corrected one. Figures of earlier versions lack it.
+  """
   if spread['mean'] is None:
     return 'n/a'
   text = format(spread['mean'], form)
   if len(spread['values']) > 1:
     text += f' [{spread["min"]:{form}}, {spread["max"]:{form}}]'
-  if spread.get('p_value') is not None:
-    text += f' p={spread["p_value"]:.2g}'
+  p_value = spread.get('p_corrected', spread.get('p_value'))
+  if p_value is not None:
+    text += f' p={p_value:.2g}'
   return text

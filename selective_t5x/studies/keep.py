@@ -4,8 +4,9 @@ r"""Copies the files of a study that the pages of docs/ read, without the runs.
 
 It copies the study's figures, tables and plots, and each comparison's table and
 figures. The figures have no learning curves, and one entry of provenance per
-run (its command, commit and device). The commands recreate everything else
-(metrics, summaries, checkpoints).
+run: its command, commit and device, and the fingerprints of its bindings, data
+and program (selective_t5x.studies.verify compares them). The commands recreate
+everything else (metrics, summaries, checkpoints).
 """
 
 import pathlib
@@ -68,6 +69,7 @@ def _provenance(cell: dict[str, Any]) -> dict[str, Any]:
   device = run.get('device') or {}
   return {
     **{key: cell[key] for key in ('name', 'variant', 'seed', 'command')},
+    'fingerprints': cell.get('fingerprints'),
     'engine': run.get('engine'),
     'git': run.get('git'),
     'device': device.get('kind'),

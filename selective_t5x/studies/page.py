@@ -4,16 +4,17 @@ python -m selective_t5x.studies.page docs/reproduction.md docs/studies
 """
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from selective_t5x.cli import exits
 from selective_t5x.errors import UserError
+from selective_t5x.report import tables
 from selective_t5x.runs.files import read_json
-from selective_t5x.studies import reproduction
+from selective_t5x.studies import evidence, record
 from selective_t5x.studies.claims import Claim
+from selective_t5x.studies.evidence import Verdict
 from selective_t5x.studies.experiments import PRUNING
-from selective_t5x.studies.verdicts import Verdict
 
 # {experiment: files of figures}. The first file with all variants of a claim is
 # used.
@@ -43,9 +44,14 @@ _FIGURES = {
   ),
   'token_transition': ('token_transition/token_transition.json',),
 }
-# Variants in old figures that no longer match a claim: this `ssa` started at
-# alpha = 0.
-_STALE = {'fast/language_modelling_250_steps/comparison.json': {'ssa'}}
+# Variants of earlier versions in kept figures: what they were. They decide no
+# claim.
+EARLIER = {
+  'fast/language_modelling_250_steps/comparison.json': {
+    'ssa': 'started at alpha = 0',
+    'differential': 'with each head cut in two',
+  }
+}
 
 
 def with_tables(text: str, studies: pathlib.Path) -> str:
@@ -56,31 +62,89 @@ def with_tables(text: str, studies: pathlib.Path) -> str:
     studies: the folder of the figures, see `keep`.
   """
   for name, fast in (('verdicts', False), ('fast', True)):
-    claims = reproduction.choose(fast)
-    verdicts = judged(claims, studies)
-    if not fast:
-      # The fast study may decide claims that the whole study has not.
-      fast_claims = reproduction.of_mode(fast=True)
-      fast_verdicts = judged(fast_claims, studies)
-      for claim in fast_verdicts.keys() - verdicts.keys():
-        claims[claim] = fast_claims[claim]
-        verdicts[claim] = fast_verdicts[claim]
-    start, end = f'<!-- {name} -->\n\n', f'\n<!-- end of {name} -->'
-    before, rest = text.split(start)
-    table = reproduction.as_markdown(claims, verdicts)
-    text = before + start + table + end + rest.split(end)[1]
-  return text
+    claims, verdicts = decided(studies, fast)
+    text = replaced(text, name, record.as_markdown(claims, verdicts))
+  return replaced(text, 'provenance', provenance(studies))
+
+
+def decided(
+  studies: pathlib.Path, fast: bool = False
+) -> tuple[dict[str, Claim], dict[str, Verdict]]:
+  """Returns the claims of a table, and the corrected verdicts of those decided.
+
+  Args:
+    studies: the folder of the figures, see `keep`.
+    fast: whether this is `make study-fast`. Its other claims count for the
+      correction too. They also decide claims that the whole study has not.
+  """
+  fast_claims = record.of_mode(fast=True)
+  fast_verdicts = judged(fast_claims, studies)
+  claims = record.choose(fast)
+  verdicts = fast_verdicts if fast else judged(claims, studies)
+  if not fast:
+    for claim in fast_verdicts.keys() - verdicts.keys():
+      claims[claim] = fast_claims[claim]
+      verdicts[claim] = fast_verdicts[claim]
+    verdicts = {n: verdicts[n] for n in claims if n in verdicts}
+  return claims, evidence.corrected(verdicts, record.tested())
+
+
+def replaced(text: str, name: str, table: str) -> str:
+  """Returns a page with another table between the marks of this name."""
+  start, end = f'<!-- {name} -->\n\n', f'\n<!-- end of {name} -->'
+  before, rest = text.split(start)
+  return before + start + table + end + rest.split(end)[1]
+
+
+def provenance(studies: pathlib.Path) -> str:
+  """Returns a table of what the figures of each variant come from.
+
+  Args:
+    studies: the folder of the figures, see `keep`.
+  """
+  rows = []
+  for path in sorted(studies.rglob('comparison.json')):
+    by_variant: dict[str, list[dict[str, Any]]] = {}
+    for cell in read_json(path)['cells']:
+      by_variant.setdefault(cell['variant'], []).append(cell)
+    for variant, cells in by_variant.items():
+      prints = [cell.get('fingerprints') or {} for cell in cells]
+      commits = [(cell.get('git') or {}).get('commit') or '' for cell in cells]
+      rows.append(
+        (
+          str(path.parent.relative_to(studies)),
+          variant,
+          str(len(cells)),
+          _all_of(commit[:10] for commit in commits),
+          *(
+            _all_of(of_run.get(name) or '' for of_run in prints)
+            for name in ('bindings', 'data', 'program')
+          ),
+        )
+      )
+  header = (
+    *('figures', 'variant', 'seeds', 'commit'),
+    *('bindings', 'data', 'program'),
+  )
+  table = tables.Table('', header, tuple(rows))
+  return tables.markdown(table).partition('\n\n')[2]
+
+
+def _all_of(texts: Iterable[str]) -> str:
+  """Returns the distinct texts; an empty one is 'not recorded'."""
+  return ', '.join(dict.fromkeys(text or 'not recorded' for text in texts))
 
 
 def judged(
   claims: Mapping[str, Claim], studies: pathlib.Path
 ) -> dict[str, Verdict]:
-  """Returns the verdicts of the claims that have figures."""
+  """Returns the verdicts of the claims that have figures, each alone."""
   verdicts = {}
   for name, claim in claims.items():
     figures = _figures(studies, claim.experiment, claim.rule.variants)
     if claim.experiment is None or figures:
-      verdicts[name] = claim.rule.judge(figures)
+      sequential = isinstance(figures, dict) and bool(figures.get('stopping'))
+      verdicts[name] = claim.rule.judge(figures, sequential=sequential)
   return verdicts
 
 
@@ -97,7 +161,7 @@ def _figures(studies, experiment, variants) -> Any:
       figures = read_json(studies / name)
       if experiment == PRUNING:
         return figures['points']
-      there = set(figures.get('variants', ())) - _STALE.get(name, set())
+      there = set(figures.get('variants', ())) - EARLIER.get(name, {}).keys()
       if not variants or set(variants) <= there:
         return figures
   return None

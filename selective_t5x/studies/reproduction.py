@@ -9,33 +9,43 @@ an interrupted study. --fast trains language models for 250 steps and shares
 runs of the same settings with the whole study. If a run fails, the other
 experiments continue.
 
+Verdicts are corrected for the number of claims, see selective_t5x.studies
+.evidence. --until_decided adds seeds to the models of undecided claims.
+
 study.json and study.md (fast.json and fast.md with --fast) have all decided
 claims of the folder with verdicts and numbers. The last line printed has those
 of this command: {claim: {"verdict": ...}}.
 """
 
 import argparse
-import dataclasses
 import json
 import pathlib
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from selective_t5x.cli import exits, flags
+from selective_t5x.cli import exits
 from selective_t5x.comparisons import compare, plan, training
-from selective_t5x.errors import UserError, did_you_mean
-from selective_t5x.runs.files import SUMMARY_FILE, read_json, write_json
+from selective_t5x.errors import UserError
+from selective_t5x.report.statistics import SEEDS_FOR_A_TEST
+from selective_t5x.runs.files import SUMMARY_FILE, write_json
 from selective_t5x.runs.record import write_run_record
-from selective_t5x.studies import command, keep, pruning, token_transition
-from selective_t5x.studies.claims import CLAIMS, Claim
+from selective_t5x.studies import (
+  command,
+  evidence,
+  keep,
+  page,
+  pruning,
+  token_transition,
+)
+from selective_t5x.studies.claims import Claim
+from selective_t5x.studies.evidence import UNDECIDED, Verdict
 from selective_t5x.studies.experiments import (
   EXPERIMENTS,
   PRUNED,
   PRUNING,
   TOKEN_TRANSITION,
 )
-from selective_t5x.studies.verdicts import Verdict
+from selective_t5x.studies.record import Record, choose, summary
 
 NAME = 'study'
 _BATCHES = 8  # For each of the two splits of a search, see `pruning`.
@@ -55,8 +65,12 @@ class Study:
     Raises:
       UserError: a configuration is invalid.
     """
-    self._args, self._bindings = args, gin_bindings
+    self._claims, self._args, self._bindings = claims, args, gin_bindings
     self._folder = pathlib.Path(args.output_dir)
+    self._stopping = compare.stopping_of(args)
+    self._least = args.seeds
+    if self._stopping:
+      self._least = max(self._least, SEEDS_FOR_A_TEST)
     variants: dict[str, set[str]] = {}
     for claim in claims.values():
       if claim.experiment == PRUNING:
@@ -72,9 +86,14 @@ class Study:
       ]
       for name, names in variants.items()
     }
+    # {experiment: {variant: number of seeds}}
+    self._counts = {
+      name: {variant.name: self._least for variant in of_experiment}
+      for name, of_experiment in self._variants.items()
+    }
     # All are checked before the first is trained.
     self.runs = {
-      name: plan.make_cells(seeds=range(args.seeds), **self._arguments(name))
+      name: plan.make_cells(seeds=range(self._least), **self._arguments(name))
       for name in variants
     }
 
@@ -83,7 +102,7 @@ class Study:
     folder = self._folder / name
     return all(
       (folder / plan.folder_name(variant.name, seed) / SUMMARY_FILE).exists()
-      for seed in range(self._args.seeds)
+      for seed in range(self._least)
     )
 
   def _arguments(self, name: str) -> dict[str, Any]:
@@ -96,11 +115,40 @@ class Study:
       'output_dir': self._folder / name,
     }
 
-  def figures(self, name: str | None) -> Any:
-    """Runs or resumes an experiment; returns the figures for its rules.
+  def verdicts(self, name: str | None, record: Record) -> dict[str, Verdict]:
+    """Runs or resumes an experiment; returns the verdicts of its claims.
+
+    With --until_decided, seeds are added until the claims are decided at the
+    corrected level, given the verdicts that the record has.
 
     Raises:
       training.CellError: a run failed.
+    """
+    claims = {n: c for n, c in self._claims.items() if c.experiment == name}
+
+    def judge(figures: Any) -> dict[str, Verdict]:
+      return {
+        n: c.rule.judge(figures, sequential=self._stopping is not None)
+        for n, c in claims.items()
+      }
+
+    def undecided(figures: Any) -> list[str]:
+      verdicts = record.corrected(judge(figures))
+      names = [n for n in claims if verdicts[n].verdict == UNDECIDED]
+      rules = [claims[n].rule for n in names if claims[n].rule.tests]
+      variants = dict.fromkeys(v for rule in rules for v in rule.variants)
+      return list(variants) or [rule.name for rule in rules]
+
+    return judge(self._figures(name, undecided))
+
+  def _figures(
+    self, name: str | None, undecided: Callable[[Any], list[str]]
+  ) -> Any:
+    """Returns the figures of an experiment for its rules.
+
+    Args:
+      name: the experiment; None: none is needed.
+      undecided: returns the variants of undecided claims.
     """
     if name is None:
       return None
@@ -109,22 +157,48 @@ class Study:
       write_json(self._folder / f'{name}.json', transitions)
       return transitions
     if name == PRUNING:
-      self.figures(PRUNED)
-      return [
-        pruning.best_points(
-          pruning.search_seed(self._folder / PRUNED, seed, _BATCHES, _BATCHES)
-        )
-        for seed in range(self._args.seeds)
-      ]
-    return compare.compare(
-      seeds=self._args.seeds, jobs=self._args.jobs, **self._arguments(name)
+      figures = self._points(self._least)
+      while (
+        self._stopping
+        and len(figures) < self._stopping.max_seeds
+        and undecided(figures)
+      ):
+        figures = self._points(len(figures) + 1)
+      return figures
+    return self._compared(name, self._stopping, undecided)
+
+  def _compared(self, name, stopping=None, undecided=None):
+    """Returns a comparison; its variants may get more seeds."""
+    figures = compare.compare(
+      seeds=self._counts[name],
+      jobs=self._args.jobs,
+      stopping=stopping,
+      undecided=undecided,
+      **self._arguments(name),
     )
+    self._counts[name] = figures['seeds_of']
+    return figures
+
+  def _points(self, seeds: int) -> list[dict[str, Any]]:
+    """Returns the best points of the searches of each seed's models."""
+    counts = self._counts[PRUNED]
+    for variant in pruning.VARIANTS:
+      counts[variant.name] = max(counts[variant.name], seeds)
+    self._compared(PRUNED)
+    return [
+      pruning.best_points(
+        pruning.search_seed(self._folder / PRUNED, seed, _BATCHES, _BATCHES)
+      )
+      for seed in range(seeds)
+    ]
 
 
 def main(argv: Sequence[str]) -> None:
   """Runs `python -m selective_t5x.studies.reproduction`."""
   args, bindings = command.parse(NAME, __doc__, argv, _add_flags)
   claims = choose(args.fast, args.claims)
+  if args.undecided_in:
+    claims = undecided_in(pathlib.Path(args.undecided_in), claims)
   study = Study(claims, args, bindings)
   if args.dry_run:
     for name, runs in study.runs.items():
@@ -137,15 +211,18 @@ def main(argv: Sequence[str]) -> None:
   failures = []
   for experiment in dict.fromkeys(c.experiment for c in claims.values()):
     try:
-      figures = study.figures(experiment)
+      judged = study.verdicts(experiment, record)
     except training.CellError as error:
       failures.append(f'{experiment}: {error}')
       print(f'error: {failures[-1]}')
       continue
-    for claim in (n for n, c in claims.items() if c.experiment == experiment):
-      verdicts[claim] = verdict = claims[claim].rule.judge(figures)
-      print(f'{claim}: {verdict.verdict}; {verdict.text}', flush=True)
-    record.write(claims, verdicts)
+    # Verdicts of other experiments may follow from the new ones.
+    verdicts = record.write(claims, judged)
+    for claim in judged:
+      verdict = verdicts[claim]
+      print(
+        f'{claim}: {verdict.verdict}; {evidence.in_words(verdict)}', flush=True
+      )
   if args.keep:
     keep.keep(folder, pathlib.Path(args.keep))
   if failures:
@@ -154,127 +231,33 @@ def main(argv: Sequence[str]) -> None:
   print(json.dumps(summary({name: verdicts[name] for name in claims})))
 
 
-def choose(fast: bool, names: str | None = None) -> dict[str, Claim]:
-  """Returns the claims to decide, with their experiments in this mode.
+def undecided_in(
+  studies: pathlib.Path, claims: Mapping[str, Claim]
+) -> dict[str, Claim]:
+  """Returns the claims that kept figures do not decide.
 
   Args:
-    fast: whether this is `make study-fast`.
-    names: comma-separated names of claims; None: all.
+    studies: the folder of the figures, see `keep`.
+    claims: the claims to choose from.
 
   Raises:
-    UserError: there is no such claim.
+    UserError: the folder is missing, or its figures decide all of them.
   """
-  known = of_mode(fast)
-  if names is None:
-    return {n: c for n, c in known.items() if c.in_fast or not fast}
-  for name in names.split(','):
-    if name not in known:
-      where = ' with --fast' if fast else ''
-      raise UserError(
-        f'--claims: no claim {name!r}{where}{did_you_mean(name, known)}'
-      )
-  return {name: known[name] for name in names.split(',')}
-
-
-def of_mode(fast: bool) -> dict[str, Claim]:
-  """Returns all claims of a mode, with their experiments in it."""
-  if not fast:
-    return CLAIMS
-  return {
-    name: dataclasses.replace(claim, experiment=claim.fast)
-    for name, claim in CLAIMS.items()
-    if claim.fast
+  if not studies.is_dir():
+    raise UserError(f'--undecided_in={studies}: no such folder')
+  _, verdicts = page.decided(studies)
+  rest = {
+    name: claim
+    for name, claim in claims.items()
+    if name not in verdicts or verdicts[name].verdict == UNDECIDED
   }
-
-
-class Record:
-  """The verdicts of a folder, written as JSON and as a table.
-
-  Attributes:
-    table: path of the table in Markdown.
-  """
-
-  def __init__(self, stem: pathlib.Path, args: argparse.Namespace):
-    """Reads the earlier verdicts if they have the same number of seeds.
-
-    Args:
-      stem: path of both files without the suffix.
-      args: the flags of the command.
-    """
-    self._json, self.table = stem.with_suffix('.json'), stem.with_suffix('.md')
-    self._args, self._started = args, time.monotonic()
-    self._verdicts: dict[str, Verdict] = {}
-    self._minutes = 0.0
-    if not self._json.exists():
-      return
-    earlier = read_json(self._json)
-    if earlier['seeds'] == args.seeds:
-      self._minutes = earlier['minutes']
-      for name, figures in earlier['claims'].items():
-        verdict, text = figures.pop('verdict'), figures.pop('text')
-        self._verdicts[name] = Verdict(verdict, text, figures)
-
-  @property
-  def minutes(self) -> float:
-    """The total time of this command and of earlier ones."""
-    return self._minutes + (time.monotonic() - self._started) / 60
-
-  def write(
-    self, claims: Mapping[str, Claim], verdicts: Mapping[str, Verdict]
-  ) -> None:
-    """Adds verdicts. The table has all `claims`, even undecided ones."""
-    self._verdicts.update(verdicts)
-    known = of_mode(self._args.fast)
-    decided = {n: self._verdicts[n] for n in known if n in self._verdicts}
-    write_json(
-      self._json,
-      {
-        'command': flags.command_line(),
-        'seeds': self._args.seeds,
-        'minutes': self.minutes,
-        'claims': {
-          name: {'text': decided[name].text, **figures}
-          for name, figures in summary(decided).items()
-        },
-      },
-    )
-    rows = {n: c for n, c in known.items() if n in claims or n in decided}
-    self.table.write_text(as_markdown(rows, decided), 'utf-8')
-
-
-def summary(verdicts: Mapping[str, Verdict]) -> dict[str, Any]:
-  """Returns {claim: {'verdict': ..., name of a number: number}}."""
-  return {
-    name: {'verdict': verdict.verdict, **verdict.numbers}
-    for name, verdict in verdicts.items()
-  }
-
-
-def as_markdown(
-  claims: Mapping[str, Claim], verdicts: Mapping[str, Verdict]
-) -> str:
-  """Returns a Markdown table with one row per claim."""
-  lines = [
-    '| claim | what is said | source | experiment | here | verdict '
-    "| at the paper's scale |",
-    '| --- | --- | --- | --- | --- | --- | --- |',
-  ]
-  for name, claim in claims.items():
-    verdict = verdicts.get(name)
-    row = (
-      f'`{name}`',
-      claim.statement,
-      claim.source,
-      claim.experiment or '',
-      verdict.text if verdict else '',
-      f'**{verdict.verdict}**' if verdict else 'not run',
-      claim.paper_scale,
-    )
-    lines.append(f'| {" | ".join(row)} |')
-  return '\n'.join(lines) + '\n'
+  if not rest:
+    raise UserError(f'--undecided_in={studies}: its figures decide all claims')
+  return rest
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
+  compare.add_stopping_flags(parser)
   parser.add_argument(
     '--fast',
     action='store_true',
@@ -284,6 +267,11 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     '--claims',
     metavar='NAME,NAME',
     help='these claims alone; with --fast also others than its own',
+  )
+  parser.add_argument(
+    '--undecided_in',
+    metavar='DIR',
+    help='only claims that the figures kept there leave undecided or lack',
   )
   parser.add_argument(
     '--keep',

@@ -5,7 +5,8 @@ r"""Trains T5 with and without a selective decoder, three seeds each.
 A comparison (selective_t5x.compare) trains a small model by span corruption on
 the offline corpus: gin/experiments/t5_span_corruption_baseline.gin and
 gin/test/t5_tiny.gin with each of the two attention files. The same command
-resumes an interrupted comparison. The last line printed is JSON.
+resumes an interrupted comparison. --until_decided adds seeds until the
+difference is decided. The last line printed is JSON.
 """
 
 import json
@@ -41,7 +42,9 @@ def summary(comparison: Comparison) -> dict[str, object]:
 
 def main(argv: Sequence[str]) -> None:
   """Runs `python -m selective_t5x.studies.t5_span_corruption`."""
-  args, bindings = command.parse(NAME, __doc__, argv)
+  args, bindings = command.parse(
+    NAME, __doc__, argv, compare.add_stopping_flags
+  )
   comparison = compare.of_flags(VARIANTS, args, bindings, GIN_FILES)
   if comparison is None:
     return

@@ -15,7 +15,8 @@ its sizes and training are unknown to us.
 
 It prints means over seeds: the cross entropy above its floor (nats per token),
 the L1 distance of the matrices (mean over rows) and the spectral norm of
-W_q W_k^T. The last line is the same as JSON, with paired 95 % intervals.
+W_q W_k^T. The last line is the same as JSON, with the values of all seeds and
+the 95 % intervals of paired t-tests.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import functools
 import json
 import pathlib
 from collections.abc import Sequence
+from statistics import fmean
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +33,7 @@ import optax
 
 from selective_t5x.attention.variants import temperature
 from selective_t5x.cli import exits, flags
+from selective_t5x.report.statistics import SEEDS_FOR_A_TEST, spread
 from selective_t5x.runs.files import write_json
 
 NAME = 'token_transition'
@@ -108,7 +111,14 @@ def fit(key: jax.Array, steps: int, size: int, *, ssa: bool) -> jax.Array:
 
 
 def measure(seeds: int, steps: int, size: int) -> dict[str, object]:
-  """Returns means over seeds and intervals of the difference SSA - plain."""
+  """Returns means over seeds, and what the rules of verdicts read.
+
+  Returns:
+    plain, ssa: {measure: mean}.
+    per_seed: {plain or ssa: {measure: [value of each seed]}}.
+    ssa - plain: {measure: 95 % t interval of the paired difference}; missing
+      with fewer than three seeds.
+  """
   keys = jax.random.split(jax.random.key(0), seeds)
   measured = {
     name: np.asarray(
@@ -118,19 +128,21 @@ def measure(seeds: int, steps: int, size: int) -> dict[str, object]:
     )
     for name, ssa in (('plain', False), ('ssa', True))
   }
-  figures = {
-    name: dict(zip(MEASURES, map(float, values.mean(axis=0)), strict=True))
+  per_seed = {
+    name: dict(zip(MEASURES, values.T.tolist(), strict=True))
     for name, values in measured.items()
   }
-  if seeds > 1:
-    difference = measured['ssa'] - measured['plain']
-    # 1.96 is the normal quantile: seeds are cheap here, so there are many.
-    half = 1.96 * difference.std(axis=0, ddof=1) / seeds**0.5
+  figures = {
+    name: {measure: fmean(values) for measure, values in of_model.items()}
+    for name, of_model in per_seed.items()
+  }
+  figures['per_seed'] = per_seed
+  if seeds >= SEEDS_FOR_A_TEST:
     figures['ssa - plain'] = {
-      name: [float(mean - wide), float(mean + wide)]
-      for name, mean, wide in zip(
-        MEASURES, difference.mean(axis=0), half, strict=True
-      )
+      measure: spread(per_seed['ssa'][measure], per_seed['plain'][measure])[
+        'difference'
+      ]['t_interval']
+      for measure in MEASURES
     }
   return figures
 

@@ -1,28 +1,19 @@
 """Rules that decide from numbers alone whether a claim was reproduced.
 
 Each rule can say reproduced, not reproduced or undecided. With fewer than three
-seeds it always says undecided.
+seeds it always says undecided. `evidence.corrected` gives the verdicts of a
+study of many claims.
 """
 
 import abc
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from selective_t5x.comparisons.figures import Comparison
-from selective_t5x.report.statistics import (
-  SEEDS_FOR_A_TEST,
-  all_equal,
-  decimals,
-  is_zero,
-  rounding,
-  spread,
-)
-
-REPRODUCED = 'reproduced'
-NOT_REPRODUCED = 'not reproduced'
-UNDECIDED = 'undecided'
-OUT_OF_REACH = 'out of reach here'
+from selective_t5x.report.statistics import spread
+from selective_t5x.studies import rules
+from selective_t5x.studies.evidence import OUT_OF_REACH, Verdict, of_evidence
 
 # A smaller difference of losses does not count: 1 % of perplexity.
 NEGLIGIBLE = 0.01
@@ -32,32 +23,7 @@ SMALL = 0.04
 
 
 @dataclasses.dataclass(frozen=True)
-class Verdict:
-  """The verdict of a rule on a claim.
-
-  Attributes:
-    verdict: one of the four words above.
-    text: the deciding figure, for a table.
-    numbers: the deciding figure and others, for JSON.
-  """
-
-  verdict: str
-  text: str
-  numbers: Mapping[str, Any]
-
-
-class Rule(abc.ABC):
-  """A rule that decides a claim."""
-
-  variants: Sequence[str] = ()  # The variants of a comparison that it reads.
-
-  @abc.abstractmethod
-  def judge(self, figures: Any) -> Verdict:
-    """Returns the verdict on the figures of the claim's experiment."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Solves(Rule):
+class Solves(rules.Rule):
   """Some variants solve a task, and others do not, in every seed.
 
   Attributes:
@@ -71,14 +37,16 @@ class Solves(Rule):
   solved_by: tuple[str, ...]
   not_solved_by: tuple[str, ...] = ()
   least: float = 0.99
+  tests = False
 
   @property
   def variants(self):
     """All of them."""
     return (*self.solved_by, *self.not_solved_by)
 
-  def judge(self, figures: Comparison) -> Verdict:
+  def judge(self, figures: Comparison, *, sequential: bool = False) -> Verdict:
     """Returns the verdict on a comparison."""
+    del sequential
     spreads = {
       name: _metric(figures, self.task, name, 'accuracy')
       for name in self.variants
@@ -88,8 +56,8 @@ class Solves(Rule):
       name: [value is not None and value >= self.least for value in s['values']]
       for name, s in spreads.items()
     }
-    verdict = _verdict(
-      len(figures['seeds']),
+    verdict = rules.counted(
+      min(map(len, solved.values())),
       yes=all(all(solved[name]) for name in self.solved_by)
       and not any(any(solved[name]) for name in self.not_solved_by),
       no=not all(any(solved[name]) for name in self.solved_by)
@@ -97,14 +65,15 @@ class Solves(Rule):
     )
     return Verdict(
       verdict,
-      'accuracy ' + ', '.join(f'{n} {_range(s)}' for n, s in spreads.items()),
+      'accuracy '
+      + ', '.join(f'{n} {rules.range_text(s)}' for n, s in spreads.items()),
       {f'{name}_accuracy': s['values'] for name, s in spreads.items()},
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class LossDifference(Rule):
-  """Decides by the paired 95 % t interval of a difference of two losses.
+class LossDifference(rules.Rule):
+  """Decides by an interval of the paired difference of two losses.
 
   Attributes:
     task: the evaluated task.
@@ -124,28 +93,38 @@ class LossDifference(Rule):
     return (self.than, self.variant)
 
   @abc.abstractmethod
-  def decide(self, low: float, high: float) -> tuple[bool, bool]:
-    """Returns (whether an interval shows the claim, whether it refutes it)."""
+  def decide(
+    self, below: Callable[[float], float], above: Callable[[float], float]
+  ) -> tuple[float, float]:
+    """Returns the p-values of the claim and of its opposite.
 
-  def judge(self, figures: Comparison) -> Verdict:
+    Args:
+      below: returns the least alpha whose interval lies below a mean.
+      above: the same above it.
+    """
+
+  def judge(self, figures: Comparison, *, sequential: bool = False) -> Verdict:
     """Returns the verdict on a comparison."""
     losses = {
       name: _metric(figures, self.task, name, figures['loss'])
       for name in self.variants
     }
-    difference = spread(
-      losses[self.variant]['values'], reference=losses[self.than]['values']
-    )['difference']
-    yes, no = self.decide(*_interval(difference))
-    return Verdict(
-      _verdict(len(figures['seeds']), yes=yes, no=no),
-      f'loss {self.variant} - {self.than}: {_with_interval(difference)}',
+    # Seeds are 0, 1, ...; one of the two may have more of them.
+    pairs = [losses[self.variant]['values'], losses[self.than]['values']]
+    seeds = min(map(len, pairs))
+    difference = spread(pairs[0][:seeds], reference=pairs[1][:seeds])[
+      'difference'
+    ]
+    return of_evidence(
+      f'loss {self.variant} - {self.than}: '
+      + rules.interval_text(difference, sequential=sequential),
       {
         **{f'{name}_loss': loss['mean'] for name, loss in losses.items()},
+        'seeds': seeds,
         'difference': difference['mean'],
-        'interval': difference['t_interval'],
-        'p_value': difference['p_value'],
+        **rules.interval_of(difference, sequential),
       },
+      rules.evidence_of(difference, self.decide, sequential),
     )
 
 
@@ -159,9 +138,9 @@ class Lower(LossDifference):
 
   margin: float = 0.0
 
-  def decide(self, low: float, high: float) -> tuple[bool, bool]:
+  def decide(self, below, above) -> tuple[float, float]:
     """See `LossDifference`."""
-    return high < self.margin, low > self.margin - NEGLIGIBLE
+    return below(self.margin), above(self.margin - NEGLIGIBLE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,14 +152,14 @@ class Same(LossDifference):
 
   margin: float = SMALL
 
-  def decide(self, low: float, high: float) -> tuple[bool, bool]:
+  def decide(self, below, above) -> tuple[float, float]:
     """See `LossDifference`."""
-    within = -self.margin < low and high < self.margin
-    return within, low > self.margin or high < -self.margin
+    within = max(below(self.margin), above(-self.margin))
+    return within, min(above(self.margin), below(-self.margin))
 
 
 @dataclasses.dataclass(frozen=True)
-class MemoryFactor(Rule):
+class MemoryFactor(rules.Rule):
   """A pruned cache is this many times smaller in every seed.
 
   If it is in no seed, that refutes. A model that does not reach the loss even
@@ -195,27 +174,33 @@ class MemoryFactor(Rule):
   kind: str
   name: str
   least: float
+  tests = False
 
-  def judge(self, figures: Sequence[Mapping[str, Any]]) -> Verdict:
+  def judge(
+    self, figures: Sequence[Mapping[str, Any]], *, sequential: bool = False
+  ) -> Verdict:
     """Returns the verdict on one `pruning.best_points` a seed."""
+    del sequential
     factors = spread(_factors(figures, self.kind, self.name))
-    verdict = _verdict(
+    verdict = rules.counted(
       len(figures),
       yes=factors['min'] >= self.least,
       no=factors['max'] < self.least,
     )
     return Verdict(
       verdict,
-      f'{self.name}: {_range(factors, ".1f")} times fewer keys',
+      f'{self.name}: {rules.range_text(factors, ".1f")} times fewer keys',
       {f'{self.name}_memory_factor': factors['values']},
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class Smaller(Rule):
-  """A pruned cache is smaller than those of others, by paired 95 % intervals.
+class Smaller(rules.Rule):
+  """A pruned cache is smaller than those of others, by paired intervals.
 
-  An interval against one of them without values above zero refutes.
+  Intervals against all others above zero show it. An interval against one of
+  them below zero refutes it; the p-values of this are corrected for the number
+  of others.
 
   Attributes:
     kind: the loss to reach, a key of `pruning.best_points`.
@@ -227,7 +212,9 @@ class Smaller(Rule):
   name: str
   than: tuple[str, ...]
 
-  def judge(self, figures: Sequence[Mapping[str, Any]]) -> Verdict:
+  def judge(
+    self, figures: Sequence[Mapping[str, Any]], *, sequential: bool = False
+  ) -> Verdict:
     """Returns the verdict on one `pruning.best_points` a seed."""
     factors = _factors(figures, self.kind, self.name)
     others = {name: _factors(figures, self.kind, name) for name in self.than}
@@ -235,30 +222,33 @@ class Smaller(Rule):
       name: spread(factors, reference=values)['difference']
       for name, values in others.items()
     }
-    intervals = [_interval(d) for d in differences.values()]
-    verdict = _verdict(
-      len(figures),
-      yes=all(low > 0 for low, _ in intervals),
-      no=any(high <= 0 for _, high in intervals),
-    )
-    return Verdict(
-      verdict,
+    return of_evidence(
       f'times fewer keys, {self.name} - '
       + ', '.join(
-        f'{name}: {_with_interval(d, 1)}' for name, d in differences.items()
+        f'{name}: {rules.interval_text(d, 1, sequential=sequential)}'
+        for name, d in differences.items()
       ),
       {
-        f'{name}_memory_factor': values
-        for name, values in {self.name: factors, **others}.items()
+        'seeds': len(factors),
+        **{
+          f'{name}_memory_factor': values
+          for name, values in {self.name: factors, **others}.items()
+        },
       },
+      rules.evidence_of_all(
+        differences.values(),
+        lambda below, above: (above(0), below(0)),
+        sequential,
+      ),
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class LowerWithTemperatures(Rule):
-  """A measure of SSA's token transitions is lower at every head size, by 95 %.
+class LowerWithTemperatures(rules.Rule):
+  """A measure of SSA's token transitions is lower at every head size.
 
-  A higher one at any head size refutes.
+  A higher one at any head size refutes; the p-values of this are corrected for
+  the number of sizes.
 
   Attributes:
     measure: one of `token_transition.MEASURES`.
@@ -266,45 +256,45 @@ class LowerWithTemperatures(Rule):
 
   measure: str
 
-  def judge(self, figures: Mapping[str, Any]) -> Verdict:
+  def judge(
+    self, figures: Mapping[str, Any], *, sequential: bool = False
+  ) -> Verdict:
     """Returns the verdict on the figures of `token_transition.measure_all`."""
+    del sequential  # The number of seeds is fixed.
     differences = {
       name: self._difference(measures)
       for name, measures in figures.items()
       if name.startswith('size_')
     }
-    intervals = [_interval(d) for d in differences.values()]
-    verdict = _verdict(
-      figures['seeds'],
-      yes=all(high < 0 for _, high in intervals),
-      no=any(low > 0 for low, _ in intervals),
-    )
-    return Verdict(
-      verdict,
+    return of_evidence(
       f'{self.measure} SSA - plain, head of '
       + ', '.join(
-        f'{name.replace("_", " ")}: {_with_interval(d)}'
+        f'{name.replace("_", " ")}: {rules.interval_text(d)}'
         for name, d in differences.items()
       ),
       {
-        f'{name}_{label}': d[key]
-        for name, d in differences.items()
-        for label, key in (('difference', 'mean'), ('interval', 't_interval'))
+        'seeds': figures['seeds'],
+        **{
+          f'{name}_{label}': d[key]
+          for name, d in differences.items()
+          for label, key in (('difference', 'mean'), ('interval', 't_interval'))
+        },
       },
+      rules.evidence_of_all(
+        differences.values(), lambda below, above: (below(0), above(0)), False
+      ),
     )
 
   def _difference(self, measures: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the `spread` of the means, with the measured interval."""
-    means = measures['ssa'][self.measure], measures['plain'][self.measure]
-    return {
-      **spread([means[0] - means[1]]),
-      't_interval': measures.get('ssa - plain', {}).get(self.measure),
-      'rounding': rounding(means),
-    }
+    """Returns the `spread` of paired differences."""
+    return spread(
+      measures['per_seed']['ssa'][self.measure],
+      reference=measures['per_seed']['plain'][self.measure],
+    )['difference']
 
 
 @dataclasses.dataclass(frozen=True)
-class OutOfReach(Rule):
+class OutOfReach(rules.Rule):
   """Marks a claim that two cores cannot decide; it reads no figures.
 
   Attributes:
@@ -312,19 +302,12 @@ class OutOfReach(Rule):
   """
 
   why: str
+  tests = False
 
-  def judge(self, figures: None) -> Verdict:
+  def judge(self, figures: None, *, sequential: bool = False) -> Verdict:
     """Returns the verdict."""
-    del figures
+    del figures, sequential
     return Verdict(OUT_OF_REACH, self.why, {})
-
-
-def _verdict(seeds: int, *, yes: bool, no: bool) -> str:
-  if seeds < SEEDS_FOR_A_TEST:
-    return UNDECIDED
-  if yes:
-    return REPRODUCED
-  return NOT_REPRODUCED if no else UNDECIDED
 
 
 def _metric(figures: Comparison, task: str, variant: str, metric: str):
@@ -337,43 +320,6 @@ def _metric(figures: Comparison, task: str, variant: str, metric: str):
   return metrics[0]
 
 
-def _interval(difference: Mapping[str, Any]) -> tuple[float, float]:
-  """Returns the ends of an interval; infinite if nothing is known.
-
-  An interval that is zero within rounding becomes zero: its sign means nothing.
-  """
-  if difference['t_interval'] is not None:
-    ends = tuple(difference['t_interval'])
-  elif all_equal(difference):
-    ends = difference['mean'], difference['mean']
-  else:
-    return float('-inf'), float('inf')
-  small = all(abs(end) <= difference['rounding'] for end in ends)
-  return (0.0, 0.0) if small else ends
-
-
 def _factors(figures, kind: str, name: str) -> list[float]:
   points = [seed_points[kind][name] for seed_points in figures]
   return [point['memory_factor'] if point else 0.0 for point in points]
-
-
-def _range(spread: Mapping[str, Any], form: str = '.3f') -> str:
-  if spread['mean'] is None:
-    return 'not finite'
-  low, mean, high = (
-    format(spread[key], form) for key in ('min', 'mean', 'max')
-  )
-  return f'{mean} ({low} to {high})'
-
-
-def _with_interval(difference: Mapping[str, Any], least: int = 3) -> str:
-  if difference['mean'] is None:
-    return 'not finite'
-  if len(difference['values']) > 1 and is_zero(difference):
-    return 'equal within rounding in every seed'
-  form = f'+.{decimals(difference, least)}f'
-  text = format(difference['mean'], form)
-  if difference['t_interval'] is None:
-    return f'{text}, no interval'
-  low, high = (format(end, form) for end in difference['t_interval'])
-  return f'{text} ({low} to {high})'

@@ -184,6 +184,7 @@ def test_a_sweep_compares_at_each_point_of_the_grid(
   said = capsys.readouterr().out
   assert f'selective{point} - baseline{point}' in said
   claim = f'the loss of selective{point} is lower than that of baseline{point}'
+  assert 'corrected for 2 differences' in said
   assert claim in said
   assert claim in (setting['output_dir'] / 'report.html').read_text()
 
@@ -197,6 +198,12 @@ def test_a_sweep_compares_at_each_point_of_the_grid(
     (['--sedes=1'], r'--sedes: no such flag; nearest: --seeds'),
     (['--seeds=x'], 'invalid int value'),
     (['--jobs=0'], '--jobs=0: expected 1 or more'),
+    ([*NEEDED, '--margin=0.1'], '--margin: has no effect without --until_dec'),
+    (
+      [*NEEDED, '--until-decided', '--seeds=5', '--max_seeds=4'],
+      '--seeds=5: more than --max_seeds=4',
+    ),
+    ([*NEEDED, '--until_decided', '--max_seeds=2'], 'expected 3 or more'),
     (['--jobs=auto'], "argument --jobs: invalid int value: 'auto'"),
     (['--gin.A'], 'expected --gin.A=VALUE'),
     (

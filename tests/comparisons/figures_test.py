@@ -1,4 +1,3 @@
-import itertools
 import json
 import math
 
@@ -58,15 +57,16 @@ def test_figures_are_what_the_raw_files_say(setting):
   t = mean / math.sqrt(variance / 3)
   p_value = 1 - abs(t) / math.sqrt(t * t + 2)
   assert difference['p_value'] == pytest.approx(p_value, rel=1e-6)
-  # Every sample of three of three: the 2.5th and 97.5th of their 27 means.
-  means = sorted(
-    sum(sample) / 3 for sample in itertools.product(gaps, repeat=3)
-  )
-  low, high = difference['interval']
-  assert low == pytest.approx(means[0]) and high == pytest.approx(means[-1])
+  # The 97.5th percentile of t with two degrees of freedom.
+  half = 4.302653 * math.sqrt(variance / 3)
+  low, high = difference['t_interval']
+  assert (low, high) == pytest.approx((mean - half, mean + half), rel=1e-6)
+  assert difference['p_corrected'] == difference['p_value']
+  assert figures['stopping'] is None
   assert figures['claims'] == [
     'toy: the loss of selective is lower than that of baseline by '
-    f'{-mean:.4f}; 95 % interval {low:+.4f} to {high:+.4f}, p = {p_value:.2g}.'
+    f'{-mean:.4f}; 95 % t interval {low:+.4f} to {high:+.4f}, '
+    f'p = {p_value:.2g}.'
   ]
 
 
@@ -127,7 +127,7 @@ def test_losses_at_equal_time_are_what_the_raw_files_say(setting):
   gaps = np.subtract(expected['selective'], expected['baseline'])
   difference = view['results'][1]['loss']['difference']
   assert difference['values'] == pytest.approx(gaps)
-  assert difference['interval'][0] <= difference['mean']
+  assert difference['t_interval'][0] <= difference['mean']
 
 
 def test_what_was_not_evaluated_around_equal_time_has_no_loss_there(setting):
@@ -247,6 +247,7 @@ def test_what_is_not_shown_is_not_claimed(setting):
     write_summary(cell.folder)
   (claim,) = compare_cells(cells)['claims']
   assert 'it is not shown that the losses of selective and baseline' in claim
+  assert 'corrected' not in claim  # There is one difference.
 
 
 def test_a_claim_neither_tests_rounding_nor_rounds_to_nothing(setting):
@@ -274,5 +275,5 @@ def test_a_claim_neither_tests_rounding_nor_rounds_to_nothing(setting):
   )
   assert claim(2e-5, 2.5e-5, 1.8e-5) == (
     'toy: the loss of selective is higher than that of baseline by 0.000021; '
-    '95 % interval +0.000018 to +0.000025, p = 0.0097.'
+    '95 % t interval +0.000012 to +0.000030, p = 0.0097.'
   )

@@ -15,7 +15,6 @@ def test_equal_differences_have_no_p_value():
   got = spread([2.0, 3.0, 4.0], reference=[1.0, 2.0, 3.0])
   assert got['difference']['mean'] == 1
   assert got['difference']['p_value'] is None
-  assert got['difference']['interval'] is None
   assert got['difference']['t_interval'] is None
 
 
@@ -25,7 +24,7 @@ def test_an_interval_narrows_with_seeds():
   widths = []
   for seeds in (25, 400):
     result = spread(differences[:seeds], reference=[0.0] * seeds)['difference']
-    low, high = result['interval']
+    low, high = result['t_interval']
     assert low < result['mean'] < high
     widths.append(high - low)
   # 2 x 1.96 x 1 / sqrt(400); a quarter of that of 25.
@@ -42,7 +41,7 @@ def test_differences_that_are_equal_but_for_rounding_have_no_p_value():
     difference = spread(values, reference)['difference']
     assert len(set(difference['values'])) > 1
     assert difference['p_value'] is None
-    assert difference['interval'] is None and difference['t_interval'] is None
+    assert difference['t_interval'] is None
     assert statistics.all_equal(difference), difference
     assert not statistics.is_zero(difference)
   same = spread([x + 1e-8 for x in reference], reference)['difference']
@@ -89,3 +88,83 @@ def test_a_loss_near_zero_is_not_printed_as_zero():
     {'a': 'a'},
   )
   assert row == ('a', '0.000030 [0.000020, 0.000040]')
+
+
+def test_p_values_are_the_levels_of_intervals():
+  difference = spread([3.5, 3.6, 3.7], reference=[4.0] * 3)['difference']
+  low, high = difference['t_interval']
+  assert statistics.p_below(difference, high) == pytest.approx(0.05)
+  assert statistics.p_above(difference, low) == pytest.approx(0.05)
+  assert statistics.p_below(difference, 0) < 0.05
+  assert statistics.p_below(difference, low) == 1.0
+  assert statistics.p_below(difference, 0) == difference['p_value']
+  # Two seeds, and a value that is not finite, are no evidence.
+  for values in ([3.5, 3.6], [3.5, None, 3.6]):
+    gap = spread(values, reference=[4.0] * len(values))['difference']
+    assert statistics.p_below(gap, 0) == statistics.p_above(gap, -1) == 1
+
+
+def test_rounding_is_evidence_of_nothing_and_a_constant_of_its_size():
+  reference = [2.0, 2.3, 2.7]
+  zero = spread([x - 1e-8 for x in reference], reference)['difference']
+  constant = spread([x - 0.1 for x in reference], reference)['difference']
+  for sequential in (False, True):
+    said = {'sequential': sequential}
+    assert statistics.p_below(zero, 0, **said) == 1
+    assert statistics.p_below(zero, 0.01, **said) < 0.05
+    assert statistics.p_below(constant, 0, **said) < 0.05
+    assert statistics.p_above(constant, -0.2, **said) < 0.05
+    assert statistics.p_above(constant, 0, **said) == 1
+
+
+def test_holm_by_hand():
+  # 3 x 0.01; 2 x 0.02 = 0.04; 0.3 x 1.
+  assert statistics.holm([0.02, 0.3, 0.01]) == pytest.approx([0.04, 0.3, 0.03])
+  # A later one is never below an earlier one.
+  assert statistics.holm([0.02, 0.021]) == pytest.approx([0.04, 0.04])
+  assert statistics.holm([0.02, 0.5], family=4) == pytest.approx([0.08, 1.0])
+  assert statistics.holm([]) == []
+
+
+def test_differences_of_one_column_are_corrected_together():
+  reference = [3.0, 3.1, 3.2]
+  gaps = [[0.1, 0.12, 0.14], [0.1, 0.1, 0.1], [-0.1, 0.2, 0.1]]
+  differences = [
+    spread([a + b for a, b in zip(reference, of_one, strict=True)], reference)[
+      'difference'
+    ]
+    for of_one in gaps
+  ]
+  statistics.correct([{}, *differences])
+  first, constant, last = differences
+  assert first['p_corrected'] == pytest.approx(2 * first['p_value'])
+  assert last['p_corrected'] == pytest.approx(last['p_value'])
+  assert 'p_corrected' not in constant and first['p_family'] == 2
+
+
+def test_ten_comparisons_make_a_false_claim_in_5_percent_and_not_in_40():
+  rng = np.random.default_rng(0)
+  values = rng.normal(size=(4000, 10, 3))
+  from scipy import stats
+
+  p_values = stats.ttest_1samp(values, 0, axis=-1).pvalue
+  assert (p_values.min(axis=1) <= 0.05).mean() == pytest.approx(0.40, abs=0.03)
+  false = [min(statistics.holm(row)) <= 0.05 for row in p_values]
+  # Three standard errors of 4,000 experiments: 0.010.
+  assert np.mean(false) <= 0.05 + 0.010
+
+
+def test_t_intervals_of_three_seeds_cover_the_mean_and_a_bootstrap_does_not():
+  rng = np.random.default_rng(0)
+  values = rng.normal(size=(4000, 3))
+  covered = []
+  for row in values[:1000]:
+    low, high = spread(row.tolist(), [0.0] * 3)['difference']['t_interval']
+    covered.append(low <= 0 <= high)
+  # Three standard errors: 0.021.
+  assert np.mean(covered) >= 0.95 - 0.021
+  # Percentiles of all 27 samples of three, what the t interval replaced.
+  picks = np.array(np.meshgrid(*[range(3)] * 3)).reshape(3, -1)
+  means = np.sort(values[:, picks].mean(axis=1), axis=-1)
+  inside = (means[:, 0] <= 0) & (means[:, -1] >= 0)
+  assert inside.mean() < 0.80

@@ -1,6 +1,7 @@
 """The study of the claims: what it declares, and runs that train nothing."""
 
 import json
+import pathlib
 
 import pytest
 
@@ -8,31 +9,45 @@ from selective_t5x.comparisons import training
 from selective_t5x.config import files as config_files
 from selective_t5x.config.session import Session
 from selective_t5x.errors import UserError
-from selective_t5x.studies import pruning, reproduction, token_transition
-from selective_t5x.studies.claims import CLAIMS
-from selective_t5x.studies.experiments import (
-  EXPERIMENTS,
-  PRUNING,
-  TOKEN_TRANSITION,
+from selective_t5x.studies import (
+  page,
+  pruning,
+  reproduction,
+  token_transition,
 )
-from selective_t5x.studies.verdicts import (
+from selective_t5x.studies.claims import CLAIMS
+from selective_t5x.studies.evidence import (
   NOT_REPRODUCED,
   OUT_OF_REACH,
   REPRODUCED,
   UNDECIDED,
 )
+from selective_t5x.studies.experiments import (
+  EXPERIMENTS,
+  PRUNING,
+  TOKEN_TRANSITION,
+)
+from selective_t5x.studies.record import tested
 from tests.support import fake_training
 
+SEEDS = range(20)
 TEMPERATURES = {
-  'seeds': 20,
+  'seeds': len(SEEDS),
   'steps': 1000,
   **{
     f'size_{size}': {
-      'plain': {'l1_error': 0.7, 'weight_norm': 9.0},
-      'ssa': {'l1_error': 0.2, 'weight_norm': norm},
-      'ssa - plain': {'l1_error': [-0.6, -0.4], 'weight_norm': interval},
+      'per_seed': {
+        'plain': {
+          'l1_error': [0.7 + seed / 100 for seed in SEEDS],
+          'weight_norm': [9.0 + seed / 10 for seed in SEEDS],
+        },
+        'ssa': {
+          'l1_error': [0.2 + seed / 90 for seed in SEEDS],
+          'weight_norm': [norm + seed / 9 for seed in SEEDS],
+        },
+      },
     }
-    for size, norm, interval in ((4, 20.0, [8, 14]), (8, 5.0, [-5, -3]))
+    for size, norm in ((4, 20.0), (8, 5.0))
   },
 }
 
@@ -151,6 +166,9 @@ def test_a_fast_study(fake, tmp_path, capsys):
   lm = figures['language_modelling']
   low, high = lm['interval']
   assert low < lm['difference'] < high < 0
+  assert lm['p_corrected'] == pytest.approx(
+    min(1, tested() * lm['p_supports']), rel=0.2
+  )
   assert 'selective_accuracy' in figures['variable_assignment_ood']
   table = (kept / 'fast.md').read_text()
   assert table.count('\n') == 2 + len(figures)
@@ -239,6 +257,48 @@ def test_a_failed_run_stops_no_other_experiment(fake, tmp_path, capsys):
   claims = json.loads((tmp_path / 'study.json').read_text())['claims']
   assert list(claims) == ['parity']
   assert 'not run' in (tmp_path / 'study.md').read_text()
+
+
+def test_only_what_kept_figures_leave_undecided_is_run(tmp_path, capsys):
+  studies = pathlib.Path(__file__).resolve().parents[2] / 'docs' / 'studies'
+  chosen = reproduction.undecided_in(studies, CLAIMS)
+  verdicts = page.decided(studies)[1]
+  for name in CLAIMS:
+    decides = name in verdicts and verdicts[name].verdict != UNDECIDED
+    assert (name in chosen) != decides, name
+  reproduction.main(
+    [f'--undecided_in={studies}', '--dry_run', f'--output_dir={tmp_path}']
+    + ['--claims=language_modelling,t5_span_corruption']
+  )
+  said = capsys.readouterr().out
+  assert 't5_span_corruption:' in said and 'language_modelling:' not in said
+  with pytest.raises(UserError, match='its figures decide all claims'):
+    reproduction.undecided_in(studies, {'copy': CLAIMS['copy']})
+  with pytest.raises(UserError, match='nowhere: no such folder'):
+    reproduction.main(['--undecided_in=nowhere'])
+
+
+def test_seeds_are_added_until_a_claim_is_decided(fake, tmp_path):
+  argv = [
+    '--claims=language_modelling,selection_per_head',
+    '--until-decided',
+    '--max_seeds=4',
+    '--gin.TRAIN_STEPS=20',
+    f'--output_dir={tmp_path}',
+  ]
+  reproduction.main(argv)
+  record = json.loads((tmp_path / 'study.json').read_text())
+  assert record['stopping'] == {'margin': 0.01, 'max_seeds': 4}
+  for of in record['claims'].values():
+    assert 'confidence_sequence' in of and of['seeds'] in (3, 4)
+  folder = tmp_path / 'language_modelling'
+  comparison = json.loads((folder / 'comparison.json').read_text())
+  # The fake's differences grow with the seed: three do not decide all claims.
+  assert comparison['seeds_of']['selective'] == 4
+  assert (folder / 'selective-seed3' / 'summary.json').exists()
+  # Fixed seeds do not mix with added ones in one record.
+  reproduction.main([a for a in argv if 'until' not in a and 'max' not in a])
+  assert json.loads((tmp_path / 'study.json').read_text())['stopping'] is None
 
 
 def test_a_wrong_claim_is_named():

@@ -21,7 +21,7 @@ def test_the_last_line_has_both_models_after_training(
 ):
   monkeypatch.setattr(token_transition, 'SIZES', (4,))
   token_transition.main(
-    ['--seeds=2', '--steps=100', f'--output_dir={tmp_path}']
+    ['--seeds=3', '--steps=100', f'--output_dir={tmp_path}']
   )
   figures = json.loads(capsys.readouterr().out.splitlines()[-1])
   saved = json.loads((tmp_path / 'token_transition.json').read_text())
@@ -33,6 +33,12 @@ def test_the_last_line_has_both_models_after_training(
   assert 0 < plain < untrained and 0 < ssa < untrained
   low, high = of_size['ssa - plain']['excess_loss']
   assert (low + high) / 2 == pytest.approx(ssa - plain)
+  values = of_size['per_seed']['ssa']['excess_loss']
+  assert len(values) == 3 and np.mean(values) == pytest.approx(ssa)
+  gaps = np.subtract(values, of_size['per_seed']['plain']['excess_loss'])
+  # The 97.5th percentile of t with two degrees of freedom.
+  half = 4.302653 * gaps.std(ddof=1) / 3**0.5
+  assert high - low == pytest.approx(2 * half, rel=1e-5)
 
 
 def test_a_wrong_number_is_named():

@@ -2,8 +2,9 @@
 
 import pytest
 
-from selective_t5x.studies import verdicts
-from selective_t5x.studies.verdicts import (
+from selective_t5x.report.statistics import spread
+from selective_t5x.studies import evidence, verdicts
+from selective_t5x.studies.evidence import (
   NOT_REPRODUCED,
   REPRODUCED,
   UNDECIDED,
@@ -19,9 +20,7 @@ def comparison(task='t', **variants):
       {
         'task': task,
         'variant': name,
-        'metrics': {
-          metric: verdicts.spread(values) for metric in ('loss', 'accuracy')
-        },
+        'metrics': {metric: spread(values) for metric in ('loss', 'accuracy')},
       }
       for name, values in variants.items()
     ],
@@ -108,8 +107,10 @@ def test_rounding_decides_nothing():
   same = points(a=[1 / 3 + 1e-16, 0.3, 0.7], b=[1 / 3, 0.1 + 0.2, 0.7])
   judged = verdicts.Smaller('kind', 'a', ('b',)).judge(same)
   assert judged.verdict == NOT_REPRODUCED
-  figures = {'seeds': 20, 'size_4': {'plain': {'m': 5.0}, 'ssa': {'m': 5.0}}}
-  figures['size_4']['ssa - plain'] = {'m': (-3e-7, -1e-7)}
+  plain = [5.0, 5.1, 5.2]
+  ssa = [x - 2e-7 for x in plain]
+  per_seed = {'plain': {'m': plain}, 'ssa': {'m': ssa}}
+  figures = {'seeds': 3, 'size_4': {'per_seed': per_seed}}
   judged = verdicts.LowerWithTemperatures('m').judge(figures)
   assert judged.verdict == UNDECIDED
 
@@ -158,25 +159,47 @@ def test_caches_are_smaller(a, b, at_least, smaller):
 
 
 @pytest.mark.parametrize(
-  'intervals, seeds, verdict',
+  'gaps, verdict',
   [
-    ([(-2, -1), (-3, -1)], 20, REPRODUCED),
-    ([(-2, -1), (1, 2)], 20, NOT_REPRODUCED),
-    ([(-2, -1), (-1, 2)], 20, UNDECIDED),
-    ([None, None], 1, UNDECIDED),
+    ([[-2.0, -2.1, -1.9], [-3.0, -3.1, -2.8]], REPRODUCED),
+    ([[-2.0, -2.1, -1.9], [1.0, 1.1, 1.05]], NOT_REPRODUCED),
+    ([[-2.0, -2.1, -1.9], [-1.0, 1.0, 0.2]], UNDECIDED),
+    # p = 0.03 of one size against it, 0.06 of two.
+    ([[-2.0, -2.1, -1.9], [1.0, 1.6, 1.9]], UNDECIDED),
+    ([[-2.0], [-3.0]], UNDECIDED),
   ],
 )
-def test_temperatures_lower_a_measure(intervals, seeds, verdict):
-  figures = {'seeds': seeds, 'steps': 10}
-  for size, interval in zip((4, 8), intervals, strict=True):
-    figures[f'size_{size}'] = {'plain': {'m': 5.0}, 'ssa': {'m': 3.0}}
-    if interval:
-      figures[f'size_{size}']['ssa - plain'] = {'m': interval}
+def test_temperatures_lower_a_measure(gaps, verdict):
+  figures = {'seeds': len(gaps[0]), 'steps': 10}
+  for size, of_size in zip((4, 8), gaps, strict=True):
+    plain = [5.0 + seed for seed in range(len(of_size))]
+    ssa = [x + gap for x, gap in zip(plain, of_size, strict=True)]
+    per_seed = {'plain': {'m': plain}, 'ssa': {'m': ssa}}
+    figures[f'size_{size}'] = {'per_seed': per_seed}
   judged = verdicts.LowerWithTemperatures('m').judge(figures)
   assert judged.verdict == verdict
-  assert judged.numbers['size_4_difference'] == -2
+  assert judged.numbers['size_4_difference'] == pytest.approx(-2)
+
+
+def test_added_seeds_are_judged_by_a_confidence_sequence():
+  reference = [4.0, 4.1, 4.2]
+  gaps = [-0.40, -0.42, -0.45]
+  values = [a + b for a, b in zip(reference, gaps, strict=True)]
+  rule = verdicts.Lower('t', 'a', 'b')
+  fixed = rule.judge(comparison(a=values, b=reference))
+  added = rule.judge(comparison(a=values, b=reference), sequential=True)
+  assert fixed.verdict == added.verdict == REPRODUCED
+  low, high = added.numbers['confidence_sequence']
+  narrow, _ = fixed.numbers['interval']
+  assert low < narrow < high < 0
+  assert added.evidence.supports > fixed.evidence.supports
+  assert added.text.endswith('; 3 seeds)')
+  # One of the two may have more seeds.
+  figures = comparison(a=values, b=reference)
+  figures['results'][1]['metrics']['loss'] = spread([*reference, 9.0])
+  assert rule.judge(figures, sequential=True).numbers['seeds'] == 3
 
 
 def test_what_is_out_of_reach_says_why():
   judged = verdicts.OutOfReach('no time').judge(None)
-  assert (judged.verdict, judged.text) == (verdicts.OUT_OF_REACH, 'no time')
+  assert (judged.verdict, judged.text) == (evidence.OUT_OF_REACH, 'no time')
