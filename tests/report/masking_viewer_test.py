@@ -214,7 +214,7 @@ def test_a_key_is_evicted_when_the_policy_lets_it_go():
 
 def test_kinds_of_tokens():
   tokens = ['<start>', 'A', ' cat', 's', ',', ' ', '\n', 'On', ' 7', ' cat']
-  kinds = [masking._kind(tokens, i) for i in range(1, len(tokens))]
+  kinds = [masking.kind_of(tokens, i) for i in range(1, len(tokens))]
   assert kinds == [
     'new word',
     'new word',
