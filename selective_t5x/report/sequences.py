@@ -96,8 +96,9 @@ def interval(
   low, high = -math.inf, math.inf
   for n in number[1:]:
     error = np.std(values[:n], ddof=1) / math.sqrt(n)
-    half = half_widths(n, alpha) * error
-    if math.isfinite(half):
+    width = float(half_widths(n, alpha))
+    if math.isfinite(width):
+      half = width * error
       low = max(low, float(means[n - 1] - half))
       high = min(high, float(means[n - 1] + half))
   return (low, high) if math.isfinite(low) and low <= high else None

@@ -20,6 +20,9 @@ NEGLIGIBLE = 0.01
 # Small against the gain of selection: a tenth of the 0.44 nats per token of
 # docs/studies/pruning.
 SMALL = 0.04
+# A memory factor that is larger by less is not larger; caches of the same
+# budgets have the same factor but for rounding.
+_NONE = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +240,7 @@ class Smaller(rules.Rule):
       },
       rules.evidence_of_all(
         differences.values(),
-        lambda below, above: (above(0), below(0)),
+        lambda below, above: (above(0), below(_NONE)),
         sequential,
       ),
     )

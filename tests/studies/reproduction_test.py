@@ -15,6 +15,7 @@ from selective_t5x.studies import (
   reproduction,
   token_transition,
 )
+from selective_t5x.studies import record as study_record
 from selective_t5x.studies.claims import CLAIMS
 from selective_t5x.studies.evidence import (
   NOT_REPRODUCED,
@@ -27,7 +28,6 @@ from selective_t5x.studies.experiments import (
   PRUNING,
   TOKEN_TRANSITION,
 )
-from selective_t5x.studies.record import tested
 from tests.support import fake_training
 
 SEEDS = range(20)
@@ -167,7 +167,7 @@ def test_a_fast_study(fake, tmp_path, capsys):
   low, high = lm['interval']
   assert low < lm['difference'] < high < 0
   assert lm['p_corrected'] == pytest.approx(
-    min(1, tested() * lm['p_supports']), rel=0.2
+    min(1, study_record.tested() * lm['p_supports']), rel=0.2
   )
   assert 'selective_accuracy' in figures['variable_assignment_ood']
   table = (kept / 'fast.md').read_text()
@@ -281,12 +281,10 @@ def test_only_what_kept_figures_leave_undecided_is_run(tmp_path, capsys):
 def test_seeds_are_added_until_a_claim_is_decided(fake, tmp_path):
   argv = [
     '--claims=language_modelling,selection_per_head',
-    '--until-decided',
-    '--max_seeds=4',
     '--gin.TRAIN_STEPS=20',
     f'--output_dir={tmp_path}',
   ]
-  reproduction.main(argv)
+  reproduction.main([*argv, '--until-decided', '--max_seeds=4'])
   record = json.loads((tmp_path / 'study.json').read_text())
   assert record['stopping'] == {'margin': 0.01, 'max_seeds': 4}
   for of in record['claims'].values():
@@ -297,7 +295,7 @@ def test_seeds_are_added_until_a_claim_is_decided(fake, tmp_path):
   assert comparison['seeds_of']['selective'] == 4
   assert (folder / 'selective-seed3' / 'summary.json').exists()
   # Fixed seeds do not mix with added ones in one record.
-  reproduction.main([a for a in argv if 'until' not in a and 'max' not in a])
+  reproduction.main(argv)
   assert json.loads((tmp_path / 'study.json').read_text())['stopping'] is None
 
 
