@@ -144,6 +144,9 @@ class Export:
     if isinstance(eos, list):
       eos = next(iter(eos), None)
     dtypes = [dtype.name for dtype, _ in specs.values()]
+    if self.target.has_code:
+      # AutoTokenizer, which compares, would ask whether to run the code.
+      self._write_tokenizer(folder)
     self.target.write_config(
       folder,
       self.architecture,
@@ -151,11 +154,9 @@ class Export:
       eos_token_id=eos if pieces is None else pieces.eos_id,
       like=companions.values,
     )
-    companions.write_generation_config(folder)
-    if pieces is not None and (
-      self._options.vocabulary or not companions.write_tokenizer(pieces, folder)
-    ):
-      tokenizer_files.write(folder, pieces, self.target.begin)
+    if not self.target.has_code:
+      companions.write_generation_config(folder)
+      self._write_tokenizer(folder)
     model_card.write(
       folder,
       target=self.target,
@@ -164,6 +165,15 @@ class Export:
       parameter_count=sum(math.prod(shape) for _, shape in specs.values()),
       tokenizer=pieces is not None,
     )
+
+  def _write_tokenizer(self, folder) -> None:
+    """Writes the tokenizer, if there is a vocabulary."""
+    pieces = self.pieces
+    if pieces is not None and (
+      self._options.vocabulary
+      or not self._companions.write_tokenizer(pieces, folder)
+    ):
+      tokenizer_files.write(folder, pieces, self.target.begin)
 
   def _check_dtypes(self) -> None:
     """Raises UserError for an array that is not of floats."""

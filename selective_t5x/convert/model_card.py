@@ -32,7 +32,7 @@ tags:
 ```python
 from transformers import {classes}
 
-{tokenizer}model = {auto_class}.from_pretrained('.')
+{tokenizer}model = {auto_class}.from_pretrained({arguments})
 ```
 
 {figures}"""
@@ -59,6 +59,7 @@ def write(
   """
   run = checkpoint.parent
   classes = [target.auto_class, *(['AutoTokenizer'] if tokenizer else [])]
+  arguments = "'.', trust_remote_code=True" if target.has_code else "'.'"
   text = _TEMPLATE.format(
     name=run.name,
     parameters=parameter_count,
@@ -66,10 +67,13 @@ def write(
     task=target.task,
     described=target.described,
     auto_class=target.auto_class,
+    arguments=arguments,
     checkpoint=f'{run.name}/{checkpoint.name}',
     classes=', '.join(classes),
     tokenizer=(
-      "tokenizer = AutoTokenizer.from_pretrained('.')\n" if tokenizer else ''
+      f'tokenizer = AutoTokenizer.from_pretrained({arguments})\n'
+      if tokenizer
+      else ''
     ),
     figures='\n'.join(_figures(run, checkpoint)) or 'The run has no figures.\n',
   )

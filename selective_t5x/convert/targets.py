@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import pathlib
 import re
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from selective_t5x.convert import (
   decoder_parameters,
   parameters,
   run_settings,
+  selective_models,
 )
 from selective_t5x.convert.architecture import Architecture
 from selective_t5x.convert.run_settings import RunSettings
@@ -23,13 +25,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 _LAYERS = re.compile(r'(encoder|decoder)/layers_(\d+)/')
 # What T5's network has where a configuration does not say it.
 _DEFAULT_ACTIVATIONS = ('relu',)
-# Settings of a network that transformers has, by their names in gin.
-_PLAIN = {
-  'attention_fn': {None, 'causal_attention'},
-  'encoder_attention_fn': {None, 'full_attention'},
-  'attention_extension': {None},
-  'pruning': {None},
-}
+_ENCODER_ATTENTION = (None, 'full_attention')
 _SIZES = (
   'emb_dim',
   'num_heads',
@@ -54,6 +50,7 @@ class Target:
     auto_class: of transformers, which loads it.
     task: its pipeline_tag on a model card.
     described: what it is, for a model card.
+    has_code: whether it comes with PyTorch code, `selective_models`.
   """
 
   architecture: Any
@@ -64,6 +61,7 @@ class Target:
   auto_class: str
   task: str
   described: str
+  has_code: bool = False
 
 
 def of_run(
@@ -82,62 +80,67 @@ def of_run(
 
   Raises:
     UserError: an array that tells a size is missing, the configuration has
-      another one, or transformers has no such model.
+      another one, or neither transformers nor our code has such a model.
   """
-  _check_plain(settings)
   if settings.network == run_settings.T5:
     return _of_t5(checkpoint, shapes, settings)
   architecture = decoder_gin.architecture_of(checkpoint, shapes, settings)
-  model_type = decoder_config_json.fitting_type(
-    architecture, like.get('model_type')
-  )
-  if model_type is None:
-    raise UserError(
-      f'{checkpoint}: none of {", ".join(decoder_config_json.MODEL_TYPES)} '
-      f'computes what it does: {architecture.kind}'
+  selecting = selective_models.of_settings(settings, architecture.num_layers)
+  model_type = None
+  if selecting.is_plain:
+    model_type = decoder_config_json.fitting_type(
+      architecture, like.get('model_type')
     )
-
-  def write_config(*args, **kwargs):
-    decoder_config_json.write(*args, model_type=model_type, **kwargs)
-
+  if model_type is None:
+    described = f'A decoder of selective_t5x{selecting.described},'
+    write = functools.partial(
+      selective_models.write_decoder_config, selecting=selecting
+    )
+  else:
+    described = f'A {model_type} model'
+    write = functools.partial(decoder_config_json.write, model_type=model_type)
   return Target(
     architecture,
     'decoder/mlp/wo/kernel' in shapes,
     decoder_parameters.table,
-    write_config,
+    write,
     architecture.bos_id,
     'AutoModelForCausalLM',
     'text-generation',
-    f'A {model_type} model',
+    described,
+    has_code=model_type is None,
   )
 
 
 def _of_t5(checkpoint, shapes, settings) -> Target:
   """Returns what a T5 becomes."""
+  name = settings.name_of('encoder_attention_fn')
+  if name not in _ENCODER_ATTENTION:
+    raise UserError(
+      f'T5Config.encoder_attention_fn = {name}: transformers has the plain '
+      'encoder alone; expected full_attention'
+    )
   stacked = 'encoder/encoder/mlp/wo/kernel' in shapes
+  architecture = _t5_architecture(checkpoint, shapes, settings, stacked)
+  selecting = selective_models.of_settings(
+    settings, architecture.num_decoder_layers
+  )
+  write = functools.partial(
+    selective_models.write_t5_config, selecting=selecting
+  )
   return Target(
-    _t5_architecture(checkpoint, shapes, settings, stacked),
+    architecture,
     stacked,
     parameters.table,
-    config_json.write,
+    config_json.write if selecting.is_plain else write,
     None,
     'AutoModelForSeq2SeqLM',
     'text2text-generation',
-    'A T5',
+    'A T5'
+    if selecting.is_plain
+    else f'A T5 whose decoder has{selecting.described[1:]},',
+    has_code=not selecting.is_plain,
   )
-
-
-def _check_plain(settings: RunSettings) -> None:
-  """Raises UserError for a network that transformers does not have."""
-  for name, plain in _PLAIN.items():
-    value = settings.name_of(name)
-    if value not in plain:
-      expected = next(filter(None, plain), None)
-      raise UserError(
-        f'{settings.network}.{name} = {value}: transformers has the plain '
-        'model alone, and this one would compute something else there; '
-        f'expected {expected}'
-      )
 
 
 def _t5_architecture(

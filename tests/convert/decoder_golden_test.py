@@ -272,14 +272,13 @@ def test_a_folder_is_refused(name, tmp_path):
     (['--gin.MLP_DIM=11'], r'wi_0/kernel is \[12, 10\], expected \[12, 11\]'),
     (['--gin.MLP_BIAS=False'], 'with layers_0/mlp/.*/bias, .*unknown'),
     (['--gin.NUM_KV_HEADS=3'], 'num_kv_heads = 3: expected'),
-    (['--gin.EMBEDDING_SCALE=2.0'], 'none of llama, .* computes what it does'),
     (
       ['--gin.NUM_HEADS=@gin_functions.twice()'],
       'num_heads = .*no plain value',
     ),
     (
-      ['--gin_file=gin/attention/selective.gin'],
-      'DecoderConfig.attention_fn = selective_attention',
+      ['--gin_file=gin/attention/strided.gin'],
+      'DecoderConfig.attention_fn = strided_attention',
     ),
   ],
 )

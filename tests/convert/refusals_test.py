@@ -390,12 +390,43 @@ def copied(checkpoint, tmp_path):
     (["--gin.MLP_ACTIVATIONS=('tanh', 'linear')"], 'transformers has no name'),
     (['--gin.NUM_HEADS=4'], 'has num_heads = 3, and its configuration 4'),
     (
-      ['--gin_file=gin/attention/selective.gin'],
-      'T5Config.attention_fn = selective_attention: transformers has the plain',
+      ['--gin_file=gin/attention/window.gin', '--gin.WINDOW=3'],
+      'T5Config.attention_fn = window_attention: the PyTorch code',
     ),
     (
-      ['--gin_file=gin/pruning/window.gin'],
-      'T5Config.pruning = ',
+      ['--gin_file=gin/attention/ssa.gin'],
+      'T5Config.attention_extension = SSA: .*expected None',
+    ),
+    (
+      ['--gin_file=gin/pruning/window.gin', '--gin.CACHE_BUDGETS=4'],
+      'pruning.Pruning.policy = .*evicts by F alone',
+    ),
+    (
+      ['--gin_file=gin/pruning/selective.gin', '--gin.CACHE_BUDGETS=4'],
+      'T5Config.pruning = .*None, as its attention does not select',
+    ),
+    (
+      [
+        '--gin_file=gin/attention/selective.gin',
+        '--gin_file=gin/pruning/selective.gin',
+        '--gin.CACHE_BUDGETS=[4, 4]',
+      ],
+      'has 2 budgets, and the decoder 1 layers',
+    ),
+    (
+      [
+        '--gin_file=gin/attention/selective.gin',
+        '--gin_file=gin/pruning/selective.gin',
+        '--gin.CACHE_BUDGETS=1',
+      ],
+      'budgets = .1.: expected integers of 2 or more',
+    ),
+    (
+      [
+        '--gin_file=gin/attention/selective.gin',
+        '--gin.attention.selective_attention.masking_scale=0.5',
+      ],
+      'selective_attention.masking_scale = 0.5: the PyTorch code of exports',
     ),
   ],
 )

@@ -13,7 +13,7 @@ from tests.convert import conversions
 
 GOLDEN = conversions.GOLDEN / 't5_1_1'
 PAGE = pathlib.Path(__file__).parents[2] / 'docs' / 'huggingface.md'
-IMPORT, FINE_TUNE, EVALUATE, EXPORT, *DECODER = re.findall(
+IMPORT, FINE_TUNE, EVALUATE, EXPORT, EXPORT_SELECTIVE, *DECODER = re.findall(
   r'```sh\n(python -m .*?)```', PAGE.read_text(), re.DOTALL
 )
 SHORT = [
@@ -84,6 +84,9 @@ def test_a_fine_tuned_run_is_exported_with_its_figures(folder, commands):
 def test_a_model_is_fine_tuned_to_be_selective(folder, commands):
   done = run(FINE_TUNE, commands, folder, [*SHORT, *ONE_STEP])
   assert 'Restoring' in done.stderr
+  run(EXPORT_SELECTIVE, commands, folder)
+  config = json.loads((folder / 'exported_selective/config.json').read_text())
+  assert config['cache_budgets'] == [64]
 
 
 @pytest.mark.slow
