@@ -107,7 +107,12 @@ class Export:
         f'the last {whole.vocab_size - rows} rows of the embedding are cut off'
       )
     self.architecture = dataclasses.replace(whole, vocab_size=rows)
-    self.pieces = vocabulary.of_run(self.run, options.vocabulary)
+    is_decoder = self.target.begin is not None
+    self.pieces = vocabulary.of_run(
+      self.run,
+      options.vocabulary,
+      sentinels=0 if is_decoder else vocabulary.DEFAULT_SENTINELS,
+    )
     if self.pieces is not None:
       vocabulary.check_fits(self.pieces, rows, None, self.checkpoint)
 

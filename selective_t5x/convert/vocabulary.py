@@ -118,7 +118,10 @@ def of_folder(
 
 
 def of_run(
-  folder: pathlib.Path, flag: str | None, extra_ids: int | None = None
+  folder: pathlib.Path,
+  flag: str | None,
+  extra_ids: int | None = None,
+  sentinels: int = DEFAULT_SENTINELS,
 ) -> Pieces | None:
   """Returns the vocabulary of a run.
 
@@ -126,6 +129,7 @@ def of_run(
     folder: the run's folder.
     flag: as in `of_folder`.
     extra_ids: sentinels; None: as many as the run's record counts.
+    sentinels: as many where there is no record.
 
   Raises:
     UserError: the run has no such file, or it is no vocabulary.
@@ -143,9 +147,7 @@ def of_run(
   processor = load(path)
   if extra_ids is None:
     size = _recorded_size(folder)
-    extra_ids = (
-      DEFAULT_SENTINELS if size is None else size - processor.vocab_size()
-    )
+    extra_ids = sentinels if size is None else size - processor.vocab_size()
   return _pieces(path, processor, extra_ids)
 
 
