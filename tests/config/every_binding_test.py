@@ -34,6 +34,9 @@ SELECTIVE = 'gin/attention/selective.gin'
 BEFORE = {
   'gin/attention/memory_loss.gin': (LM, SELECTIVE),
   'gin/attention/fade_in.gin': (LM, SELECTIVE),
+  'gin/attention/distil_gates.gin': (
+    *(LM, 'gin/runs/finetune.gin', 'gin/attention/retention.gin'),
+  ),
   'gin/attention/ssa_finetune.gin': (
     *(LM, 'gin/runs/finetune.gin', 'gin/attention/ssa.gin'),
   ),
@@ -44,6 +47,7 @@ BEFORE = {
   'gin/test/t5_tiny.gin': (T5,),
   'gin/runs/trackers.gin': (LM, 'gin/runs/finetune.gin'),
   'gin/runs/trackers_eval.gin': (LM, 'gin/runs/eval.gin'),
+  'gin/pruning/share.gin': (LM, 'gin/pruning/window.gin'),
   'gin/runs/search.gin': (LM, SELECTIVE, 'gin/pruning/selective.gin'),
 }
 AFTER = {'gin/runs/pretrain.gin': (LM,)}
@@ -64,6 +68,7 @@ REQUIRED = {
   'INITIAL_CHECKPOINT_PATH': "'x'",
   'FADE_START': '0',
   'CACHE_BUDGETS': '2',
+  'CACHE_SHARE': '0.5',
 }
 # Macros that no file of the suite reads, and why they are there.
 UNREAD: dict[str, str] = {}
@@ -105,6 +110,8 @@ def session(loaded, more=()):
     if isinstance(leaf, reader.Macro)
   }
   needed = wanted | {b.name for b in config.bindings if not b.selector}
+  if 'gin/pruning/share.gin' in loaded:  # It gives what another requires.
+    needed -= {'CACHE_BUDGETS'}
   bindings = [f'{k} = {v}' for k, v in REQUIRED.items() if k in needed]
   bindings += more
   return Session(loaded, bindings)
@@ -159,6 +166,17 @@ TASKS = [
     'gin/experiments/token_counting.gin',
     [],
     'token_counting.Difficulty.max_count',
+  ),
+  ('gin/experiments/multi_key.gin', [], 'multi_key.Difficulty.num_needles'),
+  (
+    'gin/experiments/variable_tracking.gin',
+    [],
+    'variable_tracking.Difficulty.num_hops',
+  ),
+  (
+    'gin/experiments/frequent_words.gin',
+    [],
+    'frequent_words.Difficulty.rare',
   ),
   (
     'gin/experiments/variable_assignment.gin',

@@ -246,6 +246,10 @@ BUDGETS = (3, 6)
     (pruning.Selective(), 'per group'),
     (pruning.TOVA(), 'causal'),
     (pruning.H2O(), 'per group'),
+    (pruning.SnapKV(window=3, kernel=3), 'shared'),
+    (pruning.KeyDiff(), 'per group'),
+    (pruning.ExpectedAttention(), 'causal'),
+    (pruning.Certified(), 'shared'),
   ],
 )
 def test_an_evicting_cache_has_budgets_and_original_positions(policy, name):
