@@ -4,7 +4,9 @@ The greedy search tries a cut of every layer at each step. But F says already
 how the layers compare: a key whose F has reached theta gets at most exp(-theta)
 of the weight that it would have. One theta for all layers gives each layer the
 number of keys that it holds below it, and a bisection finds the least theta
-whose budgets keep the loss. Source: ours.
+whose budgets keep the loss. With the relu many keys have F = 0, so the least
+theta does not give the least budgets: below it the share of the queries that
+find room falls instead. Source: ours.
 """
 
 import functools
@@ -23,17 +25,21 @@ from selective_t5x.runs.restore import Batch, Trained
 
 # Thetas from next to nothing to what no logit can make up for.
 THETAS = tuple(np.geomspace(0.05, 100, 67).tolist())
-# The share of queries that find room for all their keys below theta.
+# The share of queries that find room for all their keys below theta; the
+# smaller ones are for the least theta alone.
 QUANTILE = 0.95
+SMALLER = tuple(np.linspace(0.05, 0.9, 18).tolist())
 
 
 def budgets_by_threshold(
   run: Trained, batches: Sequence[Batch], thetas: Sequence[float] = THETAS
 ) -> list[Budgets]:
-  """Returns each layer's budget for each theta.
+  """Returns the budgets of all layers, from small to large.
 
   A budget is the number of keys with F < theta that QUANTILE of the queries
-  have at most, themselves and the first of the segment included; 2 or more.
+  have at most, themselves and the first of the segment included; 2 or more. The
+  first ones are for the least theta and the shares SMALLER, the others for each
+  theta.
 
   Args:
     run: the model; its pruning is not read.
@@ -63,7 +69,12 @@ def budgets_by_threshold(
     found.append(counts[:, :, live])
   # [thetas, layers, tokens]
   every = np.concatenate(found, axis=2)
-  budgets = np.quantile(every, QUANTILE, axis=2, method='higher')
+  budgets = np.concatenate(
+    [
+      np.quantile(every[0], SMALLER, axis=1, method='higher'),
+      np.quantile(every, QUANTILE, axis=2, method='higher'),
+    ]
+  )
   budgets = np.clip(budgets, 2, run.length).astype(int)
   return [tuple(row.tolist()) for row in budgets]
 

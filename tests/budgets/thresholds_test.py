@@ -1,5 +1,6 @@
 """The search over one threshold: what it counts, finds and costs."""
 
+import itertools
 import json
 import types
 
@@ -102,7 +103,12 @@ def test_budgets_are_the_keys_below_each_threshold():
   plain.model._compute_logits(run.params, batch)
   assert len(maskings) == 2
   thetas = (0.1, 0.5, 2.0, 1e6)
-  got = thresholds.budgets_by_threshold(run, [batch, batch], thetas)
+  every = thresholds.budgets_by_threshold(run, [batch, batch], thetas)
+  smaller, got = every[:-4], every[-4:]
+  assert len(smaller) == len(thresholds.SMALLER)
+  for less, more in itertools.pairwise(every):
+    assert all(a <= b for a, b in zip(less, more, strict=True))
+  assert smaller[0] < got[0]
   segments = np.asarray(batch['decoder_segment_ids'])
   for theta, budgets in zip(thetas, got, strict=True):
     for masking, budget in zip(maskings, budgets, strict=True):
