@@ -6,13 +6,13 @@ BIN := $(VENV)/bin
 # same files: the last one installed is the one that is there.
 TFDS := $(shell grep -i '^tensorflow-datasets==' constraints.txt)
 
-.PHONY: install install-aot install-hf install-lm-eval install-trackers \
-  install-xm quickstart study study-fast study-context \
-  study-forgetting study-t5 study-pruning test test-all \
-  test-aot test-hf test-lm-eval test-trackers api-pages lint format \
-  conformance clean bench-attention bench-convert bench-decode bench-engine bench-forgetting bench-report \
-  bench-saving bench-scaling bench-tasks bench-tpu bench-variants fuzz torture \
-  t5x-users
+.PHONY: install install-aot install-cuda install-hf install-lm-eval \
+  install-trackers install-xm quickstart study study-fast study-context \
+  study-forgetting study-t5 study-pruning test test-all test-aot test-cuda test-hf test-lm-eval \
+  test-trackers api-pages lint format conformance clean bench-attention \
+  bench-convert bench-decode bench-engine bench-forgetting bench-gpu \
+  bench-report bench-saving bench-scaling bench-tasks bench-tpu bench-variants \
+  fuzz torture t5x-users
 
 install: $(VENV)/.installed
 
@@ -147,6 +147,31 @@ test-aot: install-aot
 	$(AOT)/python -m pytest tests/attention/tpu/aot_test.py \
 	  tests/costs/precompile_aot_test.py $(ARGS)
 
+# NVIDIA's libraries are 5.5 GB: an environment of its own, which runs the
+# suite on a GPU and compiles for one where there is none. docs/gpu.md.
+install-cuda: $(VENV)-cuda/.installed
+
+$(VENV)-cuda/.installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-cuda
+	$(VENV)-cuda/bin/pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --editable '.[dev,wikipedia,cuda]'
+	$(VENV)-cuda/bin/pip install --quiet --disable-pip-version-check \
+	  --no-deps --force-reinstall '$(TFDS)'
+	touch $@
+
+# The GPU compilers run here; no GPU is needed. Code as fast as for a real run.
+CUDA := JAX_PLATFORMS=cpu JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 XLA_FLAGS= \
+  JAX_ENABLE_COMPILATION_CACHE=false \
+  $(VENV)-cuda/bin
+
+# What XLA, Triton and ptxas make of the kernels.
+test-cuda: install-cuda
+	$(CUDA)/python -m pytest tests/attention/gpu/compile_test.py $(ARGS)
+
+# Times of the kernels on a GPU; where there is none, counts alone, and why.
+bench-gpu: install-cuda
+	$(VENV)-cuda/bin/python benchmarks/gpu.py $(ARGS)
+
 # PyTorch is in an environment of its own: nothing but these tests needs it.
 install-hf: $(VENV)-hf/.installed
 
@@ -227,5 +252,5 @@ t5x-users: install $(USERS_PACKAGES)/.installed
 	PYTHONPATH=$(USERS_PACKAGES):$$PYTHONPATH $(BIN)/python -m tools.t5x_users '$(T5X_USERS)' $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(VENV)-aot $(VENV)-hf $(VENV)-lm-eval \
+	rm -rf $(VENV) $(VENV)-aot $(VENV)-cuda $(VENV)-hf $(VENV)-lm-eval \
 	  $(VENV)-trackers $(VENV)-xm $(VENV)-t5x-users build *.egg-info .pytest_cache .ruff_cache

@@ -220,7 +220,7 @@ def partitioner_of(part: topologies.Slice):
 
 def measured(name: str, step: steps.Step, part) -> costs.Costs:
   """Compiles a step; prints and returns its costs."""
-  cost = costs.measure(step, part.chip)
+  cost = costs.measure(step, part)
   seconds = {what: round(s * 1e3, 2) for what, s in cost.seconds.items()}
   print(
     f'{name}: {cost.total / 2**30:.2f} GiB{"" if cost.fits else ", TOO MUCH"}; '

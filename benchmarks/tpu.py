@@ -41,7 +41,7 @@ import traffic
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from selective_t5x.attention.tpu import traffic as traffic_lib
+from selective_t5x.attention import kernel_costs
 
 _BATCH, _HEADS, _SIZE = 4, 8, 128
 _STEP_ROWS, _STEP_LENGTH = 8, 2048
@@ -128,8 +128,8 @@ def step_flops(mesh, names) -> dict[str, float]:
     counted = {}
     for name in names:
       step, *inputs = train_step(getattr(traffic, name), interpret=False)
-      kernels = traffic_lib.kernel_costs(step, *inputs)
-      counted[name] = flops + traffic_lib.total(kernels).flops
+      kernels = kernel_costs.kernel_costs(step, *inputs)
+      counted[name] = flops + kernel_costs.total(kernels).flops
       print(
         f'v5e, train step, {name}: {counted[name] / 1e12:.3f} TFLOP with '
         f'{len(kernels)} kernels'

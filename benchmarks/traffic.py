@@ -4,7 +4,7 @@
 
 It counts causal attention, forward and backward, in bfloat16. Nothing runs and
 no TPU is needed: the counts come from the kernels' grids, index maps and bodies
-(selective_t5x/attention/tpu/traffic.py), also for jax's kernels with their
+(selective_t5x/attention/kernel_costs.py), also for jax's kernels with their
 default blocks. The last line is JSON: bytes and operations relative to jax's.
 """
 
@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import flash_attention
 
+from selective_t5x.attention import kernel_costs
 from selective_t5x.attention.selection import Selection
 from selective_t5x.attention.tpu import kernels as pallas_tpu
-from selective_t5x.attention.tpu import traffic
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
   )
 
 
-def compare(shape: tuple[int, int, int, int]) -> dict[str, traffic.Cost]:
+def compare(shape: tuple[int, int, int, int]) -> dict[str, kernel_costs.Cost]:
   """Counts our selective and plain attention and jax's; prints all kernels.
 
   Args:
@@ -51,8 +51,8 @@ def compare(shape: tuple[int, int, int, int]) -> dict[str, traffic.Cost]:
   costs = {}
   for name, attend in ATTENTION.items():
     x = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
-    kernels = traffic.kernel_costs(with_gradients(attend), x, x, x, x)
-    costs[name] = traffic.total(kernels)
+    kernels = kernel_costs.kernel_costs(with_gradients(attend), x, x, x, x)
+    costs[name] = kernel_costs.total(kernels)
     for kernel, cost in [*kernels, ('total', costs[name])]:
       print(
         f'{name:10}{kernel:40}{cost.bytes / 1e6:10.1f} MB'

@@ -10,7 +10,7 @@ The flags are T5X's.
 gin files are applied in order, then the --gin.KEY=VALUE flags; later values
 win. Files are searched in the current folder, in --gin_search_paths and among
 the suite's files. A string needs quotes inside the shell's quotes.
---run_mode=precompile compiles the steps for an absent TPU --topology and
+--run_mode=precompile compiles the steps for an absent --topology and
 reports what they need (docs/precompile.md).
 
 Exit codes:
@@ -36,7 +36,7 @@ from selective_t5x.cli import flags as cli_flags
 from selective_t5x.config import entry_points, reader
 from selective_t5x.config import files as config_files
 from selective_t5x.config.session import Session
-from selective_t5x.costs import topologies
+from selective_t5x.costs import gpus, topologies
 from selective_t5x.errors import UserError, did_you_mean
 
 # The run modes of T5X's command line.
@@ -78,7 +78,9 @@ def define_flags() -> None:
     'dry_run', False, 'Print the resolved configuration and run nothing.'
   )
   flags.DEFINE_string(
-    'topology', None, 'For precompile: a TPU slice, v5e:16x16 or v4-128.'
+    'topology',
+    None,
+    'For precompile: a TPU slice, v5e:16x16 or v4-128, or GPUs, h100:8.',
   )
   flags.DEFINE_multi_string(
     'compare_gin', [], 'For precompile: a gin file that makes another config.'
@@ -134,8 +136,16 @@ def _check_topology() -> None:
         raise UserError(f'--{name} is for --run_mode=precompile')
     return
   if not FLAGS.topology:
-    raise UserError('no --topology: expected for instance v5e:16x16 or v4-128')
-  topologies.find(FLAGS.topology, '--topology')
+    raise UserError(
+      'no --topology: expected for instance v5e:16x16, v4-128 or h100:8'
+    )
+  if isinstance(topologies.find_any(FLAGS.topology, '--topology'), gpus.Node):
+    if importlib.util.find_spec('jax_cuda12_plugin') is None:
+      raise UserError(gpus.MISSING_CUDA)
+    os.environ['JAX_PLATFORMS'] = 'cpu'
+    # There is no driver to ask for its version.
+    os.environ['JAX_SKIP_CUDA_CONSTRAINTS_CHECK'] = '1'
+    return
   if importlib.util.find_spec('libtpu') is None:
     raise UserError(topologies.MISSING_LIBTPU)
   # libtpu only compiles: run on this CPU and do not query for a TPU.

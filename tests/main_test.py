@@ -130,6 +130,10 @@ def test_refused_before_heavy_imports(refused_fast, args, expected):
     ),
     (('--run_mode=precompile', *FILE), 'no --topology'),
     (
+      ('--run_mode=precompile', '--topology=h100:9', *FILE),
+      '--topology=h100:9: no such machine, expected h100:N',
+    ),
+    (
       ('--run_mode=precompile', '--topology=v5e:16x17', *FILE),
       '--topology=v5e:16x17: no such TPU slice',
     ),
@@ -149,6 +153,15 @@ def test_flags_and_files_that_cannot_be(refused_here, args, expected):
 def test_without_the_tpu_compiler_the_extra_is_named(refused_here):
   message = refused_here('--run_mode=precompile', '--topology=v5e:16x16', *FILE)
   assert 'libtpu' in message and 'selective_t5x[aot]' in message
+
+
+@pytest.mark.skipif(
+  importlib.util.find_spec('jax_cuda12_plugin') is not None,
+  reason='the plugin for CUDA is here',
+)
+def test_without_the_gpu_compiler_the_extra_is_named(refused_here):
+  message = refused_here('--run_mode=precompile', '--topology=h100:8', *FILE)
+  assert 'make install-cuda' in message and 'selective_t5x[cuda]' in message
 
 
 def test_files_of_the_user_come_first(refused_here, tmp_path):

@@ -11,8 +11,9 @@ Arguments:
   bias: added to the logits; broadcasts to [B, H, N, N].
   segment_ids: i32[B, N], 0 for padding, each run of equal ids a segment; None
     for one segment without padding.
-  implementation: 'reference', 'blocked', 'pallas_tpu', or None for the best one
-    available (`implementations.choose`).
+  implementation: 'reference', 'blocked', 'pallas_tpu', 'pallas_gpu', 'cudnn' (a
+    baseline alone), or None for the best one available
+    (`implementations.choose`).
   position: i32[B], in a decoding step the cache slot of the query token. The
     query is then [B, 1, H, D], and bias broadcasts to [B, H, 1, N].
 
@@ -130,7 +131,9 @@ def causal_attention(
     'causal_attention',
     dtype=query.dtype,
     bias=bias is not None,
+    packed=segment_ids is not None,
     prefix=prefix is not None,
+    sizes=query.shape[-1:],
   )
   settings = dict(scale=scale, bias=bias, segment_ids=segment_ids)
   if name == 'reference':
@@ -321,6 +324,8 @@ def _attend_rows(
     return_live_keys=return_live_keys,
     return_masking=return_masking,
     constraints=selection.constraints,
+    selects=True,
+    sizes=(heads[0].shape[-1], selection.query.shape[-1]),
   )
   settings |= dict(selection=selection, bias=bias)
   if name == 'blocked':

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from absl import logging
 
 from selective_t5x.attention import blocked, shards
+from selective_t5x.attention.gpu import cudnn
+from selective_t5x.attention.gpu import kernels as pallas_gpu
 from selective_t5x.attention.mesh import platform
 from selective_t5x.attention.selection import ALL
 from selective_t5x.attention.tpu import kernels as pallas_tpu
@@ -17,6 +19,8 @@ from selective_t5x.errors import UserError, did_you_mean
 # (out, M), as in blocked.attention. The first one that can run is preferred.
 FAST: Mapping[str, Callable[..., Any]] = {
   'pallas_tpu': pallas_tpu.attention,
+  'cudnn': shards.over_mesh(cudnn.attention),
+  'pallas_gpu': shards.over_mesh(pallas_gpu.attention),
   'blocked': shards.over_mesh(blocked.attention),
 }
 
@@ -33,8 +37,9 @@ def choose(
     implementation: 'reference', a name in FAST, or None.
     caller: the calling function, for messages.
     dtype: the dtype of the queries.
-    **needs: bias, prefix, return_live_keys, return_masking: whether the call
-      has them; constraints: those of the selection.
+    **needs: bias, packed (segment ids), prefix, selects, return_live_keys,
+      return_masking: whether the call has them; constraints: those of the
+      selection; sizes: D, and E with selection.
 
   Returns:
     'reference' or a name in FAST.
@@ -77,11 +82,21 @@ def _lacks(name: str, dtype, needs: Mapping[str, Any]) -> str | None:
     return 'it never holds F, which return_masking needs'
   if needs.get('prefix'):
     return 'it is causal, but the call has a bidirectional prefix'
+  bias = needs.get('bias', False)
+  constraints = needs.get('constraints', ALL)
   if name == 'pallas_tpu':
-    return pallas_tpu.unsupported(
+    return pallas_tpu.unsupported(dtype, bias=bias, constraints=constraints)
+  if name == 'pallas_gpu':
+    return pallas_gpu.unsupported(
+      dtype, bias=bias, constraints=constraints, sizes=needs.get('sizes', ())
+    )
+  if name == 'cudnn':
+    return cudnn.unsupported(
       dtype,
-      bias=needs.get('bias', False),
-      constraints=needs.get('constraints', ALL),
+      bias=bias,
+      packed=needs.get('packed', False),
+      selects=needs.get('selects', False),
+      sizes=needs.get('sizes', ()),
     )
   return None
 

@@ -68,12 +68,21 @@ def current():
 
 def platform() -> str:
   """Returns where a call made now will run: 'tpu', 'cpu' or 'gpu'."""
+  return jax.default_backend() if current() is None else _device().platform
+
+
+def device_kind() -> str:
+  """Returns the kind of device that a call made now will run on."""
+  return _device().device_kind
+
+
+def _device():
   mesh = current()
   if mesh is None:
-    return jax.default_backend()
+    return jax.devices()[0]
   if isinstance(mesh, jax.sharding.AbstractMesh):
-    return mesh.abstract_device.platform
-  return mesh.devices.flat[0].platform
+    return mesh.abstract_device
+  return mesh.devices.flat[0]
 
 
 def split(batch: int, heads: int) -> Split | None:

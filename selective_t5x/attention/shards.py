@@ -1,4 +1,4 @@
-"""Runs attention in plain JAX on each device's own rows and heads.
+"""Runs attention on each device's own rows and heads.
 
 XLA can split plain JAX by itself. But where one head selects for heads on
 several devices, it exchanges tiles of logits and of F's gradient, O(N * N)
@@ -21,7 +21,8 @@ def over_mesh(attention: Callable[..., Any]) -> Callable[..., Any]:
   """Wraps an implementation, which then is split over a mesh of devices.
 
   Args:
-    attention: has the arguments and results of `blocked.attention`.
+    attention: has the arguments and results of `blocked.attention`; `levels`,
+      which only that one has, are passed on where there are some.
   """
 
   @functools.wraps(attention)
@@ -51,7 +52,7 @@ def over_mesh(attention: Callable[..., Any]) -> Callable[..., Any]:
         selection=selection,
         bias=bias,
         segment_ids=segment_ids,
-        levels=levels,
+        **_present(levels=levels),
         **settings,
       )
     operands = {
@@ -85,12 +86,13 @@ def over_mesh(attention: Callable[..., Any]) -> Callable[..., Any]:
           head=None,
         )
       ids, levels = operands['ids'], operands['levels']
+      levels = None if levels is None else levels.swapaxes(1, 2)
       out, *counts = attention(
         *(x.swapaxes(1, 2) for x in operands['heads']),
         selection=selects,
         bias=operands['bias'],
         segment_ids=None if ids is None else ids[:, 0],
-        levels=None if levels is None else levels.swapaxes(1, 2),
+        **_present(levels=levels),
         **settings,
       )
       return out.swapaxes(1, 2), *(x[:, None] for x in counts if x is not None)
@@ -107,6 +109,10 @@ def over_mesh(attention: Callable[..., Any]) -> Callable[..., Any]:
     )
 
   return attend
+
+
+def _present(**arguments):
+  return {name: x for name, x in arguments.items() if x is not None}
 
 
 def _four_axes(bias: jax.Array) -> jax.Array:

@@ -13,15 +13,15 @@ def run(sessions: Sequence[Session], topology: str) -> int:
 
   Args:
     sessions: configurations of training; the first one's MODEL_DIR is used.
-    topology: name of a slice.
+    topology: name of a slice of TPUs or of a node of GPUs.
 
   Returns:
     the exit code: 1 if something does not fit.
 
   Raises:
-    UserError: there is no such slice, or a config cannot be compiled.
+    UserError: there is no such topology, or a config cannot be compiled.
   """
-  part = topologies.find(topology, '--topology')
+  part = topologies.find_any(topology, '--topology')
   devices = steps.devices(part)
   folders, configs = [], {}
   for session in sessions:
@@ -51,7 +51,7 @@ def _measure(session: Session, devices, part) -> list[costs.Costs]:
   trainer_cls = session.bound('trainer_cls')
   todo = steps.of_training(model, partitioner, dataset_cfg, trainer_cls)
   todo.append(steps.of_decoding(model, partitioner, dataset_cfg))
-  return [costs.measure(step, part.chip) for step in todo]
+  return [costs.measure(step, part) for step in todo]
 
 
 def _partitions(partitioner) -> int:

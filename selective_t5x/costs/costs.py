@@ -10,16 +10,19 @@ import dataclasses
 import re
 
 from selective_t5x.costs import hlo, traffic
+from selective_t5x.costs.gpus import Gpu, Node
 from selective_t5x.costs.steps import Step
-from selective_t5x.costs.topologies import Chip
+from selective_t5x.costs.topologies import Chip, Slice
 
 ASSUMPTIONS = (
   'peak rates of the chip, everything overlaps',
-  'collectives go around a ring on one axis of the torus, both ways',
+  'collectives go around a ring: of a TPU on one axis of the torus, both ways, '
+  'of a GPU over NVLink, or over the network where they join machines',
   'a loop counts all its rounds, a decoding loop one token: the step at which '
   'all rows have ended is unknown',
   'bytes are those that each operation reads and writes in main memory, in '
-  'whole tiles; kernels declare their own',
+  'whole tiles; kernels of TPUs declare their own, those of GPUs count all '
+  'operands and results once',
 )
 _OUT_OF_MEMORY = re.compile(
   r'(?:Used |HLO temporaries \()([0-9.]+)([KMGT]?)'
@@ -77,8 +80,8 @@ class Costs:
     }
 
 
-def measure(step: Step, chip: Chip) -> Costs:
-  """Compiles a step and returns its costs.
+def measure(step: Step, part: Slice | Node) -> Costs:
+  """Compiles a step and returns its costs on one chip of a slice or node.
 
   Raises:
     jax.errors.JaxRuntimeError: XLA fails for a reason other than memory.
@@ -97,11 +100,11 @@ def measure(step: Step, chip: Chip) -> Costs:
       raise
     total = int(float(memory[1]) * _UNITS[memory[2]])
     return Costs(step.name, **state, total=total, temporaries=None, fits=False)
-  return of_compiled(step.name, compiled, chip, **state)
+  return of_compiled(step.name, compiled, part, **state)
 
 
 def of_compiled(
-  name: str, compiled, chip: Chip, parameters: int, optimizer: int
+  name: str, compiled, part: Slice | Node, parameters: int, optimizer: int
 ) -> Costs:
   """Returns the costs of a compiled program; see `Costs` for arguments."""
   memory = compiled.memory_analysis()
@@ -113,9 +116,11 @@ def of_compiled(
     + memory.generated_code_size_in_bytes
   )
   program = hlo.Program(compiled.as_text())
-  # XLA counts only the first iteration of a loop.
-  flops = compiled.cost_analysis().get('flops', 0.0)
-  flops += traffic.further_flops(program)
+  # XLA counts only the first iteration of a loop, and for GPUs nothing.
+  counted = compiled.cost_analysis()
+  flops = traffic.flops(program)
+  if counted is not None:
+    flops = counted.get('flops', 0.0) + traffic.further_flops(program)
   moved = traffic.bytes_moved(program)
   exchanges = hlo.collectives(program)
   kinds = collections.defaultdict(lambda: dict(count=0, bytes=0, sent=0.0))
@@ -129,18 +134,22 @@ def of_compiled(
     optimizer=optimizer,
     total=total,
     temporaries=memory.temp_size_in_bytes,
-    fits=total <= chip.hbm_bytes,
+    fits=total <= part.chip.hbm_bytes,
     flops=flops,
     bytes_moved=moved,
     collectives=dict(kinds),
     seconds=roofline(
-      chip, flops, moved, sum(exchange.sent for exchange in exchanges)
+      part.chip,
+      flops,
+      moved,
+      sum(x.sent for x in exchanges if not x.leaves(part.chips_per_host)),
+      sum(x.sent for x in exchanges if x.leaves(part.chips_per_host)),
     ),
   )
 
 
 def roofline(
-  chip: Chip, flops: float, moved: float, sent: float
+  chip: Chip | Gpu, flops: float, moved: float, sent: float, far: float = 0.0
 ) -> dict[str, float]:
   """Returns the seconds of each resource, at the chip's peaks.
 
@@ -148,11 +157,13 @@ def roofline(
     chip: the chip.
     flops: its operations.
     moved: bytes to and from its main memory.
-    sent: bytes to other chips.
+    sent: bytes to other chips of the same machine.
+    far: bytes that go around a ring of several machines.
   """
-  axes = 3 if chip.name in ('v4', 'v5p') else 2
   return {
     'compute': flops / chip.flops,
     'hbm': moved / chip.hbm_bytes_per_second,
-    'interconnect': sent / (chip.ici_bytes_per_second / axes),
+    'interconnect': (
+      sent / chip.ring_bytes_per_second + far / chip.host_bytes_per_second
+    ),
   }

@@ -6,6 +6,8 @@ import math
 import re
 from typing import NamedTuple
 
+import numpy as np
+
 _KINDS = (
   'all-reduce',
   'all-gather',
@@ -35,8 +37,14 @@ _BODY = re.compile(r'\bbody=%([\w.-]+)')
 _CONDITION = re.compile(r'\bcondition=%([\w.-]+)')
 _KNOWN_ROUNDS = re.compile(r'"known_trip_count":\{"n":"([0-9]+)"')
 _INDEX = re.compile(r'\bindex=([0-9]+)')
-_LISTED = re.compile(r'replica_groups=\{\{([0-9,]*)\}')
-_COUNTED = re.compile(r'replica_groups=\[[0-9]+,([0-9]+)\]')
+_LISTED = re.compile(r'(?:replica_groups|source_target_pairs)=\{\{([0-9,]*)\}')
+# `mesh['axis_0'=8,'axis_1'=2] {'axis_1'}`: the axes of a mesh of all chips, and
+# those that a group goes along.
+_ON_MESH = re.compile(r'replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}')
+_AXIS = re.compile(r"'([^']*)'(?:=([0-9]+))?")
+_COUNTED = re.compile(
+  r'replica_groups=\[([0-9]+),([0-9]+)\](?:<=\[([0-9,]+)\](?:T\(([0-9,]+)\))?)?'
+)
 
 
 class Array(NamedTuple):
@@ -218,12 +226,21 @@ class Collective(NamedTuple):
     kind: XLA's name, for instance 'all-reduce'.
     bytes: size of the whole array on one chip: the result, or the operand of a
       'reduce-scatter'.
-    group: number of chips that take part together.
+    members: the numbers of the chips of one group that take part together.
   """
 
   kind: str
   bytes: int
-  group: int
+  members: tuple[int, ...]
+
+  @property
+  def group(self) -> int:
+    """Number of chips that take part together."""
+    return len(self.members)
+
+  def leaves(self, chips_per_host: int) -> bool:
+    """Returns whether its chips are those of several machines."""
+    return len({chip // chips_per_host for chip in self.members}) > 1
 
   @property
   def sent(self) -> float:
@@ -247,18 +264,31 @@ def collectives(program: Program) -> list[Collective]:
     sizes = [array.bytes for array in operation.results]
     # XLA combines small exchanges into one with several results.
     total = max(sizes) if kind != operation.opcode else sum(sizes)
-    group = _group(operation.rest)
+    members = _members(operation.rest)
     if kind == 'reduce-scatter':
-      total *= group
-    if group > 1:
-      exchanges += [Collective(kind, total, group)] * rounds
+      total *= len(members)
+    if len(members) > 1:
+      exchanges += [Collective(kind, total, members)] * rounds
   return exchanges
 
 
-def _group(text: str) -> int:
-  """Returns the number of chips that take part; 2 if it is unknown."""
+def _members(text: str) -> tuple[int, ...]:
+  """Returns the chips of the first group; two neighbours if it is unknown."""
   if listed := _LISTED.search(text):
-    return len(listed[1].split(','))
+    return _numbers(listed[1])
   if counted := _COUNTED.search(text):
-    return int(counted[1])
-  return 2
+    groups, size = int(counted[1]), int(counted[2])
+    # All numbers in the order of an array whose axes are then transposed.
+    chips = np.arange(groups * size)
+    if counted[3]:
+      chips = chips.reshape(_numbers(counted[3]))
+    if counted[4]:
+      chips = chips.transpose(_numbers(counted[4]))
+    return tuple(int(x) for x in chips.reshape(groups, size)[0])
+  if on_mesh := _ON_MESH.search(text):
+    sizes = {name: int(size) for name, size in _AXIS.findall(on_mesh[1])}
+    along = {name for name, _ in _AXIS.findall(on_mesh[2])}
+    chips = np.arange(math.prod(sizes.values())).reshape([*sizes.values()])
+    first = [slice(None) if name in along else slice(1) for name in sizes]
+    return tuple(int(x) for x in chips[tuple(first)].flat)
+  return (0, 1)

@@ -5,13 +5,14 @@ import os
 from collections.abc import Mapping, Sequence
 
 from selective_t5x.costs.costs import ASSUMPTIONS, Costs
+from selective_t5x.costs.gpus import Node
 from selective_t5x.costs.topologies import Slice
 from selective_t5x.report import tables
 
 FILE = 'precompile.json'
 
 
-def text(part: Slice, configs: Mapping[str, Sequence[Costs]]) -> str:
+def text(part: Slice | Node, configs: Mapping[str, Sequence[Costs]]) -> str:
   """Returns a table for each step, with a column for each config.
 
   Args:
@@ -21,7 +22,7 @@ def text(part: Slice, configs: Mapping[str, Sequence[Costs]]) -> str:
   """
   chip = part.chip
   lines = [
-    f'{part.topology} ({part.name}): {part.chips} chips, {part.hosts} hosts; '
+    f'{_names(part)}: {part.chips} chips, {part.hosts} hosts; '
     f'a chip has {_gib(chip.hbm_bytes)} GiB, {chip.flops / 1e12:g} TFLOP/s in '
     f'bfloat16, {chip.hbm_bytes_per_second / 1e9:g} GB/s to its memory and '
     f'{chip.ici_bytes_per_second / 1e9:g} GB/s to other chips'
@@ -34,7 +35,7 @@ def text(part: Slice, configs: Mapping[str, Sequence[Costs]]) -> str:
   return '\n'.join(lines)
 
 
-def problems(part: Slice, steps: Sequence[Costs]) -> list[str]:
+def problems(part: Slice | Node, steps: Sequence[Costs]) -> list[str]:
   """Returns a line for each step that does not fit, with possible remedies."""
   return [
     f'the {costs.step} step does not fit: {_gib(costs.total)} GiB of '
@@ -45,7 +46,7 @@ def problems(part: Slice, steps: Sequence[Costs]) -> list[str]:
 
 
 def write(
-  folder: str, part: Slice, configs: Mapping[str, Sequence[Costs]]
+  folder: str, part: Slice | Node, configs: Mapping[str, Sequence[Costs]]
 ) -> str:
   """Writes everything as JSON; returns the file's path."""
   os.makedirs(folder, exist_ok=True)
@@ -124,6 +125,12 @@ def _help(costs: Costs) -> str:
     "REMAT_POLICY = 'minimal' or 'full', more PjitPartitioner.num_partitions "
     "or DTYPE = 'bfloat16' would help"
   )
+
+
+def _names(part: Slice | Node) -> str:
+  if part.name == part.topology:
+    return part.name
+  return f'{part.topology} ({part.name})'
 
 
 def _gib(count: int | None) -> str:

@@ -4,8 +4,7 @@ import os
 
 import jax.extend
 
-from selective_t5x.attention import live_tiles
-from selective_t5x.attention.tpu import traffic
+from selective_t5x.attention import kernel_costs, live_tiles
 from selective_t5x.runs import fingerprints
 from selective_t5x.runs.files import COSTS_FILE, write_json
 
@@ -80,9 +79,9 @@ def _flops(jaxpr) -> float:
 def _equation_flops(eqn) -> float:
   name, params = eqn.primitive.name, eqn.params
   if name == 'dot_general':
-    return traffic.product_flops(eqn)
+    return kernel_costs.product_flops(eqn)
   if name == 'pallas_call':
-    return traffic.kernel_cost(params).flops
+    return kernel_costs.kernel_cost(params).flops
   inside = [_flops(sub) for sub in jax.extend.core.jaxprs_in_params(params)]
   spans = live_tiles.prefixes_of(eqn)
   if spans is not None:

@@ -13,6 +13,7 @@ import numpy as np
 from jax.experimental import mesh_utils, topologies
 from jax.sharding import Mesh
 
+from selective_t5x.costs import gpus
 from selective_t5x.costs.topologies import Slice
 from selective_t5x.errors import UserError
 
@@ -49,12 +50,14 @@ class Step:
     )
 
 
-def devices(part: Slice):
-  """Returns the devices of a slice, one for each chip.
+def devices(part: Slice | gpus.Node):
+  """Returns the devices of a slice or a node, one for each chip.
 
   Raises:
-    UserError: libtpu does not know the slice.
+    UserError: the compiler does not know it.
   """
+  if isinstance(part, gpus.Node):
+    return gpus.devices(part)
   config = {'chip_config_name': 'megacore'} if part.chip.megacore else {}
   try:
     return topologies.get_topology_desc(

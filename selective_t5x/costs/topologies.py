@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import math
 
+from selective_t5x.costs import gpus
 from selective_t5x.errors import UserError, did_you_mean
 
 MISSING_LIBTPU = (
@@ -41,6 +42,17 @@ class Chip:
   accelerator: str
   cores_in_name: int
   megacore: bool
+
+  @property
+  def ring_bytes_per_second(self) -> float:
+    """Rate of a ring on one axis of the torus, both ways."""
+    axes = 3 if self.name in ('v4', 'v5p') else 2
+    return self.ici_bytes_per_second / axes
+
+  @property
+  def host_bytes_per_second(self) -> float:
+    """Rate to chips of other hosts: the torus joins them like all others."""
+    return self.ring_bytes_per_second
 
 
 _GIB = 2**30
@@ -139,12 +151,13 @@ def slices() -> dict[str, Slice]:
   return by_name
 
 
-def find(name: str, where: str) -> Slice:
+def find(name: str, where: str, others: str = '') -> Slice:
   """Returns the slice with either of its names.
 
   Args:
     name: for instance 'v4-128' or 'v4:4x4x4'.
     where: the flag, for the message.
+    others: what the flag takes beside slices, for the message.
 
   Raises:
     UserError: there is no such slice; the message has the nearest names.
@@ -158,6 +171,20 @@ def find(name: str, where: str) -> Slice:
     return names[official]
   raise UserError(
     f'{where}={name}: no such TPU slice, expected for instance v4-128 (the '
-    'same as v4:4x4x4, 64 chips) or v5litepod-256 (v5e:16x16)'
+    f'same as v4:4x4x4, 64 chips) or v5litepod-256 (v5e:16x16){others}'
     f'{did_you_mean(name, names)}'
   )
+
+
+def find_any(name: str, where: str) -> Slice | gpus.Node:
+  """Returns the slice of TPUs or the node of GPUs of a name.
+
+  Args:
+    name: for instance 'v4-128', 'v5e:16x16', 'h100:8' or 'h100:2x8'.
+    where: the flag, for the message.
+
+  Raises:
+    UserError: there is neither; the message has the nearest names.
+  """
+  others = f', or of GPUs h100:8 or h100:2x8{gpus.nearest(name)}'
+  return gpus.find(name, where) or find(name, where, others)

@@ -11,6 +11,7 @@ for a custom kernel the figure that it declares.
 import math
 import re
 
+from selective_t5x.attention.kernel_costs import DECLARED_FLOPS
 from selective_t5x.costs.hlo import Operation, Program
 
 _ESTIMATE = re.compile(r'"cost_estimate":\{([^}]*)\}')
@@ -19,6 +20,14 @@ _CONTRACTED = re.compile(r'lhs_contracting_dims=\{([0-9,]*)\}')
 _LABELS = re.compile(r'dim_labels=(\w+)_(\w+)->(\w+)')
 _WINDOW = re.compile(r'window=\{([^}]*)\}')
 _GROUPS = re.compile(r'batch_group_count=([0-9]+)')
+# NVIDIA's libraries and Triton's kernels, by the targets of their calls.
+_TARGET = re.compile(r'custom_call_target="([^"]*)"')
+_TRITON = '__gpu$xla.gpu.triton'
+_PRODUCTS = '__cublas$'
+_ATTENTION = '__cudnn$fmha'
+_CONTRACTED_BY_LIBRARY = re.compile(
+  r'"lhs_contracting_dimensions": ?\[([^\]]*)\]'
+)
 # These move nothing, or the computations that they call are counted.
 _FREE = frozenset(
   'parameter constant tuple get-tuple-element bitcast after-all iota while '
@@ -38,6 +47,18 @@ def further_flops(program: Program) -> int:
     (rounds - 1) * _flops(program, name, operation)
     for name, rounds in program.rounds.items()
     if rounds > 1
+    for operation in program.computations[name].values()
+  )
+
+
+def flops(program: Program) -> int:
+  """Returns the operations of matrix products and kernels, in all iterations.
+
+  For a program of which XLA's own analysis has none: that of a GPU.
+  """
+  return sum(
+    rounds * _flops(program, name, operation)
+    for name, rounds in program.rounds.items()
     for operation in program.computations[name].values()
   )
 
@@ -69,7 +90,7 @@ def _estimate(operation: Operation) -> dict[str, int]:
 
 def _flops(program: Program, computation: str, operation: Operation) -> int:
   if operation.opcode == 'custom-call':
-    return _estimate(operation).get('flops', 0)
+    return _kernel_flops(program.computations[computation], operation)
   if operation.opcode not in ('dot', 'convolution'):
     return 0
   left, right = (
@@ -82,6 +103,29 @@ def _flops(program: Program, computation: str, operation: Operation) -> int:
     depth = math.prod(left[int(axis)] for axis in axes if axis)
     return 2 * depth * math.prod(result.shape)
   return _convolution_flops(operation.rest, left, right, result.shape)
+
+
+def _kernel_flops(inside, operation: Operation) -> int:
+  """Returns the operations of a kernel or of a call to a library."""
+  match = _TARGET.search(operation.rest)
+  target = match[1] if match else ''
+  if target.startswith(_TRITON):
+    counted = DECLARED_FLOPS.search(operation.rest)
+    return int(counted[1]) if counted else 0
+  if target.startswith(_PRODUCTS):
+    left = inside[operation.operands[0]].results[0].shape
+    axes = _CONTRACTED_BY_LIBRARY.search(operation.rest)[1]
+    depth = math.prod(left[int(axis)] for axis in re.findall('[0-9]+', axes))
+    return 2 * depth * math.prod(operation.results[0].shape)
+  if target.startswith(_ATTENTION):
+    # Queries and keys are [B, N, H, D]. A query sees half of the keys.
+    query, key = (
+      inside[name].results[0].shape for name in operation.operands[:2]
+    )
+    pairs = math.prod(query) * key[1]
+    pairs //= 2 if '"CAUSAL"' in operation.rest else 1
+    return 2 * pairs * (5 if 'Backward' in target else 2)
+  return _estimate(operation).get('flops', 0)
 
 
 def _convolution_flops(rest: str, left, right, result) -> int:
@@ -171,7 +215,10 @@ def _read_inside(program: Program, inside, name: str, size: int) -> int:
 
 def _written(program: Program, inside, operation: Operation) -> int:
   """Returns the bytes of a result; for an in-place update, of the update."""
-  arrays = [x.stored_bytes for x in operation.results if not x.on_chip]
+  results = operation.results
+  if _PRODUCTS in operation.rest:
+    results = results[:1]  # The other one is the library's workspace.
+  arrays = [x.stored_bytes for x in results if not x.on_chip]
   if not arrays:
     return 0
   if operation.opcode.endswith('-start'):

@@ -4,6 +4,7 @@ import datetime
 import os
 import pathlib
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -20,6 +21,7 @@ _PACKAGES = (
   'selective_t5x',
   'jax',
   'jaxlib',
+  'jax-cuda12-plugin',
   'flax',
   'optax',
   'orbax-checkpoint',
@@ -82,6 +84,7 @@ def environment() -> dict[str, Any]:
       'count': len(devices),
       'processes': jax.process_count(),
       'cpu_cores': os.cpu_count(),
+      **(_nvidia() if devices[0].platform == 'gpu' else {}),
     },
   }
 
@@ -96,6 +99,18 @@ def write_peak_memory(folder: str | os.PathLike) -> None:
   # macOS counts bytes, Linux kilobytes.
   runs[-1]['peak_rss_bytes'] = peak * (1 if sys.platform == 'darwin' else 1024)
   write_json(epath.Path(folder) / RUN_FILE, {'runs': runs})
+
+
+def _nvidia(
+  driver: pathlib.Path = pathlib.Path('/proc/driver/nvidia/version'),
+) -> dict[str, str | None]:
+  """Returns {'driver': NVIDIA's version}; None where the kernel tells none."""
+  try:
+    text = driver.read_text()
+  except OSError:
+    return {'driver': None}
+  version = re.search(r'Kernel Module\D.*?\s([0-9]+(?:\.[0-9]+)+)', text)
+  return {'driver': version[1] if version else None}
 
 
 def _versions() -> dict[str, str]:

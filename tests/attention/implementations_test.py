@@ -53,6 +53,35 @@ def test_none_picks_the_kernels_on_a_tpu(monkeypatch):
   assert chosen(prefix=True) == 'reference'
 
 
+def test_the_gpu_kernels_say_what_they_lack():
+  with pytest.raises(UserError, match="'pallas_gpu' cannot run here: .* a cpu"):
+    attention.selective_attention(*arrays(), implementation='pallas_gpu')
+  with pytest.raises(UserError, match='at most 128 numbers, and one has 130'):
+    attention.selective_attention(
+      *(np.zeros((1, 4, 2, 65), np.float32) for _ in range(3)),
+      selection_head='mean',
+      implementation='pallas_gpu',
+    )
+
+
+def test_none_picks_the_fused_kernels_on_a_gpu(monkeypatch):
+  monkeypatch.setattr(mesh, 'platform', lambda: 'gpu')
+  monkeypatch.setattr(mesh, 'device_kind', lambda: 'NVIDIA H100 80GB HBM3')
+
+  def chosen(**settings):
+    settings = dict(dtype=jnp.bfloat16, sizes=(64,)) | settings
+    return implementations.choose(None, 'attention', **settings)
+
+  assert chosen(selects=True, sizes=(64, 64)) == 'pallas_gpu'
+  assert chosen(selects=True, sizes=(64, 512)) == 'blocked'
+  assert chosen() == 'cudnn'
+  assert chosen(packed=True) == 'pallas_gpu'
+  assert chosen(dtype=jnp.float32) == 'pallas_gpu'
+  assert chosen(dtype=jnp.float64) == 'blocked'
+  assert chosen(bias=True) == 'blocked'
+  assert chosen(prefix=True) == 'reference'
+
+
 def test_none_picks_what_can_run():
   def chosen(**settings):
     return implementations.choose(None, 'attention', **settings)

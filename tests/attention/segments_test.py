@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from selective_t5x import attention
 from selective_t5x.attention import blocked, masks, memory, reference
+from selective_t5x.attention.gpu import kernels as pallas_gpu
 from selective_t5x.attention.selection import Selection
 from selective_t5x.attention.tpu import kernels as pallas_tpu
 from selective_t5x.attention.variants import temperature
@@ -54,6 +55,12 @@ interpreted = functools.partial(
   interpret=True,
   block_sizes=pallas_tpu.BlockSizes(32, 128),
 )
+interpreted_gpu = functools.partial(
+  pallas_gpu.attention,
+  interpret=True,
+  block_sizes=pallas_gpu.BlockSizes(16, 16, 16),
+)
+KERNELS = ('pallas_tpu', 'pallas_gpu')
 small_blocks = functools.partial(blocked.attention, block=8)
 
 
@@ -96,6 +103,7 @@ FUNCTIONS = {
   | {
     'blocks of 8': of_kernels(small_blocks, selects=False),
     'pallas_tpu': of_kernels(interpreted, selects=False),
+    'pallas_gpu': of_kernels(interpreted_gpu, selects=False),
   },
   'selective': {
     name: functools.partial(attention.selective_attention, implementation=name)
@@ -104,6 +112,7 @@ FUNCTIONS = {
   | {
     'blocks of 8': of_kernels(small_blocks, selects=True),
     'pallas_tpu': of_kernels(interpreted, selects=True),
+    'pallas_gpu': of_kernels(interpreted_gpu, selects=True),
   },
   'window': {
     name: window(implementation=name) for name in ('reference', 'blocked')
@@ -141,7 +150,7 @@ def compiled(group, name):
     out = function(*inputs, segment_ids=ids)
     return jnp.sum(jnp.sin(3 * out)), out
 
-  if name == 'pallas_tpu':
+  if name in KERNELS:
     return properties.compiled(lambda *args: (loss(*args)[1],))
   return properties.compiled(
     lambda *args: jax.grad(loss, has_aux=True)(*args)[::-1]

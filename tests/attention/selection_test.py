@@ -8,6 +8,7 @@ from jax.test_util import check_grads
 
 from selective_t5x import attention
 from selective_t5x.attention import masking_matrix, masks, memory
+from selective_t5x.attention.gpu import kernels as pallas_gpu
 from selective_t5x.attention.selection import Constraints, Selection
 from selective_t5x.attention.tpu import kernels as pallas_tpu
 from tests.attention import loops, properties
@@ -219,14 +220,15 @@ def test_without_relu_no_key_counts_more_than_one_token(implementation, head):
   assert np.all(seen <= position + 1e-5)
 
 
-def test_the_kernels_refuse_selection_without_relu():
+@pytest.mark.parametrize('kernels', [pallas_tpu, pallas_gpu])
+def test_the_kernels_refuse_selection_without_relu(kernels):
   # So that no F of theirs is below zero.
   query, key, value = properties.arrays()
   selection = Selection(
     query[:, :, :1], key[:, :, :1], 0.5, constraints=Constraints(relu=False)
   )
   with pytest.raises(ValueError, match="the paper's three constraints"):
-    pallas_tpu.attention(
+    kernels.attention(
       query,
       key,
       value,

@@ -48,7 +48,7 @@ def test_a_compiled_program():
     .lower(x, x)
     .compile(compiler_options={'xla_backend_optimization_level': 0})
   )
-  one = costs.of_compiled('train', compiled, V4, parameters=1, optimizer=2)
+  one = costs.of_compiled('train', compiled, PART, parameters=1, optimizer=2)
   assert one.flops == 2 * 64**3
   assert one.total >= 3 * 64 * 64 * 4  # Two operands and the result.
   assert one.fits and one.limit == 'hbm'
@@ -73,7 +73,7 @@ def test_the_compilers_word_where_memory_is_short(message):
     def lower(self):
       raise jax.errors.JaxRuntimeError(message)
 
-  one = costs.measure(Refused(), V4)
+  one = costs.measure(Refused(), PART)
   assert not one.fits
   assert one.total == int(40.5 * 2**30)
   assert one.step_seconds is None

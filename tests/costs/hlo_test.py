@@ -33,11 +33,11 @@ ENTRY %main {
 
 def test_kinds_sizes_and_groups():
   assert hlo.collectives(hlo.Program(TEXT)) == [
-    ('all-reduce', 2048, 4),
-    ('all-gather', 2048, 4),
-    ('reduce-scatter', 4096, 4),
-    ('all-reduce', 44, 2),
-    ('collective-permute', 16, 2),
+    ('all-reduce', 2048, (0, 1, 2, 3)),
+    ('all-gather', 2048, (0, 1, 2, 3)),
+    ('reduce-scatter', 4096, (0, 1, 2, 3)),
+    ('all-reduce', 44, (0, 1)),
+    ('collective-permute', 16, (0, 1)),
   ]
 
 
@@ -46,7 +46,31 @@ def test_kinds_sizes_and_groups():
   [('all-reduce', 150), ('all-gather', 75), ('collective-permute', 100)],
 )
 def test_what_a_ring_sends(kind, sent):
-  assert hlo.Collective(kind, 100, 4).sent == sent
+  assert hlo.Collective(kind, 100, (0, 1, 2, 3)).sent == sent
+
+
+@pytest.mark.parametrize(
+  ('groups', 'members'),
+  [
+    ('{{0,8},{1,9}}', (0, 8)),
+    ('[2,8]<=[16]', tuple(range(8))),
+    # Chips that have the same number in their machines of 8.
+    ('[8,2]<=[2,8]T(1,0)', (0, 8)),
+    ('[4,4]<=[2,4,2]T(1,0,2)', (0, 1, 8, 9)),
+    ("mesh['axis_0'=8,'axis_1'=1,'axis_2'=2] {'axis_2'}", (0, 1)),
+    ("mesh['a'=4,'b'=4] {'a'}", (0, 4, 8, 12)),
+  ],
+)
+def test_groups_of_several_machines(groups, members):
+  text = f"""
+ENTRY %main {{
+  %p = f32[8]{{0}} parameter(0)
+  ROOT %x = f32[8]{{0}} all-reduce(%p), replica_groups={groups}, channel_id=1
+}}
+"""
+  (one,) = hlo.collectives(hlo.Program(text))
+  assert one.members == members
+  assert one.leaves(8) == (max(members) >= 8)
 
 
 def test_a_program_of_this_jax():
@@ -113,4 +137,4 @@ ENTRY %main (y: f32[8], m: s32[]) -> f32[8] {
 def test_rounds_of_a_loop_of_the_tpu_compiler(end, carried, rounds):
   text = LOOP.replace('END', end).replace('CARRIED', carried)
   result = hlo.collectives(hlo.Program(text))
-  assert result == [('all-reduce', 32, 2)] * rounds
+  assert result == [('all-reduce', 32, (0, 1))] * rounds

@@ -30,7 +30,7 @@ def test_loops_in_loops():
     compiled(
       lambda x, ws: jax.lax.scan(outer, x, ws), (32, 64), (7, 3, 64, 64)
     ),
-    topologies.CHIPS['v4'],
+    topologies.find('v4-8', '--topology'),
     parameters=0,
     optimizer=0,
   )
@@ -184,4 +184,57 @@ TILED = 2 * 8 * 128  # bf16[8,64] in whole tiles.
 )
 def test_bytes_are_those_of_the_main_memory(operation, moved):
   program = hlo.Program(PLACED.replace('OPERATION', operation))
+  assert traffic.bytes_moved(program) == moved
+
+
+GPU = """
+ENTRY %main (p: bf16[4,512,8,64]) -> bf16[4,512,8,64] {
+  %p = bf16[4,512,8,64]{3,2,1,0} parameter(0)
+  %w = bf16[64,32]{1,0} parameter(1)
+  ROOT %x = LINE
+}
+"""
+KERNEL = (
+  'f32[4,8,512]{2,1,0} custom-call(%p), '
+  'custom_call_target="__gpu$xla.gpu.triton", '
+  'operand_layout_constraints={bf16[4,512,8,64]{3,2,1,0}}, '
+  'backend_config={grid_x = 16 : i32, ir = "ML\\EFR\\0D(4);", '
+  'serialized_metadata = "{\\22cost\\22: \\22flops=29360128;\\22}"}'
+)
+LIBRARY = (
+  '(bf16[4,512,8,32]{3,2,1,0}, s8[33554432]{0}) custom-call(%p, %w), '
+  'custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":'
+  '{"dot_dimension_numbers":{"lhs_contracting_dimensions":["3"],'
+  '"rhs_contracting_dimensions":["0"]}}}'
+)
+ATTENTION = (
+  '(bf16[4,8,512,64]{3,1,2,0}, u8[0]{0}) custom-call(%p, %p, %p), '
+  'custom_call_target="__cudnn$fmhaSoftmax", backend_config='
+  '{"cudnn_fmha_backend_config":{"mask_type":"CAUSAL"}}'
+)
+HEADS = 4 * 512 * 8 * 64
+
+
+@pytest.mark.parametrize(
+  ('line', 'flops', 'moved'),
+  [
+    (KERNEL, 29360128, 2 * HEADS + 4 * 4 * 8 * 512),
+    (LIBRARY, 2 * HEADS * 32, 2 * (HEADS + 64 * 32 + HEADS // 2)),
+    (ATTENTION, 2 * HEADS * 512, 2 * 4 * HEADS),
+    (
+      ATTENTION.replace('fmhaSoftmax', 'fmhaSoftmaxBackward'),
+      5 * HEADS * 512,
+      2 * 4 * HEADS,
+    ),
+    (
+      'bf16[4,512,8,32]{3,2,1,0} dot(%p, %w), lhs_contracting_dims={3}, '
+      'rhs_contracting_dims={0}',
+      2 * HEADS * 32,
+      2 * (HEADS + 64 * 32 + HEADS // 2),
+    ),
+  ],
+)
+def test_calls_of_a_gpus_program(line, flops, moved):
+  program = hlo.Program(GPU.replace('LINE', line))
+  assert traffic.flops(program) == flops
   assert traffic.bytes_moved(program) == moved

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from selective_t5x.attention.fused import product
 from selective_t5x.attention.tpu import tile as pallas_tile
 from selective_t5x.attention.tpu.blocks import KEY, QUERY, Blocks
 from selective_t5x.attention.tpu.forward import Inputs, Outputs, input_specs
@@ -186,10 +187,10 @@ def _key_kernel(
     total = jnp.zeros((plan.block.query, plan.block.key), jnp.float32)
     for head in range(plan.block.heads):
       weights, logit_grads = _head(plan, tile, inputs, saved, head)
-      scratch.value[head] += pallas_tile.product(
+      scratch.value[head] += product(
         weights.astype(plan.dtype), saved.grad[head], transpose_a=True
       )
-      scratch.key[head] += plan.scale * pallas_tile.product(
+      scratch.key[head] += plan.scale * product(
         logit_grads.astype(plan.dtype), inputs.query[head], transpose_a=True
       )
       total += logit_grads
@@ -198,7 +199,7 @@ def _key_kernel(
       selection, scratch.later[...] = _selection(
         plan, tile, saved, total, scratch.later[...]
       )
-      grads.selection_key[...] += pallas_tile.product(
+      grads.selection_key[...] += product(
         selection, inputs.selection_query[...], transpose_a=True
       )
 
@@ -247,13 +248,13 @@ def _query_kernel(
     total = jnp.zeros((plan.block.query, plan.block.key), jnp.float32)
     for head in range(plan.block.heads):
       _, logit_grads = _head(plan, tile, inputs, saved, head)
-      scratch[head] += plan.scale * pallas_tile.product(
+      scratch[head] += plan.scale * product(
         logit_grads.astype(plan.dtype), inputs.key[head]
       )
       total += logit_grads
     if plan.selects:
       selection, _ = _selection(plan, tile, saved, total, saved.later[...])
-      grads.selection_query[...] += pallas_tile.product(
+      grads.selection_query[...] += product(
         selection, inputs.selection_key[...]
       )
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from selective_t5x.attention.tpu import traffic
+from selective_t5x.attention import kernel_costs
 from selective_t5x.attention.tpu.plan import VECTOR_MEMORY, Plan
 
 # Which axis of a tile an operand follows.
@@ -123,7 +123,7 @@ class Blocks:
       type(out)(*(None if x is None else x[part] for x in out))
       for part in (0, 1)
     )
-    (result,) = traffic.counted_call(
+    (result,) = kernel_costs.counted_call(
       lambda *refs: kernel(self.plan, self, *refs),
       operands,
       grid=self.grid,

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from selective_t5x.attention.fused import FAR, product
 from selective_t5x.attention.tpu import tile as pallas_tile
 from selective_t5x.attention.tpu.blocks import KEY, QUERY, Blocks
 from selective_t5x.attention.tpu.plan import Plan
@@ -137,7 +138,7 @@ def _kernel(
   @pl.when(j == 0)
   def _clear():
     scratch.total[...] = jnp.zeros_like(scratch.total)
-    scratch.top[...] = jnp.full_like(scratch.top, -pallas_tile.FAR)
+    scratch.top[...] = jnp.full_like(scratch.top, -FAR)
     scratch.weight[...] = jnp.zeros_like(scratch.weight)
     if outputs.memory is not None:
       outputs.memory[...] = jnp.zeros_like(outputs.memory)
@@ -181,6 +182,6 @@ def _attend(plan, tile, inputs, scratch, head):
   row_weight = jnp.sum(weights, axis=1, keepdims=True)
   scratch.top[head] = top
   scratch.weight[head] = shrink * scratch.weight[head] + row_weight
-  scratch.total[head] = shrink * scratch.total[head] + pallas_tile.product(
+  scratch.total[head] = shrink * scratch.total[head] + product(
     weights.astype(plan.dtype), inputs.value[head]
   )

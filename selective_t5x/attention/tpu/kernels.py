@@ -26,7 +26,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from selective_t5x.attention import derivatives, masks, mesh, nonfinite
+from selective_t5x.attention import derivatives, fused, mesh
 from selective_t5x.attention.selection import ALL, Constraints, Selection
 from selective_t5x.attention.tpu import backward as pallas_backward
 from selective_t5x.attention.tpu import forward as pallas_forward
@@ -56,12 +56,9 @@ def unsupported(
     constraints: those of the selection.
     interpret: as in `attention`.
   """
-  if bias:
-    return 'its kernels add no bias: the gradient of one is N x N'
-  if constraints != ALL:
-    return "its kernels have the paper's three constraints of selection"
-  if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float32):
-    return f'its kernels take bfloat16 or float32, these are {jnp.dtype(dtype)}'
+  lack = fused.unsupported(dtype, bias=bias, constraints=constraints)
+  if lack:
+    return lack
   if not interpret and mesh.platform() != 'tpu':
     return f'it needs a TPU, and programs go to a {mesh.platform()}'
   return None
@@ -105,31 +102,20 @@ def attention(
   )
   if why:
     raise ValueError(f'pallas_tpu cannot run here: {why}')
-  if selection is None and memory_tau is not None:
-    raise ValueError('pallas_tpu: memory_tau needs a selection')
   batch, length, heads, _ = query.shape
-  query, key, value, selection, faults = nonfinite.clean_heads(
-    query, key, value, selection, live=segment_ids
+  call = fused.call(
+    'pallas_tpu',
+    query,
+    key,
+    value,
+    selection=selection,
+    segment_ids=segment_ids,
+    memory_tau=memory_tau,
   )
-  tensors = [query, key, value]
-  if selection is not None:
-    tensors += [selection.query, selection.key]
-    groups = selection.query.shape[2]
-    if heads % groups:
-      raise ValueError(
-        f'pallas_tpu: {groups} selection heads do not divide {heads} heads'
-      )
   padded, block = padded_length(length, block_sizes or BlockSizes())
-  inputs = Inputs(
-    *(
-      _head_major(x, padded, query.dtype)
-      for x in derivatives.reverse_mode_alone(tensors, 'pallas_tpu')
-    )
-  )
-  start = None
-  if segment_ids is not None:
-    start = masks.segment_starts(length, segment_ids)
-    inputs = inputs._replace(start=_padded_start(start, padded))
+  inputs = Inputs(*(_head_major(x, padded, query.dtype) for x in call.tensors))
+  if call.start is not None:
+    inputs = inputs._replace(start=_padded_start(call.start, padded))
 
   def run(inputs):
     plan = _plan(
@@ -148,6 +134,7 @@ def attention(
     # Each shard of the heads has its own selection heads, a copy where several
     # shards share one.
     if selection is not None:
+      groups = selection.query.shape[2]
       copies = math.lcm(groups, split.shards) // groups
       inputs = inputs._replace(
         selection_query=jnp.repeat(inputs.selection_query, copies, axis=1),
@@ -156,12 +143,9 @@ def attention(
     results = (True,) if memory_tau is None else (True, True)
     out, *memory = split.run(run, inputs, results)
   out = out.swapaxes(1, 2)[:, :length].astype(value.dtype)
-  reached, rows = faults.reach(nonfinite.causally(start))
-  out = nonfinite.mark(masks.zero_padding(out, segment_ids), reached)
   if memory_tau is None:
-    return out, None
-  memory = jnp.mean(memory[0], axis=1)[:, :length, 0]
-  return out, nonfinite.mark(memory, jnp.any(rows, axis=-1))
+    return call.results(out, None)
+  return call.results(out, jnp.mean(memory[0], axis=1)[:, :length, 0])
 
 
 def _head_major(x, length, dtype):

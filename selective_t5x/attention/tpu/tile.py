@@ -10,11 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from selective_t5x.attention.fused import FAR, product
 from selective_t5x.attention.tpu.plan import CHUNK, Plan
-
-# Subtracted from the logits where a query may not see a key. It is larger than
-# every logit, and finite, so that a row without any key stays finite.
-FAR = 0.7 * float(jnp.finfo(jnp.float32).max)
 
 _BFLOAT16_BITS = -(2**16)  # 0xffff0000
 
@@ -36,23 +33,6 @@ class Tile(NamedTuple):
   masking: jax.Array | None
   taken_off: jax.Array
   sums: jax.Array | None
-
-
-def product(a, b, *, transpose_a=False, transpose_b=False):
-  """Returns the matrix product in float32; a and b have one dtype.
-
-  The matrix unit multiplies bfloat16 exactly in one pass, and float32 in six.
-  `jax.default_matmul_precision` does not change this.
-  """
-  exact = a.dtype == jnp.float32
-  contract = ((0 if transpose_a else 1,), (1 if transpose_b else 0,))
-  return lax.dot_general(
-    a,
-    b,
-    (contract, ((), ())),
-    precision=lax.Precision.HIGHEST if exact else lax.Precision.DEFAULT,
-    preferred_element_type=jnp.float32,
-  )
 
 
 def make_tile(plan: Plan, i, j, inputs, sums) -> Tile:

@@ -4,14 +4,15 @@ The compiler cannot look into a kernel and reports what its author declares.
 Here nothing is declared: a kernel's grid, index maps and body are read from its
 jaxpr. An operand moves a block each time its block index changes along the
 grid. A matrix product counts at every grid index where its conditions
-(`pl.when`) let it run.
+(`pl.when`) let it run, and in a loop as often as the loop goes round there.
 
-The conditions and index maps of kernels are integer arithmetic on grid indices.
-NumPy evaluates it for all grid indices at once.
+The conditions, the bounds of loops and the index maps of kernels are integer
+arithmetic on grid indices. NumPy evaluates it for all grid indices at once.
 """
 
 import functools
 import math
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ import jax
 import jax.extend
 import numpy as np
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
 
 
 class Cost(NamedTuple):
@@ -26,7 +28,8 @@ class Cost(NamedTuple):
 
   Attributes:
     flops: operations of the matrix products, two for each multiply-add.
-    bytes: bytes moved between the chip's main memory and its vector memory.
+    bytes: bytes moved between the chip's main memory and its vector memory; on
+      GPUs, where caches lie between, those of all operands and results once.
     transcendentals: the number of exponentials and logarithms.
   """
 
@@ -43,6 +46,11 @@ class Cost(NamedTuple):
     )
 
 
+# A GPU's kernel has its operations in its metadata, see `counted_call`. They
+# outlast every way of quoting.
+DECLARED_FLOPS = re.compile('flops=([0-9]+);')
+
+
 def counted_call(kernel, operands: tuple, **spec) -> Any:
   """Calls a kernel and tells XLA its cost.
 
@@ -56,6 +64,9 @@ def counted_call(kernel, operands: tuple, **spec) -> Any:
   """
   call = functools.partial(pl.pallas_call, kernel, **spec)
   cost = total(kernel_costs(call(), *operands))
+  if isinstance(spec.get('compiler_params'), triton.CompilerParams):
+    # These have no field for the estimate, but one for any text.
+    return call(metadata={'cost': f'flops={cost.flops};'})(*operands)
   return call(cost_estimate=cost.estimate())(*operands)
 
 
@@ -82,16 +93,40 @@ def total(costs: list[tuple[str, Cost]]) -> Cost:
   )
 
 
+def loaded(jaxpr) -> int:
+  """Returns the bytes that the loads and stores of a program's kernels move.
+
+  On GPUs they are what the kernels ask of the caches: an upper bound of what
+  the main memory moves, where `Cost.bytes` is a lower one.
+
+  Args:
+    jaxpr: a program.
+
+  Raises:
+    ValueError: see `kernel_costs`.
+  """
+  return sum(
+    times * _body(eqn.params, _indices(eqn.params)).loaded
+    for eqn, times in _calls(jaxpr, 1)
+  )
+
+
 def _kernels(jaxpr, times):
+  for eqn, rounds in _calls(jaxpr, times):
+    cost = kernel_cost(eqn.params)
+    name = eqn.params['name'] or eqn.params['jaxpr'].debug_info.func_name
+    yield name, Cost(*(rounds * x for x in cost))
+
+
+def _calls(jaxpr, times):
+  """Yields each call of a kernel, and how often it runs."""
   for eqn in jaxpr.eqns:
     if eqn.primitive.name == 'pallas_call':
-      cost = kernel_cost(eqn.params)
-      name = eqn.params['name'] or eqn.params['jaxpr'].debug_info.func_name
-      yield name, Cost(*(times * x for x in cost))
+      yield eqn, times
       continue
     inside = times * eqn.params.get('length', 1)
     for sub in jax.extend.core.jaxprs_in_params(eqn.params):
-      yield from _kernels(sub, inside)
+      yield from _calls(sub, inside)
 
 
 def kernel_cost(params) -> Cost:
@@ -101,12 +136,26 @@ def kernel_cost(params) -> Cost:
     ValueError: see `kernel_costs`.
   """
   mapping = params['grid_mapping']
-  grid = mapping.grid
-  indices = np.indices(grid).reshape(len(grid), math.prod(grid))
-  moved = sum(_moved(block, indices) for block in mapping.block_mappings)
-  body = _Body(indices)
-  body.walk(params['jaxpr'], {}, np.ones(indices.shape[1], bool), 1)
+  indices = _indices(params)
+  if isinstance(params['compiler_params'], triton.CompilerParams):
+    arrays = [block.array_aval for block in mapping.block_mappings]
+    moved = sum(x.size * x.dtype.itemsize for x in arrays)
+  else:
+    moved = sum(_moved(block, indices) for block in mapping.block_mappings)
+  body = _body(params, indices)
   return Cost(body.flops, moved, body.transcendentals)
+
+
+def _indices(params):
+  """Returns the grid's indices, one column for each program."""
+  grid = params['grid_mapping'].grid
+  return np.indices(grid).reshape(len(grid), math.prod(grid))
+
+
+def _body(params, indices) -> '_Body':
+  body = _Body(indices)
+  body.walk(params['jaxpr'], {}, np.ones(indices.shape[1], np.int64))
+  return body
 
 
 def _moved(block, indices) -> int:
@@ -189,44 +238,72 @@ def _evaluate_equation(eqn, known, indices) -> None:
 
 
 class _Body:
-  """Adds up the operations of a kernel's body at all grid indices."""
+  """Adds up the operations of a kernel's body at all grid indices.
+
+  Attributes:
+    flops: of matrix products.
+    transcendentals: exponentials and logarithms.
+    loaded: bytes of loads and stores.
+  """
 
   def __init__(self, indices):
     self.indices = indices
     self.flops = 0
     self.transcendentals = 0
+    self.loaded = 0
 
-  def walk(self, jaxpr, known, runs, rounds):
-    """Walks a jaxpr that runs at some grid indices, several rounds in each."""
+  def walk(self, jaxpr, known, times):
+    """Walks a jaxpr that runs some number of times at each grid index."""
     for eqn in jaxpr.eqns:
       name = eqn.primitive.name
-      times = rounds * int(np.sum(runs))
+      count = int(np.sum(times))
       if name == 'dot_general':
-        self.flops += times * product_flops(eqn)
+        self.flops += count * product_flops(eqn)
       elif name in ('exp', 'exp2', 'log'):
-        self.transcendentals += times * math.prod(eqn.outvars[0].aval.shape)
+        self.transcendentals += count * math.prod(eqn.outvars[0].aval.shape)
+      elif name in ('get', 'swap'):
+        aval = eqn.outvars[0].aval
+        self.loaded += count * aval.size * aval.dtype.itemsize
       elif name == 'cond':
-        self._condition(eqn, known, runs, rounds)
+        self._condition(eqn, known, times)
       elif name == 'while':
-        raise ValueError('a kernel loops an unknown number of rounds')
+        self._loop(eqn, known, times)
       else:
         _evaluate_equation(eqn, known, self.indices)
         # The values that a loop carries change from round to round.
         fixed = eqn.params.get('num_consts', len(eqn.invars))
         for sub in jax.extend.core.jaxprs_in_params(eqn.params):
           inside = _arguments(sub.invars[:fixed], eqn.invars[:fixed], known)
-          self.walk(sub, inside, runs, rounds * eqn.params.get('length', 1))
+          self.walk(sub, inside, times * eqn.params.get('length', 1))
 
-  def _condition(self, eqn, known, runs, rounds):
+  def _condition(self, eqn, known, times):
     which = _read(known, eqn.invars[0])
     if which is None:
       raise ValueError(
         'a condition of a kernel hangs on more than its grid indices'
       )
     for number, branch in enumerate(eqn.params['branches']):
-      branch_runs = runs & (np.asarray(which, int) == number)
+      branch_times = times * (np.asarray(which, int) == number)
       inside = _arguments(branch.jaxpr.invars, eqn.invars[1:], known)
-      self.walk(branch.jaxpr, inside, branch_runs, rounds)
+      self.walk(branch.jaxpr, inside, branch_times)
+
+  def _loop(self, eqn, known, times):
+    """Counts `lax.fori_loop`, which goes from a number to below another."""
+    tests, consts = eqn.params['cond_nconsts'], eqn.params['body_nconsts']
+    test = eqn.params['cond_jaxpr'].jaxpr
+    bounds = [
+      _read(known, x) for x in eqn.invars[tests + consts : tests + consts + 2]
+    ]
+    counts = [str(e.primitive) for e in test.eqns] == ['lt'] and (
+      list(test.eqns[0].invars) == list(test.invars[tests : tests + 2])
+    )
+    if not counts or any(x is None for x in bounds):
+      raise ValueError('a kernel loops an unknown number of rounds')
+    first, end = bounds
+    body = eqn.params['body_jaxpr'].jaxpr
+    operands = eqn.invars[tests : tests + consts]
+    inside = _arguments(body.invars[:consts], operands, known)
+    self.walk(body, inside, times * np.maximum(end - first, 0))
 
 
 def _arguments(names, operands, known):

@@ -1,0 +1,204 @@
+"""The forward GPU kernels: the column sums of selection, and attention.
+
+Programs of a GPU run in any order, so F's running sum over earlier queries is
+computed first, at the start of every block of queries: N * N / block numbers.
+Then a tile of F is what came before plus the sum over the rows above in the
+tile, computed once for all heads of a program.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+
+from selective_t5x.attention.fused import FAR, product
+from selective_t5x.attention.gpu import tile as gpu_tile
+from selective_t5x.attention.gpu.blocks import Blocks, Inputs
+from selective_t5x.attention.gpu.plan import Plan
+
+
+class Outputs(NamedTuple):
+  """Results of the attention kernel.
+
+  Attributes:
+    out: [B, N, H, D].
+    lse: f32[B, H, N], the log2 of the sum of the exponentials of each row of
+      logits.
+    memory: f32[B, P, N], M; None if not requested.
+  """
+
+  out: Any
+  lse: Any
+  memory: Any
+
+
+class Sums(NamedTuple):
+  """The result of the kernel of the column sums.
+
+  Attributes:
+    sums: f32[B, G, N / query block, N], the column sums of S above each row of
+      tiles. Tiles above the diagonal are never written, nor read.
+  """
+
+  sums: Any
+
+
+def column_sums(plan: Plan, inputs: Inputs) -> jax.Array | None:
+  """Returns `Sums.sums`; None without selection."""
+  if not plan.selects:
+    return None
+  blocks = Blocks(plan, plan.block.sums)
+  selection = blocks.selection()
+  return blocks.call(
+    _sums_kernel,
+    (inputs.selection_query, inputs.selection_key, inputs.start),
+    name='attention_sums',
+    blocks=plan.length // plan.block.backward_key,
+    in_specs=(selection, selection, blocks.start()),
+    out=Sums(blocks.share(plan.query_blocks, plan.length)),
+  ).sums
+
+
+def _sums_kernel(plan: Plan, _, selection_query, selection_key, start, out):
+  """Goes down the tiles of one block of keys."""
+  j, size = pl.program_id(0), plan.block.backward_key
+  columns = pl.ds(j * size, size)
+  keys = selection_key[columns, :]
+
+  def add(i, sums):
+    out.sums[i, columns] = sums
+    rows = pl.ds(i * plan.block.query, plan.block.query)
+    place = gpu_tile.Place(
+      i * plan.block.query,
+      j * size,
+      plan.block.query,
+      size,
+      None if start is None else start[rows],
+      1,
+    )
+    scores = gpu_tile.selection_scores(
+      plan, place, selection_query[rows, :], keys
+    )
+    return sums + jnp.sum(scores, axis=1)
+
+  first, last = plan.first_query_block(j, size), plan.query_blocks - 1
+  sums = lax.fori_loop(first, last, add, jnp.zeros((size,), jnp.float32))
+  out.sums[last, columns] = sums
+
+
+def forward(plan: Plan, inputs: Inputs, sums: jax.Array | None) -> Outputs:
+  """Runs the attention kernel; `sums` are those of `column_sums`."""
+  blocks = Blocks(plan, plan.block.forward, plan.forward_heads)
+  memory = plan.memory_tau is not None
+  whole = (plan.batch, plan.heads, plan.length)
+  return blocks.call(
+    _forward_kernel,
+    (inputs, sums),
+    name='attention_forward',
+    blocks=plan.query_blocks,
+    in_specs=(blocks.inputs(), sums_spec(blocks)),
+    out=Outputs(
+      (
+        blocks.of_heads(plan.size),
+        jax.ShapeDtypeStruct(inputs.query.shape, plan.dtype),
+      ),
+      (blocks.rows_of_heads(), jax.ShapeDtypeStruct(whole, jnp.float32)),
+      blocks.share(plan.length) if memory else None,
+    ),
+  )
+
+
+def sums_spec(blocks: Blocks) -> pl.BlockSpec | None:
+  """Returns the spec of the column sums: [N / query block, N]."""
+  plan = blocks.plan
+  if not plan.selects:
+    return None
+  return blocks.of_group(plan.query_blocks, plan.length)
+
+
+class _Head(NamedTuple):
+  """The running softmax of a head.
+
+  Attributes:
+    total: f32[Q, D], the weighted sum of the values so far.
+    top: f32[Q], the largest logit so far.
+    weight: f32[Q], the sum of the exponentials so far.
+  """
+
+  total: jax.Array
+  top: jax.Array
+  weight: jax.Array
+
+
+def _forward_kernel(plan: Plan, heads: int, inputs: Inputs, sums, outputs):
+  """Goes along the tiles of one block of queries."""
+  # The last blocks have most tiles: they start first.
+  i = plan.query_blocks - 1 - pl.program_id(0)
+  size = plan.block.query
+  rows = pl.ds(i * size, size)
+  queries = [inputs.query[rows, head, :] for head in range(heads)]
+  start = inputs.start[rows] if plan.packed else None
+  selecting = inputs.selection_query[rows, :] if plan.selects else None
+
+  def attend(j, carry):
+    running, memory = carry
+    columns = pl.ds(j * plan.block.key, plan.block.key)
+    place = gpu_tile.Place(
+      i * size, j * plan.block.key, size, plan.block.key, start, 0
+    )
+    select = before = None
+    if plan.selects:
+      select = (selecting, inputs.selection_key[columns, :])
+      before = sums[i, columns]
+    tile = gpu_tile.make_tile(plan, place, select, before)
+    if memory is not None:
+      memory += _visible_tokens(plan, tile)
+    running = tuple(
+      _attend(
+        plan,
+        tile,
+        queries[head],
+        inputs.key[columns, head, :],
+        inputs.value[columns, head, :],
+        running[head],
+      )
+      for head in range(heads)
+    )
+    return running, memory
+
+  zeros = jnp.zeros((size,), jnp.float32)
+  empty = _Head(
+    jnp.zeros((size, plan.size), jnp.float32),
+    jnp.full((size,), -FAR, jnp.float32),
+    zeros,
+  )
+  carry = ((empty,) * heads, None if outputs.memory is None else zeros)
+  seen = plan.key_blocks_seen(i, plan.block.key)
+  running, memory = lax.fori_loop(0, seen, attend, carry)
+  for head, (total, top, weight) in enumerate(running):
+    outputs.out[rows, head, :] = (total / weight[:, None]).astype(plan.dtype)
+    outputs.lse[head, rows] = top + jnp.log2(weight)
+  if memory is not None:
+    outputs.memory[rows] = memory
+
+
+def _visible_tokens(plan, tile):
+  """Returns the part of M from this tile, f32[Q]."""
+  counted = tile.visible & (tile.masking < plan.memory_tau)
+  seen = jnp.where(counted, 1.0 - tile.masking / plan.memory_tau, 0.0)
+  return jnp.sum(seen, axis=1)
+
+
+def _attend(plan, tile, query, key, value, head: _Head) -> _Head:
+  """Adds a tile of one head to its running softmax."""
+  logits = gpu_tile.head_logits(plan, tile, query, key, 0)
+  top = jnp.maximum(head.top, jnp.max(logits, axis=1))
+  shrink = jnp.exp2(head.top - top)
+  weights = jnp.exp2(logits - top[:, None])
+  return _Head(
+    shrink[:, None] * head.total + product(weights.astype(plan.dtype), value),
+    top,
+    shrink * head.weight + jnp.sum(weights, axis=1),
+  )

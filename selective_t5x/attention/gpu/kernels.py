@@ -1,0 +1,207 @@
+"""Selective attention on NVIDIA GPUs by fused kernels, in Pallas' Triton.
+
+Four kernels, none of which materialises an N x N array:
+
+  sums: the column sums of the selection scores S above each row of tiles, a
+    running sum over the blocks of queries, f32[B, G, N / block, N];
+  forward: for each block of queries, along its tiles: S of the tile, F = those
+    sums + the sum of the rows of S above in the tile; then all heads of the
+    program attend with this F. It saves the log-sum-exp, f32[B, H, N];
+  keys: for each block of keys, from the last queries up: F and the weights
+    again. With A the logits and g the cotangent of M, dF = -(the sum over heads
+    of dA), less g / tau where M counts the key. Its sum over later queries is
+    the gradient of the selection logits where they were positive; what comes
+    from later blocks is carried and saved;
+  queries: for each block of queries, with those saved sums.
+
+Source: arXiv 2410.02703, section 3, for F, and Dao, arXiv 2307.08691, for
+attention in tiles. `tpu.kernels` does the same in the order of a TPU's grid.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from selective_t5x.attention import derivatives, fused, mesh
+from selective_t5x.attention.gpu import backward as gpu_backward
+from selective_t5x.attention.gpu import forward as gpu_forward
+from selective_t5x.attention.gpu.blocks import Inputs
+from selective_t5x.attention.gpu.plan import (
+  LARGEST_SIZE,
+  BlockSizes,
+  Plan,
+  padded_length,
+  padded_size,
+  too_old,
+)
+from selective_t5x.attention.gpu.plan import block_sizes as tiles_of
+from selective_t5x.attention.selection import ALL, Constraints, Selection
+
+__all__ = ['BlockSizes', 'attention', 'unsupported']
+
+
+def unsupported(
+  dtype,
+  *,
+  bias: bool,
+  constraints: Constraints = ALL,
+  sizes: tuple[int, ...] = (),
+  interpret: bool = False,
+) -> str | None:
+  """Returns why `attention` cannot run here, or None if it can.
+
+  Args:
+    dtype: the dtype of the queries.
+    bias: whether the logits or the selection have one.
+    constraints: those of the selection.
+    sizes: D, and E with selection.
+    interpret: as in `attention`.
+  """
+  lack = fused.unsupported(dtype, bias=bias, constraints=constraints)
+  if lack:
+    return lack
+  if max(sizes, default=0) > LARGEST_SIZE:
+    return (
+      f'its kernels take heads of at most {LARGEST_SIZE} numbers, and one has '
+      f'{max(sizes)}'
+    )
+  if interpret:
+    return None
+  if mesh.platform() != 'gpu':
+    return f'it needs an NVIDIA GPU, and programs go to a {mesh.platform()}'
+  if too_old(mesh.device_kind()):
+    return f'it needs an Ampere GPU or a later one, not {mesh.device_kind()}'
+  return None
+
+
+def attention(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  *,
+  selection: Selection | None,
+  scale: float,
+  bias: jax.Array | None = None,
+  segment_ids: jax.Array | None = None,
+  memory_tau: float | None = None,
+  block_sizes: BlockSizes | None = None,
+  interpret: bool = False,
+) -> tuple[jax.Array, jax.Array | None]:
+  """Selective attention by fused kernels, forward and backward, on one device.
+
+  Arguments and results are those of `blocked.attention`, but for:
+    query: bfloat16 or float32, D and E at most 128.
+    bias: None, see Raises.
+    block_sizes: None for those of the GPU, `plan.BY_CHIP`.
+    interpret: whether to run in Pallas' interpreter, on any platform and very
+      slowly.
+
+  Raises:
+    ValueError: if `unsupported` gives a reason, G does not divide H, or there
+      is memory_tau without selection.
+  """
+  sizes = (query.shape[-1],)
+  if selection is not None:
+    sizes += (selection.query.shape[-1],)
+  why = unsupported(
+    query.dtype,
+    bias=bias is not None
+    or (selection is not None and selection.bias is not None),
+    constraints=ALL if selection is None else selection.constraints,
+    sizes=sizes,
+    interpret=interpret,
+  )
+  if why:
+    raise ValueError(f'pallas_gpu cannot run here: {why}')
+  length, size = query.shape[1], query.shape[3]
+  call = fused.call(
+    'pallas_gpu',
+    query,
+    key,
+    value,
+    selection=selection,
+    segment_ids=segment_ids,
+    memory_tau=memory_tau,
+  )
+  block = block_sizes
+  if block is None:
+    kind = '' if interpret else mesh.device_kind()
+    block = tiles_of(kind, max(sizes))
+  padded = padded_length(length, block)
+  inputs = Inputs(*(_whole_tiles(x, padded, query.dtype) for x in call.tensors))
+  if call.start is not None:
+    start = jnp.pad(
+      call.start, ((0, 0), (0, padded - length)), constant_values=padded
+    )
+    inputs = inputs._replace(start=start)
+  plan = _plan(inputs, block, selection, scale, memory_tau, interpret=interpret)
+  out, memory = _attention(plan, inputs)
+  out = out[:, :length, :, :size].astype(value.dtype)
+  if memory is None:
+    return call.results(out, None)
+  return call.results(out, jnp.mean(memory, axis=1)[:, :length])
+
+
+def _whole_tiles(x, length, dtype):
+  """Pads [B, N, H, D] with zeros to whole tiles of a power of two's size."""
+  _, tokens, _, size = x.shape
+  more = ((0, 0), (0, length - tokens), (0, 0), (0, padded_size(size) - size))
+  return jnp.pad(x, more).astype(dtype)
+
+
+def _plan(inputs, block, selection, scale, memory_tau, *, interpret) -> Plan:
+  batch, length, heads, size = inputs.query.shape
+  groups, selection_size = 1, None
+  if selection is not None:
+    _, _, groups, selection_size = inputs.selection_query.shape
+  return Plan(
+    batch=batch,
+    heads=heads,
+    groups=groups,
+    length=length,
+    size=size,
+    selection_size=selection_size,
+    block=block,
+    scale=float(scale),
+    selection_scale=None if selection is None else float(selection.scale),
+    memory_tau=memory_tau,
+    packed=inputs.start is not None,
+    dtype=inputs.query.dtype,
+    interpret=interpret,
+  )
+
+
+def _run(plan: Plan, inputs: Inputs):
+  """Returns the column sums of S and the forward kernel's outputs."""
+  sums = gpu_forward.column_sums(plan, inputs)
+  return sums, gpu_forward.forward(plan, inputs, sums)
+
+
+def _results(plan: Plan, outputs):
+  """Returns out, [B, N, H, D], and M, f32[B, G, N] or None."""
+  if outputs.memory is None:
+    return outputs.out, None
+  # All programs of a group have the same F.
+  shared = plan.heads // plan.groups // plan.forward_heads
+  return outputs.out, outputs.memory[:, ::shared]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(plan: Plan, inputs: Inputs):
+  _, outputs = _run(plan, inputs)
+  return _results(plan, outputs)
+
+
+def _attention_fwd(plan, inputs):
+  run = functools.partial(_run, plan)
+  sums, outputs = derivatives.once(run, 'pallas_gpu')(inputs)
+  return _results(plan, outputs), (inputs, sums, outputs)
+
+
+def _attention_bwd(plan, saved, grads):
+  backward = functools.partial(gpu_backward.backward, plan)
+  return (derivatives.once(backward, 'pallas_gpu')(*saved, *grads),)
+
+
+_attention.defvjp(_attention_fwd, _attention_bwd)

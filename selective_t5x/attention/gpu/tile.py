@@ -1,0 +1,181 @@
+"""The computation of the GPU kernels in one tile of queries and keys.
+
+All arrays are values inside a kernel: Q rows of a query block, K columns of a
+key block. A tile is [Q, K], or [K, Q] in kernels whose programs own keys:
+`query_axis` says where its queries are. Logits and F are in units of log(2)
+where they are subtracted from each other, since GPUs compute 2 ** x.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from selective_t5x.attention.fused import FAR, product
+from selective_t5x.attention.gpu.plan import Plan
+
+LOG2_E = math.log2(math.e)
+
+
+class Tile(NamedTuple):
+  """The visibility and the selection of a tile, each [Q, K] or [K, Q].
+
+  Attributes:
+    visible: bool.
+    scores: f32, S; None without selection.
+    masking: f32, F; None without selection.
+    taken_off: f32, subtracted from the logits in units of log(2): F where
+      visible, else FAR.
+  """
+
+  visible: jax.Array
+  scores: jax.Array | None
+  masking: jax.Array | None
+  taken_off: jax.Array
+
+
+def of_query(x, query_axis):
+  """Returns [Q] as an array that broadcasts over a tile's keys."""
+  return jnp.expand_dims(x, 1 - query_axis)
+
+
+def of_key(x, query_axis):
+  """Returns [K] as an array that broadcasts over a tile's queries."""
+  return jnp.expand_dims(x, query_axis)
+
+
+def product_of(queries, keys, query_axis):
+  """Returns <query, key> of [Q, D] and [K, D] for a tile, in float32."""
+  pair = (queries, keys) if query_axis == 0 else (keys, queries)
+  return product(*pair, transpose_b=True)
+
+
+class Place(NamedTuple):
+  """Where a tile lies.
+
+  Attributes:
+    row: i32[], its first query.
+    column: i32[], its first key.
+    rows: Q.
+    columns: K.
+    start: i32[Q], where the segment of each query starts; None for 0.
+    query_axis: 0 for a tile [Q, K], 1 for [K, Q].
+  """
+
+  row: jax.Array
+  column: jax.Array
+  rows: int
+  columns: int
+  start: jax.Array | None
+  query_axis: int
+
+  def positions(self):
+    """Returns row, column and the segment's start of a tile's elements."""
+    row = self.row + jnp.arange(self.rows, dtype=jnp.int32)
+    column = self.column + jnp.arange(self.columns, dtype=jnp.int32)
+    first = 0 if self.start is None else of_query(self.start, self.query_axis)
+    return (
+      of_query(row, self.query_axis),
+      of_key(column, self.query_axis),
+      first,
+    )
+
+
+def selection_scores(plan: Plan, place: Place, queries, keys):
+  """Returns S of a tile, f32.
+
+  Args:
+    plan: the plan of the call.
+    place: where the tile lies.
+    queries: [Q, E], those of selection.
+    keys: [K, E], those of selection.
+  """
+  row, column, first = place.positions()
+  logits = plan.selection_scale * product_of(queries, keys, place.query_axis)
+  may_mask = (first < column) & (column < row)
+  return jnp.where(may_mask, jnp.maximum(logits, 0.0), 0.0)
+
+
+def make_tile(plan: Plan, place: Place, select, sums) -> Tile:
+  """Computes a tile's selection.
+
+  Args:
+    plan: the plan of the call.
+    place: where the tile lies.
+    select: queries [Q, E] and keys [K, E] of selection; None without it.
+    sums: f32[K], the column sums of S over earlier query blocks; None without
+      selection.
+  """
+  query_axis = place.query_axis
+  row, column, first = place.positions()
+  # A segment is contiguous, so its start is enough.
+  visible = (first <= column) & (column <= row)
+  if not plan.selects:
+    return Tile(visible, None, None, jnp.where(visible, 0.0, FAR))
+  scores = selection_scores(plan, place, *select)
+  # A query's own score acts on later queries alone.
+  above = jnp.cumsum(scores, axis=query_axis) - scores
+  masking = of_key(sums, query_axis) + above
+  taken_off = jnp.where(visible, LOG2_E * masking, FAR)
+  return Tile(visible, scores, masking, taken_off)
+
+
+def head_logits(plan: Plan, tile: Tile, query, key, query_axis):
+  """Returns f32, the logits of a head in units of log(2), less F and mask."""
+  logits = product_of(query, key, query_axis)
+  return (plan.scale * LOG2_E) * logits - tile.taken_off
+
+
+def head_gradients(
+  plan: Plan, tile: Tile, query, key, value, grad, lse, delta, query_axis
+):
+  """Recomputes one head's weights and differentiates through its softmax.
+
+  Args:
+    plan: the plan of the call.
+    tile: the result of `make_tile`.
+    query: [Q, D].
+    key: [K, D].
+    value: [K, D].
+    grad: [Q, D], the cotangent of the output.
+    lse: f32[Q], the log2 of the sum of the exponentials of each row.
+    delta: f32[Q], the product of the output and its cotangent.
+    query_axis: 0 or 1.
+
+  Returns:
+    The weights and the gradient of the logits, f32 each.
+  """
+  logits = head_logits(plan, tile, query, key, query_axis)
+  weights = jnp.exp2(logits - of_query(lse, query_axis))
+  slope = product_of(grad, value, query_axis) - of_query(delta, query_axis)
+  return weights, weights * slope
+
+
+def selection_gradient(
+  plan: Plan, tile: Tile, logit_grads, memory_grad, later, query_axis
+):
+  """Carries the gradient from F to the selection logits.
+
+  Args:
+    plan: the plan of the call.
+    tile: the result of `make_tile`.
+    logit_grads: f32, the gradients of all heads' logits, summed.
+    memory_grad: f32[Q], the cotangent of M; None without M.
+    later: f32[K], the gradient of F summed over later query blocks.
+    query_axis: 0 or 1.
+
+  Returns:
+    f32, the gradient of <query_i, key_j> of the selection head, and `later`
+    including this tile.
+  """
+  grad = -logit_grads
+  if memory_grad is not None:
+    counted = tile.visible & (tile.masking < plan.memory_tau)
+    of_memory = of_query(memory_grad, query_axis) / plan.memory_tau
+    grad -= jnp.where(counted, of_memory, 0.0)
+  total = jnp.sum(grad, axis=query_axis)
+  # The sum over the later queries of this block, and all further ones.
+  below = of_key(later + total, query_axis) - jnp.cumsum(grad, axis=query_axis)
+  grad = jnp.where(tile.scores > 0, plan.selection_scale * below, 0.0)
+  return grad, later + total

@@ -1,0 +1,210 @@
+"""The GPU kernels, compiled for GPUs that are not here: needs the extra [cuda].
+
+`make test-cuda` runs these. Triton refuses much that the interpreter takes, and
+only ptxas knows whether a kernel's numbers fit into registers.
+"""
+
+import importlib.util
+import pathlib
+import re
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas.ops.gpu import attention as triton_attention
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from selective_t5x import attention
+from selective_t5x.attention import implementations
+from selective_t5x.attention.gpu import plan
+from selective_t5x.attention.selection import Selection
+from selective_t5x.costs import gpus
+
+pytest.importorskip(
+  'jax_cuda12_plugin', reason='the extra [cuda] is missing: make install-cuda'
+)
+
+CHIPS = ('a100', 'h100')
+
+
+def mesh_of(chip, data=1, model=1):
+  devices = gpus.devices(gpus.Node(gpus.GPUS[chip], 1, data * model))
+  return Mesh(np.array(devices).reshape(data, model), ('data', 'model'))
+
+
+def like(mesh, *shape, dtype=jnp.bfloat16, spec=()):
+  place = NamedSharding(mesh, PartitionSpec(*spec))
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+
+def lower_gradients(
+  mesh,
+  shape=(2, 512, 4, 64),
+  groups=1,
+  packed=False,
+  memory_tau=None,
+  dtype=jnp.bfloat16,
+  selects=True,
+):
+  x = like(mesh, *shape, dtype=dtype, spec=('data', None, 'model'))
+  ids = None
+  if packed:
+    ids = like(mesh, *shape[:2], dtype=jnp.int32, spec=('data',))
+
+  def run(query, key, value, cotangent, segment_ids):
+    selection = None
+    if selects:
+      selection = Selection(query[:, :, :groups], key[:, :, :groups], 0.1)
+
+    def attend(*heads):
+      return implementations.FAST['pallas_gpu'](
+        *heads,
+        selection=selection,
+        scale=0.1,
+        bias=None,
+        segment_ids=segment_ids,
+        memory_tau=memory_tau,
+      )
+
+    (out, memory), backward = jax.vjp(attend, query, key, value)
+    more = None if memory is None else jnp.ones_like(memory)
+    return out, memory, backward((cotangent, more))
+
+  with jax.set_mesh(mesh):
+    return jax.jit(run).lower(x, x, x, x, ids)
+
+
+def registers(lowered, chip, folder):
+  """Returns {kernel: its bytes of spilled registers}, by ptxas."""
+  lowered.compile(compiler_options={'xla_dump_to': str(folder)})
+  (place,) = importlib.util.find_spec(
+    'nvidia.cuda_nvcc'
+  ).submodule_search_locations
+  major, minor = gpus.GPUS[chip].capability
+  target = f'sm_{major}{minor}' + ('a' if major == 9 else '')
+  spills = {}
+  for file in folder.glob('*.ptx'):
+    if 'attention' not in file.read_text():
+      continue
+    report = subprocess.run(
+      [pathlib.Path(place) / 'bin/ptxas', '-v', f'-arch={target}']
+      + [file, '-o', '/dev/null'],
+      capture_output=True,
+      text=True,
+      check=True,
+    ).stderr
+    for name, stored in re.findall(
+      r"entry function '(\w+)'.*?([0-9]+) bytes spill stores", report, re.S
+    ):
+      spills[name] = int(stored)
+  return {name: x for name, x in spills.items() if 'attention' in name}
+
+
+CASES = {
+  'unpacked': {},
+  'packed with memory': dict(packed=True, memory_tau=1.0),
+  'heads of 128, packed with memory': dict(
+    shape=(2, 512, 4, 128), packed=True, memory_tau=1.0
+  ),
+  'plain': dict(selects=False),
+  'selection per head': dict(groups=4),
+}
+
+
+@pytest.mark.parametrize('chip', CHIPS)
+@pytest.mark.parametrize('case', CASES)
+def test_the_kernels_compile_and_the_forward_one_spills_nothing(
+  chip, case, tmp_path
+):
+  lowered = lower_gradients(mesh_of(chip), **CASES[case])
+  spills = registers(lowered, chip, tmp_path)
+  kind = 'plain' if case == 'plain' else 'selective'
+  names = ['forward', 'keys', 'queries', *['sums'] * (kind == 'selective')]
+  assert set(spills) == {f'{kind}_attention_{name}' for name in names}
+  assert spills[f'{kind}_attention_forward'] == 0
+
+
+@pytest.mark.parametrize('chip', CHIPS)
+def test_odd_lengths_and_sizes_in_float32_compile(chip):
+  lower_gradients(
+    mesh_of(chip), shape=(1, 300, 2, 40), dtype=jnp.float32, packed=True
+  ).compile()
+
+
+def test_a_mesh_splits_the_kernels():
+  mesh = mesh_of('h100', 2, 2)
+  compiled = lower_gradients(mesh, packed=True, memory_tau=1.0).compile()
+  out, memory, grads = compiled.output_shardings
+  for sharding in (out, *grads):
+    assert sharding.is_equivalent_to(
+      NamedSharding(mesh, PartitionSpec('data', None, 'model')), 4
+    )
+  # Each GPU has its rows and heads; only the selection head travels.
+  text = compiled.as_text()
+  assert 'bf16[1,512,2,64]' in text
+  assert 'bf16[2,512,4,64]' not in text
+
+
+@pytest.mark.parametrize('length', [2048, 8192])
+def test_temporaries_are_those_of_rows_and_of_sums_a_block(length):
+  batch, heads, size = 1, 8, 64
+  mesh = mesh_of('h100')
+  shape = (batch, length, heads, size)
+  ours = lower_gradients(mesh, shape=shape).compile()
+
+  def plain(query, key, value, cotangent):
+    out, backward = jax.vjp(
+      lambda *x: triton_attention.mha(*x, None, causal=True), query, key, value
+    )
+    return out, backward(cotangent)
+
+  x = like(mesh, *shape)
+  with jax.set_mesh(mesh):
+    theirs = jax.jit(plain).lower(x, x, x, x).compile()
+  jaxs, mine = (
+    compiled.memory_analysis().temp_size_in_bytes for compiled in (theirs, ours)
+  )
+  block = plan.block_sizes('H100', size)
+  programs = heads // block.backward_heads
+  # The sums of S once, and those of F's gradient of each program.
+  sums = (1 + programs) * length * length // block.query * 4
+  # Queries, keys and values without what is not finite; selection's own.
+  cleaned = (3 * heads + 2) * length * size * 2
+  # What each program adds to the gradients of selection's query and key.
+  shares = 2 * programs * length * size * 4
+  assert mine <= 1.1 * jaxs + batch * (sums + cleaned + shares)
+  assert mine < length * length * 4  # F alone
+
+
+def test_none_picks_the_kernels_for_a_gpu():
+  mesh = mesh_of('h100')
+  x = like(mesh, 1, 256, 2, 64)
+  ids = like(mesh, 1, 256, dtype=jnp.int32)
+
+  def text(function, *more):
+    with jax.set_mesh(mesh):
+      return jax.jit(function).lower(x, x, x, *more).compile().as_text()
+
+  assert 'selective_attention_forward' in text(attention.selective_attention)
+  assert 'fmha' in text(attention.causal_attention)
+  packed = text(
+    lambda *args: attention.causal_attention(*args[:3], segment_ids=args[3]),
+    ids,
+  )
+  assert 'plain_attention_forward' in packed and 'fmha' not in packed
+
+
+@pytest.mark.parametrize('chip', CHIPS)
+def test_cudnn_compiles_with_its_gradients(chip):
+  mesh = mesh_of(chip)
+  x = like(mesh, 2, 512, 4, 64)
+
+  def loss(query, key, value):
+    out = attention.causal_attention(query, key, value, implementation='cudnn')
+    return jnp.sum(out.astype(jnp.float32))
+
+  with jax.set_mesh(mesh):
+    compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x).compile()
+  assert 'fmha' in compiled.as_text()
