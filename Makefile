@@ -8,8 +8,8 @@ TFDS := $(shell grep -i '^tensorflow-datasets==' constraints.txt)
 
 .PHONY: install install-aot install-cuda install-hf install-lm-eval \
   install-trackers install-xm quickstart study study-fast study-context \
-  study-forgetting study-t5 study-pruning test test-all test-aot test-cuda test-hf test-lm-eval \
-  test-trackers api-pages lint format conformance clean bench-attention \
+  study-forgetting study-t5 study-pruning test test-all test-aot test-cuda \
+  test-hf test-lm-eval test-trackers api-pages lint format conformance clean bench-attention \
   bench-convert bench-decode bench-engine bench-forgetting bench-gpu \
   bench-report bench-saving bench-scaling bench-tasks bench-tpu bench-variants \
   fuzz torture t5x-users
@@ -164,9 +164,10 @@ CUDA := JAX_PLATFORMS=cpu JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 XLA_FLAGS= \
   JAX_ENABLE_COMPILATION_CACHE=false \
   $(VENV)-cuda/bin
 
-# What XLA, Triton and ptxas make of the kernels.
+# What XLA, Triton and ptxas make of the kernels and of a train step.
 test-cuda: install-cuda
-	$(CUDA)/python -m pytest tests/attention/gpu/compile_test.py $(ARGS)
+	$(CUDA)/python -m pytest tests/attention/gpu/compile_test.py \
+	  tests/costs/precompile_cuda_test.py $(ARGS)
 
 # Times of the kernels on a GPU; where there is none, counts alone, and why.
 bench-gpu: install-cuda
