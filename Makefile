@@ -8,7 +8,7 @@ TFDS := $(shell grep -i '^tensorflow-datasets==' constraints.txt)
 
 .PHONY: install install-aot install-cuda install-hf install-lm-eval \
   install-trackers install-xm quickstart study study-fast study-context \
-  study-forgetting study-t5 study-pruning test test-all test-aot test-cuda \
+  study-forgetting study-t5 study-pruning arena test test-all test-aot test-cuda \
   test-hf test-lm-eval test-trackers api-pages lint format conformance clean bench-attention \
   bench-convert bench-decode bench-engine bench-forgetting bench-gpu \
   bench-report bench-saving bench-scaling bench-tasks bench-tpu bench-variants \
@@ -52,6 +52,10 @@ study-t5: install
 # Memory of pruned caches, three seeds; FAST=1 for one. docs/pruning_search.md.
 study-pruning: install
 	$(BIN)/python -m selective_t5x.studies.pruning $(if $(FAST),--seeds=1) $(ARGS)
+
+# Every pruning policy on trained models; FAST=1 for one seed. docs/arena.md.
+arena: install
+	$(BIN)/python -m selective_t5x.studies.arena $(if $(FAST),--fast) $(ARGS)
 
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --durations=20
 

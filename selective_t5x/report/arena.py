@@ -1,0 +1,110 @@
+"""Shows the figures of the forgetting arena as table, plot and HTML."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from markupsafe import Markup
+
+from selective_t5x.report import page, plots, tables
+
+_COLUMNS = {
+  'language_loss': ('loss (nats/token)', '.4f'),
+  'needle_accuracy': ('needle accuracy', '.3f'),
+  'cache_bytes': ('bytes of a row', ',.0f'),
+  'tokens_per_second': ('tokens/s', ',.0f'),
+  'certificate': ('largest certificate', '.2g'),
+}
+
+
+def _every(figures: Mapping[str, Any]) -> Iterator[tuple[str, str, dict]]:
+  """Yields (model, policy, the figures of one budget), by model."""
+  models = dict.fromkeys(
+    model for by_model in figures['policies'].values() for model in by_model
+  )
+  for model in models:
+    for policy, by_model in figures['policies'].items():
+      for of_budget in by_model.get(model, ()):
+        yield model, policy, of_budget
+
+
+def table(figures: Mapping[str, Any]) -> tables.Table:
+  """Returns all figures of `studies.arena.summary`, one row a budget."""
+  return tables.Table(
+    title=f'the arena, means of {figures["seeds"]} seeds',
+    header=(
+      'model',
+      'policy',
+      'share of the keys',
+      *(name for name, _ in _COLUMNS.values()),
+    ),
+    rows=tuple(
+      (
+        model,
+        policy,
+        f'{of_budget["share"]:.4g}',
+        *(
+          '' if of_budget[key] is None else format(of_budget[key], form)
+          for key, (_, form) in _COLUMNS.items()
+        ),
+      )
+      for model, policy, of_budget in _every(figures)
+    ),
+  )
+
+
+def frontier(figures: Mapping[str, Any]) -> list[tuple[str, str, dict]]:
+  """Returns what no other has both a lower loss and fewer bytes than.
+
+  They are (model, policy, figures of one budget), from few to many bytes.
+  """
+  every = [
+    entry for entry in _every(figures) if entry[2]['language_loss'] is not None
+  ]
+  every.sort(key=lambda e: (e[2]['cache_bytes'], e[2]['language_loss']))
+  best: list[tuple[str, str, dict]] = []
+  for entry in every:
+    if not best or entry[2]['language_loss'] < best[-1][2]['language_loss']:
+      best.append(entry)
+  return best
+
+
+def figure(figures: Mapping[str, Any]):
+  """Returns the plot of the loss against the keys, a curve a pair."""
+  curves: dict[str, list[dict]] = {}
+  for model, policy, of_budget in _every(figures):
+    if of_budget['language_loss'] is not None and policy != 'whole':
+      curves.setdefault(f'{model}, {policy}', []).append(of_budget)
+  return plots.memory_curves(
+    [
+      plots.Curve(
+        name,
+        [1 / point['share'] for point in points],
+        [point['language_loss'] for point in points],
+      )
+      for name, points in curves.items()
+    ]
+  )
+
+
+def section(figures: Mapping[str, Any]) -> Markup:
+  """Returns the part of a page, as HTML."""
+  best = frontier(figures)
+  return page.render(
+    'arena.html',
+    figure=plots.svg(figure(figures), 'arena'),
+    frontier=tables.Table(
+      title='',
+      header=('model', 'policy', 'share of the keys', 'bytes', 'loss'),
+      rows=tuple(
+        (
+          model,
+          policy,
+          f'{of_budget["share"]:.4g}',
+          f'{of_budget["cache_bytes"]:,.0f}',
+          f'{of_budget["language_loss"]:.4f}',
+        )
+        for model, policy, of_budget in best
+      ),
+    ),
+    every=table(figures),
+  )

@@ -1,0 +1,364 @@
+r"""The forgetting arena: policies on one cache that really shrinks.
+
+  python -m selective_t5x.studies.arena
+  python -m selective_t5x.studies.arena --fast
+
+Trains models on the Wikipedia sample and on the needle grid: plain attention,
+selective attention with and without the memory loss, and learned gates, with
+the model and distilled on the frozen baseline. Then every policy prunes every
+model that it suits, at a quarter, an eighth and a sixteenth of the keys. A cell
+is a model with a policy; it has a file of its own in cells/, so the same
+command resumes an interrupted arena. --fast is one seed of smaller models, with
+fewer of them.
+
+It writes arena.json, arena.txt, arena.html and run.json. The last line printed
+is JSON: the figures of each policy on each model, means over seeds.
+
+Exit codes: 0 done; 2 a flag is wrong; 75 stopped by SIGTERM.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from selective_t5x.budgets import frontier, search
+from selective_t5x.cli import exits, flags
+from selective_t5x.comparisons import compare, plan, training
+from selective_t5x.errors import UserError
+from selective_t5x.pruning import Certified, Policy, Selective, Threshold
+from selective_t5x.pruning.whole_rows import check_suits
+from selective_t5x.report import arena as arena_report
+from selective_t5x.report import page, tables
+from selective_t5x.runs import restore
+from selective_t5x.runs.files import read_json, write_json
+from selective_t5x.runs.record import write_run_record
+from selective_t5x.studies import arena_cells, command
+
+NAME = 'arena'
+LANGUAGE, NEEDLES = 'language', 'needles'
+_ATTENTION = 'gin/attention'
+_MEMORY = f'{_ATTENTION}/memory_loss.gin'
+_DISTIL = (
+  'gin/runs/finetune.gin',
+  f'{_ATTENTION}/distil_gates.gin',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+  """How much is trained and measured.
+
+  Attributes:
+    seeds: seeds a model.
+    files: {experiment: gin files}.
+    bindings: {experiment: 'KEY = VALUE' texts}.
+    steps: {experiment: TRAIN_STEPS}.
+    distil_steps: the further steps in which gates are distilled.
+    batches: of the evaluation split.
+    variants: names in VARIANTS; the first must be the baseline.
+    distilled: names in GATES that are distilled, too.
+  """
+
+  seeds: int
+  files: Mapping[str, tuple[str, ...]]
+  bindings: Mapping[str, tuple[str, ...]]
+  steps: Mapping[str, int]
+  distil_steps: int
+  batches: int
+  variants: tuple[str, ...]
+  distilled: tuple[str, ...]
+
+
+GATES = {
+  'retention': (f'{_ATTENTION}/retention.gin', _MEMORY),
+  'delayed_eviction': (f'{_ATTENTION}/delayed_eviction.gin', _MEMORY),
+}
+VARIANTS = {
+  'baseline': (f'{_ATTENTION}/baseline.gin',),
+  'selective': (f'{_ATTENTION}/selective.gin',),
+  'selective_memory_loss': (f'{_ATTENTION}/selective.gin', _MEMORY),
+  **GATES,
+}
+_FILES = {
+  LANGUAGE: ('gin/experiments/wikipedia_sample_lm.gin',),
+  NEEDLES: ('gin/experiments/needle_grid.gin',),
+}
+_SMALL = (
+  "TASK_FEATURE_LENGTHS = {'targets': 128}",
+  'MAX_LENGTH = 128',
+)
+FULL = Scale(
+  seeds=3,
+  files=_FILES,
+  bindings={LANGUAGE: (), NEEDLES: ()},
+  steps={LANGUAGE: 600, NEEDLES: 1000},
+  distil_steps=200,
+  batches=8,
+  variants=tuple(VARIANTS),
+  distilled=tuple(GATES),
+)
+FAST = Scale(
+  seeds=1,
+  files={
+    LANGUAGE: (*_FILES[LANGUAGE], 'gin/models/sizes/d2.gin'),
+    NEEDLES: _FILES[NEEDLES],
+  },
+  bindings={LANGUAGE: _SMALL, NEEDLES: ()},
+  steps={LANGUAGE: 200, NEEDLES: 400},
+  distil_steps=100,
+  batches=4,
+  variants=('baseline', 'selective', 'retention'),
+  distilled=('retention',),
+)
+# The task whose accuracy counts; each cell of the grid has as many examples.
+_EVALUATED = {NEEDLES: ("EVAL_TASK_NAME = 'needle_grid'",)}
+
+POLICIES: dict[str, Policy] = {
+  **frontier.POLICIES,
+  'threshold': Threshold(),
+  'certified': Certified(),
+}
+# Gates say themselves what goes; other policies are measured on the others.
+_OF_GATES = ('selective', 'threshold', 'certified', 'window')
+UNTRAINED = 'selective_untrained_gates'
+
+
+def policies_of(model: str, attention_fn: Any) -> dict[str, Policy | None]:
+  """Returns the policies that a model's cells have; None keeps every key."""
+  gated = any(model.startswith(name) for name in GATES)
+  names = _OF_GATES if gated else tuple(POLICIES)
+  suitable: dict[str, Policy | None] = {'whole': None}
+  for name in names:
+    try:
+      check_suits(POLICIES[name], attention_fn)
+    except UserError:
+      continue
+    suitable[name] = POLICIES[name]
+  if model.endswith('_distilled'):
+    suitable[UNTRAINED] = Selective()
+  return suitable
+
+
+def train(
+  scale: Scale,
+  experiment: str,
+  folder: pathlib.Path,
+  bindings: Sequence[str],
+  jobs: int,
+) -> list[plan.Cell]:
+  """Trains the missing models of an experiment, and distils their gates.
+
+  Returns:
+    one cell for each model and seed.
+  """
+  files = list(scale.files[experiment])
+  steps = scale.steps[experiment]
+  shared = [
+    *scale.bindings[experiment],
+    f'TRAIN_STEPS = {steps}',
+    *bindings,
+  ]
+  variants = [plan.Variant(name, VARIANTS[name]) for name in scale.variants]
+  compare.compare(
+    files,
+    variants,
+    output_dir=folder,
+    seeds=scale.seeds,
+    gin_bindings=shared,
+    jobs=jobs,
+  )
+  cells = plan.make_cells(files, variants, range(scale.seeds), shared, folder)
+  distilled = []
+  for seed in range(scale.seeds) if scale.distilled else ():
+    start = folder / plan.folder_name(variants[0].name, seed)
+    _, checkpoint = restore.find(str(start))
+    first = int(checkpoint.name.partition('_')[2])
+    distilled += plan.make_cells(
+      files,
+      [
+        plan.Variant(
+          f'{name}_distilled',
+          (_DISTIL[0], *GATES[name], _DISTIL[1]),
+          (f'INITIAL_CHECKPOINT_PATH = {str(checkpoint)!r}',),
+        )
+        for name in scale.distilled
+      ],
+      [seed],
+      # The last binding of a macro holds.
+      [
+        *shared,
+        f'TRAIN_STEPS = {first + scale.distil_steps}',
+        'EVAL_WITH_METRICS = None',
+        'WARMUP_STEPS = 1',
+        'LEARNING_RATE = 0.01',
+      ],
+      folder,
+    )
+  training.run_cells(distilled, jobs=jobs)
+  return [*cells, *distilled]
+
+
+def measure(
+  output_dir: pathlib.Path,
+  experiment: str,
+  cells: Sequence[plan.Cell],
+  batches: int,
+) -> Iterator[dict[str, Any]]:
+  """Measures the missing cells of an experiment, and yields all of them.
+
+  Decoding is timed for the language models of seed 0 alone: other seeds have
+  the same shapes.
+
+  Raises:
+    UserError: a cell's file is of another model or other settings.
+  """
+  for cell in cells:
+    bindings = _EVALUATED.get(experiment, ())
+    with restore.restored(str(cell.folder), gin_bindings=bindings) as run:
+      identity = search.identity_of(run.config, run.checkpoint)
+      attention_fn = run.model.module.config.attention_fn
+      budgets = [max(2, run.length // share) for share in (4, 8, 16)]
+      data = run.batches(batches)
+      for name, policy in policies_of(cell.variant, attention_fn).items():
+        file = output_dir / 'cells' / experiment / cell.name / f'{name}.json'
+        settings = {
+          'experiment': experiment,
+          'model': cell.variant,
+          'seed': cell.seed,
+          'policy': name,
+          'definition': repr(policy),
+          'batches': batches,
+          'context': run.length,
+          'timed': experiment == LANGUAGE and cell.seed == 0,
+        }
+        state = search.read_state(file, settings, identity)
+        if state is None:
+          print(f'{experiment}: {cell.name}, {name}', flush=True)
+          points = arena_cells.measure(
+            arena_cells.untrained_gates(run) if name == UNTRAINED else run,
+            policy,
+            data,
+            budgets,
+            timed=settings['timed'],
+          )
+          state = {'settings': settings, 'identity': identity, 'points': points}
+          file.parent.mkdir(parents=True, exist_ok=True)
+          write_json(file, state)
+        yield {**settings, 'points': state['points']}
+
+
+def summary(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """Returns the figures of each policy on each model, means over seeds.
+
+  Args:
+    cells: from `measure`, of both experiments.
+
+  Returns:
+    seeds: their number; policies: {policy: {model: [figures]}}, the figures of
+    one budget, from large to small: share of the keys, language_loss,
+    needle_accuracy, cache_bytes, tokens_per_second and certificate, the largest
+    of both experiments; None where nothing was measured.
+  """
+  grouped: dict[tuple[str, str], dict[str, list]] = {}
+  for cell in cells:
+    by_experiment = grouped.setdefault((cell['policy'], cell['model']), {})
+    by_experiment.setdefault(cell['experiment'], []).append(cell['points'])
+  policies: dict[str, dict[str, list]] = {}
+  for (policy, model), by_experiment in grouped.items():
+    count = len(next(iter(by_experiment.values()))[0])
+    figures = []
+    for i in range(count):
+
+      def mean(experiment, key, i=i, found=by_experiment):
+        values = [points[i][key] for points in found.get(experiment, [])]
+        values = [value for value in values if value is not None]
+        return sum(values) / len(values) if values else None
+
+      certificates = [
+        points[i]['certificate']['max']
+        for of_seeds in by_experiment.values()
+        for points in of_seeds
+        if points[i]['certificate']
+      ]
+      figures.append(
+        {
+          'share': 1 if policy == 'whole' else 1 / (4, 8, 16)[i],
+          'language_loss': mean(LANGUAGE, 'loss'),
+          'needle_accuracy': mean(NEEDLES, 'accuracy'),
+          'cache_bytes': mean(LANGUAGE, 'cache_bytes'),
+          'tokens_per_second': mean(LANGUAGE, 'tokens_per_second'),
+          'certificate': max(certificates, default=None),
+        }
+      )
+    policies.setdefault(policy, {})[model] = figures
+  return {
+    'policies': policies,
+    'seeds': len({cell['seed'] for cell in cells}),
+  }
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs `python -m selective_t5x.studies.arena`."""
+
+  def add_flags(parser):
+    parser.add_argument(
+      '--fast', action='store_true', help='one seed of smaller models'
+    )
+
+  args, bindings = command.parse(NAME, __doc__, argv, add_flags)
+  scale = FAST if args.fast else FULL
+  if any('--seeds' in word for word in argv):
+    scale = dataclasses.replace(scale, seeds=args.seeds)
+  if args.gin_file:
+    scale = dataclasses.replace(
+      scale,
+      files={k: (*v, *args.gin_file) for k, v in scale.files.items()},
+    )
+  output_dir = pathlib.Path(args.output_dir)
+  if args.dry_run:
+    for experiment in scale.files:
+      distilled = [f'{name}_distilled' for name in scale.distilled]
+      print(
+        f'{experiment}: {scale.steps[experiment]} steps, seeds: {scale.seeds}, '
+        f'models: {", ".join([*scale.variants, *distilled])}'
+      )
+    return
+  cells = []
+  for experiment in scale.files:
+    trained = train(
+      scale, experiment, output_dir / experiment, bindings, args.jobs
+    )
+    cells += measure(output_dir, experiment, trained, scale.batches)
+  write(output_dir, cells)
+  figures = read_json(output_dir / f'{NAME}.json')['figures']
+  print(tables.text(arena_report.table(figures)))
+  print(json.dumps(figures))
+
+
+def write(output_dir: pathlib.Path, cells: Sequence[Mapping[str, Any]]) -> None:
+  """Writes the figures, the table and the page of measured cells."""
+  figures = summary(cells)
+  write_json(
+    output_dir / f'{NAME}.json',
+    {
+      'command': flags.command_line(),
+      'figures': figures,
+      'cells': list(cells),
+    },
+  )
+  write_run_record(output_dir, run_mode='study', seed=None)
+  text = tables.text(arena_report.table(figures))
+  (output_dir / f'{NAME}.txt').write_text(text + '\n', encoding='utf-8')
+  document = page.page(
+    'The forgetting arena',
+    'Quality, bytes and speed of policies on one cache that really shrinks.',
+    flags.command_line(),
+    more=[arena_report.section(figures)],
+  )
+  (output_dir / f'{NAME}.html').write_text(document, encoding='utf-8')
+
+
+if __name__ == '__main__':
+  exits.run_main(main)
