@@ -12,7 +12,7 @@ import pytest
 STEPS = 12
 
 
-def _arguments(model_dir):
+def _arguments(model_dir, settings):
   return [
     '--run_mode=train',
     '--gin_file=gin/experiments/wikipedia_sample_lm.gin',
@@ -25,6 +25,7 @@ def _arguments(model_dir):
     '--gin.DROPOUT_RATE=0.1',
     # Shuffled, packed text; bytes need no training of a vocabulary.
     "--gin.vocabularies.Choice.kind='bytes'",
+    *settings,
   ]
 
 
@@ -57,12 +58,29 @@ def _run_until(step, metrics, commands, arguments, folder):
   return commands.wait(process, 60), err.read_text()
 
 
+# The second drops dead keys; with so large an eps some die at once.
+SETTINGS = [
+  (),
+  pytest.param(
+    ('--gin.attention.selective_attention.forget_below=0.9',),
+    marks=pytest.mark.slow,
+    id='forgetting',
+  ),
+]
+
+
+@pytest.fixture(scope='module', params=SETTINGS)
+def settings(request):
+  """More arguments of a run."""
+  return request.param
+
+
 @pytest.fixture(scope='module')
-def uninterrupted(commands, tmp_path_factory):
+def uninterrupted(commands, tmp_path_factory, settings):
   """The folder of a run that nothing stopped."""
   folder = tmp_path_factory.mktemp('uninterrupted') / 'run'
   run = commands.run(
-    'selective_t5x.main', _arguments(folder), pathlib.Path.cwd()
+    'selective_t5x.main', _arguments(folder, settings), pathlib.Path.cwd()
   )
   assert run.returncode == 0, run.stderr[-3000:]
   return folder
@@ -73,7 +91,7 @@ def uninterrupted(commands, tmp_path_factory):
   'steps', [(8,), pytest.param((2, 4, 8), marks=pytest.mark.slow)]
 )
 def test_a_killed_run_resumes_deterministically(
-  steps, uninterrupted, commands, tmp_path
+  steps, settings, uninterrupted, commands, tmp_path
 ):
   expected = _steps(uninterrupted / 'train/metrics.jsonl')
   assert [record['step'] for record in expected] == list(range(1, STEPS + 1))
@@ -85,7 +103,7 @@ def test_a_killed_run_resumes_deterministically(
       step,
       broken / 'train/metrics.jsonl',
       commands,
-      _arguments(broken),
+      _arguments(broken, settings),
       tmp_path,
     )
     assert code in (0, -signal.SIGKILL), stderr[-3000:]
@@ -93,7 +111,7 @@ def test_a_killed_run_resumes_deterministically(
   # A run of milliseconds may end before the signal.
   assert killed >= min(2, len(steps))
   run = commands.run(
-    'selective_t5x.main', _arguments(broken), pathlib.Path.cwd()
+    'selective_t5x.main', _arguments(broken, settings), pathlib.Path.cwd()
   )
   assert run.returncode == 0, run.stderr[-3000:]
 
