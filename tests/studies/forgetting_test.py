@@ -76,7 +76,7 @@ def test_a_tiny_page_of_trained_models(tmp_path, capsys):
   assert last.keys() == {'selective', 'selective_memory_loss'}
   saved = json.loads((tmp_path / 'forgetting.json').read_text())
   of = saved['models']['selective']
-  assert list(of['steps']) == ['2', '4'] and of['kinds']
+  assert list(of['steps']) == ['0', '2', '4'] and of['kinds']
   assert 0 <= of['steps']['4']['masked'][0] <= 1
   assert 1 <= of['ranks'][0]['rank_99'] <= 46
   assert (tmp_path / 'kinds.png').exists()

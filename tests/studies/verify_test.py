@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from selective_t5x.comparisons import compare
+from selective_t5x.comparisons import compare, plan
 from selective_t5x.errors import RunError, UserError
 from selective_t5x.studies import keep, verify
 from tests.support import fake_training
@@ -134,3 +134,21 @@ def test_a_folder_of_another_run_is_refused(kept):
     run(kept, '--cell=toy/baseline-seed0')
   with pytest.raises(UserError, match='no comparison.json'):
     verify.kept_runs(kept.parent / 'again')
+
+
+@pytest.mark.slow
+def test_a_real_run_is_the_same_to_the_bit(tmp_path, capsys):
+  compare.compare(
+    ['gin/experiments/variable_assignment.gin', 'gin/test/tiny.gin'],
+    [plan.Variant('selective', ('gin/attention/selective.gin',))],
+    output_dir=tmp_path / 'study' / 'toy',
+  )
+  keep.keep(tmp_path / 'study', tmp_path / 'kept')
+  argv = [str(tmp_path / 'kept'), f'--output_dir={tmp_path / "again"}']
+  verify.main(argv)
+  result = json.loads(capsys.readouterr().out.splitlines()[-1])
+  assert result['figures'] == 4 and result['differences'] == []
+  # Bindings, data and program are recorded, and the same.
+  assert result['fingerprints'] == []
+  (run,) = verify.kept_runs(tmp_path / 'kept')
+  assert all(run.record['fingerprints'].values())
