@@ -25,16 +25,24 @@ _FIGURES = {
   ),
   'copy': ('study/copy/comparison.json', 'fast/copy/comparison.json'),
   'parity': ('study/parity/comparison.json', 'fast/parity/comparison.json'),
-  'parity_interleaved': ('fast_2/parity_interleaved/comparison.json',),
+  'parity_interleaved': (
+    'study/parity_interleaved/comparison.json',
+    'fast_2/parity_interleaved/comparison.json',
+  ),
   'language_modelling': (
     'study/language_modelling/comparison.json',
     'pruning/comparison.json',
   ),
   'language_modelling_250_steps': (
+    'fast_3/language_modelling_250_steps/comparison.json',
     'fast_2/language_modelling_250_steps/comparison.json',
     'fast/language_modelling_250_steps/comparison.json',
   ),
+  'language_modelling_even_heads': (
+    'study/language_modelling_even_heads/comparison.json',
+  ),
   'language_modelling_even_heads_250_steps': (
+    'fast_3/language_modelling_even_heads_250_steps/comparison.json',
     'fast_2/language_modelling_even_heads_250_steps/comparison.json',
   ),
   'pruning': ('pruning/pruning.json',),

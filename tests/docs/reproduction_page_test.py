@@ -7,6 +7,7 @@ import pytest
 
 from selective_t5x.errors import UserError
 from selective_t5x.studies import page, reproduction, where_it_loses
+from selective_t5x.studies.claims import CLAIMS
 
 DOCS = pathlib.Path(__file__).resolve().parents[2] / 'docs'
 STUDIES = DOCS / 'studies'
@@ -17,6 +18,15 @@ def test_the_tables_are_those_of_the_kept_figures():
   assert {'memory_loss', 'downstream_tasks'} <= decided.keys()
   text = (DOCS / 'reproduction.md').read_text()
   assert text == page.with_tables(text, STUDIES)
+
+
+def test_figures_of_every_experiment_have_a_place():
+  experiments = {
+    experiment
+    for claim in CLAIMS.values()
+    for experiment in (claim.experiment, claim.fast)
+  }
+  assert experiments - {None} <= page._FIGURES.keys()
 
 
 def test_what_loses_is_what_the_kept_figures_say():
