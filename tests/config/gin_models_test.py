@@ -1,12 +1,16 @@
 """The gin files of models and attention build what they say."""
 
+import dataclasses
+import functools
 import math
+import types
 
 import gin
 import jax
 import numpy as np
 import pytest
 
+from selective_t5x import attention, network
 from selective_t5x.config import files as config_files
 from selective_t5x.errors import UserError
 
@@ -124,3 +128,59 @@ def test_a_saved_config_builds_the_same_model():
   assert again.module.config.emb_dim == model.module.config.emb_dim == 128
   assert again.module.config.attention_fn.__name__ == 'selective_attention'
   assert gin.config_str() == saved
+
+
+def test_macros_make_the_decoder_a_llama():
+  """Every macro of decoder.gin and of rotary.gin reaches the network."""
+  config = build(
+    'gin/models/sizes/synthetic.gin',
+    'gin/architectures/rotary.gin',
+    'gin/attention/selective_per_group.gin',
+    bindings=[
+      *SMALL,
+      'NUM_HEADS = 4',
+      'NUM_KV_HEADS = 2',
+      'QK_NORM = False',
+      'QKV_BIAS = True',
+      'OUT_BIAS = True',
+      'MLP_BIAS = True',
+      "MLP_ACTIVATIONS = ('gelu', 'linear')",
+      'NORM_EPSILON = 1e-3',
+      'NORM_ADDS_ONE = True',
+      'EMBEDDING_SCALE = 3.0',
+      'LOGITS_VIA_EMBEDDING = True',
+      'LOGITS_SCALE = 0.5',
+      'BOS_ID = 7',
+      'ROPE_THETA = 50.0',
+      "ROPE_SCALING = 'llama3'",
+      'ROPE_FACTOR = 4.0',
+      'ROPE_LOW_FREQ_FACTOR = 2.0',
+      'ROPE_HIGH_FREQ_FACTOR = 5.0',
+      'ROPE_ORIGINAL_LENGTH = 24',
+    ],
+  ).module.config
+  expected = dataclasses.replace(
+    config,
+    num_kv_heads=2,
+    qk_norm=False,
+    qkv_bias=True,
+    out_bias=True,
+    mlp_bias=True,
+    mlp_activations=('gelu', 'linear'),
+    norm_epsilon=1e-3,
+    norm_adds_one=True,
+    embedding_scale=3.0,
+    logits_via_embedding=True,
+    logits_scale=0.5,
+    bos_id=7,
+    rotary=network.Rotary(50.0, 'llama3', 4.0, 2.0, 5.0, 24),
+  )
+  assert config == expected
+  _, out = logits_of(types.SimpleNamespace(module=network.Decoder(config)))
+  groups = functools.partial(attention.selective_attention, selection_groups=2)
+  _, same = logits_of(
+    types.SimpleNamespace(
+      module=network.Decoder(dataclasses.replace(config, attention_fn=groups))
+    )
+  )
+  np.testing.assert_array_equal(out, same)
