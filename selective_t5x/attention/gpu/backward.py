@@ -208,7 +208,7 @@ def _key_kernel(
     return tuple(added), of_selection, later
 
   zeros = jnp.zeros((size, plan.size), jnp.float32)
-  carry = (((zeros, zeros),) * heads, None, None)
+  carry: tuple = (((zeros, zeros),) * heads, None, None)
   if plan.selects:
     carry = (
       carry[0],

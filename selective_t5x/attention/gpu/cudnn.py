@@ -4,6 +4,8 @@ They know neither selection nor segments that cost no N x N mask, and take
 bfloat16 alone; `gpu.kernels` does the rest.
 """
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
@@ -63,7 +65,7 @@ def attention(
   bias: jax.Array | None = None,
   segment_ids: jax.Array | None = None,
   memory_tau: float | None = None,
-  implementation: str = 'cudnn',
+  implementation: Literal['cudnn', 'xla'] = 'cudnn',
 ) -> tuple[jax.Array, None]:
   """Plain causal attention by `jax.nn`, on one device.
 
@@ -92,8 +94,11 @@ def attention(
     segment_ids=None,
     memory_tau=None,
   )
+  cleaned = [x.astype(query.dtype) for x in call.tensors]
   out = jax.nn.dot_product_attention(
-    *(x.astype(query.dtype) for x in call.tensors),
+    cleaned[0],
+    cleaned[1],
+    cleaned[2],
     scale=scale,
     is_causal=True,
     implementation=implementation,

@@ -101,7 +101,7 @@ def attention(
     ValueError: if `unsupported` gives a reason, G does not divide H, or there
       is memory_tau without selection.
   """
-  sizes = (query.shape[-1],)
+  sizes: tuple[int, ...] = (query.shape[-1],)
   if selection is not None:
     sizes += (selection.query.shape[-1],)
   why = unsupported(
