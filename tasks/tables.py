@@ -253,7 +253,7 @@ def _readable(file: str) -> Iterator[None]:
   """
   try:
     yield
-  except (pa.ArrowException, OSError, EOFError) as error:
+  except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     raise UserError(
       f'{file}: neither a parquet file nor an Arrow stream that can be read: '
@@ -273,15 +273,16 @@ def _types(file: str, columns: Columns) -> dict[str, tf.DType]:
     else:
       with pa.memory_map(file) as opened:
         schema = pa.ipc.open_stream(opened).schema
+    names = schema.names
   types = {}
   for feature, column in columns.items():
-    if column not in schema.names:
+    if column not in names:
       raise UserError(
         f'{file}: no column {column!r} for {feature!r}: it has '
-        f'{", ".join(schema.names) or "none"}'
-        f'{did_you_mean(column, schema.names)}'
+        f'{", ".join(names) or "none"}'
+        f'{did_you_mean(column, names)}'
       )
-    if schema.names.count(column) > 1:
+    if names.count(column) > 1:
       raise UserError(f'{file}: several columns are called {column!r}')
     arrow_type = schema.field(column).type
     types[feature] = _tensorflow_type(arrow_type)
@@ -354,8 +355,11 @@ def _arrow_batches(
       return
     with pa.memory_map(file) as opened:
       for batch in pa.ipc.open_stream(opened):
+        batch = batch.select(list(columns))
+        # A broken file would else end the process.
+        batch.validate(full=True)
         for start in range(0, batch.num_rows, _ROWS):
-          yield batch.select(list(columns)).slice(start, _ROWS)
+          yield batch.slice(start, _ROWS)
 
 
 def _values(
@@ -372,5 +376,11 @@ def _values(
     array = array.dictionary_decode()
   if dtype == tf.string:
     # An empty array of objects has no type that TensorFlow knows.
-    return np.array([text.encode() for text in array.to_pylist()], object)
+    try:
+      return np.array([text.encode() for text in array.to_pylist()], object)
+    except UnicodeDecodeError as error:
+      raise UserError(
+        f'{file}: the column {column!r} is not UTF-8 in one of the rows from '
+        f'{first} on'
+      ) from error
   return array.to_numpy(zero_copy_only=False).astype(dtype.as_numpy_dtype)

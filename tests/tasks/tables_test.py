@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import random
 import shlex
 
 import gin
@@ -200,6 +201,31 @@ def test_a_missing_value_is_one_line_with_its_row(tmp_path):
     data_reading.reading('the training data'),
   ):
     read(source)
+
+
+@pytest.mark.parametrize(
+  'name', ['a.parquet', 'saved/data-00000-of-00001.arrow']
+)
+def test_a_file_with_other_bytes_is_read_or_refused_in_one_line(folder, name):
+  data, rng = (folder / name).read_bytes(), random.Random(0)
+  broken, columns = folder / 'broken', {'text': 'text', 'label': 'label'}
+  refused = 0
+  for _ in range(100):
+    changed = bytearray(data)
+    for _ in range(rng.choice([1, 3, 10])):
+      changed[rng.randrange(len(data))] = rng.randrange(256)
+    broken.write_bytes(changed[: rng.choice([None, rng.randrange(len(data))])])
+    try:
+      types = tables._types(str(broken), columns)
+      part = tables.Part((str(broken),))
+      for batch in tables._batches(
+        str(broken).encode(), part=part, columns=columns, types=types
+      ):
+        assert set(batch) == set(columns)
+    except UserError as error:
+      refused += 1
+      assert '\n' not in str(error)
+  assert refused > 20
 
 
 def test_an_unknown_split_is_refused(folder):
