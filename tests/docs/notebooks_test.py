@@ -4,6 +4,7 @@ import ast
 import pathlib
 import shlex
 import shutil
+import sys
 
 import nbformat
 import pytest
@@ -37,7 +38,7 @@ def run(name, parameters, commands, folder):
     lines, code = parts(cell)
     for line in lines:
       words = shlex.split(line.format(**namespace))
-      assert words[:2] == ['python', '-m']
+      assert words[:2] == [sys.executable, '-m']
       done = commands.run(words[2], words[3:], folder)
       assert done.returncode == 0, done.stderr[-3000:]
     *body, last = [*ast.parse(code).body] or [ast.Pass(lineno=1, col_offset=0)]
