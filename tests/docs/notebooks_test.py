@@ -110,6 +110,7 @@ def test_ones_own_t5_comes_in_and_goes_out(commands, folder, capsys):
       'RESULTS': 'out',
       'STEPS': 2,
       'FADE_STEPS': 1,
+      'BUDGET': 4,
       'MORE': '--gin.BATCH_SIZE=2 --gin.EVAL_STEPS=1 --gin.EVAL_PERIOD=1 '
       '--gin.WARMUP_STEPS=0 '
       "--gin.TASK_FEATURE_LENGTHS=\"{'inputs': 32, 'targets': 16}\"",
@@ -117,7 +118,9 @@ def test_ones_own_t5_comes_in_and_goes_out(commands, folder, capsys):
     commands,
     folder,
   )
-  assert (folder / 'out/exported/config.json').exists()
+  for name in ('exported', 'exported_selective'):
+    assert (folder / 'out' / name / 'config.json').exists()
+  assert list((folder / 'out/exported_selective').glob('*.py'))
   printed = capsys.readouterr().out
   assert 'selective wikipedia_sample_span_corruption loss in nats' in printed
   assert 'baseline/checkpoint_2' in printed
