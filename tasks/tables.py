@@ -23,6 +23,7 @@ import seqio
 import tensorflow as tf
 
 from selective_t5x.errors import UserError, did_you_mean
+from selective_t5x.tasks import text_reader
 
 _STATE = 'state.json'
 _SPLITS = 'dataset_dict.json'
@@ -234,7 +235,7 @@ def _files_of_folder(folder: str, what: str, split: str | None) -> list[str]:
 
 def _json(file: str) -> dict:
   try:
-    return json.loads(pathlib.Path(file).read_text())
+    return json.loads(text_reader.whole(file))
   except ValueError as error:
     raise UserError(f'{file}: not JSON ({error})') from error
 
@@ -254,7 +255,8 @@ def _readable(file: str) -> Iterator[None]:
   try:
     yield
   except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    first, *_ = str(error).split('\n')
+    reason = first or type(error).__name__
     raise UserError(
       f'{file}: neither a parquet file nor an Arrow stream that can be read: '
       f'{reason}'
