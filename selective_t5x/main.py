@@ -11,7 +11,8 @@ gin files are applied in order, then the --gin.KEY=VALUE flags; later values
 win. Files are searched in the current folder, in --gin_search_paths and among
 the suite's files. A string needs quotes inside the shell's quotes.
 --run_mode=precompile compiles the steps for an absent --topology and
-reports what they need (docs/precompile.md).
+reports what they need (docs/precompile.md); with T5X's precompile.gin it
+compiles the train step for the devices that are here.
 
 Exit codes:
   0    done
@@ -135,9 +136,21 @@ def _check_topology() -> None:
       if FLAGS[name].value:
         raise UserError(f'--{name} is for --run_mode=precompile')
     return
+  config = reader.load(FLAGS.gin_file, FLAGS.gin_bindings, search_paths())
+  of_t5x = entry_points.where(config, entry_points.PRECOMPILE)
   if not FLAGS.topology:
+    if not of_t5x:
+      raise UserError(
+        'no --topology: expected for instance v5e:16x16, v4-128 or h100:8, '
+        "or T5X's t5x/configs/runs/precompile.gin"
+      )
+    if FLAGS.compare_gin:
+      raise UserError('--compare_gin needs a --topology')
+    return
+  if of_t5x:
     raise UserError(
-      'no --topology: expected for instance v5e:16x16, v4-128 or h100:8'
+      f'--topology={FLAGS.topology} takes the files of a training run: leave '
+      f"out T5X's precompile, which {of_t5x} configures"
     )
   if isinstance(topologies.find_any(FLAGS.topology, '--topology'), gpus.Node):
     if importlib.util.find_spec('jax_cuda12_plugin') is None:
@@ -184,13 +197,12 @@ def make_sessions() -> list[Session]:
   Raises:
     UserError: a configuration is invalid.
   """
-  precompile = FLAGS.run_mode == entry_points.PRECOMPILE
   paths = search_paths()
   return [
     Session(
       [*FLAGS.gin_file, *more],
       FLAGS.gin_bindings,
-      run_mode='train' if precompile else FLAGS.run_mode,
+      run_mode='train' if FLAGS.topology else FLAGS.run_mode,
       search_paths=paths,
     )
     for more in ((), *((file,) for file in FLAGS.compare_gin))
@@ -219,9 +231,8 @@ def main(argv: list[str]) -> None:
 
   from selective_t5x.config import unused_bindings
 
-  precompile = FLAGS.run_mode == entry_points.PRECOMPILE
   with sessions[0] as session:
-    if not FLAGS.dry_run and not precompile:
+    if not FLAGS.dry_run and not FLAGS.topology:
       _run(session)
       _warn(unused_bindings.after(session))
       return
@@ -246,6 +257,9 @@ def _run(session: Session) -> None:
   from selective_t5x.runs import lock as run_lock
 
   is_training = FLAGS.run_mode == 'train'
+  if FLAGS.run_mode == entry_points.PRECOMPILE:
+    session.run()  # it leaves no results to record
+    return
   model = session.bound('model')
   if is_training:
     microbatches.check(session.entry, model)

@@ -17,12 +17,15 @@ MODULES = {
   'train': ('t5x.train', 'train'),
   'eval': ('t5x.eval', 'evaluate'),
   'infer': ('t5x.infer', 'infer'),
+  # With a --topology the suite's own, of the files of a training run.
+  'precompile': ('t5x.precompile', 'precompile'),
 }
+# The others are imported for their own runs alone.
+_ALWAYS = ('train', 'eval', 'infer')
 # What T5X's files of inference find there besides, from the same module.
 _OF_INFER = ('create_task_from_tfexample_file', 'write_inferences_to_file')
-# This mode compiles the training step of the same files.
 PRECOMPILE = 'precompile'
-RUN_MODES = (*MODULES, PRECOMPILE)
+RUN_MODES = tuple(MODULES)
 
 
 def run_mode_of(config: Config) -> str:
@@ -31,12 +34,7 @@ def run_mode_of(config: Config) -> str:
   Raises:
     UserError: there is none, or more than one.
   """
-  modes = {
-    mode: binding.where
-    for mode, (_, name) in MODULES.items()
-    for binding in config.bindings
-    if binding.full_selector == f'__main__.{name}' and binding.name == 'model'
-  }
+  modes = {mode: place for mode in MODULES if (place := where(config, mode))}
   if len(modes) == 1:
     return next(iter(modes))
   places = ', '.join(f'{mode} ({where})' for mode, where in modes.items())
@@ -46,19 +44,27 @@ def run_mode_of(config: Config) -> str:
   )
 
 
-@functools.cache
-def register() -> dict[str, Callable[..., Any]]:
-  """Puts the functions of all modes into __main__; returns {mode: function}.
+def where(config: Config, run_mode: str) -> str:
+  """Returns the place where a mode's function gets its model, or ''."""
+  name = f'__main__.{MODULES[run_mode][1]}'
+  places = (
+    binding.where
+    for binding in config.bindings
+    if binding.full_selector == name and binding.name == 'model'
+  )
+  return next(places, '')
 
-  With all of them, the files of a training run also load for its evaluation.
+
+def register(run_mode: str | None = None) -> dict[str, Callable[..., Any]]:
+  """Puts the functions of modes into __main__; returns {mode: function}.
+
+  With several, the files of a training run also load for its evaluation.
+
+  Args:
+    run_mode: a mode to register beside train, eval and infer.
   """
-  import gin
-
-  entries = {}
-  for run_mode, (module, name) in MODULES.items():
-    entries[run_mode] = getattr(importlib.import_module(module), name)
-    setattr(sys.modules['__main__'], name, entries[run_mode])
-    gin.register(entries[run_mode], '__main__')
+  modes = dict.fromkeys([*_ALWAYS, *([run_mode] if run_mode else [])])
+  entries = {mode: _register(mode) for mode in modes}
   infer = importlib.import_module('t5x.infer')
   for name in _OF_INFER:
     setattr(sys.modules['__main__'], name, getattr(infer, name))
@@ -66,6 +72,19 @@ def register() -> dict[str, Callable[..., Any]]:
   return entries
 
 
+@functools.cache
+def _register(run_mode: str) -> Callable[..., Any]:
+  """Puts the function of one mode into __main__ and returns it."""
+  import gin
+
+  module, name = MODULES[run_mode]
+  entry = getattr(importlib.import_module(module), name)
+  setattr(sys.modules['__main__'], name, entry)
+  gin.register(entry, '__main__')
+  return entry
+
+
+@functools.cache
 def _register_models() -> None:
   """Registers T5X's model classes for bindings of the command line.
 

@@ -69,7 +69,7 @@ class Session:
     gin.clear_config()
     try:
       if self.run_mode is not None:
-        self.entry = entry_points.register()[self.run_mode]
+        self.entry = entry_points.register(self.run_mode)[self.run_mode]
       apply.parse(
         self.config, self.gin_files, self._bindings, self.search_paths
       )

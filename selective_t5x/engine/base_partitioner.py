@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax
 import jax
@@ -15,9 +15,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from selective_t5x.errors import UserError
-from t5x.local_chunks import LocalChunker, LocalChunkInfo
 from t5x.meshes import HardwareMesh, global_mesh_defined
 from t5x.train_state import TrainState
+
+if TYPE_CHECKING:  # beside the engine
+  from t5x.local_chunks import LocalChunker, LocalChunkInfo
 
 JaxDevice = jax.Device
 LogicalAxisRules = Sequence[tuple[str, str | tuple[str, ...] | None]]
@@ -178,7 +180,7 @@ class BasePartitioner(abc.ABC):
 
   @property
   @abc.abstractmethod
-  def _local_chunker(self) -> LocalChunker:
+  def _local_chunker(self) -> 'LocalChunker':
     """Says which parts of arrays this process holds."""
 
   @property
@@ -256,7 +258,7 @@ class BasePartitioner(abc.ABC):
     self,
     global_shape: Sequence[int],
     mesh_axes: Sequence[str | tuple[str, ...] | None],
-  ) -> LocalChunkInfo:
+  ) -> 'LocalChunkInfo':
     """Returns the part of an array on this process, see LocalChunker."""
     return self._local_chunker.get_local_chunk_info(global_shape, mesh_axes)
 

@@ -116,8 +116,8 @@ def restore_iterator(
   if not folder.is_dir():
     raise UserError(
       f'{path} holds no train iterator: it was saved with '
-      'SaveCheckpointConfig.save_dataset = False, so the order of the data '
-      'cannot go on where it was'
+      'SaveCheckpointConfig.save_dataset = False, so the training data cannot '
+      'be resumed at its position'
     )
   layout = partitioner.get_data_layout()
   files = IteratorHandler(layout.shard_id, layout.num_shards, False)
@@ -133,7 +133,7 @@ def restore_iterator(
     severity = {type(None): 0, UserError: 1}.get(type(error), 2)
     worst = int(np.max(multihost_utils.process_allgather(np.array(severity))))
     if worst > severity:
-      problem = 'of another process the training data cannot go on there'
+      problem = 'another process cannot resume its training data from it'
       error = (UserError if worst == 1 else OSError)(f'{path}: {problem}')
   if error is not None:
     raise error

@@ -37,7 +37,7 @@ class Results:
     merge: MergeFn | None,
   ):
     """Stores the folder, the results' name in it, the settings that the results
-    depend on, and what merges the chunks; None: they stay.
+    depend on, and the function that merges the chunks; None: they stay.
     """
     self.path = epath.Path(output_dir) / name
     self._settings, self._merge = settings, merge
@@ -56,8 +56,8 @@ class Results:
     if not self._marker.exists():
       if self.path.exists() and not record.exists():
         raise UserError(
-          f'{self.path}: nothing says what it is of: move it away or give '
-          'another output folder'
+          f'{self.path}: it has no record of the settings that produced it; '
+          'move it, or give another output folder'
         )
       return False
     self._check(self._marker)
@@ -65,7 +65,7 @@ class Results:
       self._remove_chunks()
       return True
     if self._merge is not None:
-      # A function of one's own writes where it wants.
+      # A user's function may write anywhere.
       return self._merge is not merge_chunks_to_file
     return self._count() > 0
 
@@ -149,7 +149,7 @@ def merge_chunks_to_file(
 
   Args:
     output_dir: the folder of the joined file.
-    output_fname: its name; the files are named so, with -chunk00000.
+    output_fname: its name; a chunk's name is this one and -chunk00000.
     tmp_dir: the folder of the chunks.
     step: unused.
 

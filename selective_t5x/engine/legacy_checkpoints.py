@@ -32,7 +32,7 @@ class LegacyReader:
     """Reads the msgpack file.
 
     Raises:
-      UserError: it is not msgpack, or of a version that no T5X reads any more.
+      UserError: it is not msgpack, or T5X no longer supports its version.
     """
     self._path = path
     file = epath.Path(path) / FILE
@@ -92,8 +92,8 @@ class LegacyReader:
     saved = self._leaves[name]
     if saved['metadata'].get('dtype') == '<u2':
       raise UserError(
-        f'{self._path}: {name} is saved as uint16, for bfloat16 in versions of '
-        'T5X that are long gone'
+        f'{self._path}: {name} is saved as uint16, the bfloat16 of versions of '
+        'T5X that are no longer supported'
       )
     relative = saved['kvstore'].get('path') or saved.get('path')
     path = os.path.join(self._path, relative)

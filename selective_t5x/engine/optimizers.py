@@ -2,12 +2,11 @@
 
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optax
 
 from selective_t5x.errors import UserError
-from t5x.multi_optimizer import MultiOptimizer  # noqa: F401
 from t5x.optax_optimizers import (  # noqa: F401
   OptaxStatePartitionRules,
   OptaxWrapper,
@@ -18,6 +17,17 @@ from t5x.optimizer_defs import (
   OptimizerDef,
   OptimizerState,
 )
+
+if TYPE_CHECKING:  # see __getattr__
+  from t5x.multi_optimizer import MultiOptimizer  # noqa: F401
+
+
+def __getattr__(name: str) -> Any:
+  """Returns MultiOptimizer, which only T5X's users use."""
+  if name != 'MultiOptimizer':
+    raise AttributeError(f'module t5x.optimizers has no attribute {name!r}')
+  return importlib.import_module('t5x.multi_optimizer').MultiOptimizer
+
 
 Dtype = Any
 OptimizerType = Optimizer

@@ -6,7 +6,9 @@ over several TPU slices, 'replica'.
 """
 
 import functools
+import importlib
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 from absl import logging
@@ -28,7 +30,6 @@ from t5x.base_partitioner import (  # noqa: F401
   host_local_array_to_global_array,
   with_sharding_constraint,
 )
-from t5x.local_chunks import LocalChunker, LocalChunkInfo  # noqa: F401
 from t5x.meshes import (  # noqa: F401
   HardwareMesh,
   OtherMesh,
@@ -42,6 +43,16 @@ from t5x.meshes import (  # noqa: F401
   global_mesh_defined,
 )
 from t5x.train_state import TrainState
+
+if TYPE_CHECKING:  # see __getattr__
+  from t5x.local_chunks import LocalChunker, LocalChunkInfo  # noqa: F401
+
+
+def __getattr__(name: str) -> Any:
+  """Returns a name that only T5X's users use, not the engine."""
+  if name not in ('LocalChunker', 'LocalChunkInfo'):
+    raise AttributeError(f'module t5x.partitioning has no attribute {name!r}')
+  return getattr(importlib.import_module('t5x.local_chunks'), name)
 
 
 def standard_logical_axis_rules(
@@ -99,8 +110,8 @@ class BasePjitPartitioner(BasePartitioner):
   _logical_axis_rules: LogicalAxisRules = ()
 
   @functools.cached_property
-  def _local_chunker(self) -> LocalChunker:
-    return LocalChunker(self.mesh)
+  def _local_chunker(self) -> 'LocalChunker':
+    return __getattr__('LocalChunker')(self.mesh)
 
   @functools.cached_property
   def mesh(self) -> Mesh:

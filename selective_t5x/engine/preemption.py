@@ -8,8 +8,14 @@ from collections.abc import Callable, Iterator
 import jax
 from jax.experimental import multihost_utils
 
+from selective_t5x.errors import Interrupted
+
 # SIGTERM lets an evaluation finish, unless it waits this long for one batch.
 LONG_WAIT_SECONDS = 20.0
+
+
+class PreemptionError(Interrupted):
+  """Training has to stop; a trainer raises it, and the run saves its state."""
 
 
 class Notice:

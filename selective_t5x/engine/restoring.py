@@ -16,7 +16,7 @@ from t5x.lazy_arrays import materialized
 
 
 def get_local_data(x: Any) -> Any:
-  """Returns this process's part of a jax.Array; other values as they are."""
+  """Returns this process's shard of a jax.Array; other values unchanged."""
   if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer):
     return x.addressable_data(0)
   return x
@@ -209,7 +209,7 @@ def check(
     if missing[0].startswith('state/'):
       raise UserError(
         f'{path} has the state of another optimiser, without {some(missing)}: '
-        'to begin it anew, RestoreCheckpointConfig.assignment_map = '
+        'to reset the state, RestoreCheckpointConfig.assignment_map = '
         "[('state/param_states/.*', None)] and fallback_to_scratch = True"
       )
     problems.append(f'without {some(missing)}{did_you_mean(missing[0], extra)}')

@@ -1,4 +1,4 @@
-"""The train state that a run begins with."""
+"""The train state that a run starts from."""
 
 import jax
 from absl import logging
@@ -59,14 +59,14 @@ def first_train_state(
       continue
     for bad, error in broken:
       logging.warning(
-        '%s. Going on from %s; the other is kept as %s',
+        '%s. Resuming from %s; the unreadable one was renamed to %s',
         error,
         path,
         checkpoints.put_aside(bad),
       )
     return state
   raise UserError(
-    f'{broken[0][1]}; there is no other checkpoint in {model_dir} to go on '
-    'from (KEEP_CHECKPOINTS = 2 or more keeps some). Put back a copy of it, or '
-    'give another MODEL_DIR to begin anew'
+    f'{broken[0][1]}; {model_dir} has no other checkpoint to resume from '
+    '(KEEP_CHECKPOINTS = 2 or more keeps some). Restore a copy of it, or set '
+    'another MODEL_DIR to start from scratch'
   )

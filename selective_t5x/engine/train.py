@@ -108,7 +108,7 @@ def train(
       infer_eval_dataset_cfg.
     get_dataset_fn: makes the train dataset, see `datasets.get_dataset`.
     concurrent_metrics: unused: metrics are computed during the next steps, and
-      actions see them before the run goes on.
+      actions see them before the next step.
     actions: {'TRAIN', 'TRAIN_EVAL' or 'INFER_EVAL': actions}; an action watches
       metrics and may stop training. T5X names a train step's task 'train'.
     train_eval_get_dataset_fn: makes the evaluation datasets, see
@@ -118,8 +118,8 @@ def train(
     use_orbax: False saves in T5X's older layout, with
       SaveCheckpointConfig.checkpointer_cls.
     verify_matching_vocabs_fn: checks task against model, or None.
-    gc_period: steps between collections of Python's garbage, which does not
-      happen otherwise; 0: when Python wants.
+    gc_period: steps between garbage collections, which are off between them;
+      0: Python's own schedule.
 
   Returns:
     (the last step, the last train state).
@@ -175,11 +175,8 @@ def train(
       verify_matching_vocabs_fn=verify_matching_vocabs_fn,
     )
     if not evaluator.eval_tasks:
-      raise UserError(
-        'train.infer_eval_dataset_cfg: '
-        f'{infer_eval_dataset_cfg.mixture_or_task_name!r} has no metrics, or '
-        f'no split {infer_eval_dataset_cfg.split!r}; None does without'
-      )
+      _warn_of_no_metrics(infer_eval_dataset_cfg)
+      evaluator = None
 
   batch_spec = datasets.global_batch_spec(train_iter, layout.batch_size)
   initializer = train_state_initializer_cls(
@@ -302,6 +299,21 @@ def train(
   return step, trainer.train_state
 
 
+def _warn_of_no_metrics(cfg: utils.DatasetConfig) -> None:
+  """Logs that the tasks to evaluate have no metrics, with which T5X continues.
+
+  Raises:
+    UserError: no task has the split.
+  """
+  provider = datasets.get_mixture_or_task(cfg)
+  datasets.check_split(provider, cfg.split)
+  logging.warning(
+    'train.infer_eval_dataset_cfg: %r has no metrics, so this run has no '
+    'evaluation with metrics; None (EVAL_WITH_METRICS) asks for none',
+    provider.name,
+  )
+
+
 @contextlib.contextmanager
 def _saving(manager):
   """Waits for a running save at any end, and removes a failed one's remains."""
@@ -317,7 +329,7 @@ def _saving(manager):
 
 @contextlib.contextmanager
 def _evaluation_may_end(model_dir: str, trainer):
-  """Ends the run without saving if an evaluation waits for data in vain.
+  """Ends the run without saving if an evaluation gets no data.
 
   Its metrics are missing, so the step before it must be repeated.
   """
@@ -330,7 +342,7 @@ def _evaluation_may_end(model_dir: str, trainer):
 
 def _interruption(model_dir: str, step: int) -> str:
   saved = checkpoints.all_steps(model_dir)
-  last = f'checkpoint_{saved[-1]}' if saved else 'the beginning'
+  last = f'checkpoint_{saved[-1]}' if saved else 'step 0'
   return (
     f'stopped by SIGTERM after step {step}; the same command resumes from '
     f'{last}'

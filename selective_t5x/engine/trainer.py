@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import clu.metrics
 import clu.values
@@ -24,6 +24,7 @@ from t5x import data_reading, metric_managers, models, partitioning
 # T5X exports the actions, the types and the parts of a step from this module.
 from t5x.actions import *  # noqa: F403
 from t5x.metric_managers import Unfinished
+from t5x.preemption import PreemptionError  # noqa: F401
 from t5x.step_observers import compiled_step_observers, notify
 from t5x.train_step import (  # noqa: F401
   BATCH_SPEC,
@@ -38,7 +39,18 @@ from t5x.train_step import (  # noqa: F401
   eval_step,
   merge_metrics,
 )
-from t5x.trainer_types import *  # noqa: F403
+
+if TYPE_CHECKING:  # see __getattr__
+  from t5x.trainer_types import *  # noqa: F403
+
+
+def __getattr__(name: str) -> Any:
+  """Returns the name of a type, which only T5X's users use."""
+  from t5x import trainer_types
+
+  if name not in trainer_types.__all__:
+    raise AttributeError(f'module t5x.trainer has no attribute {name!r}')
+  return getattr(trainer_types, name)
 
 
 def _time() -> float:

@@ -30,29 +30,37 @@ def query_init(head_dim: int) -> Callable[..., jax.Array]:
   return nn.initializers.variance_scaling(1 / head_dim, 'fan_in', 'normal')
 
 
-def distance_buckets(distance: np.ndarray, *, both_ways: bool) -> np.ndarray:
-  """Sorts distances into the NUM_BUCKETS that share a learned bias.
+def distance_buckets(
+  distance: np.ndarray,
+  *,
+  both_ways: bool,
+  num_buckets: int = NUM_BUCKETS,
+  max_distance: int = MAX_DISTANCE,
+) -> np.ndarray:
+  """Sorts distances into the buckets that share a learned bias.
 
   Each short distance has its own bucket. Then buckets widen logarithmically up
-  to MAX_DISTANCE; all longer distances share the last one. Source: arXiv
+  to max_distance; all longer distances share the last one. Source: arXiv
   1910.10683, section 2.1.
 
   Args:
     distance: i64[...], position of the key minus position of the query.
     both_ways: whether keys may be ahead of queries. They then have half of the
       buckets; else they share the bucket of distance 0.
+    num_buckets: the number of buckets.
+    max_distance: the first distance that is in the last bucket.
 
   Returns:
-    i64[...], from 0 to NUM_BUCKETS - 1.
+    i64[...], from 0 to num_buckets - 1.
   """
   ahead = distance > 0
-  buckets = NUM_BUCKETS // 2 if both_ways else NUM_BUCKETS
+  buckets = num_buckets // 2 if both_ways else num_buckets
   back = np.abs(distance) if both_ways else np.maximum(-distance, 0)
   exact = buckets // 2
   # In float32 as in T5X; otherwise a distance at a border could move.
   ratio = np.maximum(back, 1).astype(np.float32) / exact
   steps = np.log(ratio + np.finfo(np.float32).eps) / math.log(
-    MAX_DISTANCE / exact
+    max_distance / exact
   )
   wide = exact + (steps * (buckets - exact)).astype(np.int64)
   bucket = np.where(back < exact, back, np.minimum(wide, buckets - 1))

@@ -368,7 +368,7 @@ def test_chunks_are_merged_later(whole, saved, tmp_path):
 
 def test_results_that_do_not_say_what_they_are_of_are_left(saved, tmp_path):
   (tmp_path / NAME).write_text('{}\n')
-  with pytest.raises(UserError, match='nothing says what it is of'):
+  with pytest.raises(UserError, match='no record of the settings'):
     infer_run.run(saved[0], tmp_path)
   assert _content(tmp_path) == {pathlib.Path(NAME): b'{}\n'}
 

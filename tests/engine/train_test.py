@@ -223,7 +223,14 @@ def test_the_tasks_own_metrics_are_taken_while_training(tmp_path):
   assert action.values[0] != action.values[1]
 
 
-def test_a_task_without_metrics_is_not_evaluated_while_training(tmp_path):
+def test_training_warns_of_a_task_without_metrics_as_t5x_goes_on(
+  tmp_path, caplog
+):
   args = _infer_eval_args(infer_eval_dataset_cfg=tiny.dataset_cfg('validation'))
-  with pytest.raises(UserError, match="'tiny_text' has no metrics"):
-    train.train(**tiny.train_args(tmp_path, **args))
+  caplog.set_level('WARNING', logger='absl')
+  step, _ = train.train(**tiny.train_args(tmp_path, total_steps=2, **args))
+  assert step == 2
+  assert "'tiny_text' has no metrics" in caplog.text
+  args = _infer_eval_args(infer_eval_dataset_cfg=tiny.dataset_cfg('validatoin'))
+  with pytest.raises(UserError, match='validatoin'):
+    train.train(**tiny.train_args(tmp_path, total_steps=4, **args))

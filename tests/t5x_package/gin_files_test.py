@@ -4,7 +4,7 @@ import gin
 import pytest
 
 from selective_t5x import tasks  # noqa: F401, registers
-from selective_t5x.config import entry_points, reader
+from selective_t5x.config import entry_points, reader, unused_bindings
 from selective_t5x.config import files as config_files
 from selective_t5x.config.session import Session
 from selective_t5x.errors import UserError
@@ -30,8 +30,6 @@ REQUIRED = {
   'TF_EXAMPLE_FILE_TYPE': "'tfrecord'",
   'FEATURE_LENGTHS': "{'inputs': 32, 'targets': 16}",
 }
-# It waits for a function of the engine.
-NOT_YET = 'runs/precompile.gin'
 PUBLISHED = {
   't5_1_1/small': 76_961_152,
   't5_1_1/base': 247_577_856,
@@ -61,15 +59,13 @@ def _fresh_gin():
 
 
 def test_every_file_parses_and_says_what_it_needs():
-  entry_points.register()
+  entry_points.register('precompile')
   for folder in config_files.search_paths('embedded'):
     gin.add_config_file_search_path(folder)
   for name in FILES:
     header = (FOLDER / name).read_text().split('from __gin__')[0]
     assert header.startswith('# ')
     assert any(w in header for w in ('Required', 'Provides', 'Overrides')), name
-    if name.endswith(NOT_YET):
-      continue
     with gin.unlock_config():
       gin.clear_config()
       gin.parse_config_files_and_bindings([name], [], finalize_config=False)
@@ -115,25 +111,65 @@ def test_a_run_of_t5xs_guides_could_start_plain_and_selective(names):
   assert attention_of([*names, SELECTIVE]) == 'selective_attention'
 
 
+_MISSING = reader.Macro('gin.REQUIRED')
 _BYTES = """from __gin__ import dynamic_registration
 import seqio
 VOCABULARY = @seqio.ByteVocabulary()"""
 
 
-def attention_of(names, more=()):
-  """Returns the attention of the decoder in a run that passes all checks."""
+def session_of(names, more=()):
+  """Returns the configuration of a run with all that its files require."""
   files = [name for name in names if name]
-  paths = config_files.search_paths('embedded')
-  loaded = reader.load(files, [], paths)
-  missing = reader.Macro('gin.REQUIRED')
-  macros = {k for k, b in loaded.macros().items() if b.value == missing}
+  loaded = reader.load(files, [], config_files.search_paths('embedded'))
+  macros = {k for k, b in loaded.macros().items() if b.value == _MISSING}
   bindings = [f'{k} = {v}' for k, v in REQUIRED.items() if k in macros]
-  with Session(
+  return Session(
     files,
     [*bindings, _BYTES, *more],
     run_mode=entry_points.run_mode_of(loaded),
-  ) as session:
+  )
+
+
+def attention_of(names, more=()):
+  """Returns the attention of the decoder in a run that passes all checks."""
+  with session_of(names, more) as session:
     return session.bound('model').module.config.attention_fn.__name__
+
+
+MODEL_OF = {
+  't5x/examples/decoder_only/': 't5x/examples/decoder_only/models/base.gin',
+  't5x/examples/scalable_t5/umt5/': (
+    't5x/examples/scalable_t5/umt5/architectures/encoder_decoder.gin'
+  ),
+  't5x/examples/scalable_t5/': 't5x/examples/scalable_t5/t5_1_1/small.gin',
+  't5x/contrib/gpu/': 't5x/contrib/gpu/t5/t5_1_1/small.gin',
+  't5x/': MODEL,
+}
+
+
+def run_with(name):
+  """Returns the files of a run with a file: it may lack a model or a run."""
+  loaded = reader.load([name], [], config_files.search_paths('embedded'))
+  files = [name]
+  try:
+    entry_points.run_mode_of(loaded)
+  except UserError:
+    run = 't5x/configs/runs/finetune.gin'
+    files = [name, run] if 'MODEL' in loaded.macros() else [run, name]
+  macros = loaded.macros()
+  if 'MODEL' not in macros or macros['MODEL'].value == _MISSING:
+    folder = next(f for f in MODEL_OF if name.startswith(f))
+    files = [MODEL_OF[folder], *files]
+  return files
+
+
+@pytest.mark.parametrize('name', smoke.first(FILES, 4))
+def test_a_run_with_every_file_could_start(name):
+  with session_of(run_with(name)) as session:
+    warnings = unused_bindings.before(session)
+    assert gin.config_str()
+    assert session.bound('model') is not None
+  assert not warnings
 
 
 def test_a_models_own_network_is_not_replaced():

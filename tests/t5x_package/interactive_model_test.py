@@ -13,6 +13,7 @@ from t5x import (
   optimizers,
   partitioning,
   test_utils,
+  utils,
 )
 from t5x.examples.t5 import network
 
@@ -125,6 +126,74 @@ def test_batches_of_a_task_and_a_task_of_examples(model, tmp_path):
   assert batches[1][0] == {'input': b'fgh', 'target': b'hgf'}
   with pytest.raises(UserError, match='4 examples, expected 6'):
     interactive_model.get_batches_from_seqio(task.name, 'train', 2, 3)
+
+
+MODEL_TEXT = """MODEL = @models.EncoderDecoderModel()
+models.EncoderDecoderModel:
+  module = @network.Transformer()
+  input_vocabulary = @seqio.ByteVocabulary()
+  output_vocabulary = @seqio.ByteVocabulary()
+  optimizer_def = @optimizers.adamw()
+optimizers.adamw.learning_rate = 0.01
+network.Transformer.config = @network.T5Config()
+network.T5Config:
+  vocab_size = 384
+  emb_dim = 8
+  num_heads = 2
+  num_encoder_layers = 1
+  num_decoder_layers = 1
+  head_dim = 4
+  mlp_dim = 16
+  dropout_rate = %DROPOUT_RATE"""
+IMPORTS = """import seqio
+import selective_t5x.tasks
+from t5x import models
+from t5x import optimizers
+from t5x import partitioning
+from t5x.examples.t5 import network"""
+
+
+@pytest.mark.parametrize('kind', list(interactive_model.T5XScriptType))
+def test_a_gin_file_does_what_the_model_does(model, kind, tmp_path):
+  from selective_t5x.config.session import Session
+
+  checkpoint = str(tmp_path / 'checkpoint_7')
+  here = _interactive(model, tmp_path / 'run')
+  here.restore_cfg = utils.RestoreCheckpointConfig(checkpoint, mode='specific')
+  text = interactive_model.get_gin_config_from_interactive_model(
+    here,
+    kind,
+    'wikipedia_sample_span_corruption',
+    'partitioning.PjitPartitioner.num_partitions = 1',
+    MODEL_TEXT,
+    train_steps=3,
+    imports_str=IMPORTS,
+  )
+  file = tmp_path / 'run.gin'
+  file.write_text(text)
+  name = kind.name.lower()
+  mode = {'inference': 'infer', 'evaluation': 'eval'}.get(name, 'train')
+  with Session([str(file)], run_mode=mode) as session:
+    data = session.bound('train_dataset_cfg', 'dataset_cfg')
+    assert (data.batch_size, data.pack, data.shuffle) == (2, False, False)
+    assert data.task_feature_lengths == {'inputs': 8, 'targets': 8}
+    assert session.bound('model_dir', 'output_dir') == here.output_dir
+    restore = session.bound('restore_checkpoint_cfg', 'checkpoint_cfg')
+    if mode == 'train':
+      assert session.bound('total_steps') == 3
+      assert restore.save.period == 1000
+      restore = restore.restore
+    assert (restore.path, restore.mode) == (checkpoint, 'specific')
+    assert session.bound('model').module.config.emb_dim == 8
+
+
+def test_a_gin_file_without_training_needs_a_checkpoint(model, tmp_path):
+  here = _interactive(model, tmp_path)
+  kind = interactive_model.T5XScriptType.INFERENCE
+  with pytest.raises(UserError, match='INFERENCE needs a checkpoint'):
+    interactive_model.get_gin_config_from_interactive_model(
+      here, kind, 'task', '', MODEL_TEXT
+    )
 
 
 def test_the_helpers_of_tests():

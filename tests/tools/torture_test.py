@@ -158,7 +158,7 @@ def test_damage_is_seen_and_has_to_be_warned_of(kind, run):
   assert _counted(run) == {'diverged_resumes': 1}
   run.counts.diverged_resumes = 0
   assert kind not in run.kinds()  # Nothing whole would be left.
-  run.programs = [_says('Going on from')]
+  run.programs = [_says('Resuming from')]
   shutil.copytree(
     run.folder / f'checkpoint_{STEPS - 1}', run.folder / 'checkpoint_1'
   )

@@ -76,7 +76,7 @@ class Comparison(faults.Command):
     newest = run / f'checkpoint_{outcomes.newest_whole(run)}'
     faults.damage_checkpoint(newest, kind, self.rng)
     self.run((0,))
-    if 'Going on from' not in (run / 'log.txt').read_text(errors='replace'):
+    if 'Resuming from' not in (run / 'log.txt').read_text(errors='replace'):
       self.counts.add('diverged_resumes', f'no warning of {newest}')
     return True
 

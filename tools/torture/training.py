@@ -55,7 +55,7 @@ class Training(faults.Command):
     faults.damage_checkpoint(newest, kind, self.rng)
     self.run((0,))
     log = self.log.read_text(errors='replace')
-    if 'Going on from' not in log:
+    if 'Resuming from' not in log:
       self.counts.add('diverged_resumes', f'no warning of {newest.name}')
     return True
 

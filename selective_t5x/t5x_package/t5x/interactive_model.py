@@ -24,7 +24,12 @@ from t5x.interactive_examples import (  # noqa: F401
   get_dataset_from_natural_text_examples,
   get_seqio_task_from_examples,
 )
+from t5x.interactive_gin import (  # noqa: F401
+  T5XScriptType,
+  get_gin_config_from_interactive_model,
+)
 
+BatchesType = Sequence[Examples] | Examples
 # The pairs (features of an example, its prediction or score), auxiliary values
 Inferences = tuple[Sequence[tuple[Any, Any]], Mapping[str, Any]]
 _TOKENIZE = (seqio.preprocessors.tokenize, seqio.preprocessors.append_eos)
@@ -41,7 +46,12 @@ class InteractiveModel:
   """A model with its train state, for examples given as texts.
 
   Attributes:
+    batch_size: examples of a batch.
     features: the seqio.Features of 'inputs' and 'targets'.
+    output_dir: folder of checkpoints and metrics.
+    restore_cfg: the checkpoint to restore; None: the latest of output_dir.
+    save_cfg: how checkpoints are saved.
+    task_feature_lengths: tokens of each feature.
     train_state_axes: the train state with PartitionSpec or None as leaves.
   """
 
@@ -78,7 +88,8 @@ class InteractiveModel:
       add_eos: whether inputs and targets end with the end of sequence.
       eval_names: names of the trainer's evaluations.
     """
-    self._batch_size, self._lengths = batch_size, task_feature_lengths
+    self.batch_size, self.output_dir = batch_size, output_dir
+    self.task_feature_lengths = task_feature_lengths
     self._partitioner, self._model = partitioner, model
     self._infer_fns: dict[Any, Callable] = {}
     os.makedirs(output_dir, exist_ok=True)
@@ -90,17 +101,13 @@ class InteractiveModel:
       name: seqio.Feature(vocabulary, add_eos=add_eos)
       for name, vocabulary in vocabularies.items()
     }
-    self._save_cfg = utils.SaveCheckpointConfig(
-      dtype=dtype, keep=5, period=1000
-    )
-    latest = utils.RestoreCheckpointConfig(output_dir, dtype=dtype)
-    cfgs = [latest]
+    self.save_cfg = utils.SaveCheckpointConfig(dtype=dtype, keep=5, period=1000)
+    self.restore_cfg = None
+    cfg = utils.RestoreCheckpointConfig(output_dir, dtype=dtype)
     if checkpoint_path:
-      cfgs = [
-        utils.RestoreCheckpointConfig(
-          checkpoint_path, mode=restore_mode, dtype=dtype
-        )
-      ]
+      cfg = self.restore_cfg = utils.RestoreCheckpointConfig(
+        checkpoint_path, mode=restore_mode, dtype=dtype
+      )
     initializer = utils.TrainStateInitializer(
       optimizer_def=model.optimizer_def,
       init_fn=model.get_initial_variables,
@@ -111,10 +118,10 @@ class InteractiveModel:
     init_rng, trainer_rng = jax.random.split(
       jax.random.PRNGKey(init_random_seed)
     )
-    state = initializer.from_checkpoint_or_scratch(cfgs, init_rng=init_rng)
+    state = initializer.from_checkpoint_or_scratch([cfg], init_rng=init_rng)
     self.train_state_axes = initializer.train_state_axes
     self._manager = utils.LegacyCheckpointManager(
-      save_cfg=self._save_cfg,
+      save_cfg=self.save_cfg,
       restore_cfg=None,
       train_state_shape=initializer.global_train_state_shape,
       partitioner=partitioner,
@@ -184,14 +191,14 @@ class InteractiveModel:
     Raises:
       UserError: there are fewer examples than a batch has.
     """
-    if len(examples) < self._batch_size:
+    if len(examples) < self.batch_size:
       raise UserError(
         f'{len(examples)} examples are less than a batch, '
-        f'{self._batch_size}: decrease the batch_size or provide more examples'
+        f'{self.batch_size}: decrease the batch_size or provide more examples'
       )
     batches = self._model_features(
       self._dataset(examples, preprocessors)
-    ).padded_batch(self._batch_size, drop_remainder=True)
+    ).padded_batch(self.batch_size, drop_remainder=True)
     self.train_step_from_batch_iterator(
       dataset_iterator.TfDatasetIterator(batches, checkpoint=True)
     )
@@ -203,18 +210,16 @@ class InteractiveModel:
 
   def save_checkpoint(self) -> None:
     """Saves a checkpoint into the output folder."""
-    self._manager.save(
-      self.train_state, self._save_cfg.state_transformation_fns
-    )
+    self._manager.save(self.train_state, self.save_cfg.state_transformation_fns)
 
   def _dataset(self, examples, preprocessors) -> tf.data.Dataset:
     return get_dataset_from_natural_text_examples(
-      examples, preprocessors, self._lengths, self.features
+      examples, preprocessors, self.task_feature_lengths, self.features
     )
 
   def _model_features(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
     converter = self._model.FEATURE_CONVERTER_CLS(pack=False)
-    return converter(dataset, self._lengths)
+    return converter(dataset, self.task_feature_lengths)
 
   def infer_with_preprocessors(
     self,
@@ -244,7 +249,7 @@ class InteractiveModel:
     if key not in self._infer_fns:
       self._infer_fns[key] = inference.get_infer_fn(
         functools.partial(step, **inference_kwargs),
-        self._batch_size,
+        self.batch_size,
         self.train_state_axes,
         self._partitioner,
       )

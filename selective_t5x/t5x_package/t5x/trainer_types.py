@@ -10,7 +10,6 @@ import numpy as np
 from flax.core import FrozenDict
 from jax.sharding import PartitionSpec
 
-from selective_t5x.errors import Interrupted
 from t5x import models, partitioning
 from t5x.schedules import LearningRateCallable
 from t5x.train_state import TrainState
@@ -32,7 +31,6 @@ __all__ = (
   'PartitionSpec',
   'PartitionedEvalCallable',
   'PartitionedTrainCallable',
-  'PreemptionError',
   'PyTree',
   'Rng',
   'SummarizeMetricsCallable',
@@ -104,10 +102,6 @@ class PartitionedEvalCallable(Protocol):
   ) -> MetricMapType:
     """Returns the metrics."""
     ...
-
-
-class PreemptionError(Interrupted):
-  """Training has to stop; a trainer raises it, and the run saves its state."""
 
 
 class BaseTrainerConstructor(Protocol):
