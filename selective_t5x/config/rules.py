@@ -32,8 +32,9 @@ def allows_none(call: Call, parameter: str, run: Sequence[Call]) -> bool:
   """Whether None is a valid value though the annotation does not allow it.
 
   T5X's runs accept None for: no evaluation; a number of steps that follows from
-  relative_steps; the batches of an evaluation that is switched off; and the
-  lengths of a task's own metrics (each example keeps its length).
+  relative_steps; the batches of an evaluation that is switched off; the lengths
+  of a task's own metrics (each example keeps its length); and the checkpoint of
+  a RestoreCheckpointConfig that the run does not use.
 
   Args:
     call: the call that has the parameter.
@@ -46,6 +47,8 @@ def allows_none(call: Call, parameter: str, run: Sequence[Call]) -> bool:
     return entry.name != 'train'
   if key == 'train.total_steps':
     return bool(call.literal('relative_steps'))
+  if key == 'RestoreCheckpointConfig.path':
+    return all(other is not call for other in run)
   if key == 'train.eval_steps':
     return call.literal('train_eval_dataset_cfg') is None
   if key == 'get_training_eval_datasets.eval_steps':

@@ -29,8 +29,8 @@ REASONS = {
   'GPUs; selective_t5x.tasks has the seqio tasks of the suite',
   't5x.contrib.gpu.t5.layers*': 'the networks are built from selective_t5x.nn '
   'with the same parameter names and shapes',
-  't5x.examples.*.layers*': 'the networks are built from selective_t5x.nn with '
-  'the same parameter names and shapes',
+  't5x.examples.*.layers.dynamic_vector_slice_in_dim': 'a step of decoding '
+  'takes its bias by a product with one-hot rows',
   't5x.contrib.gpu.t5.network.*': 'one decoder and one encoder of '
   'selective_t5x.nn serve all networks',
   't5x.examples.*.network.*': 'one decoder and one encoder of selective_t5x.nn '
@@ -51,15 +51,13 @@ REASONS = {
   't5x.checkpoint_utils.get_restore_parameters*': _SAVED_BY_ORBAX,
   't5x.utils.LegacyCheckpointer*': _SAVED_BY_ORBAX,
   't5x.checkpoint_importer.*': 'one rule of t5_importer has a table of names',
-  't5x.interactive_model.*': 'it wrote gin files from texts; name the task of '
-  'get_seqio_task_from_examples in a run file',
   't5x.main.*': 'python -m t5x.main works as selective_t5x.main; its names are '
   'of a command, not for import',
-  't5x.precompile.*': '--run_mode=precompile of selective_t5x.main compiles a '
-  "run for a TPU that is not there; the run's own gin files configure it",
   't5x.infer.*': 'a detail of how T5X writes chunks',
-  't5x.export*': 'it needs tensorflow_serving; docs/huggingface.md exports a '
-  'trained T5, and t5x.infer reads files of examples',
+  't5x.export*': "T5X's file needs tensorflow_serving, and orbax.export is not "
+  'installed; jax.experimental.jax2tf imports with jax 0.10.2, but no '
+  'conversion was tried. docs/huggingface.md exports a trained T5, and '
+  't5x.infer reads files of examples',
   # Names that T5X itself no longer has.
   't5x.adafactor.standard_factor_rules': 'T5X replaced it by '
   'standard_logical_factor_rules, a field of Adafactor.logical_factor_rules',

@@ -52,11 +52,11 @@ def dot_product_attention(
     logits = logits + bias.astype(logits.dtype)
   weights = jax.nn.softmax(logits).astype(dtype)
   if not deterministic and dropout_rate > 0.0:
-    kept = jax.random.bernoulli(
+    mask = jax.random.bernoulli(
       dropout_rng, 1.0 - dropout_rate, (*weights.shape[:-2], 1, key.shape[1])
     )
     weights = (
-      weights * kept.astype(dtype) / jnp.asarray(1.0 - dropout_rate, dtype)
+      weights * mask.astype(dtype) / jnp.asarray(1.0 - dropout_rate, dtype)
     )
   return jnp.einsum('bhqk,bkhd->bqhd', weights, value)
 

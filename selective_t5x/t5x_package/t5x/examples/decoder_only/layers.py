@@ -1,5 +1,10 @@
 """The layers of T5X's examples/decoder_only, see `shared_layers`."""
 
+from flax.linen.partitioning import (  # noqa: F401
+  param_with_axes,
+  with_sharding_constraint,
+)
+
 from t5x.examples.shared_attention import (  # noqa: F401
   MultiHeadDotProductAttention,
   dot_product_attention,

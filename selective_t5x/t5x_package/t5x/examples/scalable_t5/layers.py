@@ -5,8 +5,11 @@ An initialiser of a kernel also takes its input axes and its output axes.
 
 from collections.abc import Callable, Sequence
 
-from flax.linen import partitioning
 from flax.linen.initializers import variance_scaling
+from flax.linen.partitioning import (  # noqa: F401
+  param_with_axes,
+  with_sharding_constraint,
+)
 from jax import numpy as jnp
 
 from t5x.examples import shared_attention, shared_layers
@@ -71,7 +74,7 @@ class DenseGeneral(shared_layers.DenseGeneral):
       summed: how many of them are of the input.
     """
     axes = tuple(range(len(shape)))
-    return partitioning.param_with_axes(
+    return param_with_axes(
       'kernel',
       self.kernel_init,
       shape,
