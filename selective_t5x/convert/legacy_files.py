@@ -69,7 +69,7 @@ class LegacyFiles:
     if written in ('uint16', '<u2'):
       raise UserError(
         f'{self._path}: {name} is saved as uint16, for bfloat16 in versions of '
-        'T5X that are long gone'
+        'T5X that no longer exist'
       )
     return (
       ts.dtype(written).numpy_dtype if leaf.get('dtype') else np.dtype(written)
