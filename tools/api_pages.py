@@ -2,12 +2,16 @@
 
   python -m tools.api_pages build/api
 
-Every module of the suite has a page, and the engine under T5X's names.
+Every module of the suite has a page, and the engine under T5X's names. A
+module that an optional package would be needed for is named and has none.
 """
 
 import importlib
+import importlib.util
 import pathlib
 import pkgutil
+import re
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 
@@ -16,6 +20,9 @@ import pdoc
 import selective_t5x
 from selective_t5x.cli import exits
 from selective_t5x.errors import UserError
+
+# Modules that import what only an environment of their own has.
+OPTIONAL = {'selective_t5x.lm_eval.adapter': 'lm_eval'}
 
 
 def modules() -> Iterator[str]:
@@ -30,6 +37,13 @@ def modules() -> Iterator[str]:
       yield module.name
   # They are the modules of t5x and must not be imported by another name.
   yield r'!selective_t5x\.engine(\..*)?$'
+  for module, package in OPTIONAL.items():
+    if importlib.util.find_spec(package) is None:
+      print(
+        f'no page for {module}: {package} is not installed here',
+        file=sys.stderr,
+      )
+      yield f'!{re.escape(module)}$'
 
 
 def main(argv: Sequence[str]) -> None:
