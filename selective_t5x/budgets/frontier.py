@@ -23,7 +23,7 @@ from typing import Any
 
 import tqdm
 
-from selective_t5x.budgets import losses, search
+from selective_t5x.budgets import losses, named_checkpoints, search
 from selective_t5x.cli import flags
 from selective_t5x.errors import UserError, did_you_mean
 from selective_t5x.pruning import greedy
@@ -202,13 +202,7 @@ def main(argv: Sequence[str]) -> None:
   """Runs `python -m selective_t5x.pruning.frontier`."""
   parser = flags.parser('selective_t5x.pruning.frontier', __doc__)
   flags.add_output_flags(parser)
-  parser.add_argument(
-    '--checkpoint',
-    action='append',
-    default=[],
-    metavar='NAME=DIR',
-    help='a run, or a checkpoint_N in it; repeat the flag for more',
-  )
+  named_checkpoints.add_flag(parser)
   parser.add_argument(
     '--policies',
     default=','.join(POLICIES),
@@ -225,14 +219,12 @@ def main(argv: Sequence[str]) -> None:
   args, bindings = flags.parse(
     parser, argv, needed=('checkpoint', 'output_dir'), counts=('batches',)
   )
-  checkpoints, policies = _check(args)
+  policies = _policies(args.policies)
   for folder in args.search:
     searched(folder)
-  for path in checkpoints.values():
-    restore.find(path)
+  checkpoints = named_checkpoints.parse(args)
   if args.dry_run:
-    for name, path in checkpoints.items():
-      print(f'{name}: {restore.find(path)[1]}, {", ".join(policies)}')
+    print(named_checkpoints.describe(checkpoints, f', {", ".join(policies)}'))
     return
   curves = frontier(
     checkpoints,
@@ -253,17 +245,16 @@ def main(argv: Sequence[str]) -> None:
   print(f'{folder / NAME}.png shows this.')
 
 
-def _check(args) -> tuple[dict[str, str], list[str]]:
-  """Returns ({name: checkpoint}, policies).
+def _policies(names: str) -> list[str]:
+  """Returns the policies of a flag.
 
   Raises:
-    UserError: a flag has an invalid value.
+    UserError: there is no such policy.
   """
-  checkpoints = flags.named(args.checkpoint, 'checkpoint')
-  policies = args.policies.split(',')
+  policies = names.split(',')
   for policy in policies:
     if policy not in POLICIES:
       raise UserError(
         f'--policies: no policy {policy!r}{did_you_mean(policy, POLICIES)}'
       )
-  return checkpoints, policies
+  return policies

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from selective_t5x.attention import masks
+from selective_t5x.budgets import named_checkpoints
 from selective_t5x.cli import exits, flags
 from selective_t5x.errors import UserError
 from selective_t5x.report import plots, tables
@@ -162,13 +163,7 @@ def main(argv: Sequence[str]) -> None:
   """Runs `python -m selective_t5x.budgets.positions`."""
   parser = flags.parser('selective_t5x.budgets.positions', __doc__)
   flags.add_output_flags(parser)
-  parser.add_argument(
-    '--checkpoint',
-    action='append',
-    default=[],
-    metavar='NAME=DIR',
-    help='a run, or a checkpoint_N in it; repeat the flag for more',
-  )
+  named_checkpoints.add_flag(parser)
   parser.add_argument('--batches', type=int, default=8, metavar='N')
   parser.add_argument('--spans', type=int, default=16, metavar='N')
   args, bindings = flags.parse(
@@ -177,12 +172,9 @@ def main(argv: Sequence[str]) -> None:
     needed=('checkpoint', 'output_dir'),
     counts=('batches', 'spans'),
   )
-  checkpoints = flags.named(args.checkpoint, 'checkpoint')
-  for path in checkpoints.values():
-    restore.find(path)
+  checkpoints = named_checkpoints.parse(args)
   if args.dry_run:
-    for name, path in checkpoints.items():
-      print(f'{name}: {restore.find(path)[1]}')
+    print(named_checkpoints.describe(checkpoints))
     return
   curves = measure(
     checkpoints,

@@ -194,7 +194,7 @@ def evaluate(
     paths = evaluated.remaining(paths)
   layout = partitioner.get_data_layout(dataset_cfg.batch_size)
 
-  eval_datasets, evaluator, shapes = {}, None, None
+  eval_datasets, evaluator = {}, None
   if training_evaluator_cls:
     eval_datasets = train_eval_get_dataset_fn(
       dataset_cfg,
@@ -202,21 +202,13 @@ def evaluate(
       layout.num_shards,
       feature_converter_cls=model.FEATURE_CONVERTER_CLS,
     )
-    for dataset in eval_datasets.values():
-      shapes = {k: v.shape[1:] for k, v in dataset.element_spec.items()}
   if inference_evaluator_cls:
     evaluator = InferenceEvaluator(
       dataset_cfg, inference_evaluator_cls, model, partitioner, output_dir
     )
-    if evaluator.eval_tasks:
-      shapes = evaluator.model_feature_shapes
-    else:
+    if not evaluator.eval_tasks:
       evaluator = None
-  if shapes is None:
-    raise UserError(
-      f"'{dataset_cfg.mixture_or_task_name}' has no metrics for evaluation, or "
-      f'no split {dataset_cfg.split!r}'
-    )
+  shapes = _feature_shapes(eval_datasets, evaluator, dataset_cfg)
 
   # The folder is written only after the data was found.
   os.makedirs(output_dir, exist_ok=True)
@@ -249,17 +241,14 @@ def evaluate(
       )
       if eval_datasets and trainer is None:
         trainer = stack.enter_context(
-          training_evaluator_cls(
-            model=model,
-            # A trainer drops lines of steps later than its own.
-            train_state=train_state.replace_step(np.int32(2**31 - 1)),
-            partitioner=partitioner,
-            eval_names=eval_datasets.keys(),
-            summary_dir=output_dir,
-            train_state_axes=initializer.train_state_axes,
-            rng=jax.random.PRNGKey(0),
-            learning_rate_fn=None,
-            num_microbatches=None,
+          _trainer_of(
+            training_evaluator_cls,
+            model,
+            train_state,
+            initializer,
+            partitioner,
+            eval_datasets.keys(),
+            output_dir,
           )
         )
       results = {}
@@ -275,6 +264,42 @@ def evaluate(
   if evaluator is not None:
     evaluator.close()
   return results
+
+
+def _feature_shapes(
+  eval_datasets, evaluator: InferenceEvaluator | None, cfg: utils.DatasetConfig
+) -> dict[str, tuple[int, ...]]:
+  """Returns {model feature: shape of one example}.
+
+  Raises:
+    UserError: there is nothing to evaluate.
+  """
+  if evaluator is not None:
+    return evaluator.model_feature_shapes
+  for dataset in eval_datasets.values():
+    return {k: v.shape[1:] for k, v in dataset.element_spec.items()}
+  raise UserError(
+    f"'{cfg.mixture_or_task_name}' has no metrics for evaluation, or no split "
+    f'{cfg.split!r}'
+  )
+
+
+def _trainer_of(
+  trainer_cls, model, train_state, initializer, partitioner, names, folder
+):
+  """Returns the trainer that evaluates with teacher forcing."""
+  return trainer_cls(
+    model=model,
+    # A trainer drops lines of steps later than its own.
+    train_state=train_state.replace_step(np.int32(2**31 - 1)),
+    partitioner=partitioner,
+    eval_names=names,
+    summary_dir=folder,
+    train_state_axes=initializer.train_state_axes,
+    rng=jax.random.PRNGKey(0),
+    learning_rate_fn=None,
+    num_microbatches=None,
+  )
 
 
 def task_metrics(

@@ -5,6 +5,7 @@ missing chunk: no line is repeated or lost.
 """
 
 import dataclasses
+import functools
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -129,74 +130,37 @@ def infer(
   if not checkpoint_ds_iter:
     logging.info('infer.checkpoint_ds_iter = False changes nothing here')
   del use_orbax
-  if mode not in _METHODS:
-    raise UserError(
-      f'infer.mode = {mode!r}: expected one of {", ".join(_METHODS)}'
-      f'{did_you_mean(mode, _METHODS)}'
-    )
-  if not hasattr(model, _METHODS[mode]):
-    raise UserError(
-      f'infer.mode = {mode!r}: {type(model).__name__} has no {_METHODS[mode]}'
-    )
-  if checkpoint_period < 1 or not 0 <= shard_id < num_shards:
-    raise UserError(
-      f'infer: checkpoint_period = {checkpoint_period}, shard_id = {shard_id} '
-      f'of num_shards = {num_shards}: expected 1 or more, and 0 to '
-      f'{num_shards - 1}'
-    )
+  _check_settings(mode, model, checkpoint_period, shard_id, num_shards)
   cfg = restore_checkpoint_cfg
   path = checkpoint_configs.sole_path(cfg, 'infer')
   provider = datasets.get_mixture_or_task(dataset_cfg)
   datasets.check_split(provider, dataset_cfg.split)
-  for name in dataset_cfg.task_feature_lengths or ():
-    if name not in provider.output_features:
-      raise UserError(
-        f'task_feature_lengths has {name!r}, no feature of {provider.name}: '
-        f'expected {", ".join(provider.output_features)}'
-      )
-  if output_vocab_feature_name not in provider.output_features:
-    raise UserError(
-      f'infer.output_vocab_feature_name = {output_vocab_feature_name!r}: no '
-      f'feature of {provider.name}: expected one of '
-      f'{", ".join(provider.output_features)}'
-    )
+  _check_features(provider, dataset_cfg, output_vocab_feature_name)
   if verify_matching_vocabs_fn is not None:
     verify_matching_vocabs_fn(dataset_cfg, model)
   examples = _Examples(model, dataset_cfg, shard_id, num_shards)
   batch_size = dataset_cfg.batch_size
   settings = {
-    'checkpoint': absolute_path(path),
-    'content of the checkpoint': integrity.fingerprint(path),
     'batch_size': batch_size,
     'examples_in_chunk': checkpoint_period * batch_size,
     'fallback_init_rng': fallback_init_rng,
     'output_vocab_feature_name': output_vocab_feature_name,
-    **{
-      name: value
-      for name, value in descriptions.of(cfg, 'restore').items()
-      if not _NOT_OF_THE_RESULTS & {*name.split('.')[1:2]}
-    },
+    **_checkpoint_description(cfg, path),
     **descriptions.of_model(model),
     **data_identity.describe(
       dataset_cfg, provider, model.FEATURE_CONVERTER_CLS
     ),
   }
-  # All tasks are checked before anything in the folder is changed.
-  missing = []
-  for task in seqio.get_subtasks(provider):
-    if dataset_cfg.split not in task.splits:
-      logging.info('%s has no split %s', task.name, dataset_cfg.split)
-      continue
-    results = inference_results.Results(
+  missing = _missing_results(
+    seqio.get_subtasks(provider),
+    dataset_cfg.split,
+    lambda task: inference_results.Results(
       output_dir,
       f'{task.name}-{mode}.{file_extension}-{shard_id:05}-of-{num_shards:05}',
       settings,
       merge_fn if merge_chunked_results else None,
-    )
-    if results.completed():
-      logging.info('%s is there already, of the same settings', results.path)
-    else:
-      missing.append((task, results))
+    ),
+  )
   if not missing:
     return
 
@@ -229,6 +193,7 @@ def infer(
     trim_rows=mode == 'score',
   )
   for task, results in missing:
+    vocabulary = task.output_features[output_vocab_feature_name].vocabulary
     chunks = examples.chunks(
       task, results.chunks_done(), checkpoint_period * batch_size
     )
@@ -239,19 +204,96 @@ def infer(
         train_state,
         rng=jax.random.fold_in(jax.random.PRNGKey(0), number),
       )
-      pairs, aux = inferred if isinstance(inferred, tuple) else (inferred, {})
+      of_chunk = inferred, examples.as_dataset(task, task_rows)
       results.write(
-        number,
-        lambda path, pairs=pairs, aux=aux, task=task, rows=task_rows: write_fn(
-          path,
-          ([value for _, value in pairs], aux),
-          examples.as_dataset(task, rows),
-          mode,
-          task.output_features[output_vocab_feature_name].vocabulary,
-        ),
+        number, functools.partial(_write, write_fn, *of_chunk, mode, vocabulary)
       )
       logging.info('%s: chunk %d of %d examples', task.name, number, len(rows))
     results.finish(int(train_state.step))
+
+
+def _checkpoint_description(cfg, path: str) -> dict[str, Any]:
+  """Returns what the results depend on of a checkpoint and its restoring."""
+  return {
+    'checkpoint': absolute_path(path),
+    'content of the checkpoint': integrity.fingerprint(path),
+    **{
+      name: value
+      for name, value in descriptions.of(cfg, 'restore').items()
+      if not _NOT_OF_THE_RESULTS & {*name.split('.')[1:2]}
+    },
+  }
+
+
+def _write(write_fn: WriteFn, inferred, examples, mode, vocabulary, path: str):
+  """Writes a chunk of infer_fn's results to a path that comes last."""
+  pairs, aux = inferred if isinstance(inferred, tuple) else (inferred, {})
+  values = [value for _, value in pairs], aux
+  write_fn(path, values, examples, mode, vocabulary)
+
+
+def _check_settings(
+  mode: str, model, checkpoint_period: int, shard_id: int, num_shards: int
+) -> None:
+  """Raises UserError if the model cannot infer so, or a number is invalid."""
+  if mode not in _METHODS:
+    raise UserError(
+      f'infer.mode = {mode!r}: expected one of {", ".join(_METHODS)}'
+      f'{did_you_mean(mode, _METHODS)}'
+    )
+  if not hasattr(model, _METHODS[mode]):
+    raise UserError(
+      f'infer.mode = {mode!r}: {type(model).__name__} has no {_METHODS[mode]}'
+    )
+  if checkpoint_period < 1 or not 0 <= shard_id < num_shards:
+    raise UserError(
+      f'infer: checkpoint_period = {checkpoint_period}, shard_id = {shard_id} '
+      f'of num_shards = {num_shards}: expected 1 or more, and 0 to '
+      f'{num_shards - 1}'
+    )
+
+
+def _check_features(
+  provider, cfg: utils.DatasetConfig, output_vocab_feature_name: str
+) -> None:
+  """Raises UserError if a feature of the settings is not in the data."""
+  for name in cfg.task_feature_lengths or ():
+    if name not in provider.output_features:
+      raise UserError(
+        f'task_feature_lengths has {name!r}, no feature of {provider.name}: '
+        f'expected {", ".join(provider.output_features)}'
+      )
+  if output_vocab_feature_name not in provider.output_features:
+    raise UserError(
+      f'infer.output_vocab_feature_name = {output_vocab_feature_name!r}: no '
+      f'feature of {provider.name}: expected one of '
+      f'{", ".join(provider.output_features)}'
+    )
+
+
+def _missing_results(
+  tasks: Sequence[seqio.Task],
+  split: str,
+  results_of: Callable[[seqio.Task], inference_results.Results],
+) -> list[tuple[seqio.Task, inference_results.Results]]:
+  """Returns the tasks with the split that have no whole results yet.
+
+  All tasks are checked before anything in the folder is changed.
+
+  Raises:
+    UserError: the folder has results of other settings.
+  """
+  missing = []
+  for task in tasks:
+    if split not in task.splits:
+      logging.info('%s has no split %s', task.name, split)
+      continue
+    results = results_of(task)
+    if results.completed():
+      logging.info('%s is there already, of the same settings', results.path)
+    else:
+      missing.append((task, results))
+  return missing
 
 
 def _dataset_of(rows: Sequence[Mapping[str, np.ndarray]]) -> tf.data.Dataset:

@@ -87,18 +87,20 @@ def _of_the_best(checkpointer_cls: Any) -> Mapping[str, Any]:
 
 
 def manager_of_run(
-  save_cfg: checkpoint_configs.SaveCheckpointConfig,
+  save_cfg: checkpoint_configs.SaveCheckpointConfig | None,
   train_state,
   partitioner,
   ds_iter,
   model_dir: str,
   use_orbax: bool,
 ):
-  """Returns what saves the checkpoints of a training run.
+  """Returns what saves the checkpoints of a training run; None: nothing does.
 
   A checkpointer_cls of one's own saves, also with use_orbax, with which the
   real T5X ignores it.
   """
+  if save_cfg is None:
+    return None
   if save_cfg.keep_dataset_checkpoints:
     logging.info('SaveCheckpointConfig.keep_dataset_checkpoints: all stay')
   cls = _class(save_cfg.checkpointer_cls)

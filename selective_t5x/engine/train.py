@@ -6,7 +6,6 @@ same numbers, bit for bit (if RANDOM_SEED and the seeds of the datasets are set,
 and the train iterator is saved).
 """
 
-import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,18 +19,13 @@ from jax.experimental import multihost_utils
 
 from selective_t5x.errors import Interrupted, UserError
 from t5x import (
-  checkpoints,
-  data_reading,
   datasets,
-  event_loops,
-  garbage,
   models,
   partitioning,
-  preemption,
-  progress,
   resuming,
   run_checkpoints,
   train_data,
+  train_schedule,
   utils,
 )
 from t5x import eval as eval_lib
@@ -131,16 +125,12 @@ def train(
   """
   if not concurrent_metrics:
     logging.info('train.concurrent_metrics = False changes nothing here')
-  save_cfg = checkpoint_cfg.save
   if not (train_eval_dataset_cfg or infer_eval_dataset_cfg):
     eval_period = 0
-  save_period = (save_cfg.period if save_cfg else 0) or 0
-  save_steps = sorted((save_cfg and save_cfg.checkpoint_steps) or ())
   os.makedirs(model_dir, exist_ok=True)
   init_rng, trainer_rng = jax.random.split(
     _make_rng(random_seed, use_hardware_rng)
   )
-
   layout = partitioner.get_data_layout(train_dataset_cfg.batch_size)
   if verify_matching_vocabs_fn and isinstance(
     model, models.BaseTransformerModel
@@ -164,19 +154,15 @@ def train(
       eval_steps,
       model.FEATURE_CONVERTER_CLS,
     )
-
   if eval_period and infer_eval_dataset_cfg:
-    evaluator = eval_lib.InferenceEvaluator(
+    evaluator = _evaluator(
       infer_eval_dataset_cfg,
       inference_evaluator_cls,
       model,
       partitioner,
-      log_dir=model_dir,
-      verify_matching_vocabs_fn=verify_matching_vocabs_fn,
+      model_dir,
+      verify_matching_vocabs_fn,
     )
-    if not evaluator.eval_tasks:
-      _warn_of_no_metrics(infer_eval_dataset_cfg)
-      evaluator = None
 
   batch_spec = datasets.global_batch_spec(train_iter, layout.batch_size)
   initializer = train_state_initializer_cls(
@@ -206,20 +192,22 @@ def train(
       f'TRAIN_STEPS = {total_steps} (train.total_steps), but {model_dir} is '
       f'at step {first_step} already'
     )
-  stats_period = stats_period or min(
-    (p for p in (eval_period, save_period) if p), default=total_steps
+  schedule = train_schedule.of_run(
+    first_step,
+    total_steps,
+    checkpoint_cfg.save,
+    stats_period=stats_period,
+    eval_period=eval_period,
+    gc_period=gc_period,
   )
-
-  manager = None
-  if save_period or save_steps:
-    manager = run_checkpoints.manager_of_run(
-      save_cfg,
-      initializer.global_train_state_shape,
-      partitioner,
-      train_iter,
-      model_dir,
-      use_orbax,
-    )
+  manager = run_checkpoints.manager_of_run(
+    checkpoint_cfg.save if schedule.ever_saves else None,
+    initializer.global_train_state_shape,
+    partitioner,
+    train_iter,
+    model_dir,
+    use_orbax,
+  )
   trainer = trainer_cls(
     model=model,
     train_state=train_state,
@@ -241,62 +229,41 @@ def train(
     initializer.train_state_axes,
     {trainer_lib.ActionMode[k]: v for k, v in (actions or {}).items()},
     model_dir,
-    save_cfg.state_transformation_fns if save_cfg else (),
+    checkpoint_cfg.save.state_transformation_fns if checkpoint_cfg.save else (),
   )
-  saving = _saving(manager) if manager else contextlib.nullcontext()
-  logs = (
-    contextlib.closing(evaluator) if evaluator else contextlib.nullcontext()
+  step, interrupted = loop.run(
+    schedule,
+    train_iter,
+    _ones_like(batch_spec, partitioner),
+    run_eval_before_training,
   )
-  step, interrupted = first_step, False
-  with (
-    _evaluation_may_end(model_dir, trainer),
-    preemption.noticed() as notice,
-    garbage.collected_every(gc_period) as collect,
-    trainer,
-    saving,
-    logs,
-  ):
-    trainer.interrupted, train_iter.stopped = notice, notice.ends_wait
-    loop.stopped = notice.ends_long_wait
-    loop.resume_window(first_step)
-    if manager and first_step not in manager.all_steps():
-      loop.save()
-    if run_eval_before_training and eval_period:
-      loop.evaluate()
-    if first_step < total_steps:
-      trainer.compile_train(_ones_like(batch_spec, partitioner))
-    with progress.Progress(first_step, total_steps) as bar:
-      while step < total_steps and not trainer.stop_training:
-        # Windows end at multiples of the periods, not relative to the first
-        # step: a resumed run has the windows of an uninterrupted one.
-        end = min(
-          (
-            (step // period + 1) * period
-            for period in (stats_period, eval_period, save_period, gc_period)
-            if period
-          ),
-          default=total_steps,
-        )
-        end = min(end, total_steps, *(s for s in save_steps if s > step))
-        step = loop.train(train_iter, step, end)
-        collect(step)
-        interrupted = step < end
-        if interrupted:
-          break
-        last = step == total_steps
-        if eval_period and (last or step % eval_period == 0):
-          loop.evaluate()
-        of_period = save_period and (last or step % save_period == 0)
-        if manager and (of_period or step in save_steps):
-          loop.save()
-        bar.update(step, loop.last_loss())
-    loop.check_finite()
-    if interrupted and manager and step not in manager.all_steps():
-      loop.save()
   if interrupted:
-    raise Interrupted(_interruption(model_dir, step))
+    raise Interrupted(loop.interruption(step))
   multihost_utils.sync_global_devices('train finished')
   return step, trainer.train_state
+
+
+def _evaluator(
+  cfg: utils.DatasetConfig,
+  evaluator_cls: utils.EvaluatorConstructor,
+  model: models.BaseModel,
+  partitioner: partitioning.BasePartitioner,
+  model_dir: str,
+  verify_matching_vocabs_fn: Callable | None,
+) -> eval_lib.InferenceEvaluator | None:
+  """Returns the evaluator of the tasks' own metrics, if they have any."""
+  evaluator = eval_lib.InferenceEvaluator(
+    cfg,
+    evaluator_cls,
+    model,
+    partitioner,
+    log_dir=model_dir,
+    verify_matching_vocabs_fn=verify_matching_vocabs_fn,
+  )
+  if evaluator.eval_tasks:
+    return evaluator
+  _warn_of_no_metrics(cfg)
+  return None
 
 
 def _warn_of_no_metrics(cfg: utils.DatasetConfig) -> None:
@@ -311,41 +278,6 @@ def _warn_of_no_metrics(cfg: utils.DatasetConfig) -> None:
     'train.infer_eval_dataset_cfg: %r has no metrics, so this run has no '
     'evaluation with metrics; None (EVAL_WITH_METRICS) asks for none',
     provider.name,
-  )
-
-
-@contextlib.contextmanager
-def _saving(manager):
-  """Waits for a running save at any end, and removes a failed one's remains."""
-  with event_loops.patient():
-    try:
-      yield
-    finally:
-      try:
-        manager.close()
-      finally:
-        manager.remove_remains()
-
-
-@contextlib.contextmanager
-def _evaluation_may_end(model_dir: str, trainer):
-  """Ends the run without saving if an evaluation gets no data.
-
-  Its metrics are missing, so the step before it must be repeated.
-  """
-  try:
-    yield
-  except data_reading.Stopped:
-    step = int(trainer.train_state.step)
-    raise Interrupted(_interruption(model_dir, step)) from None
-
-
-def _interruption(model_dir: str, step: int) -> str:
-  saved = checkpoints.all_steps(model_dir)
-  last = f'checkpoint_{saved[-1]}' if saved else 'step 0'
-  return (
-    f'stopped by SIGTERM after step {step}; the same command resumes from '
-    f'{last}'
   )
 
 

@@ -1,8 +1,9 @@
 """The training loop between steps: metrics, evaluations, checkpoints."""
 
+import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 
 import clu.values
 import jax
@@ -11,12 +12,17 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from selective_t5x.errors import RunError
+from selective_t5x.errors import Interrupted, RunError
 from t5x import (
   checkpoints,
   data_reading,
   datasets,
+  event_loops,
+  garbage,
   metric_managers,
+  preemption,
+  progress,
+  train_schedule,
 )
 from t5x import eval as eval_lib
 from t5x import trainer as trainer_lib
@@ -66,6 +72,102 @@ class Loop:
     self.stopped: Callable[[float], bool] = data_reading.never
     self._window = None  # the metrics of the last window, a future
     self._previous_loss = None
+
+  def run(
+    self,
+    schedule: train_schedule.Schedule,
+    train_iter,
+    batch: Mapping[str, jax.Array],
+    evaluate_first: bool,
+  ) -> tuple[int, bool]:
+    """Trains, evaluates and saves until the last step, an action or SIGTERM.
+
+    Args:
+      schedule: the steps at which windows end, and what happens there.
+      train_iter: the training data, at the first step.
+      batch: any batch, with which the train step is compiled.
+      evaluate_first: whether to evaluate before the first step.
+
+    Returns:
+      (the last step, whether SIGTERM ended the run: that step is saved).
+
+    Raises:
+      NonFiniteLossError: the loss or a parameter became NaN or infinite.
+      Interrupted: SIGTERM came while an evaluation waited for data.
+    """
+    trainer, step, interrupted = self._trainer, schedule.first_step, False
+    with (
+      self._evaluation_may_end(),
+      preemption.noticed() as notice,
+      garbage.collected_every(schedule.collection) as collect,
+      trainer,
+      self._saving(),
+      contextlib.closing(self._evaluator)
+      if self._evaluator
+      else contextlib.nullcontext(),
+    ):
+      trainer.interrupted, train_iter.stopped = notice, notice.ends_wait
+      self.stopped = notice.ends_long_wait
+      self.resume_window(step)
+      if self._manager and step not in self._manager.all_steps():
+        self.save()
+      if evaluate_first and schedule.evaluation:
+        self.evaluate()
+      if step < schedule.total_steps:
+        trainer.compile_train(batch)
+      with progress.Progress(step, schedule.total_steps) as bar:
+        while step < schedule.total_steps and not trainer.stop_training:
+          end = schedule.end_of_window(step)
+          step = self.train(train_iter, step, end)
+          collect(step)
+          interrupted = step < end
+          if interrupted:
+            break
+          if schedule.evaluates(step):
+            self.evaluate()
+          if self._manager and schedule.saves(step):
+            self.save()
+          bar.update(step, self.last_loss())
+      self.check_finite()
+      if interrupted:
+        self._save_interrupted()
+    return step, interrupted
+
+  def interruption(self, step: int) -> str:
+    """Returns what SIGTERM did, and how to resume."""
+    saved = checkpoints.all_steps(self._model_dir)
+    last = f'checkpoint_{saved[-1]}' if saved else 'step 0'
+    return (
+      f'stopped by SIGTERM after step {step}; the same command resumes from '
+      f'{last}'
+    )
+
+  @contextlib.contextmanager
+  def _saving(self) -> Iterator[None]:
+    """Waits for a running save at any end; removes a failed one's remains."""
+    if not self._manager:
+      yield
+      return
+    with event_loops.patient():
+      try:
+        yield
+      finally:
+        try:
+          self._manager.close()
+        finally:
+          self._manager.remove_remains()
+
+  @contextlib.contextmanager
+  def _evaluation_may_end(self) -> Iterator[None]:
+    """Ends the run without saving if an evaluation gets no data.
+
+    Its metrics are missing, so the step before it must be repeated.
+    """
+    try:
+      yield
+    except data_reading.Stopped:
+      step = int(self._trainer.train_state.step)
+      raise Interrupted(self.interruption(step)) from None
 
   def train(self, train_iter, start: int, end: int) -> int:
     """Takes the steps of one window; checks the previous window meanwhile.
