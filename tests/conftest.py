@@ -1,8 +1,10 @@
 """Shared test set-up: the embedded engine, a private cache, quiet logs."""
 
+import gc
 import os
 import pathlib
 import shutil
+import tempfile
 
 import pytest
 
@@ -56,6 +58,30 @@ jaxtyping.install_import_hook(
 _PROGRAMS_MAX_BYTES = 2**30
 
 
+_TEMPORARY = pytest.StashKey[str]()
+
+
+def pytest_configure(config):
+  """Makes a folder for temporary files, of subprocesses too.
+
+  TensorFlow writes a file for every function that a pipeline maps, and leaves
+  it where a process is forked or killed. pytest's own folders stay where they
+  are, so that a failed test's can be read.
+  """
+  if hasattr(config, 'workerinput'):  # The first process does it.
+    return
+  os.environ.setdefault('PYTEST_DEBUG_TEMPROOT', tempfile.gettempdir())
+  folder = config.stash[_TEMPORARY] = tempfile.mkdtemp(prefix='tests_')
+  os.environ['TMPDIR'] = tempfile.tempdir = folder
+
+
+def pytest_unconfigure(config):
+  """Removes it."""
+  folder = config.stash.get(_TEMPORARY, None)
+  if folder:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def pytest_sessionstart(session):
   """Empties the cache of compiled programs once it has outgrown its bound."""
   if hasattr(session.config, 'workerinput'):  # The first process does it.
@@ -64,6 +90,26 @@ def pytest_sessionstart(session):
   sizes = [path.stat().st_size for path in folder.rglob('*')]
   if sum(sizes) > _PROGRAMS_MAX_BYTES:
     shutil.rmtree(folder)
+
+
+def pytest_collection_modifyitems(items):
+  """Runs modules that start processes first.
+
+  They have few tests that take long, and at the end one would leave a worker
+  alone.
+  """
+  starting = {item.path for item in items if 'commands' in item.fixturenames}
+  items.sort(key=lambda item: item.path not in starting)
+
+
+def pytest_collection_finish(session):
+  """Leaves what is imported by now out of every later garbage collection.
+
+  These are millions of objects that live as long as the process.
+  """
+  del session
+  gc.collect()
+  gc.freeze()
 
 
 @pytest.fixture(scope='session', autouse=True)

@@ -6,6 +6,7 @@ nothing: no JAX backend, no tf.data pipeline, no gin configuration. The fork
 runs the command like `python -m`, in its own session.
 """
 
+import gc
 import importlib
 import os
 import resource
@@ -44,6 +45,9 @@ def imports() -> None:
     importlib.import_module(name)
   # JAX has threads only once it has a backend, and here it has none.
   warnings.filterwarnings('ignore', 'os.fork', RuntimeWarning)
+  # A collection in a fork would copy the pages of all that was imported.
+  gc.collect()
+  gc.freeze()
 
 
 def start(
