@@ -1,10 +1,5 @@
 """The blocked implementation against the written-out reference."""
 
-import os
-import subprocess
-import sys
-import textwrap
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +8,7 @@ import pytest
 from selective_t5x import attention
 from selective_t5x.attention import blocked, reference
 from selective_t5x.attention.selection import ALL, Constraints, Selection
+from tests.support import on_devices, smoke
 
 
 def packed(batch, length, rng):
@@ -151,7 +147,13 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize('name', CASES)
+# Each option once, without what most combinations repeat.
+QUICK = ('one token', 'spans', 'off', 'groups', 'bias', 'no relu')
+
+
+@pytest.mark.parametrize(
+  'name', [*QUICK, *smoke.others(name for name in CASES if name not in QUICK)]
+)
 def test_outputs_and_gradients_are_the_references(name):
   Case(**CASES[name]).check()
 
@@ -365,12 +367,6 @@ print('equal')
 """
 
 
-def test_sharded_over_batch_and_heads():
-  run = subprocess.run(
-    [sys.executable, '-c', textwrap.dedent(_SHARDED)],
-    env=os.environ | {'JAX_NUM_CPU_DEVICES': '4'},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+def test_sharded_over_batch_and_heads(commands, tmp_path):
+  run = on_devices.run(commands, _SHARDED, tmp_path)
   assert run.stdout.strip() == 'equal', run.stderr[-2000:]

@@ -13,6 +13,7 @@ from selective_t5x import attention
 from selective_t5x.attention import live_keys, masks
 from selective_t5x.attention.blocked_tiles import Keys, Queries
 from selective_t5x.errors import UserError
+from tests.support import smoke
 
 ROUNDING = 2.0**-24
 BLOCK = 8
@@ -74,13 +75,15 @@ def check_equal(arrays, *, tolerance=1e-5, forget_below=ROUNDING, **settings):
 
 @pytest.mark.parametrize(
   'settings',
-  [
-    {'selection_groups': 2, 'memory_tau': 3.0},
-    {'selection_head': 'per_head', 'memory_tau': 2.0},
-    {'selection_head': 'mean'},
-    {'protect_bos': False, 'protect_self': False},
-    {'masking_scale': 0.3},
-  ],
+  smoke.first(
+    [
+      {'selection_groups': 2, 'memory_tau': 3.0},
+      {'selection_head': 'per_head', 'memory_tau': 2.0},
+      {'selection_head': 'mean'},
+      {'protect_bos': False, 'protect_self': False},
+      {'masking_scale': 0.3},
+    ]
+  ),
   ids=str,
 )
 def test_equals_the_reference(settings):
@@ -90,12 +93,14 @@ def test_equals_the_reference(settings):
 
 @pytest.mark.parametrize(
   'shape,packed',
-  [
-    ((1, 4, 150, 150), True),
-    ((2, 1, 150, 150), False),
-    ((4, 1, 150), True),
-    ((2, 4, 150, 1), False),
-  ],
+  smoke.first(
+    [
+      ((1, 4, 150, 150), True),
+      ((2, 1, 150, 150), False),
+      ((4, 1, 150), True),
+      ((2, 4, 150, 1), False),
+    ]
+  ),
 )
 def test_equals_the_reference_with_a_bias(shape, packed):
   rng = np.random.default_rng(3)
@@ -104,6 +109,8 @@ def test_equals_the_reference_with_a_bias(shape, packed):
   check_equal(forgetful(1, (2, 150, 4, 8)), bias=bias, segment_ids=ids)
 
 
+# Every length compiles; the tests above are its smoke.
+@pytest.mark.slow
 @hypothesis.given(
   seed=st.integers(0, 2**16),
   # Few lengths, since each is compiled.

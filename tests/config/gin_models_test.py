@@ -13,6 +13,7 @@ import pytest
 from selective_t5x import attention, network
 from selective_t5x.config import files as config_files
 from selective_t5x.errors import UserError
+from tests.support import whole
 
 SIZES = sorted(
   path.stem for path in (config_files.gin_dir() / 'models/sizes').glob('*.gin')
@@ -71,10 +72,12 @@ def test_sizes_are_the_papers():
 def logits_of(model, params=None):
   module = model.module
   if params is None:
-    params = module.init(
-      jax.random.key(0), TOKENS, TOKENS, enable_dropout=False
+    params = whole.call(
+      module.init, jax.random.key(0), TOKENS, TOKENS, enable_dropout=False
     )['params']
-  out = module.apply({'params': params}, TOKENS, TOKENS, enable_dropout=False)
+  out = whole.call(
+    module.apply, {'params': params}, TOKENS, TOKENS, enable_dropout=False
+  )
   return params, out
 
 

@@ -10,6 +10,7 @@ from safetensors import numpy as safetensors
 
 from selective_t5x.config import files as config_files
 from selective_t5x.convert import __main__ as convert
+from tests.support import whole
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 # 26 pieces.
@@ -109,7 +110,8 @@ def outputs(model, params, inputs, targets, new_tokens) -> dict:
     )
   )(variables)
   model._decode_fn = decoding.temperature_sample
-  generated, _ = model.predict_batch_with_aux(
+  generated, _ = whole.call(
+    model.predict_batch_with_aux,
     params,
     {
       'encoder_input_tokens': inputs,
@@ -134,7 +136,8 @@ def decoder_outputs(model, params, inputs, new_tokens) -> dict:
   prompt = inputs[:, :PROMPT_LENGTH]
   length = PROMPT_LENGTH + new_tokens
   prompts = np.pad(prompt, ((0, 0), (0, new_tokens)))
-  generated, _ = model.predict_batch_with_aux(
+  generated, _ = whole.call(
+    model.predict_batch_with_aux,
     params,
     {
       'decoder_input_tokens': prompts,

@@ -15,12 +15,13 @@ from safetensors import numpy as safetensors
 from selective_t5x.convert import decoder_config_json, families
 from selective_t5x.errors import UserError
 from tests.convert import conversions, refusals_test
+from tests.support import smoke
 
-NAMES = ('llama', 'qwen3', 'gemma')
+NAMES = ('llama', 'gemma', 'qwen3')
 LLAMA = conversions.GOLDEN / 'llama'
 
 
-@pytest.fixture(scope='module', params=NAMES)
+@pytest.fixture(scope='module', params=smoke.first(NAMES, 2))
 def golden(request):
   return conversions.GOLDEN / request.param
 

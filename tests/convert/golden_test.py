@@ -15,7 +15,7 @@ from tests.support import smoke
 
 @pytest.fixture(
   scope='module',
-  params=smoke.first(['t5_1_0', 't5_1_1', 'mt5', 'ul2'], 3),
+  params=smoke.first(['t5_1_0', 't5_1_1', 'mt5', 'ul2'], 2),
 )
 def golden(request):
   return conversions.GOLDEN / request.param

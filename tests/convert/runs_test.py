@@ -117,6 +117,7 @@ def test_an_imported_decoder_is_evaluated_selective_and_pruned(
   assert 'loss_per_token' in done.stdout
 
 
+@pytest.mark.slow
 def test_a_run_with_another_vocabulary_is_refused(folder, commands):
   """The record beside the checkpoint says which vocabulary it has."""
   words = shlex.split(EVALUATE.replace('\\\n', ''))

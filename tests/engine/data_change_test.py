@@ -5,7 +5,6 @@ import functools
 import itertools
 import logging
 import os
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -109,6 +108,14 @@ def _batches(args):
   return args['partitioner'].batches
 
 
+def _read(args, count=4):
+  """Returns the first batches of a run's data, without a run."""
+  dataset = train.utils.get_dataset(
+    args['train_dataset_cfg'], 0, 1, args['model'].FEATURE_CONVERTER_CLS
+  )
+  return list(itertools.islice(dataset.as_numpy_iterator(), count))
+
+
 def _assert_equal(batches, expected):
   assert len(batches) == len(expected)
   for batch, other in zip(batches, expected, strict=True):
@@ -149,8 +156,8 @@ def test_a_file_that_has_changed_is_refused(text, tmp_path):
 
 def test_a_file_that_was_moved_or_touched_is_not(text, tmp_path):
   file, task = text
-  whole = _batches(_args(tmp_path / 'whole', task))
   run = tmp_path / 'run'
+  whole = _read(_args(run, task))
   _batches(_args(run, task, total_steps=2))
   os.utime(file, (1, 1))
   elsewhere = tmp_path / 'elsewhere' / 'novel.txt'
@@ -206,7 +213,7 @@ def test_other_settings_are_refused_and_an_accepted_change_goes_on(
     batches = _batches(_args(run, task, **changes))
   assert 'with the present data, from its batch 2' in caplog.text
   # As a run that had these settings from the beginning.
-  whole = _batches(_args(tmp_path / 'whole', task, **changes))
+  whole = _read(_args(run, task, **changes))
   _assert_equal(batches, whole[2:])
   # What was accepted is what the next start compares with.
   _batches(_args(run, task, total_steps=5, **changes))
@@ -238,20 +245,15 @@ def test_examples_that_are_others_without_a_word_are_refused(
 def test_without_a_seed_the_order_goes_on(text, tmp_path, monkeypatch):
   clock = itertools.count(1000)
   monkeypatch.setattr('time.time', lambda: float(next(clock)))
-  whole = _args(tmp_path / 'whole', text[1], seed=None)
-  _batches(whole)
-  record = train_iterator.read_position(
-    pathlib.Path(
-      tmp_path / 'whole/checkpoint_4/dataset/train_ds-000-of-001.json'
-    )
-  )
-  assert record['seed'] >= 1000 and record['identity']['seed'] == 'None'
   run = tmp_path / 'run'
   first = _batches(_args(run, text[1], total_steps=2, seed=None))
+  record = train_iterator.read_position(
+    run / 'checkpoint_2/dataset/train_ds-000-of-001.json'
+  )
+  assert record['seed'] >= 1000 and record['identity']['seed'] == 'None'
   then = _batches(_args(run, text[1], seed=None))
   seed = train_iterator.saved_seed(run / 'checkpoint_4')
-  again = _batches(_args(tmp_path / 'again', text[1], seed=seed))
-  _assert_equal(first + then, again)
+  _assert_equal(first + then, _read(_args(run, text[1], seed=seed)))
 
 
 def _as_an_older_version_saved_it(folder, args, batches):
@@ -271,8 +273,9 @@ def _as_an_older_version_saved_it(folder, args, batches):
 
 @pytest.mark.parametrize('batches', smoke.first([2, 1]))
 def test_a_state_of_an_older_version_goes_on(batches, text, tmp_path):
-  run, args = tmp_path / 'run', _args(tmp_path / 'whole', text[1])
-  whole = _batches(args)
+  run = tmp_path / 'run'
+  args = _args(run, text[1])
+  whole = _read(args)
   _batches(_args(run, text[1], total_steps=2))
   _as_an_older_version_saved_it(run / 'checkpoint_2', args, batches)
   _assert_equal(
@@ -284,7 +287,8 @@ def test_a_state_of_an_older_version_goes_on(batches, text, tmp_path):
 
 def test_a_state_of_other_data_is_refused(text, tmp_path, caplog):
   file, task = text
-  run, args = tmp_path / 'run', _args(tmp_path / 'whole', task)
+  run = tmp_path / 'run'
+  args = _args(run, task)
   _batches(_args(run, task, total_steps=2))
   _as_an_older_version_saved_it(run / 'checkpoint_2', args, 2)
   file.write_text(file.read_text().replace('line', 'lime'))
@@ -295,7 +299,7 @@ def test_a_state_of_other_data_is_refused(text, tmp_path, caplog):
     train.train(**_args(run, task, pack=False))
   with train_iterator.changes_accepted():
     batches = _batches(_args(run, task))
-  _assert_equal(batches, _batches(_args(tmp_path / 'whole', task))[2:])
+  _assert_equal(batches, _read(_args(run, task))[2:])
 
 
 def test_another_number_of_data_shards_is_refused(text, tmp_path):

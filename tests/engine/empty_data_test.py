@@ -19,6 +19,7 @@ from t5x import (
   utils,
 )
 from tests.engine import tiny
+from tests.support import smoke
 
 _FEATURES = {'targets': seqio.Feature(seqio.ByteVocabulary(), add_eos=True)}
 
@@ -144,7 +145,7 @@ def test_a_process_whose_share_is_empty_says_so(tmp_path):
     )
 
 
-@pytest.mark.parametrize('make, message', _EMPTY)
+@pytest.mark.parametrize('make, message', smoke.first(_EMPTY))
 def test_evaluation_data_of_which_nothing_is_left(make, message, tmp_path):
   cfg = _cfg(make(), 'validation')
   with pytest.raises(UserError, match=message):

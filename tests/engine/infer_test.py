@@ -17,6 +17,7 @@ from selective_t5x import attention
 from selective_t5x.errors import UserError
 from t5x import checkpoints, infer, partitioning, utils
 from tests.engine import infer_run, tiny
+from tests.support import smoke
 
 EXAMPLES = 64  # of the validation split
 NAME = f'{tiny.TASK}-score.jsonl-00000-of-00001'
@@ -71,6 +72,7 @@ def test_every_example_has_its_line_in_order(whole, saved):
   assert texts == _texts()
   # Scored by hand, one by one.
   vocabulary = seqio.ByteVocabulary()
+  score_batch = jax.jit(tiny.model().score_batch)
   for line, text in list(zip(lines, texts, strict=True))[:3]:
     ids = [*vocabulary.encode(text), vocabulary.eos_id]
     batch = {
@@ -78,7 +80,7 @@ def test_every_example_has_its_line_in_order(whole, saved):
       'decoder_input_tokens': jnp.array([[0, *ids[:-1]]]),
       'decoder_loss_weights': jnp.ones((1, len(ids))),
     }
-    score = tiny.model().score_batch(saved[1].params, batch)
+    score = score_batch(saved[1].params, batch)
     assert line['score'] == pytest.approx(float(score[0]), rel=1e-5)
 
 
@@ -313,7 +315,7 @@ def _unfinished(path, *args):
   infer.write_inferences_to_file(path, *args)
 
 
-@pytest.mark.parametrize('finished', [True, False])
+@pytest.mark.parametrize('finished', smoke.first([True, False]))
 def test_results_of_another_model_or_checkpoint_are_refused(
   finished, saved, tmp_path
 ):

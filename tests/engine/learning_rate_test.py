@@ -8,6 +8,7 @@ import pytest
 
 from t5x import checkpoints, optimizers, partitioning, schedules, trainer, utils
 from tests.engine import tiny
+from tests.support import smoke
 
 STEP = 12
 SCHEDULE = schedules.create_learning_rate_scheduler(
@@ -56,7 +57,9 @@ def saved(tmp_path_factory, partitioner):
   return folder
 
 
-@pytest.mark.parametrize('optimizer', [descent, injected, for_some])
+@pytest.mark.parametrize(
+  'optimizer', smoke.first([descent, injected, for_some])
+)
 def test_a_new_optimizer_goes_on_at_the_checkpoints_step(
   saved, partitioner, optimizer, tmp_path
 ):

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from tests.engine import plugins
-from tests.support import real_t5x
+from tests.support import real_t5x, smoke
 
 EXPECTED = {
   'checkpointer_of_ones_own': {
@@ -44,7 +44,18 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize('plugin', plugins.PLUGINS)
+# One of the checkpoint's writing, one of its reading, one of another format.
+QUICK = (
+  plugins.checkpointer_of_ones_own,
+  plugins.dropped_on_restore,
+  plugins.tensorflow_checkpoint,
+)
+
+
+@pytest.mark.parametrize(
+  'plugin',
+  [*QUICK, *smoke.others(p for p in plugins.PLUGINS if p not in QUICK)],
+)
 def test_a_plugin_works(plugin, tmp_path):
   assert plugin(tmp_path) == EXPECTED[plugin.__name__]
 

@@ -1,6 +1,5 @@
 """A recurrent model to decode with: every step depends on all tokens before."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -34,14 +33,9 @@ class Recurrence:
     """
     if isinstance(prompts, int):
       return {'layer': {'h': jnp.zeros((prompts, WIDTH)), 'cache_index': 0}}
-    hidden = []
-    for prompt in prompts:
-      row = jnp.zeros((1, WIDTH))
-      for token in [0, *prompt][:-1]:
-        row, _ = self.step(row, np.array([token]))
-      hidden.append(row)
+    hidden = [self._states([0, *prompt][:-1])[-1] for prompt in prompts]
     lengths = jnp.array([len(prompt) for prompt in prompts])
-    return {'layer': {'h': jnp.concatenate(hidden), 'cache_index': lengths}}
+    return {'layer': {'h': jnp.array(hidden), 'cache_index': lengths}}
 
   def __call__(self, state):
     """The function that decoding takes."""
@@ -50,13 +44,21 @@ class Recurrence:
     index = cache['cache_index'] + 1
     return logits, {'layer': {'h': hidden, 'cache_index': index}}
 
+  def _states(self, tokens):
+    """Returns f32[WIDTH] before the first token and after each, in NumPy."""
+    hidden = [np.zeros(WIDTH, np.float32)]
+    for token in tokens:
+      hidden.append(
+        np.tanh(hidden[-1] @ self.recurrent + self.embedding[token])
+      )
+    return hidden
+
   def log_probs(self, tokens):
-    """Returns f32[N, V], of each next token after the start token."""
-    hidden, rows = jnp.zeros((1, WIDTH)), []
-    for token in [0, *tokens][:-1]:
-      hidden, logits = self.step(hidden, np.array([token]))
-      rows.append(jax.nn.log_softmax(logits)[0])
-    return np.stack(rows)
+    """Returns f32[N, V], of each next token after the start token, in NumPy."""
+    hidden = np.stack(self._states([0, *tokens][:-1])[1:])
+    logits = hidden @ self.output + self.bias
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.sum(np.exp(shifted), axis=-1, keepdims=True))
 
 
 def padded(prompts, length):

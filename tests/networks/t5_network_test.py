@@ -75,7 +75,9 @@ def logits(module, params, *batch, **kwargs):
   )(params, batch or BATCH)
 
 
-@pytest.mark.parametrize('version', [{}, T5_1_0], ids=['1.1', '1.0'])
+@pytest.mark.parametrize(
+  'version', smoke.first([{}, T5_1_0]), ids=['1.1', '1.0']
+)
 @pytest.mark.parametrize('head', smoke.first([None, 0, 1], 2))
 def test_logits_are_those_of_t5_written_out(head, version):
   def selective(*args, **kwargs):

@@ -24,6 +24,7 @@ from selective_t5x.nn import cache, t5_layers
 from selective_t5x.nn.call import Call
 from selective_t5x.nn.self_attention import SelfAttention
 from tests.support import attention_formulas as formulas
+from tests.support import smoke
 
 BATCH, LENGTH, WIDTH, HEADS, SIZE, LAYERS = 2, 11, 8, 2, 4, 2
 ONE = np.ones((BATCH, LENGTH), np.int32)
@@ -200,6 +201,7 @@ VARIANTS = {
 def test_every_gin_file_has_a_row():
   files = {p.stem for p in (config_files.gin_dir() / 'attention').glob('*.gin')}
   assert {v.file for v in VARIANTS.values()} == files - NOT_VARIANTS
+  assert {VARIANTS[name].file for name, _ in QUICK} == files - NOT_VARIANTS
 
 
 @contextlib.contextmanager
@@ -350,8 +352,28 @@ def written_out(variant, kind, params, bias, x, ids):
   return out
 
 
-@pytest.mark.parametrize('kind', ['decoder', 't5'])
-@pytest.mark.parametrize('name', VARIANTS)
+# As T5 has them, one variant of each function and each extension is quick; as
+# the paper's decoder has them, one of each gin file and of each option is.
+QUICK_AS_T5 = {
+  *('baseline', 'selective', 'per head', 'grouped keys, bilinear', 'window'),
+  *('ssa', 'retention', 'delayed eviction', 'forgetting', 'differential'),
+  *('differential v2', 'stick-breaking, rest to a bias, normalised'),
+}
+COMBINED = {
+  *('two masks of other heads', 'grouped keys, mean', 'window and first'),
+  *('ssa with both terms on values', 'stick-breaking, normalised'),
+}
+QUICK = [
+  *((name, 'decoder') for name in VARIANTS if name not in COMBINED),
+  *((name, 't5') for name in VARIANTS if name in QUICK_AS_T5),
+]
+ALL = [(name, kind) for name in VARIANTS for kind in ('decoder', 't5')]
+
+
+@pytest.mark.parametrize(
+  ('name', 'kind'),
+  [*QUICK, *smoke.others(case for case in ALL if case not in QUICK)],
+)
 def test_rows_packed_rows_and_steps_are_the_formula(name, kind):
   variant = VARIANTS[name]
   with configured(variant) as config:

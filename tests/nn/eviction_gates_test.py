@@ -12,7 +12,7 @@ from selective_t5x.errors import UserError
 from selective_t5x.nn import eviction_gates
 from selective_t5x.nn.extensions import Heads
 from tests.pruning import decoding_test
-from tests.support import cached_models
+from tests.support import cached_models, smoke
 
 X = np.random.default_rng(0).normal(size=(2, 5, 16)).astype(np.float32)
 HEADS = Heads(*np.zeros((3, 2, 5, 2, 4), np.float32))
@@ -154,7 +154,7 @@ def build(kind, name, budgets=decoding_test.BUDGETS, dtype='float64'):
   return cached_models.pruned(model, pruning.Pruning(policy, budgets))
 
 
-@pytest.mark.parametrize('kind', ['decoder', 't5'])
+@pytest.mark.parametrize('kind', smoke.first(['decoder', 't5']))
 @pytest.mark.parametrize('name', list(CASES))
 def test_prompts_and_steps_are_the_parallel_form(kind, name, float64):
   model = build(kind, name)

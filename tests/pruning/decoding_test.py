@@ -11,7 +11,7 @@ from jax import extend
 from selective_t5x import attention, pruning
 from tests.pruning import matrix
 from tests.pruning.matrix import POLICIES
-from tests.support import cached_models
+from tests.support import cached_models, smoke
 from tests.support.cached_models import BATCH, LENGTH, TOKENS
 
 # Prompts of no token, of fewer than the budgets, and of more.
@@ -22,14 +22,18 @@ BUDGETS = (2, 5)
 compiled = functools.partial(
   jax.jit, compiler_options={'xla_backend_optimization_level': 0}
 )
-# T5's biases matter to F, and to policies that read logits.
-MODELS = [
-  (kind, name)
-  for kind in ('decoder', 't5')
-  for name in (*matrix.NAMES, *matrix.PER_HEAD)
-]
+# T5's biases matter to F, and to policies that read logits: by F, by weights
+# so far, by both in a bound, and for each head.
+WITH_BIASES = ('selective', 'h2o', 'certified', 'adakv')
+NAMES = (*matrix.NAMES, *matrix.PER_HEAD)
 every_model = pytest.mark.parametrize(
-  ('kind', 'name'), [*MODELS, ('t5_decoder_only', 'tova')]
+  ('kind', 'name'),
+  [
+    *(('decoder', name) for name in NAMES),
+    *(('t5', name) for name in WITH_BIASES),
+    ('t5_decoder_only', 'tova'),
+    *smoke.others(('t5', name) for name in NAMES if name not in WITH_BIASES),
+  ],
 )
 
 

@@ -37,6 +37,7 @@ def test_its_scores_are_those_of_then(saved):
   np.testing.assert_allclose(scores, _SCORES, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_command_line_evaluates_it(saved, commands, tmp_path):
   done = commands.run(
     'selective_t5x.main',

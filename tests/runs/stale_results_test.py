@@ -67,6 +67,7 @@ def test_predictions_of_other_settings_are_not_there_already(command, tmp_path):
   assert lines.read_bytes() == before[lines.relative_to(folder)]
 
 
+@pytest.mark.slow
 def test_an_evaluation_of_other_settings_is_not_mixed_with_the_first(
   command, tmp_path
 ):

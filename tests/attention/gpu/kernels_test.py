@@ -1,9 +1,6 @@
 """The GPU kernels in Pallas' interpreter, against the written-out reference."""
 
 import functools
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +15,7 @@ from selective_t5x.attention.gpu.kernels import BlockSizes
 from selective_t5x.attention.selection import Selection
 from selective_t5x.errors import UserError
 from tests.attention import kernel_checks, properties
+from tests.support import on_devices, smoke
 
 # Small tiles, so that there are several.
 SMALL = BlockSizes(32, 16, 32)
@@ -51,7 +49,15 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize('name', CASES)
+QUICK = (
+  'odd length, several blocks',
+  'unpacked, two groups of two programs, odd sizes, wide tiles',
+)
+
+
+@pytest.mark.parametrize(
+  'name', [*QUICK, *smoke.others(name for name in CASES if name not in QUICK)]
+)
 def test_kernels_are_the_reference_forward_and_backward(name):
   kernel_checks.check_selective(pallas_gpu.attention, CASES[name])
 
@@ -60,6 +66,7 @@ def test_without_selection_they_are_plain_causal_attention():
   kernel_checks.check_plain(pallas_gpu.attention, Case(70))
 
 
+@pytest.mark.slow
 def test_the_default_tiles_are_right_too():
   kernel_checks.check_selective(
     pallas_gpu.attention, Case(140, block=None, batch=1)
@@ -298,12 +305,6 @@ for context in (mesh, jax.set_mesh(mesh)):
 """
 
 
-def test_batch_and_heads_are_split_over_a_mesh():
-  flags = {'JAX_NUM_CPU_DEVICES': '4'}
-  result = subprocess.run(
-    [sys.executable, '-W', 'ignore', '-c', _ON_FOUR_DEVICES],
-    env={**os.environ, **flags},
-    capture_output=True,
-    text=True,
-  )
+def test_batch_and_heads_are_split_over_a_mesh(commands, tmp_path):
+  result = on_devices.run(commands, _ON_FOUR_DEVICES, tmp_path)
   assert result.returncode == 0, result.stderr[-2000:]

@@ -1,9 +1,6 @@
 """The TPU kernels in Pallas' interpreter, against the written-out reference."""
 
 import functools
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +13,7 @@ from selective_t5x.attention.tpu import plan as pallas_plan
 from selective_t5x.attention.tpu import tile as pallas_tile
 from selective_t5x.attention.tpu.kernels import BlockSizes
 from tests.attention import kernel_checks
+from tests.support import on_devices, smoke
 
 # Small tiles, so that there are several.
 SMALL = BlockSizes(32, 128)
@@ -43,7 +41,15 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize('name', CASES)
+QUICK = (
+  'odd length, several key blocks',
+  'unpacked, two groups, another size, high tiles',
+)
+
+
+@pytest.mark.parametrize(
+  'name', [*QUICK, *smoke.others(name for name in CASES if name not in QUICK)]
+)
 def test_kernels_are_the_reference_forward_and_backward(name):
   kernel_checks.check_selective(pallas_tpu.attention, CASES[name])
 
@@ -192,12 +198,6 @@ for context in (mesh, jax.set_mesh(mesh)):
 """
 
 
-def test_batch_and_heads_are_split_over_a_mesh():
-  flags = {'JAX_NUM_CPU_DEVICES': '4'}
-  result = subprocess.run(
-    [sys.executable, '-W', 'ignore', '-c', _ON_FOUR_DEVICES],
-    env={**os.environ, **flags},
-    capture_output=True,
-    text=True,
-  )
+def test_batch_and_heads_are_split_over_a_mesh(commands, tmp_path):
+  result = on_devices.run(commands, _ON_FOUR_DEVICES, tmp_path)
   assert result.returncode == 0, result.stderr[-2000:]
