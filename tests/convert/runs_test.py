@@ -50,6 +50,7 @@ def folder(commands, tmp_path_factory):
   return folder
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_run_is_exported_with_its_figures(folder, commands):
   tuned = folder / 'results' / 'flan_t5_tuned'
   run(
@@ -117,7 +118,6 @@ def test_an_imported_decoder_is_evaluated_selective_and_pruned(
   assert 'loss_per_token' in done.stdout
 
 
-@pytest.mark.slow
 def test_a_run_with_another_vocabulary_is_refused(folder, commands):
   """The record beside the checkpoint says which vocabulary it has."""
   words = shlex.split(EVALUATE.replace('\\\n', ''))

@@ -353,15 +353,17 @@ def written_out(variant, kind, params, bias, x, ids):
 
 
 # As T5 has them, one variant of each function and each extension is quick; as
-# the paper's decoder has them, one of each gin file and of each option is.
+# the paper's decoder has them, one of each gin file is.
 QUICK_AS_T5 = {
   *('baseline', 'selective', 'per head', 'grouped keys, bilinear', 'window'),
   *('ssa', 'retention', 'delayed eviction', 'forgetting', 'differential'),
   *('differential v2', 'stick-breaking, rest to a bias, normalised'),
 }
 COMBINED = {
-  *('two masks of other heads', 'grouped keys, mean', 'window and first'),
-  *('ssa with both terms on values', 'stick-breaking, normalised'),
+  *('another head', 'two masks of other heads', 'bilinear per head'),
+  *('grouped keys, one head selects for all', 'grouped keys, mean'),
+  *('window and first', 'ssa of other terms', 'ssa with both terms on values'),
+  'stick-breaking, normalised',
 }
 QUICK = [
   *((name, 'decoder') for name in VARIANTS if name not in COMBINED),

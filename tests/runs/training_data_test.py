@@ -32,6 +32,7 @@ def _text_files(folder, steps, *flags):
   ]
 
 
+@pytest.mark.slow
 def test_a_file_that_changes_between_two_starts(commands, tmp_path):
   novel = tmp_path / 'novel.txt'
   novel.write_text('\n\n'.join(f'paragraph {i:03}' for i in range(99)))

@@ -322,6 +322,7 @@ def test_the_library_datasets_writes_what_is_read(tmp_path):
   assert len(read(source('two/test'))) == 10
 
 
+@pytest.mark.slow
 def test_the_page_s_command_trains_on_parquet(commands, tmp_path):
   page = pathlib.Path(__file__).resolve().parents[2] / 'docs/tasks/tables.md'
   text = page.read_text().split('```sh\n')[1].split('```')[0]
