@@ -12,6 +12,7 @@ _COLUMNS = {
   'needle_accuracy': ('needle accuracy', '.3f'),
   'cache_bytes': ('bytes of a row', ',.0f'),
   'tokens_per_second': ('tokens/s', ',.0f'),
+  'speed_over_whole': ('times the whole cache', '.2f'),
   'certificate': ('largest certificate', '.2g'),
 }
 
@@ -28,7 +29,7 @@ def _every(figures: Mapping[str, Any]) -> Iterator[tuple[str, str, dict]]:
 
 
 def table(figures: Mapping[str, Any]) -> tables.Table:
-  """Returns all figures of `studies.arena.summary`, one row a budget."""
+  """Returns the figures of `arena_figures.summary`, one row a budget."""
   return tables.Table(
     title=f'the arena, means of {figures["seeds"]} seeds',
     header=(
@@ -86,6 +87,60 @@ def figure(figures: Mapping[str, Any]):
   )
 
 
+def gates(figures: Mapping[str, Any]) -> tables.Table:
+  """Returns what training the gates gained, one row a budget."""
+  return tables.Table(
+    title='trained gates less untrained ones',
+    header=('model', 'share of the keys', 'loss', 'needle accuracy'),
+    rows=tuple(
+      (
+        model,
+        f'{entry["share"]:.4g}',
+        *(
+          '' if entry[key] is None else format(entry[key], form)
+          for key, form in (
+            ('language_loss', '+.4f'),
+            ('needle_accuracy', '+.3f'),
+          )
+        ),
+      )
+      for model, entries in figures['gates'].items()
+      for entry in entries
+    ),
+  )
+
+
+def verdicts(figures: Mapping[str, Any]) -> list[str]:
+  """Returns a sentence for each model with gates: whether training them pays.
+
+  Only the seeds' means are compared; with one seed this is one observation.
+  """
+  sentences = []
+  for model, entries in figures['gates'].items():
+    parts = []
+    for key, name, sign in (
+      ('language_loss', 'a lower loss', -1),
+      ('needle_accuracy', 'a higher needle accuracy', 1),
+    ):
+      gains = [sign * e[key] for e in entries if e[key] is not None]
+      if gains:
+        better = sum(gain > 0 for gain in gains)
+        parts.append(f'{name} at {better} of {len(gains)} budgets')
+    sentences.append(
+      f'{model}: the trained gates have {" and ".join(parts)} than their '
+      'untrained start'
+    )
+  return sentences
+
+
+def text(figures: Mapping[str, Any]) -> str:
+  """Returns all figures as aligned lines, and what they say about gates."""
+  blocks = [tables.text(table(figures))]
+  if figures['gates']:
+    blocks += [tables.text(gates(figures)), '\n'.join(verdicts(figures))]
+  return '\n\n'.join(blocks)
+
+
 def section(figures: Mapping[str, Any]) -> Markup:
   """Returns the part of a page, as HTML."""
   best = frontier(figures)
@@ -107,4 +162,7 @@ def section(figures: Mapping[str, Any]) -> Markup:
       ),
     ),
     every=table(figures),
+    gates=gates(figures),
+    verdicts=verdicts(figures),
+    load=figures['load_average'],
   )

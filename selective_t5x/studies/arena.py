@@ -8,11 +8,11 @@ selective attention with and without the memory loss, and learned gates, with
 the model and distilled on the frozen baseline. Then every policy prunes every
 model that it suits, at a quarter, an eighth and a sixteenth of the keys. A cell
 is a model with a policy; it has a file of its own in cells/, so the same
-command resumes an interrupted arena. --fast is one seed of smaller models, with
-fewer of them.
+command resumes an interrupted arena. --fast is one seed of smaller models.
 
 It writes arena.json, arena.txt, arena.html and run.json. The last line printed
-is JSON: the figures of each policy on each model, means over seeds.
+is JSON: the figures of each policy on each model, means over seeds, and what
+training the gates gained.
 
 Exit codes: 0 done; 2 a flag is wrong; 75 stopped by SIGTERM.
 """
@@ -30,20 +30,21 @@ from selective_t5x.errors import UserError
 from selective_t5x.pruning import Certified, Policy, Selective, Threshold
 from selective_t5x.pruning.whole_rows import check_suits
 from selective_t5x.report import arena as arena_report
-from selective_t5x.report import page, tables
+from selective_t5x.report import page
 from selective_t5x.runs import restore
 from selective_t5x.runs.files import read_json, write_json
 from selective_t5x.runs.record import write_run_record
-from selective_t5x.studies import arena_cells, command
+from selective_t5x.studies import arena_cells, arena_figures, command
 
 NAME = 'arena'
-LANGUAGE, NEEDLES = 'language', 'needles'
+LANGUAGE, NEEDLES = arena_figures.LANGUAGE, arena_figures.NEEDLES
 _ATTENTION = 'gin/attention'
 _MEMORY = f'{_ATTENTION}/memory_loss.gin'
 _DISTIL = (
   'gin/runs/finetune.gin',
   f'{_ATTENTION}/distil_gates.gin',
 )
+_SCHEDULE = 'utils.create_learning_rate_scheduler'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +58,8 @@ class Scale:
     steps: {experiment: TRAIN_STEPS}.
     distil_steps: the further steps in which gates are distilled.
     batches: of the evaluation split.
+    delays: {experiment: EVICTION_DELAY}, below the smallest budget but one:
+      a layer holds as many keys whatever the gates say.
     variants: names in VARIANTS; the first must be the baseline.
     distilled: names in GATES that are distilled, too.
   """
@@ -67,6 +70,7 @@ class Scale:
   steps: Mapping[str, int]
   distil_steps: int
   batches: int
+  delays: Mapping[str, int]
   variants: tuple[str, ...]
   distilled: tuple[str, ...]
 
@@ -96,6 +100,7 @@ FULL = Scale(
   steps={LANGUAGE: 600, NEEDLES: 1000},
   distil_steps=200,
   batches=8,
+  delays={LANGUAGE: 16, NEEDLES: 4},
   variants=tuple(VARIANTS),
   distilled=tuple(GATES),
 )
@@ -106,11 +111,12 @@ FAST = Scale(
     NEEDLES: _FILES[NEEDLES],
   },
   bindings={LANGUAGE: _SMALL, NEEDLES: ()},
-  steps={LANGUAGE: 200, NEEDLES: 400},
+  steps={LANGUAGE: 400, NEEDLES: 400},
   distil_steps=100,
-  batches=4,
-  variants=('baseline', 'selective', 'retention'),
-  distilled=('retention',),
+  batches=8,
+  delays={LANGUAGE: 8, NEEDLES: 4},
+  variants=tuple(VARIANTS),
+  distilled=tuple(GATES),
 )
 # The task whose accuracy counts; each cell of the grid has as many examples.
 _EVALUATED = {NEEDLES: ("EVAL_TASK_NAME = 'needle_grid'",)}
@@ -122,7 +128,8 @@ POLICIES: dict[str, Policy] = {
 }
 # Gates say themselves what goes; other policies are measured on the others.
 _OF_GATES = ('selective', 'threshold', 'certified', 'window')
-UNTRAINED = 'selective_untrained_gates'
+# The policy that evicts by F, with the gates' parameters as before training.
+UNTRAINED = arena_figures.UNTRAINED
 
 
 def policies_of(model: str, attention_fn: Any) -> dict[str, Policy | None]:
@@ -136,7 +143,7 @@ def policies_of(model: str, attention_fn: Any) -> dict[str, Policy | None]:
     except UserError:
       continue
     suitable[name] = POLICIES[name]
-  if model.endswith('_distilled'):
+  if gated:
     suitable[UNTRAINED] = Selective()
   return suitable
 
@@ -160,7 +167,12 @@ def train(
     f'TRAIN_STEPS = {steps}',
     *bindings,
   ]
-  variants = [plan.Variant(name, VARIANTS[name]) for name in scale.variants]
+  delay = f'EVICTION_DELAY = {scale.delays[experiment]}'
+  of_variant = {'delayed_eviction': (delay,)}
+  variants = [
+    plan.Variant(name, VARIANTS[name], of_variant.get(name, ()))
+    for name in scale.variants
+  ]
   compare.compare(
     files,
     variants,
@@ -181,18 +193,24 @@ def train(
         plan.Variant(
           f'{name}_distilled',
           (_DISTIL[0], *GATES[name], _DISTIL[1]),
-          (f'INITIAL_CHECKPOINT_PATH = {str(checkpoint)!r}',),
+          (
+            f'INITIAL_CHECKPOINT_PATH = {str(checkpoint)!r}',
+            *of_variant.get(name, ()),
+          ),
         )
         for name in scale.distilled
       ],
       [seed],
-      # The last binding of a macro holds.
+      # The last binding of a macro holds. The schedule starts anew: the
+      # baseline's own ends near zero.
       [
         *shared,
         f'TRAIN_STEPS = {first + scale.distil_steps}',
         'EVAL_WITH_METRICS = None',
         'WARMUP_STEPS = 1',
         'LEARNING_RATE = 0.01',
+        f'{_SCHEDULE}.step_offset = {first}',
+        f'{_SCHEDULE}.steps_per_cycle = {scale.distil_steps}',
       ],
       folder,
     )
@@ -208,8 +226,8 @@ def measure(
 ) -> Iterator[dict[str, Any]]:
   """Measures the missing cells of an experiment, and yields all of them.
 
-  Decoding is timed for the language models of seed 0 alone: other seeds have
-  the same shapes.
+  Decoding is timed for the language models of seed 0 alone, since other seeds
+  have the same shapes, and in turn with the cache that holds every key.
 
   Raises:
     UserError: a cell's file is of another model or other settings.
@@ -220,7 +238,7 @@ def measure(
       identity = search.identity_of(run.config, run.checkpoint)
       attention_fn = run.model.module.config.attention_fn
       budgets = [max(2, run.length // share) for share in (4, 8, 16)]
-      data = run.batches(batches)
+      data, clock = run.batches(batches), None
       for name, policy in policies_of(cell.variant, attention_fn).items():
         file = output_dir / 'cells' / experiment / cell.name / f'{name}.json'
         settings = {
@@ -236,67 +254,19 @@ def measure(
         state = search.read_state(file, settings, identity)
         if state is None:
           print(f'{experiment}: {cell.name}, {name}', flush=True)
+          if settings['timed'] and clock is None:
+            clock = arena_cells.Clock(run)
           points = arena_cells.measure(
             arena_cells.untrained_gates(run) if name == UNTRAINED else run,
             policy,
             data,
             budgets,
-            timed=settings['timed'],
+            clock=clock,
           )
           state = {'settings': settings, 'identity': identity, 'points': points}
           file.parent.mkdir(parents=True, exist_ok=True)
           write_json(file, state)
         yield {**settings, 'points': state['points']}
-
-
-def summary(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-  """Returns the figures of each policy on each model, means over seeds.
-
-  Args:
-    cells: from `measure`, of both experiments.
-
-  Returns:
-    seeds: their number; policies: {policy: {model: [figures]}}, the figures of
-    one budget, from large to small: share of the keys, language_loss,
-    needle_accuracy, cache_bytes, tokens_per_second and certificate, the largest
-    of both experiments; None where nothing was measured.
-  """
-  grouped: dict[tuple[str, str], dict[str, list]] = {}
-  for cell in cells:
-    by_experiment = grouped.setdefault((cell['policy'], cell['model']), {})
-    by_experiment.setdefault(cell['experiment'], []).append(cell['points'])
-  policies: dict[str, dict[str, list]] = {}
-  for (policy, model), by_experiment in grouped.items():
-    count = len(next(iter(by_experiment.values()))[0])
-    figures = []
-    for i in range(count):
-
-      def mean(experiment, key, i=i, found=by_experiment):
-        values = [points[i][key] for points in found.get(experiment, [])]
-        values = [value for value in values if value is not None]
-        return sum(values) / len(values) if values else None
-
-      certificates = [
-        points[i]['certificate']['max']
-        for of_seeds in by_experiment.values()
-        for points in of_seeds
-        if points[i]['certificate']
-      ]
-      figures.append(
-        {
-          'share': 1 if policy == 'whole' else 1 / (4, 8, 16)[i],
-          'language_loss': mean(LANGUAGE, 'loss'),
-          'needle_accuracy': mean(NEEDLES, 'accuracy'),
-          'cache_bytes': mean(LANGUAGE, 'cache_bytes'),
-          'tokens_per_second': mean(LANGUAGE, 'tokens_per_second'),
-          'certificate': max(certificates, default=None),
-        }
-      )
-    policies.setdefault(policy, {})[model] = figures
-  return {
-    'policies': policies,
-    'seeds': len({cell['seed'] for cell in cells}),
-  }
 
 
 def main(argv: Sequence[str]) -> None:
@@ -333,13 +303,13 @@ def main(argv: Sequence[str]) -> None:
     cells += measure(output_dir, experiment, trained, scale.batches)
   write(output_dir, cells)
   figures = read_json(output_dir / f'{NAME}.json')['figures']
-  print(tables.text(arena_report.table(figures)))
+  print(arena_report.text(figures))
   print(json.dumps(figures))
 
 
 def write(output_dir: pathlib.Path, cells: Sequence[Mapping[str, Any]]) -> None:
   """Writes the figures, the table and the page of measured cells."""
-  figures = summary(cells)
+  figures = arena_figures.summary(cells)
   write_json(
     output_dir / f'{NAME}.json',
     {
@@ -349,7 +319,7 @@ def write(output_dir: pathlib.Path, cells: Sequence[Mapping[str, Any]]) -> None:
     },
   )
   write_run_record(output_dir, run_mode='study', seed=None)
-  text = tables.text(arena_report.table(figures))
+  text = arena_report.text(figures)
   (output_dir / f'{NAME}.txt').write_text(text + '\n', encoding='utf-8')
   document = page.page(
     'The forgetting arena',

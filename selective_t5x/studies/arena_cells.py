@@ -5,8 +5,9 @@ the cache itself gives bytes and speed.
 """
 
 import dataclasses
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,7 +22,10 @@ from selective_t5x.pruning.window import Window
 from selective_t5x.runs import restore
 
 # Rows that decode at a time, tokens a timed call, timed calls.
-_ROWS, _TOKENS, _CALLS = 4, 32, 5
+_ROWS, _TOKENS, _CALLS = 4, 32, 9
+_NOT_TIMED = dict.fromkeys(
+  ('tokens_per_second', 'speed_over_whole', 'load_average')
+)
 
 Point = dict[str, Any]
 
@@ -32,7 +36,7 @@ def measure(
   batches: Sequence[restore.Batch],
   budgets: Sequence[int],
   *,
-  timed: bool,
+  clock: 'Clock | None',
 ) -> list[Point]:
   """Measures a model with one policy at several budgets.
 
@@ -41,11 +45,12 @@ def measure(
     policy: evicts keys; None for the cache that holds all of them.
     batches: see `Trained.batches`.
     budgets: the keys of each layer; not read without a policy.
-    timed: whether to time decoding.
+    clock: times decoding of this model; None: it is not timed.
 
   Returns:
     one point a budget: budget; loss in nats a token and accuracy of the tokens
-    with a loss weight; cache_bytes of one row; tokens_per_second or None; and
+    with a loss weight; cache_bytes of one row; tokens_per_second,
+    speed_over_whole and load_average, see `Clock.figures`, or None; and
     certificate, {'mean', 'max'} over tokens, layers and heads, or None.
   """
   evaluate = losses.Losses(run, policy or Window())
@@ -63,7 +68,7 @@ def measure(
         'loss': figures.loss,
         'accuracy': figures.accuracy,
         'cache_bytes': losses.cache_bytes(run.model, pruning, run.length),
-        'tokens_per_second': _speed(run, pruning) if timed else None,
+        **(_NOT_TIMED if clock is None else clock.figures(pruning)),
         'certificate': _certificate(run, pruning, batches),
       }
     )
@@ -106,46 +111,67 @@ def _certificate(run, pruning, batches) -> dict[str, float] | None:
   return {'mean': total / count, 'max': largest}
 
 
-def _speed(run, pruning) -> float:
-  """Returns tokens a second of greedy decoding, the best of some calls."""
-  module = losses.with_pruning(run.model, pruning).module
-  rows = jnp.ones((_ROWS, run.length), jnp.int32)
+class Clock:
+  """Times greedy decoding of a model with pruned caches.
 
-  def empty_cache():
-    _, made = module.apply(
-      {'params': run.params},
-      rows,
-      rows,
-      enable_dropout=False,
-      decode=True,
-      mutable=['cache'],
-    )
-    return made['cache']
+  Each cache takes turns with the one that holds every key.
+  """
 
-  @jax.jit
-  def decode(params, cache, tokens):
-    def step(state, _):
-      cache, tokens = state
-      logits, changed = module.apply(
-        {'params': params, 'cache': cache},
+  def __init__(self, run: restore.Trained):
+    """Compiles decoding with every key."""
+    self._run = run
+    self._whole = self._decoding(None)
+
+  def figures(self, pruning: Pruning | None) -> dict[str, float]:
+    """Times decoding.
+
+    Returns:
+      tokens_per_second, the best of some calls; speed_over_whole, the median of
+      the calls' ratios to the whole cache's; and load_average, how many
+      processes of the machine ran or waited at the end.
+    """
+    whole = self._whole
+    pruned = whole if pruning is None else self._decoding(pruning)
+    seconds = np.asarray([(whole(), pruned()) for _ in range(_CALLS)])
+    return {
+      'tokens_per_second': _ROWS * _TOKENS / float(np.min(seconds[:, 1])),
+      'speed_over_whole': float(np.median(seconds[:, 0] / seconds[:, 1])),
+      'load_average': os.getloadavg()[0],
+    }
+
+  def _decoding(self, pruning: Pruning | None) -> Callable[[], float]:
+    """Returns a function that decodes some tokens and returns the seconds."""
+    run = self._run
+    module = losses.with_pruning(run.model, pruning).module
+    rows = jnp.ones((_ROWS, run.length), jnp.int32)
+
+    def apply(variables, tokens):
+      return module.apply(
+        variables,
         tokens,
         tokens,
         enable_dropout=False,
         decode=True,
         mutable=['cache'],
       )
-      return (changed['cache'], jnp.argmax(logits, axis=-1)), None
 
-    state, _ = jax.lax.scan(step, (cache, tokens), length=_TOKENS)
-    return state
+    @jax.jit
+    def decode(params, cache, tokens):
+      def step(state, _):
+        cache, tokens = state
+        logits, changed = apply({'params': params, 'cache': cache}, tokens)
+        return (changed['cache'], jnp.argmax(logits, axis=-1)), None
 
-  shapes = jax.eval_shape(empty_cache)
-  cache = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  arguments = run.params, cache, rows[:, :1]
-  jax.block_until_ready(decode(*arguments))
-  seconds = []
-  for _ in range(_CALLS):
-    start = time.perf_counter()
-    jax.block_until_ready(decode(*arguments))
-    seconds.append(time.perf_counter() - start)
-  return _ROWS * _TOKENS / min(seconds)
+      state, _ = jax.lax.scan(step, (cache, tokens), length=_TOKENS)
+      return state
+
+    shapes = jax.eval_shape(lambda: apply({'params': run.params}, rows)[1])
+    cache = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes['cache'])
+
+    def seconds():
+      start = time.perf_counter()
+      jax.block_until_ready(decode(run.params, cache, rows[:, :1]))
+      return time.perf_counter() - start
+
+    seconds()  # It compiles.
+    return seconds

@@ -9,7 +9,7 @@ from selective_t5x import attention, pruning
 from selective_t5x.errors import UserError
 from selective_t5x.report import arena as arena_report
 from selective_t5x.report import tables
-from selective_t5x.studies import arena
+from selective_t5x.studies import arena, arena_figures
 
 
 def test_policies_are_those_that_suit_a_model():
@@ -20,6 +20,9 @@ def test_policies_are_those_that_suit_a_model():
   assert {*arena.POLICIES, 'whole'} - set(selective) == {'adakv'}
   gated = arena.policies_of('retention_distilled', attention.gated_attention)
   assert set(gated) == {'whole', arena.UNTRAINED, *arena._OF_GATES}
+  assert set(gated) == set(
+    arena.policies_of('delayed_eviction', attention.gated_attention)
+  )
 
 
 def test_every_policy_of_the_package_is_in_the_arena():
@@ -45,6 +48,8 @@ def cell(experiment, model, seed, policy, losses, timed=None, certificate=None):
         'accuracy': loss / 10,
         'cache_bytes': 1000 // (i + 1),
         'tokens_per_second': timed,
+        'speed_over_whole': timed and timed / 50,
+        'load_average': timed and timed / 25,
         'certificate': certificate,
       }
       for i, loss in enumerate(losses)
@@ -75,11 +80,15 @@ CELLS = [
     [1.0, 1.0, 1.0],
     certificate={'mean': 0.1, 'max': 0.5},
   ),
+  cell('language', 'retention', 0, 'selective', [4.3, 4.8, 6.9]),
+  cell('language', 'retention', 0, arena.UNTRAINED, [4.4, 4.7, 7.0]),
+  cell('needles', 'retention', 0, 'selective', [8.0, 6.0, 5.0]),
+  cell('needles', 'retention', 0, arena.UNTRAINED, [7.0, 6.0, 4.0]),
 ]
 
 
 def test_figures_are_means_over_seeds():
-  figures = arena.summary(CELLS)
+  figures = arena_figures.summary(CELLS)
   assert figures['seeds'] == 2
   window = figures['policies']['window']['baseline']
   assert [f['share'] for f in window] == [1 / 4, 1 / 8, 1 / 16]
@@ -87,6 +96,8 @@ def test_figures_are_means_over_seeds():
   assert window[0]['needle_accuracy'] == pytest.approx(0.8)
   assert [f['cache_bytes'] for f in window] == [1000, 500, 333]
   assert window[0]['tokens_per_second'] == 90.0
+  assert window[0]['speed_over_whole'] == 1.8
+  assert figures['load_average'] == [2.0, 3.6]
   assert window[0]['certificate'] is None
   (whole,) = figures['policies']['whole']['baseline']
   assert whole['share'] == 1 and whole['needle_accuracy'] is None
@@ -94,15 +105,29 @@ def test_figures_are_means_over_seeds():
   assert certified[0]['certificate'] == 0.5
 
 
+def test_trained_gates_are_compared_with_their_start():
+  figures = arena_figures.summary(CELLS)
+  gains = figures['gates']['retention']
+  assert [g['share'] for g in gains] == [1 / 4, 1 / 8, 1 / 16]
+  losses = [g['language_loss'] for g in gains]
+  assert losses == pytest.approx([-0.1, 0.1, -0.1])
+  accuracies = [g['needle_accuracy'] for g in gains]
+  assert accuracies == pytest.approx([0.1, 0, 0.1])
+  assert arena_report.verdicts(figures) == [
+    'retention: the trained gates have a lower loss at 2 of 3 budgets and a '
+    'higher needle accuracy at 2 of 3 budgets than their untrained start'
+  ]
+
+
 def test_the_frontier_has_what_nothing_beats():
-  figures = arena.summary(CELLS)
+  figures = arena_figures.summary(CELLS)
   best = [
     (model, policy, figures['cache_bytes'])
     for model, policy, figures in arena_report.frontier(figures)
   ]
   assert best == [
     ('baseline', 'window', 333),
-    ('selective', 'certified', 500),
+    ('retention', arena.UNTRAINED, 500),
     ('baseline', 'whole', 1000),
   ]
 
@@ -110,20 +135,26 @@ def test_the_frontier_has_what_nothing_beats():
 def test_every_number_of_the_page_is_in_the_figures(tmp_path):
   arena.write(tmp_path, CELLS)
   kept = json.loads((tmp_path / 'arena.json').read_text())
-  assert kept['figures'] == json.loads(json.dumps(arena.summary(CELLS)))
-  table = arena_report.table(kept['figures'])
-  assert tables.text(table) in (tmp_path / 'arena.txt').read_text()
+  assert kept['figures'] == json.loads(json.dumps(arena_figures.summary(CELLS)))
+  text = (tmp_path / 'arena.txt').read_text()
   document = (tmp_path / 'arena.html').read_text()
-  for row in table.rows:
-    for number in row:
-      assert number in document
+  for table in (
+    arena_report.table(kept['figures']),
+    arena_report.gates(kept['figures']),
+  ):
+    assert tables.text(table) in text
+    for row in table.rows:
+      for number in row:
+        assert number in document
+  for verdict in arena_report.verdicts(kept['figures']):
+    assert verdict in text and verdict in document
   assert '<svg' in document
 
 
 def test_dry_run_names_the_models(tmp_path, capsys):
   arena.main([f'--output_dir={tmp_path}', '--dry_run', '--fast'])
   said = capsys.readouterr().out
-  assert 'language: 200 steps, seeds: 1, models: baseline, selective, ' in said
+  assert 'language: 400 steps, seeds: 1, models: baseline, selective, ' in said
   assert 'retention_distilled' in said
   arena.main([f'--output_dir={tmp_path}', '--dry_run', '--seeds=2'])
   said = capsys.readouterr().out
@@ -139,6 +170,7 @@ def test_the_arena_runs_and_resumes_at_a_tiny_size(
   tiny = dataclasses.replace(
     arena.FAST,
     variants=('baseline',),
+    distilled=('retention',),
     distil_steps=2,
     batches=1,
     bindings={
