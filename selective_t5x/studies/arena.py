@@ -111,7 +111,7 @@ FAST = Scale(
     NEEDLES: _FILES[NEEDLES],
   },
   bindings={LANGUAGE: _SMALL, NEEDLES: ()},
-  steps={LANGUAGE: 400, NEEDLES: 400},
+  steps={LANGUAGE: 400, NEEDLES: 600},
   distil_steps=100,
   batches=8,
   delays={LANGUAGE: 8, NEEDLES: 4},
