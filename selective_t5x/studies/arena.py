@@ -126,6 +126,8 @@ POLICIES: dict[str, Policy] = {
   'threshold': Threshold(),
   'certified': Certified(),
 }
+# Decoding is timed of these models; the others have the network of one of them.
+TIMED = ('baseline', 'selective', *GATES)
 # Gates say themselves what goes; other policies are measured on the others.
 _OF_GATES = ('selective', 'threshold', 'certified', 'window')
 # The policy that evicts by F, with the gates' parameters as before training.
@@ -226,8 +228,9 @@ def measure(
 ) -> Iterator[dict[str, Any]]:
   """Measures the missing cells of an experiment, and yields all of them.
 
-  Decoding is timed for the language models of seed 0 alone, since other seeds
-  have the same shapes, and in turn with the cache that holds every key.
+  Decoding is timed for language models of seed 0 alone that are in TIMED, since
+  the others have the same shapes, and in turn with the cache that holds every
+  key.
 
   Raises:
     UserError: a cell's file is of another model or other settings.
@@ -249,7 +252,9 @@ def measure(
           'definition': repr(policy),
           'batches': batches,
           'context': run.length,
-          'timed': experiment == LANGUAGE and cell.seed == 0,
+          'timed': experiment == LANGUAGE
+          and cell.seed == 0
+          and cell.variant in TIMED,
         }
         state = search.read_state(file, settings, identity)
         if state is None:
