@@ -17,12 +17,18 @@ _COLUMNS = {
 }
 
 
+def models_of(figures: Mapping[str, Any]) -> list[str]:
+  """Returns the models' names."""
+  return list(
+    dict.fromkeys(
+      model for by_model in figures['policies'].values() for model in by_model
+    )
+  )
+
+
 def _every(figures: Mapping[str, Any]) -> Iterator[tuple[str, str, dict]]:
   """Yields (model, policy, the figures of one budget), by model."""
-  models = dict.fromkeys(
-    model for by_model in figures['policies'].values() for model in by_model
-  )
-  for model in models:
+  for model in models_of(figures):
     for policy, by_model in figures['policies'].items():
       for of_budget in by_model.get(model, ()):
         yield model, policy, of_budget
@@ -84,6 +90,45 @@ def figure(figures: Mapping[str, Any]):
       )
       for name, points in curves.items()
     ]
+  )
+
+
+def of_model(figures: Mapping[str, Any], model: str) -> tables.Table:
+  """Returns a model's loss and needle accuracy, one row a policy."""
+  by_policy = {
+    policy: by_model[model]
+    for policy, by_model in figures['policies'].items()
+    if model in by_model
+  }
+  (whole,) = by_policy.pop('whole')
+  columns = {
+    'language_loss': ('loss', '.4f'),
+    'needle_accuracy': ('needle accuracy', '.3f'),
+  }
+  shares = [f'{e["share"]:.4g}' for e in next(iter(by_policy.values()))]
+  return tables.Table(
+    title=f'{model}: with every key '
+    + ', '.join(
+      f'{name} {format(whole[key], form)}'
+      for key, (name, form) in columns.items()
+      if whole[key] is not None
+    ),
+    header=(
+      'policy',
+      *(f'loss, {share}' for share in shares),
+      *(f'needles, {share}' for share in shares),
+    ),
+    rows=tuple(
+      (
+        policy,
+        *(
+          '' if e[key] is None else format(e[key], form)
+          for key, (_, form) in columns.items()
+          for e in entries
+        ),
+      )
+      for policy, entries in by_policy.items()
+    ),
   )
 
 
@@ -164,5 +209,10 @@ def section(figures: Mapping[str, Any]) -> Markup:
     every=table(figures),
     gates=gates(figures),
     verdicts=verdicts(figures),
+    models=[
+      of_model(figures, model)
+      for model in models_of(figures)
+      if model in figures['policies'].get('whole', {})
+    ],
     load=figures['load_average'],
   )

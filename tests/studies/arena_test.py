@@ -132,6 +132,16 @@ def test_the_frontier_has_what_nothing_beats():
   ]
 
 
+def test_a_models_policies_are_side_by_side():
+  table = arena_report.of_model(arena_figures.summary(CELLS), 'baseline')
+  assert table.title == 'baseline: with every key loss 4.1000'
+  assert (
+    table.header[1] == 'loss, 0.25' and table.header[-1] == 'needles, 0.0625'
+  )
+  window = ('window', '4.6000', '5.1000', '6.1000', '0.800', '0.500', '0.100')
+  assert table.rows == (window,)
+
+
 def test_every_number_of_the_page_is_in_the_figures(tmp_path):
   arena.write(tmp_path, CELLS)
   kept = json.loads((tmp_path / 'arena.json').read_text())
@@ -141,11 +151,13 @@ def test_every_number_of_the_page_is_in_the_figures(tmp_path):
   for table in (
     arena_report.table(kept['figures']),
     arena_report.gates(kept['figures']),
+    arena_report.of_model(kept['figures'], 'baseline'),
   ):
-    assert tables.text(table) in text
     for row in table.rows:
       for number in row:
         assert number in document
+  assert text == arena_report.text(kept['figures']) + '\n'
+  assert tables.text(arena_report.table(kept['figures'])) in text
   for verdict in arena_report.verdicts(kept['figures']):
     assert verdict in text and verdict in document
   assert '<svg' in document
