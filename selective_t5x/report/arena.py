@@ -37,7 +37,8 @@ def _every(figures: Mapping[str, Any]) -> Iterator[tuple[str, str, dict]]:
 def table(figures: Mapping[str, Any]) -> tables.Table:
   """Returns the figures of `arena_figures.summary`, one row a budget."""
   return tables.Table(
-    title=f'the arena, means of {figures["seeds"]} seeds',
+    title=f'the arena, means over seeds: {figures["seeds"]}'
+    + ('' if figures['complete'] else '; the cells measured so far'),
     header=(
       'model',
       'policy',
@@ -105,7 +106,8 @@ def of_model(figures: Mapping[str, Any], model: str) -> tables.Table:
     'language_loss': ('loss', '.4f'),
     'needle_accuracy': ('needle accuracy', '.3f'),
   }
-  shares = [f'{e["share"]:.4g}' for e in next(iter(by_policy.values()))]
+  budgets = next(iter(by_policy.values()), [])
+  shares = [f'{of_budget["share"]:.4g}' for of_budget in budgets]
   return tables.Table(
     title=f'{model}: with every key '
     + ', '.join(

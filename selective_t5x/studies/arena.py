@@ -9,6 +9,7 @@ the model and distilled on the frozen baseline. Then every policy prunes every
 model that it suits, at a quarter, an eighth and a sixteenth of the keys. A cell
 is a model with a policy; it has a file of its own in cells/, so the same
 command resumes an interrupted arena. --fast is one seed of smaller models.
+--so_far trains and measures nothing, and writes what is measured already.
 
 It writes arena.json, arena.txt, arena.html and run.json. The last line printed
 is JSON: the figures of each policy on each model, means over seeds, and what
@@ -281,6 +282,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
       '--fast', action='store_true', help='one seed of smaller models'
     )
+    parser.add_argument(
+      '--so_far', action='store_true', help='write the cells measured so far'
+    )
 
   args, bindings = command.parse(NAME, __doc__, argv, add_flags)
   scale = FAST if args.fast else FULL
@@ -300,21 +304,56 @@ def main(argv: Sequence[str]) -> None:
         f'models: {", ".join([*scale.variants, *distilled])}'
       )
     return
-  cells = []
-  for experiment in scale.files:
-    trained = train(
-      scale, experiment, output_dir / experiment, bindings, args.jobs
-    )
-    cells += measure(output_dir, experiment, trained, scale.batches)
-  write(output_dir, cells)
+  if args.so_far:
+    cells = so_far(output_dir, scale)
+  else:
+    cells = []
+    for experiment in scale.files:
+      trained = train(
+        scale, experiment, output_dir / experiment, bindings, args.jobs
+      )
+      cells += measure(output_dir, experiment, trained, scale.batches)
+  write(output_dir, cells, complete=not args.so_far)
   figures = read_json(output_dir / f'{NAME}.json')['figures']
   print(arena_report.text(figures))
   print(json.dumps(figures))
 
 
-def write(output_dir: pathlib.Path, cells: Sequence[Mapping[str, Any]]) -> None:
+def so_far(output_dir: pathlib.Path, scale: Scale) -> list[dict[str, Any]]:
+  """Returns the cells that are measured, in the order of a whole arena.
+
+  Raises:
+    UserError: there are none.
+  """
+  models = [*scale.variants, *(f'{name}_distilled' for name in scale.distilled)]
+  names = ['whole', *POLICIES, UNTRAINED]
+  files = [
+    output_dir
+    / 'cells'
+    / experiment
+    / plan.folder_name(model, seed)
+    / f'{name}.json'
+    for experiment in scale.files
+    for seed in range(scale.seeds)
+    for model in models
+    for name in names
+  ]
+  states = [read_json(file) for file in files if file.exists()]
+  if not states:
+    raise UserError(
+      f'{output_dir}: no cell is measured yet; leave out --so_far'
+    )
+  return [{**state['settings'], 'points': state['points']} for state in states]
+
+
+def write(
+  output_dir: pathlib.Path,
+  cells: Sequence[Mapping[str, Any]],
+  *,
+  complete: bool = True,
+) -> None:
   """Writes the figures, the table and the page of measured cells."""
-  figures = arena_figures.summary(cells)
+  figures = arena_figures.summary(cells, complete=complete)
   write_json(
     output_dir / f'{NAME}.json',
     {

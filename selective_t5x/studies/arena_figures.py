@@ -7,11 +7,14 @@ LANGUAGE, NEEDLES = 'language', 'needles'
 UNTRAINED = 'selective_untrained_gates'
 
 
-def summary(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summary(
+  cells: Sequence[Mapping[str, Any]], *, complete: bool = True
+) -> dict[str, Any]:
   """Returns the figures of each policy on each model, means over seeds.
 
   Args:
     cells: from `arena.measure`, of both experiments.
+    complete: whether they are all cells of the arena.
 
   Returns:
     seeds: their number; policies: {policy: {model: [figures]}}, the figures of
@@ -19,7 +22,7 @@ def summary(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     needle_accuracy, cache_bytes, tokens_per_second, speed_over_whole and
     certificate, the largest of both experiments; None where nothing was
     measured; gates: see `of_gates`; load_average: [the least, the largest] of
-    the machine while decoding was timed.
+    the machine while decoding was timed; complete.
   """
   grouped: dict[tuple[str, str], dict[str, list]] = {}
   for cell in cells:
@@ -65,6 +68,7 @@ def summary(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     'gates': of_gates(policies),
     'load_average': [min(loads), max(loads)] if loads else None,
     'seeds': len({cell['seed'] for cell in cells}),
+    'complete': complete,
   }
 
 
@@ -101,4 +105,5 @@ def of_gates(policies: Mapping[str, Mapping]) -> dict[str, list[dict]]:
       )
     ]
     for model, untrained in policies.get(UNTRAINED, {}).items()
+    if model in policies.get('selective', {})
   }

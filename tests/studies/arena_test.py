@@ -175,6 +175,27 @@ def test_dry_run_names_the_models(tmp_path, capsys):
     arena.main([f'--output_dir={tmp_path}', '--seeds=0'])
 
 
+def test_an_interrupted_arena_shows_what_it_has(tmp_path, capsys):
+  flags = [f'--output_dir={tmp_path}', '--fast', '--so_far']
+  with pytest.raises(UserError, match='no cell is measured yet'):
+    arena.main(flags)
+  for measured in CELLS:
+    if measured['seed'] == 0:
+      folder = f'{measured["model"]}-seed0'
+      file = tmp_path / 'cells' / measured['experiment'] / folder
+      file.mkdir(parents=True, exist_ok=True)
+      settings = {k: v for k, v in measured.items() if k != 'points'}
+      state = {'settings': settings, 'points': measured['points']}
+      (file / f'{measured["policy"]}.json').write_text(json.dumps(state))
+  arena.main(flags)
+  figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+  assert not figures['complete'] and figures['seeds'] == 1
+  window = figures['policies']['window']['baseline']
+  assert [f['language_loss'] for f in window] == [4.5, 5.0, 6.0]
+  assert set(figures['gates']) == {'retention'}
+  assert 'the cells measured so far' in (tmp_path / 'arena.txt').read_text()
+
+
 @pytest.mark.slow
 def test_the_arena_runs_and_resumes_at_a_tiny_size(
   tmp_path, monkeypatch, capsys
