@@ -30,11 +30,13 @@ Raises:
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from selective_t5x.attention import (
   capabilities,
   checks,
   implementations,
+  query_blocks,
   reference,
   steps,
 )
@@ -165,6 +167,7 @@ class Attended(NamedTuple):
 
 
 @capabilities.declare(
+  block_start=True,
   implementation=True,
   masking=True,
   masking_scale=True,
@@ -196,6 +199,7 @@ def selective_attention(
   masking_row: jax.Array | None = None,
   position: jax.Array | None = None,
   masking: jax.Array | None = None,
+  block_start: jax.Array | None = None,
 ):
   """Causal attention whose tokens can mask earlier tokens for later queries.
 
@@ -241,7 +245,10 @@ def selective_attention(
     masking_row: i32[B], a row of F to return too; every implementation can. The
       tokens before it must be one segment without padding.
     masking: row `position` of F in a step, zeros at first: f32[B, N], or
-      [B, G, N] where G > 1.
+      [B, G, N] where G > 1. With `block_start`, the sum of all earlier
+      queries, None for zeros.
+    block_start: i32[], the index of the first query of a block: the query is
+      [B, C, H, D], a bias broadcasts to [B, H, C, N], and the result is F.
 
   Returns:
     out, or a tuple of out and the requested results, in this order:
@@ -252,12 +259,16 @@ def selective_attention(
       F: f32[B, N, N], or [B, G, N, N] where G > 1.
       the row of F: f32[B, N], or [B, G, N] where G > 1.
     A step returns out, [B, 1, H, D], and the masking of the next step.
+    A block returns its rows of F, f32[B, C, N], or [B, G, C, N] where G > 1,
+    and the masking of the next block.
     M and F are float32 for every input dtype but float64.
   """
-  if position is None:
-    checks.shapes(query, key, value, bias, segment_ids)
-  else:
+  if position is not None:
     checks.step(query, key, value, bias, position)
+  elif block_start is not None:
+    checks.block(query, key, value, bias, segment_ids)
+  else:
+    checks.shapes(query, key, value, bias, segment_ids)
   constraints = Constraints(relu, protect_bos, protect_self)
   _check_settings(
     memory_tau,
@@ -280,6 +291,8 @@ def selective_attention(
     masking_scale=masking_scale,
     constraints=constraints,
   )
+  if block_start is not None:
+    return _masking_rows(selection, masking, block_start, segment_ids)
   settings: dict[str, Any] = dict(selection=selection, scale=scale, bias=bias)
   if position is not None:
     checks.masking(masking, selection.key)
@@ -303,6 +316,21 @@ def selective_attention(
     attended = attended._replace(masking_row=row)
   results = tuple(x for x in attended if x is not None)
   return results if len(results) > 1 else attended.out
+
+
+def _masking_rows(selection, masking, block_start, segment_ids):
+  """Returns a block's rows of F and the next block's masking."""
+  batch, length, groups, _ = selection.key.shape
+  if masking is None:
+    dtype = jnp.promote_types(selection.query.dtype, jnp.float32)
+    total = jnp.zeros((batch, groups, length), dtype)
+  else:
+    checks.masking(masking, selection.key)
+    total = masking.reshape(batch, groups, length)
+  rows, total = query_blocks.masking_rows(
+    selection, total, first=block_start, segment_ids=segment_ids
+  )
+  return _without_one_group(rows), _without_one_group(total)
 
 
 def _attend_rows(

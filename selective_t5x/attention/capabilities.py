@@ -8,6 +8,7 @@ from typing import Any
 # Arguments that a network passes in every call, and those of a feature.
 _EVERY_CALL = {'query', 'key', 'value', 'segment_ids', 'position'}
 _OF_A_FEATURE = {
+  'block_start': {'block_start'},
   'key_ids': {'query_ids', 'key_ids'},
   'masking': {
     *('masking', 'masking_row', 'return_masking'),
@@ -25,6 +26,8 @@ class Capabilities:
 
   Attributes:
     arguments: names of all its parameters, which an extension may supply.
+    block_start: whether it takes `block_start`, and then returns the rows of F
+      of a block of queries.
     implementation: whether it takes `implementation`.
     key_ids: whether it takes `query_ids` and `key_ids` and is bidirectional, as
       in an encoder.
@@ -42,6 +45,7 @@ class Capabilities:
   """
 
   arguments: frozenset[str]
+  block_start: bool = False
   implementation: bool = False
   key_ids: bool = False
   masking: bool = False

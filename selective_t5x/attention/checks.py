@@ -89,6 +89,14 @@ def step(query, key, value, bias, position):
   bias_shape(bias, query, key)
 
 
+def block(query, key, value, bias, segment_ids):
+  """Raises ValueError unless a block of queries fits whole rows of keys."""
+  key_shapes(query, key, value)
+  if segment_ids is not None:
+    token_ids('segment_ids', segment_ids, key)
+  bias_shape(bias, query, key)
+
+
 def key_shapes(query, key, value):
   """Raises ValueError unless keys and values fit the queries."""
   if (

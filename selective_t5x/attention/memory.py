@@ -1,7 +1,7 @@
 """Attention memory: how many tokens a query still sees under selection."""
 
 import jax.numpy as jnp
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from selective_t5x.attention import masks
 from selective_t5x.attention.arrays import Array, Scalar
@@ -32,9 +32,24 @@ def visible_tokens(
     f32[B, N], between 1 and the query's position in its segment counted from
     1; 0 for padding.
   """
-  counted = masks.visible(masking.shape[-1], segment_ids) & (masking < tau)
+  return count_visible(
+    masking, masks.visible(masking.shape[-1], segment_ids), tau
+  )
+
+
+def count_visible(
+  masking: Float[Array, '*B Q N'], seen: Bool[Array, '#*B Q N'], tau: Scalar
+) -> Float[Array, '*B Q']:
+  """Counts like `visible_tokens` the keys that any queries see.
+
+  Args:
+    masking: f32[..., Q, N], their rows of F.
+    seen: bool[..., Q, N], the keys that are earlier, of the query's segment and
+      no padding.
+    tau: positive.
+  """
   visibility = jnp.where(masking < 0, 1, 1 - masking / tau)
-  return jnp.sum(jnp.where(counted, visibility, 0), axis=-1)
+  return jnp.sum(jnp.where(seen & (masking < tau), visibility, 0), axis=-1)
 
 
 def fraction_visible(

@@ -212,9 +212,3 @@ class KeyValueCache(nn.Module):
     following = jnp.minimum(place.lengths, slots - 1)
     out, masking.value = attend(masking_row=following)
     return out
-
-
-def row_of(x: jax.Array, query: jax.Array) -> jax.Array:
-  """Takes the row of one query, i32[B]: [B, ..., N, N] to [B, ..., N]."""
-  index = query.reshape(-1, *(1,) * (x.ndim - 1))
-  return jnp.take_along_axis(x, index, axis=-2)[..., 0, :]

@@ -21,10 +21,11 @@ from selective_t5x.attention import (
   steps,
 )
 from selective_t5x.attention.selection import spread
-from selective_t5x.nn.cache import Place, partitioned, row_of
+from selective_t5x.nn.cache import Place, partitioned
 from selective_t5x.pruning import eviction
 from selective_t5x.pruning.policy import Policy
-from selective_t5x.pruning.whole_rows import pruned_attention, tokens_of
+from selective_t5x.pruning.query_blocks import pruned_rows
+from selective_t5x.pruning.whole_rows import tokens_of
 
 
 class EvictingCache(nn.Module):
@@ -107,7 +108,7 @@ class EvictingCache(nn.Module):
         leaves, totals, query, tokens, place.position, bias_fn, settings
       )
 
-    pruned = pruned_attention(
+    pruned = pruned_rows(
       self.attention_fn,
       self.policy,
       query,
@@ -124,7 +125,7 @@ class EvictingCache(nn.Module):
     if self.policy.certifies:
       self.sow('intermediates', 'certificate', pruned.certificate)
     if pruned.masking is not None:
-      groups = pruned.masking.shape[1:-2]
+      groups = pruned.masking.shape[1:-1]
       leaves['masking'] = leaf('cached_masking', dtype, *groups)
     if place.lengths is not None:
       self._fill(leaves, tokens, pruned, place.lengths)
@@ -219,12 +220,10 @@ class EvictingCache(nn.Module):
       'position': jnp.broadcast_to(jnp.arange(length), (batch, length)),
     }
     if pruned.masking is not None:
-      # The row of F that the next token reads. A full row has no next token.
-      following = jnp.minimum(lengths, length - 1)
-      entries['masking'] = _swap_groups(row_of(pruned.masking, following))
+      entries['masking'] = _swap_groups(pruned.masking)
     if pruned.scores is not None:
       entries['score'] = pruned.scores
-    kept = row_of(pruned.kept, last)
+    kept = pruned.kept
     index = eviction.gather_kept(kept, size)
     filled = jnp.arange(size) < lengths[:, None]
     if 'held' in leaves:

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from selective_t5x.attention import checks, masks
-from selective_t5x.nn.cache import Place, partitioned, row_of
+from selective_t5x.nn.cache import Place, partitioned
 from selective_t5x.pruning import pool
 from selective_t5x.pruning.policy import Policy
-from selective_t5x.pruning.whole_rows import pruned_attention
+from selective_t5x.pruning.query_blocks import pruned_rows
 
 
 class PooledCache(nn.Module):
@@ -85,7 +85,7 @@ class PooledCache(nn.Module):
     last = None
     if place.lengths is not None:
       last = jnp.maximum(place.lengths - 1, 0)
-    pruned = pruned_attention(
+    pruned = pruned_rows(
       self.attention_fn,
       self.policy,
       query,
@@ -167,7 +167,7 @@ class PooledCache(nn.Module):
         'at least as many'
       )
     # [B, H, N] to [B, N * H].
-    kept = row_of(pruned.kept, jnp.maximum(lengths - 1, 0))
+    kept = pruned.kept
     kept = kept.swapaxes(1, 2).reshape(batch, -1)
     index = jnp.argsort(~kept, axis=1, stable=True)[:, :slots]
     filled = jnp.arange(slots) < heads * lengths[:, None]

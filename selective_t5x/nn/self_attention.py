@@ -18,7 +18,8 @@ from selective_t5x.errors import UserError
 from selective_t5x.nn import cache, evicting_cache, layers, pooled_cache
 from selective_t5x.nn.call import Call
 from selective_t5x.nn.extensions import Extended, Extension, Heads
-from selective_t5x.pruning import Policy, pruned_attention
+from selective_t5x.pruning import Policy
+from selective_t5x.pruning.query_blocks import pruned_rows
 
 
 class SelfAttention(nn.Module):
@@ -178,7 +179,7 @@ class SelfAttention(nn.Module):
 
   def _attend_pruned(self, *heads, **arguments):
     """Returns out, and M if requested, like the attention function."""
-    pruned = pruned_attention(
+    pruned = pruned_rows(
       self.attention_fn, self.policy, *heads, layer=self.layer, **arguments
     )
     if self.policy.certifies:

@@ -11,7 +11,7 @@ keys early, slots may be empty anywhere; the latest key is always in slot K - 1.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,18 +41,62 @@ class Kept(NamedTuple):
   certificate: Float[Array, 'B N H'] | None = None
 
 
-def keep_mask(
+class State(NamedTuple):
+  """What a query leaves for the next one of its row.
+
+  Attributes:
+    held: bool[B, N], the keys that stay.
+    scores: f32[B, N, ...], the policy's accumulated scores.
+    totals: the policy's totals, [B, ...] each; {} for none.
+  """
+
+  held: Bool[Array, 'B N']
+  scores: Float[Array, 'B N *rest']
+  totals: Mapping[str, Array]
+
+
+def start(
   policy: Policy,
   segment_ids: Shaped[Array, 'B N'],
   *,
+  logits_dtype: Any = jnp.float32,
+  tokens: Tokens | None = None,
+) -> State:
+  """Returns the state before the first query: no key is held.
+
+  Args:
+    policy: decides which key is evicted.
+    segment_ids: i32[B, N].
+    logits_dtype: that of the logits that the policy reads.
+    tokens: as in `serve`; for `reads_keys` policies.
+  """
+  dtype, totals = logits_dtype, {}
+  if tokens is not None:
+    dtype = jnp.promote_types(dtype, tokens.value_norms.dtype)
+    heads, size = tokens.query.shape[2:]
+    totals = policy.new_totals(segment_ids.shape[0], heads, size, dtype)
+  scores = jnp.zeros((*segment_ids.shape, *policy.score_shape), dtype)
+  return State(jnp.zeros(segment_ids.shape, bool), scores, totals)
+
+
+def serve(
+  policy: Policy,
+  segment_ids: Shaped[Array, 'B N'],
+  states: tuple[State, State | None],
+  queries: Int[Array, ' C'],
+  *,
   budget: Int[Array, ''] | int,
   layer: Int[Array, ''] | int = 0,
-  masking: Float[Array, 'B N N'] | None = None,
-  logits: Float[Array, 'B H N N'] | None = None,
+  masking: Float[Array, 'B C N'] | None = None,
+  logits: Float[Array, 'B H C N'] | None = None,
   tokens: Tokens | None = None,
   last: Int[Array, ' B'] | None = None,
-) -> Kept:
-  """Evicts keys query by query, and returns the keys that each attends to.
+) -> tuple[
+  tuple[State, State | None],
+  Bool[Array, 'B C N'],
+  Float[Array, 'B C H'] | None,
+]:
+  """Evicts keys query by query, for queries that follow each other.
 
   A budget counts the keys of the query's own segment, so each segment of a
   packed row keeps the same keys as if it were alone.
@@ -60,79 +104,120 @@ def keep_mask(
   Args:
     policy: decides which key is evicted.
     segment_ids: i32[B, N], 0 for padding, each segment contiguous.
+    states: the state before the first of the queries, and what has been
+      remembered of the query `last` (any State before it); None there without
+      `last`.
+    queries: i32[C], the indices of the queries.
     budget: i32[], K of this layer, 2 or more; may be traced.
     layer: the layer's number, from 0.
-    masking: f32[B, N, N], F, axis 1 the query; for `reads_masking` policies.
-    logits: f32[B, H, N, N], axis 2 the query, F subtracted; for `reads_logits`
-      policies.
-    tokens: query and keys [B, N, H, D], value_norms f32[B, N, H]; for
-      `reads_keys` policies.
-    last: i32[B], the query after which scores and totals are returned; None for
-      neither.
+    masking: f32[B, C, N], the queries' rows of F; for `reads_masking` policies.
+    logits: f32[B, H, C, N], F subtracted; for `reads_logits` policies.
+    tokens: the queries [B, C, H, D], the keys [B, N, H, D], value_norms
+      f32[B, N, H]; for `reads_keys` policies.
+    last: i32[B], the query after which the state is remembered; or None.
 
   Returns:
-    A Kept.
+    The states after the queries, the keys that each keeps and attends to, and
+    their certificates; None unless the policy certifies.
   """
-  batch, length = segment_ids.shape
-  slots = jnp.arange(length)
-  positions = masks.position_in_segment(length, segment_ids)
-  dtype = jnp.float32 if logits is None else logits.dtype
-  totals = {}
-  if tokens is not None:
-    dtype = jnp.promote_types(dtype, tokens.value_norms.dtype)
-    heads, size = tokens.query.shape[2:]
-    totals = policy.new_totals(batch, heads, size, dtype)
-  scores = jnp.zeros((*segment_ids.shape, *policy.score_shape), dtype)
-  remembers = last is not None and (policy.accumulates or bool(totals))
+  slots = jnp.arange(segment_ids.shape[1])
+  positions = masks.position_in_segment(segment_ids.shape[1], segment_ids)
 
-  def serve(state, rows):
-    held, scores, totals, snapshot = state
+  def serve_one(states, rows):
+    state, remembered = states
     query, masking, logits, vector = rows
     segment = jnp.take(segment_ids, query, axis=1)[:, None]
-    held |= slots == query
+    held = state.held | (slots == query)
     held &= (segment_ids == segment) & (segment != 0)
     step = policy.step(
       View(
         held=held,
         positions=positions,
         position=jnp.take(positions, query, axis=1),
-        scores=scores,
+        scores=state.scores,
         budget=budget,
         layer=layer,
         masking=masking,
         logits=logits,
         tokens=None if tokens is None else tokens._replace(query=vector),
-        totals=totals,
+        totals=state.totals,
       )
     )
-    if remembers:
-      snapshot = jax.tree.map(
-        lambda old, new: jnp.where(
-          (query == last).reshape(-1, *(1,) * (new.ndim - 1)), new, old
-        ),
-        snapshot,
-        (step.scores, dict(step.totals)),
-      )
+    state = State(step.kept, step.scores, dict(step.totals))
+    if last is not None:
+      remembered = remember(state, remembered, query == last)
     certificate = step.totals['certificate'] if policy.certifies else None
-    state = step.kept, step.scores, dict(step.totals), snapshot
-    return state, (step.kept, certificate)
+    return (state, remembered), (step.kept, certificate)
 
   rows = (
-    slots,
+    queries,
     None if masking is None else jnp.moveaxis(masking, 1, 0),
     jnp.moveaxis(logits, 2, 0) if policy.reads_logits else None,
     None if tokens is None else jnp.moveaxis(tokens.query, 1, 0),
   )
-  nothing = jnp.zeros(segment_ids.shape, bool)
-  start = (nothing, scores, totals, (scores, totals) if remembers else None)
-  (*_, snapshot), every = jax.lax.scan(serve, start, rows)
+  states, every = jax.lax.scan(serve_one, states, rows)
   kept, certificate = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), every)
+  return states, kept, certificate
+
+
+def remember(state: Any, remembered: Any, now: Bool[Array, ' B']) -> Any:
+  """Returns the rows of `state` where it is time, else those remembered.
+
+  Args:
+    state: a pytree of [B, ...].
+    remembered: as state.
+    now: bool[B].
+  """
+  return jax.tree.map(
+    lambda new, old: jnp.where(
+      now.reshape(-1, *(1,) * (new.ndim - 1)), new, old
+    ),
+    state,
+    remembered,
+  )
+
+
+def keep_mask(
+  policy: Policy,
+  segment_ids: Shaped[Array, 'B N'],
+  *,
+  logits: Float[Array, 'B H N N'] | None = None,
+  tokens: Tokens | None = None,
+  last: Int[Array, ' B'] | None = None,
+  **settings,
+) -> Kept:
+  """Evicts keys query by query, and returns the keys that each attends to.
+
+  Args:
+    policy: decides which key is evicted.
+    segment_ids: i32[B, N], 0 for padding, each segment contiguous.
+    logits: f32[B, H, N, N], as in `serve`, of all queries.
+    tokens: as in `serve`, of all queries.
+    last: i32[B], the query after which scores and totals are returned; None for
+      neither.
+    **settings: more arguments of `serve`: budget, layer, masking.
+
+  Returns:
+    A Kept.
+  """
+  dtype = jnp.float32 if logits is None else logits.dtype
+  state = start(policy, segment_ids, logits_dtype=dtype, tokens=tokens)
+  (_, remembered), kept, certificate = serve(
+    policy,
+    segment_ids,
+    (state, None if last is None else state),
+    jnp.arange(segment_ids.shape[1]),
+    logits=logits,
+    tokens=tokens,
+    last=last,
+    **settings,
+  )
   if certificate is not None:
     certificate = masks.zero_padding(certificate, segment_ids)
-  if not remembers:
+  if remembered is None:
     return Kept(kept, None, {}, certificate)
-  scores, totals = snapshot
-  return Kept(kept, scores if policy.accumulates else None, totals, certificate)
+  scores = remembered.scores if policy.accumulates else None
+  return Kept(kept, scores, remembered.totals, certificate)
 
 
 def last_slot(position: Int[Array, ' B'], slots: int) -> Int[Array, ' B']:

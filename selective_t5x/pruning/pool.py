@@ -11,7 +11,7 @@ full, evicted entries are replaced in place.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from selective_t5x.attention import masks
 from selective_t5x.attention.arrays import Array
+from selective_t5x.pruning.eviction import State, remember
 from selective_t5x.pruning.policy import Policy
 
 
@@ -110,6 +111,85 @@ def softmax(
   )
 
 
+def start(
+  policy: Policy,
+  segment_ids: Shaped[Array, 'B N'],
+  *,
+  logits_dtype: Any = jnp.float32,
+  num_heads: int,
+) -> State:
+  """Returns the state before the first query: no entry, of N * H, is held."""
+  shape = segment_ids.shape[0], segment_ids.shape[1] * num_heads
+  scores = jnp.zeros((*shape, *policy.score_shape), logits_dtype)
+  return State(jnp.zeros(shape, bool), scores, {})
+
+
+def serve(
+  policy: Policy,
+  segment_ids: Shaped[Array, 'B N'],
+  states: tuple[State, State | None],
+  queries: Int[Array, ' C'],
+  *,
+  budget: Int[Array, ''] | int,
+  logits: Float[Array, 'B H C N'],
+  last: Int[Array, ' B'] | None = None,
+) -> tuple[tuple[State, State | None], Bool[Array, 'B H C N']]:
+  """Evicts entries query by query, like `eviction.serve`.
+
+  Args:
+    policy: decides which entries are evicted.
+    segment_ids: i32[B, N], 0 for padding, each segment contiguous.
+    states: as in `eviction.serve`, of [B, N * H] entries: those of a key are
+      neighbours.
+    queries: i32[C], the indices of the queries.
+    budget: i32[], K, 2 or more; may be traced.
+    logits: f32[B, H, C, N].
+    last: as in `eviction.serve`.
+
+  Returns:
+    The states after the queries, and the keys that each head keeps.
+  """
+  batch, heads, _, length = logits.shape
+
+  def of_entries(x):
+    return jnp.repeat(x, heads, axis=1)
+
+  ids = of_entries(segment_ids)
+  where = of_entries(jnp.arange(length)[None])
+  positions = masks.position_in_segment(length, segment_ids)
+
+  def serve_one(states, rows):
+    state, remembered = states
+    query, logits = rows
+    segment = jnp.take(segment_ids, query, axis=1)[:, None]
+    held = state.held | (where == query)
+    held &= (ids == segment) & (segment != 0)
+    kept, scores = step(
+      policy,
+      Entries(
+        held=held,
+        heads=jnp.tile(jnp.arange(heads), length)[None],
+        positions=of_entries(positions),
+        position=jnp.take(positions, query, axis=1),
+        scores=state.scores,
+        logits=jnp.swapaxes(logits, 1, 2).reshape(batch, -1),
+        budget=budget,
+        num_heads=heads,
+      ),
+    )
+    state = State(kept, scores, {})
+    if last is not None:
+      remembered = remember(state, remembered, query == last)
+    return (state, remembered), kept
+
+  states, kept = jax.lax.scan(
+    serve_one, states, (queries, jnp.moveaxis(logits, 2, 0))
+  )
+  # [C, B, N * H] to [B, H, C, N].
+  kept = jnp.transpose(kept.reshape(-1, batch, length, heads), (1, 3, 0, 2))
+  return states, kept
+
+
 def keep_mask(
   policy: Policy,
   segment_ids: Shaped[Array, 'B N'],
@@ -130,46 +210,19 @@ def keep_mask(
     **unread: arguments of `eviction.keep_mask` that no pool reads.
   """
   del unread
-  batch, heads, length, _ = logits.shape
-
-  def of_entries(x):
-    return jnp.repeat(x, heads, axis=1)
-
-  ids = of_entries(segment_ids)
-  where = of_entries(jnp.arange(length)[None])
-  positions = masks.position_in_segment(length, segment_ids)
-  scores = jnp.zeros((*ids.shape, *policy.score_shape), logits.dtype)
-
-  def serve(state, rows):
-    held, scores, snapshot = state
-    query, logits = rows
-    segment = jnp.take(segment_ids, query, axis=1)[:, None]
-    held |= where == query
-    held &= (ids == segment) & (segment != 0)
-    kept, scores = step(
-      policy,
-      Entries(
-        held=held,
-        heads=jnp.tile(jnp.arange(heads), length)[None],
-        positions=of_entries(positions),
-        position=jnp.take(positions, query, axis=1),
-        scores=scores,
-        logits=jnp.swapaxes(logits, 1, 2).reshape(batch, -1),
-        budget=budget,
-        num_heads=heads,
-      ),
-    )
-    if last is not None:
-      now = (query == last).reshape(-1, *(1,) * (scores.ndim - 1))
-      snapshot = jnp.where(now, scores, snapshot)
-    return (kept, scores, snapshot), kept
-
-  start = jnp.zeros(ids.shape, bool), scores, scores
-  rows = jnp.arange(length), jnp.moveaxis(logits, 2, 0)
-  (*_, snapshot), kept = jax.lax.scan(serve, start, rows)
-  # [N, B, N * H] to [B, H, N, N].
-  kept = jnp.transpose(kept.reshape(length, batch, length, heads), (1, 3, 0, 2))
-  return Kept(kept, None if last is None else snapshot)
+  state = start(
+    policy, segment_ids, logits_dtype=logits.dtype, num_heads=logits.shape[1]
+  )
+  (_, remembered), kept = serve(
+    policy,
+    segment_ids,
+    (state, None if last is None else state),
+    jnp.arange(segment_ids.shape[1]),
+    budget=budget,
+    logits=logits,
+    last=last,
+  )
+  return Kept(kept, None if remembered is None else remembered.scores, {})
 
 
 def places(

@@ -196,7 +196,7 @@ def check_suits(policy: Policy, attention_fn: Callable[..., Any]):
   """
   name = capabilities.name(attention_fn)
   can = capabilities.of(attention_fn)
-  if policy.per_head and not _is_plain(attention_fn):
+  if policy.per_head and not is_plain(attention_fn):
     raise UserError(
       f'pruning.{type(policy).__name__} keeps keys of its own for each head, '
       f'but the attention function ({name}) reads those of another head, or is '
@@ -221,7 +221,7 @@ def check_suits(policy: Policy, attention_fn: Callable[..., Any]):
     )
 
 
-def _is_plain(attention_fn: Callable[..., Any]) -> bool:
+def is_plain(attention_fn: Callable[..., Any]) -> bool:
   """Returns whether a function is causal_attention, also behind partials."""
   while attention_fn is not None:
     if attention_fn is attention.causal_attention:
