@@ -38,11 +38,11 @@ def saved(tmp_path_factory, partitioner):
 def test_scores_are_the_sum_of_token_log_likelihoods(saved):
   model, batch = tiny.model(), tiny.batch()
   params = saved[1].params
-  scores, intermediates = model.score_batch(
-    params, batch, return_intermediates=True
-  )
+  scores, intermediates = jax.jit(
+    functools.partial(model.score_batch, return_intermediates=True)
+  )(params, batch)
   log_probs = np.asarray(
-    jax.nn.log_softmax(model._compute_logits(params, batch))
+    jax.nn.log_softmax(jax.jit(model._compute_logits)(params, batch))
   )
   targets = batch['decoder_target_tokens']
   for b in range(len(targets)):
@@ -128,14 +128,9 @@ def test_a_checkpoint_is_evaluated_in_both_ways(
     ),
     {'targets': tiny.LENGTH},
   )
-  expected = [
-    float(
-      model.score_batch(saved[1].params, {k: v[None] for k, v in row.items()})[
-        0
-      ]
-    )
-    for row in rows.as_numpy_iterator()
-  ]
+  rows = [*rows.as_numpy_iterator()]
+  batch = {k: np.stack([row[k] for row in rows]) for k in rows[0]}
+  expected = jax.jit(model.score_batch)(saved[1].params, batch)
   assert len(expected) == 64
   np.testing.assert_allclose(score, np.mean(expected), rtol=1e-5)
   assert (tmp_path / 'model-info.txt').exists()

@@ -29,7 +29,7 @@ def encoder_decoder(**kwargs):
     **kwargs,
   )
   shapes = {'encoder_input_tokens': (1, 4), 'decoder_input_tokens': (1, 7)}
-  return model, spread(model.get_initial_variables(jax.random.key(0), shapes))
+  return model, spread(model, shapes)
 
 
 def decoder_only(**kwargs):
@@ -39,14 +39,24 @@ def decoder_only(**kwargs):
     optimizers.sgd(0.1),
     **kwargs,
   )
-  shapes = {'decoder_input_tokens': (1, 7)}
-  return model, spread(model.get_initial_variables(jax.random.key(0), shapes))
+  return model, spread(model, {'decoder_input_tokens': (1, 7)})
 
 
-def spread(variables):
+def spread(model, shapes):
   """Returns parameters that make some tokens much likelier than others."""
-  params = flax.core.unfreeze(variables['params'])
-  return jax.tree.map(lambda x: 3 * x, params)
+
+  def initial(key):
+    params = model.get_initial_variables(key, shapes)['params']
+    return jax.tree.map(lambda x: 3 * x, flax.core.unfreeze(params))
+
+  return jax.jit(initial)(jax.random.key(0))
+
+
+def predicted(model, params, batch, **kwargs):
+  """Predicts in one program, which compiles sooner than each operation."""
+  return jax.jit(
+    lambda params, batch: model.predict_batch_with_aux(params, batch, **kwargs)
+  )(params, batch)
 
 
 def forbid(params, *tokens):
@@ -108,7 +118,8 @@ def test_prompts_read_step_by_step_give_the_same_beams():
     # Prompts of one length: beams of all rows take the same number of steps.
     batch = {k: v[:1] for k, v in BATCH.items()}
     result.append(
-      model.predict_batch_with_aux(
+      predicted(
+        model,
         params,
         batch,
         prompt_with_targets=True,
@@ -129,7 +140,7 @@ def test_the_end_token_of_a_prompt_does_not_end_it():
   model, params = encoder_decoder(decode_fn=decoding.temperature_sample)
   ended = PROMPTS.copy()
   ended[0, 3] = EOS
-  predict = functools.partial(model.predict_batch_with_aux, params)
+  predict = functools.partial(predicted, model, params)
   tokens, _ = predict(BATCH, prompt_with_targets=True)
   again, _ = predict(
     BATCH | {'decoder_input_tokens': ended}, prompt_with_targets=True
@@ -151,8 +162,10 @@ def test_beams_have_the_scores_that_score_batch_gives_them():
   model, params = encoder_decoder(decode_fn=decode_fn)
   # The padding token would count in one score and not in the other.
   forbid(params, 0)
-  tokens, aux = model.predict_batch_with_aux(params, BATCH, num_decodes=4)
-  scores = model.score_batch(params, BATCH | targets_batch(np.asarray(tokens)))
+  tokens, aux = predicted(model, params, BATCH, num_decodes=4)
+  scores = jax.jit(model.score_batch)(
+    params, BATCH | targets_batch(np.asarray(tokens))
+  )
   np.testing.assert_allclose(aux['scores'], scores, rtol=1e-4)
 
 
@@ -161,7 +174,8 @@ def test_decodes_come_as_many_as_asked_for_the_best_last(make):
   model, params = make(decode_fn=decoding.temperature_sample)
   batch = BATCH if make is encoder_decoder else PREFIXES
   predict = functools.partial(
-    model.predict_batch_with_aux,
+    predicted,
+    model,
     params,
     batch,
     rng=jax.random.key(3),
@@ -184,9 +198,13 @@ def test_default_decoder_params_say_how_many_decodes():
   model, params = encoder_decoder(
     default_decoder_params=models.DecoderParams(True, 3)
   )
-  assert model.predict_batch(params, BATCH).shape == (3, 3, 7)
-  tokens, _ = model.predict_batch_with_aux(
-    params, BATCH, num_decodes=2, return_all_decodes=False
+  assert jax.eval_shape(model.predict_batch, params, BATCH).shape == (3, 3, 7)
+  tokens, _ = jax.eval_shape(
+    functools.partial(
+      model.predict_batch_with_aux, num_decodes=2, return_all_decodes=False
+    ),
+    params,
+    BATCH,
   )
   assert tokens.shape == (3, 7)
 
@@ -204,10 +222,11 @@ def test_one_key_is_enough(make):
 @pytest.mark.parametrize('bidirectional', [False, True])
 def test_a_decoder_writes_what_follows_each_prompt_alone(bidirectional):
   model, params = decoder_only(inputs_bidirectional_attention=bidirectional)
-  tokens = jax.jit(model.predict_batch)(params, PREFIXES)
+  predict = jax.jit(model.predict_batch)
+  tokens = predict(params, PREFIXES)
   for row, length in enumerate(LENGTHS):
     one = {k: v[row : row + 1] for k, v in PREFIXES.items()}
-    alone = model.predict_batch(params, one)
+    alone = predict(params, one)
     np.testing.assert_array_equal(tokens[row], alone[0])
 
     @jax.jit
@@ -242,8 +261,9 @@ def test_packed_examples_are_learned_as_each_alone():
     'decoder_segment_ids': np.array([[1, 1, 1, 2, 2]]),
     'decoder_positions': np.array([[0, 1, 2, 0, 1]]),
   }
-  expected, _ = model.loss_fn(params, apart, None)
-  loss, metrics = model.loss_fn(params, packed, None)
+  loss_fn = jax.jit(model.loss_fn)
+  expected, _ = loss_fn(params, apart, None)
+  loss, metrics = loss_fn(params, packed, None)
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
   sizes = {
     side: float(metrics[f'effective_batch_size/{side}'].compute())
@@ -262,8 +282,11 @@ def test_packing_features_shape_the_initial_variables():
     'encoder_positions': (2, 4),
     'decoder_positions': (2, 7),
   }
-  variables = model.get_initial_variables(
-    jax.random.key(0), shapes, dict.fromkeys(shapes, jnp.int32)
+  variables = jax.eval_shape(
+    lambda key: model.get_initial_variables(
+      key, shapes, dict.fromkeys(shapes, jnp.int32)
+    ),
+    jax.random.key(0),
   )
   assert variables['params']['embed']['embedding'].shape == (
     running_sum.VOCAB_SIZE,
@@ -275,8 +298,12 @@ def test_packing_features_shape_the_initial_variables():
 def test_scores_come_with_what_the_module_sowed(make):
   model, params = make()
   batch = BATCH | targets_batch(PROMPTS)
-  scores, result = model.score_batch(params, batch, return_intermediates=True)
-  np.testing.assert_array_equal(scores, model.score_batch(params, batch))
+  scores, result = jax.jit(
+    functools.partial(model.score_batch, return_intermediates=True)
+  )(params, batch)
+  np.testing.assert_array_equal(
+    scores, jax.jit(model.score_batch)(params, batch)
+  )
   per_token = result['decoder']['token_scores'][0]
   np.testing.assert_allclose(per_token.sum(-1), scores, rtol=1e-6)
   assert np.all(per_token[PROMPTS == 0] == 0)

@@ -150,7 +150,9 @@ def test_a_platform_that_is_not_here_is_refused():
 def test_mutable_collections_without_axis_names_are_replicated():
   model = tiny.model()
   shapes = {k: v.shape for k, v in tiny.batch().items()}
-  variables = model.get_initial_variables(jax.random.key(0), shapes)
+  variables = jax.jit(lambda key: model.get_initial_variables(key, shapes))(
+    jax.random.key(0)
+  )
   state = train_state.FlaxOptimTrainState.create(
     model.optimizer_def,
     flax.core.freeze({**variables, 'counters': {'tokens': np.zeros(3)}}),

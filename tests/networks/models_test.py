@@ -13,7 +13,7 @@ from selective_t5x.models import LanguageModel
 from t5x import decoding, models, optimizers
 from tests.attention import loops
 from tests.engine import running_sum
-from tests.support import smoke
+from tests.support import smoke, whole
 
 PACKED = np.array(
   [[1, 1, 1, 1, 2, 2, 2, 0], [3, 3, 4, 4, 4, 4, 4, 4], [0] * 8], np.int32
@@ -60,7 +60,7 @@ def model_of(
 @pytest.fixture(scope='module')
 def params():
   shapes = {'decoder_input_tokens': (1, 8)}
-  return model_of().get_initial_variables(jax.random.key(0), shapes)['params']
+  return whole.initial_params(model_of(), shapes)
 
 
 def fraction_loop(memory, segment_ids):
@@ -148,7 +148,9 @@ def test_without_memory_loss_it_is_t5xs_model_exactly(params, packed):
 
 @pytest.mark.parametrize(
   'factor',
-  [None, 7.0, 'NUM_REAL_TARGET_TOKENS', 'NUM_TOTAL_TARGET_TOKENS'],
+  smoke.first(
+    ['NUM_REAL_TARGET_TOKENS', None, 7.0, 'NUM_TOTAL_TARGET_TOKENS'], 2
+  ),
 )
 @pytest.mark.parametrize('packed', smoke.first([True, False]))
 def test_the_memory_loss_is_what_the_docstring_says(params, packed, factor):
@@ -159,7 +161,8 @@ def test_the_memory_loss_is_what_the_docstring_says(params, packed, factor):
   loss, metrics = loss_and_metrics(model, params, batch)
   plain_loss, plain = loss_and_metrics(model_of(**kwargs), params, batch)
 
-  _, sown = model.module.apply(
+  _, sown = whole.call(
+    model.module.apply,
     {'params': params},
     batch['decoder_input_tokens'],
     batch['decoder_target_tokens'],
@@ -217,8 +220,11 @@ def test_the_memory_loss_lowers_what_stays_visible(params):
 
 def test_scores_are_those_of_the_logits_with_the_memory_loss_on(params):
   batch = batch_of(PACKED)
-  scores = model_of(memory_loss_weight=0.1).score_batch(params, batch)
-  np.testing.assert_array_equal(scores, model_of().score_batch(params, batch))
+  scores, plain = (
+    whole.call(model.score_batch, params, batch)
+    for model in (model_of(memory_loss_weight=0.1), model_of())
+  )
+  np.testing.assert_array_equal(scores, plain)
   loss, _ = jax.jit(model_of(loss_normalizing_factor=None).loss_fn)(
     params, batch, None
   )
@@ -266,21 +272,26 @@ def test_scores_say_whether_greedy_decoding_gives_the_targets(params):
   weights = jnp.asarray([0.0] * 5 + [1.0] * 3)
   batch['decoder_loss_weights'] = jnp.tile(weights, (4, 1))
   targets = np.array(batch['decoder_target_tokens'])
+  logits_of = jax.jit(model._compute_logits)
   for position in range(5, 8):
     batch['decoder_target_tokens'] = jnp.asarray(targets)
     batch['decoder_input_tokens'] = jnp.asarray(
       np.pad(targets[:, :-1], ((0, 0), (1, 0)))
     )
-    logits = model._compute_logits(params, batch)
+    logits = logits_of(params, batch)
     targets[:2, position] = np.argmax(logits[:2, position], axis=-1)
   targets[1, 7] = (targets[1, 7] + 1) % 32
   batch['decoder_target_tokens'] = jnp.asarray(targets)
   scores, aux = jax.jit(model.score_batch)(params, batch)
   np.testing.assert_array_equal(aux['is_argmax'][:2], [True, False])
   np.testing.assert_allclose(
-    scores, model_of().score_batch(params, batch), rtol=1e-6
+    scores, whole.call(model_of().score_batch, params, batch), rtol=1e-6
   )
-  _, intermediates = model.score_batch(params, batch, return_intermediates=True)
+  _, intermediates = jax.eval_shape(
+    functools.partial(model.score_batch, return_intermediates=True),
+    params,
+    batch,
+  )
   assert 'token_scores' in intermediates['decoder']
 
 
@@ -301,23 +312,30 @@ def test_predictions_take_a_decoding_function_and_default_params():
     ),
   )
   shapes = {'decoder_input_tokens': (1, 8)}
-  params = model.get_initial_variables(jax.random.key(0), shapes)['params']
+  params = whole.initial_params(model, shapes)
   batch = {
     'decoder_input_tokens': np.array([[0, 5, 6, 0, 0, 0, 0, 0]]),
     'decoder_causal_attention': np.array([[1, 1, 1, 0, 0, 0, 0, 0]]),
   }
-  tokens, aux = model.predict_batch_with_aux(params, batch)
+  tokens, aux = whole.call(model.predict_batch_with_aux, params, batch)
   assert tokens.shape == (1, 3, 8)
   t5xs = models.DecoderOnlyModel(
     model.module, model.input_vocabulary, None, decode_fn=beams
   )
-  best, best_aux = t5xs.predict_batch_with_aux(params, batch, num_decodes=3)
+  best, best_aux = whole.call(
+    t5xs.predict_batch_with_aux, params, batch, num_decodes=3
+  )
   np.testing.assert_array_equal(best, tokens[:, -1])
   np.testing.assert_array_equal(best_aux['scores'], aux['scores'][:, -1])
-  assert model.predict_batch_with_aux(params, batch, return_all_decodes=False)[
-    0
-  ].shape == (1, 8)
+  (one, _) = jax.eval_shape(
+    functools.partial(model.predict_batch_with_aux, return_all_decodes=False),
+    params,
+    batch,
+  )
+  assert one.shape == (1, 8)
   # Unless asked, the likeliest token is taken, once.
-  greedy = model_with().predict_batch(params, batch)
+  greedy = whole.call(model_with().predict_batch, params, batch)
   t5xs = models.DecoderOnlyModel(model.module, model.input_vocabulary, None)
-  np.testing.assert_array_equal(greedy, t5xs.predict_batch(params, batch))
+  np.testing.assert_array_equal(
+    greedy, whole.call(t5xs.predict_batch, params, batch)
+  )

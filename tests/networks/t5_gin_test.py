@@ -8,6 +8,7 @@ import pytest
 
 from selective_t5x.config import files as config_files
 from selective_t5x.errors import UserError
+from tests.support import smoke, whole
 
 # Parameters of the published checkpoints.
 PUBLISHED = {
@@ -108,7 +109,7 @@ def test_a_model_has_the_parameters_that_were_counted(size):
   assert sum(leaf.size for leaf in leaves) == count(model.module.config)
 
 
-@pytest.mark.parametrize('size', DECODER_ONLY)
+@pytest.mark.parametrize('size', smoke.first(DECODER_ONLY))
 def test_decoder_only_sizes_are_those_of_t5xs_example(size):
   model = build(f'gin/models/{size}.gin', 'gin/attention/selective.gin')
   assert model.module.config.attention_fn.__name__ == 'selective_attention'
@@ -139,11 +140,11 @@ def test_one_file_turns_selection_on_in_the_decoder_and_nowhere_else():
     shifted = jnp.pad(targets[:, :-1], ((0, 0), (1, 0)))
     batch = (inputs, shifted, targets)
     if params is None:
-      params = module.init(jax.random.key(0), *batch, enable_dropout=False)[
-        'params'
-      ]
+      params = whole.call(
+        module.init, jax.random.key(0), *batch, enable_dropout=False
+      )['params']
     outputs.append(
-      module.apply({'params': params}, *batch, enable_dropout=False)
+      whole.call(module.apply, {'params': params}, *batch, enable_dropout=False)
     )
     gin.clear_config()
   baseline, selective, baseline_again = outputs

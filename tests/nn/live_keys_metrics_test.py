@@ -10,6 +10,7 @@ from selective_t5x import attention, models, network, pruning
 from selective_t5x.errors import UserError
 from t5x import optimizers
 from tests.nn import memory_loss_test
+from tests.support import smoke, whole
 
 LENGTH = 200
 
@@ -58,7 +59,7 @@ def batch():
 
 def measure(model, batch):
   shapes = {'decoder_input_tokens': batch['decoder_input_tokens'].shape}
-  params = model.get_initial_variables(jax.random.key(0), shapes)['params']
+  params = whole.initial_params(model, shapes)
   loss, metrics = jax.jit(model.loss_fn)(params, batch, None)
   return float(loss), {
     name: float(metric.compute())
@@ -76,7 +77,9 @@ def selective(**settings):
 
 
 @pytest.mark.parametrize(
-  'settings', [{}, {'scan_layers': True}, {'memory_loss_weight': 0.1}], ids=str
+  'settings',
+  smoke.first([{}, {'scan_layers': True}, {'memory_loss_weight': 0.1}]),
+  ids=str,
 )
 def test_each_layer_has_its_mean_over_real_tokens(batch, settings):
   all_keys = selective(implementation='blocked', forget_below=0)
@@ -112,8 +115,8 @@ def test_an_encoder_decoder_has_them_too():
     'decoder_loss_weights': jnp.ones((2, 7)),
   }
   shapes = {name: (2, 7) for name in list(batch)[:2]}
-  params = model.get_initial_variables(jax.random.key(0), shapes)['params']
-  _, metrics = model.loss_fn(params, batch, None)
+  params = whole.initial_params(model, shapes)
+  _, metrics = whole.call(model.loss_fn, params, batch, None)
   assert metrics['attention/live_keys_layer_1'].compute() == 4
 
 

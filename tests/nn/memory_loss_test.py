@@ -11,6 +11,7 @@ from selective_t5x.attention import memory
 from selective_t5x.errors import UserError
 from selective_t5x.models import EncoderDecoder
 from t5x import models, optimizers
+from tests.support import smoke, whole
 
 ENCODER_IDS = np.array([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 2, 2]], np.int32)
 DECODER_IDS = np.array([[1, 1, 1, 1, 2, 2, 2], [1, 1, 2, 2, 2, 0, 0]], np.int32)
@@ -39,7 +40,7 @@ def model_of(cls=EncoderDecoder, **kwargs):
   )
 
 
-@pytest.fixture(scope='module', params=['packed', 'not packed'])
+@pytest.fixture(scope='module', params=smoke.first(['packed', 'not packed']))
 def batch(request):
   rng = np.random.default_rng(0)
   packed = request.param == 'packed'
@@ -62,7 +63,7 @@ def batch(request):
 @pytest.fixture(scope='module')
 def params():
   shapes = {'encoder_input_tokens': (2, 6), 'decoder_input_tokens': (2, 7)}
-  params = model_of().get_initial_variables(jax.random.key(0), shapes)['params']
+  params = whole.initial_params(model_of(), shapes)
   # Initial kernels of queries are small: scores of selection would be too.
   return jax.tree.map(lambda x: 2 * x, params)
 
@@ -84,7 +85,8 @@ def test_it_is_added_to_what_t5xs_model_minimises(batch, params):
   assert measure(model_of(), params, batch) == (plain_loss, plain)
 
   model = model_of(memory_loss_weight=0.3)
-  _, sown = model.module.apply(
+  _, sown = whole.call(
+    model.module.apply,
     {'params': params},
     batch['encoder_input_tokens'],
     batch['decoder_input_tokens'],
@@ -118,7 +120,8 @@ def test_it_is_added_to_what_t5xs_model_minimises(batch, params):
     )
   assert metrics['cross_ent_loss'] == pytest.approx(plain['cross_ent_loss'])
   np.testing.assert_array_equal(
-    model.score_batch(params, batch), model_of().score_batch(params, batch)
+    whole.call(model.score_batch, params, batch),
+    whole.call(model_of().score_batch, params, batch),
   )
 
 

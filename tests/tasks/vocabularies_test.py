@@ -180,27 +180,7 @@ def test_a_file_that_is_no_model(tmp_path):
     vocabulary().encode('text')
 
 
-def test_importing_the_tasks_reads_and_trains_nothing(tmp_path):
-  code = """
-import sys, pathlib, os
-from selective_t5x import tasks
-import seqio
-for name in ('variable_assignment', 'variable_assignment_ood',
-             'variable_assignment_eval', 'wikipedia_sample_lm', 'c4_json_lm',
-             'text_files_lm'):
-  seqio.get_mixture_or_task(name)
-assert not pathlib.Path(os.environ['SELECTIVE_T5X_CACHE']).exists()
-print(sorted({'gensim', 'torch', 'orbax'} & set(sys.modules)))
-"""
-  out = subprocess.check_output(
-    [sys.executable, '-c', code],
-    text=True,
-    env={'SELECTIVE_T5X_CACHE': str(tmp_path / 'none'), 'PATH': ''},
-  )
-  assert out == '[]\n'
-
-
-def test_a_gin_file_binds_the_model_s_vocabulary(tmp_path, pattern):
+def test_a_gin_file_binds_the_model_s_vocabulary(tmp_path, pattern, commands):
   """A gin file in T5X's spelling, saved, and the saved one read again."""
   config = tmp_path / 'run.gin'
   config.write_text(f"""
@@ -240,11 +220,10 @@ gin.parse_config(saved)
 gin.get_configurable('__main__.train')()
 """)
   binding = 'variable_assignment.Difficulty.num_values = 5'
-  out = subprocess.check_output(
-    [sys.executable, program, config, binding], text=True
-  )
+  done = commands.run(program.stem, [str(config), binding], tmp_path)
+  assert done.returncode == 0, done.stderr[-3000:]
   expected = 'Difficulty(num_assignments=64, num_variables=8, num_values=5)'
-  assert out.splitlines() == [f'259 {expected}'] * 2
+  assert done.stdout.splitlines() == [f'259 {expected}'] * 2
 
 
 def _corpus(tmp_path, name, letters):
