@@ -156,5 +156,6 @@ def _file_problems(use: Use, library: Library) -> Iterator[Problem]:
   """Yields a problem if a gin file of T5X's is not here."""
   package, _, path = use.name.partition('/')
   if not any((folder / path).is_file() for folder in library.folders(package)):
-    replacement = t5x_files.replacement(use.name)
-    yield Problem(use, use.name, f'{use.name} is missing{replacement}')
+    reason = migration.reason(use.name)
+    advice = f': {reason}' if reason else t5x_files.replacement(use.name)
+    yield Problem(use, use.name, f'{use.name} is missing{advice}')

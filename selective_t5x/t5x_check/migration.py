@@ -3,6 +3,9 @@
 import fnmatch
 
 _SAVED_BY_ORBAX = 'Orbax saves and restores the arrays'
+_START = "a detail of the start of T5X's commands"
+_POSITION = 'TrainIterator saves the position in the data'
+_NO_LONGER = 'T5X no longer has it either'
 # Methods that T5X calls, so that subclasses may override them.
 _OF_CHECKPOINTER = (
   '_create_lazy_awaitable_array',
@@ -40,14 +43,16 @@ REASONS = {
   't5x.scripts.convert_tf_checkpoint*': 'a script for checkpoints of Mesh '
   'TensorFlow',
   't5x.scripts.xm_launch*': 'xm_launch/ of the suite launches jobs',
-  't5x.disable_gc_during_import*': "a detail of the start of T5X's commands",
+  't5x.disable_gc_during_import*': _START,
+  't5x.assert_gc_disabled_during_import*': _START,
   **{
     f't5x.checkpoints.*Checkpointer.{name}': _SAVED_BY_ORBAX
     for name in _OF_CHECKPOINTER
   },
   't5x.checkpoints.register_ts_spec_for_serialization': _SAVED_BY_ORBAX,
   't5x.checkpoints.fake_param_info*': _SAVED_BY_ORBAX,
-  't5x.checkpoints.Dataset*': 'TrainIterator saves the position in the data',
+  't5x.checkpoints.Dataset*': _POSITION,
+  't5x.checkpoints_utils._TRAIN_DS_PREFIX*': _POSITION,
   't5x.checkpoint_utils.get_restore_parameters*': _SAVED_BY_ORBAX,
   't5x.utils.LegacyCheckpointer*': _SAVED_BY_ORBAX,
   't5x.checkpoint_importer.*': 'one rule of t5_importer has a table of names',
@@ -58,11 +63,19 @@ REASONS = {
   'installed; jax.experimental.jax2tf imports with jax 0.10.2, but no '
   'conversion was tried. docs/huggingface.md exports a trained T5, and '
   't5x.infer reads files of examples',
+  't5x/*runs/export*.gin': 'it needs t5x.export_lib, which is not here',
+  't5x/examples/scalable_t5/umt5/runs/pretraining_common.gin': 'it includes '
+  't5x/configs/runs/pretrain_deterministic.gin, which T5X no longer has',
+  't5x/configs/runs/pretrain_deterministic.gin': _NO_LONGER,
+  't5x.checkpoints._ParameterInfo*': _SAVED_BY_ORBAX,
+  't5x.checkpoints._update_ts_path_from_*': _SAVED_BY_ORBAX,
+  't5x.version*': 'the engine has the version of the suite, '
+  'selective_t5x.__version__',
   # Names that T5X itself no longer has.
   't5x.adafactor.standard_factor_rules': 'T5X replaced it by '
   'standard_logical_factor_rules, a field of Adafactor.logical_factor_rules',
-  't5x.models.BaseTransformerModel.__init__(*': 'T5X no longer has it either',
-  't5x.utils.RestoreCheckpointConfig(use_gda)': 'T5X no longer has it either',
+  't5x.models.BaseTransformerModel.__init__(*': _NO_LONGER,
+  't5x.utils.RestoreCheckpointConfig(use_gda)': _NO_LONGER,
 }
 
 

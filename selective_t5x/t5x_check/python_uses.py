@@ -66,6 +66,8 @@ class _Visitor(ast.NodeVisitor):
     self._hidden: list[set[str]] = []
     self._classes: dict[str, _Class] = {}
     self._class: _Class | None = None
+    # Classes whose constructors a mock replaces around a node.
+    self._mocked: frozenset[str | None] = frozenset()
 
   def _add(self, name, node, call: ast.Call | None = None, skip: int = 0):
     """Adds a use.
@@ -79,7 +81,7 @@ class _Visitor(ast.NodeVisitor):
     """
     keywords: tuple[str, ...] = ()
     positions = None
-    if call is not None:
+    if call is not None and name not in self._mocked:
       keywords = tuple(k.arg for k in call.keywords if k.arg)
       args = call.args[skip:]
       whole = len(keywords) == len(call.keywords) and not any(
@@ -132,6 +134,19 @@ class _Visitor(ast.NodeVisitor):
       self.visit(node.func)
     for argument in (*node.args[skip if name else 0 :], *node.keywords):
       self.visit(argument)
+
+  def visit_With(self, node: ast.With):
+    """Visits a block; patch.object(a.B, '__init__') in its head counts."""
+    outer = self._mocked
+    for item in node.items:
+      match item.context_expr:
+        case ast.Call(
+          func=ast.Attribute(attr='object'),
+          args=[mocked, ast.Constant(value='__init__'), *_],
+        ):
+          self._mocked |= {self._resolved(mocked)}
+    self.generic_visit(node)
+    self._mocked = outer
 
   def _is_method(self, name: str) -> bool:
     """Whether a name is that of a method, whose self a call may pass."""

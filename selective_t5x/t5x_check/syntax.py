@@ -2,7 +2,9 @@
 
 import ast
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+import functools
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +81,8 @@ def _stored(target: ast.expr) -> Iterator[str]:
       yield from _stored(item)
 
 
-def members(node: ast.ClassDef) -> dict[str, ast.AST]:
+@functools.cache
+def members(node: ast.ClassDef) -> Mapping[str, ast.AST]:
   """Returns what a class defines, also the attributes that its methods set."""
   names: dict[str, ast.AST] = {}
   for child in ast.walk(node):
@@ -88,7 +91,7 @@ def members(node: ast.ClassDef) -> dict[str, ast.AST]:
         names[child.attr] = child
   for statement in statements(node.body):
     names |= defined(statement)
-  return names
+  return types.MappingProxyType(names)
 
 
 def fields(node: ast.ClassDef) -> Parameters:

@@ -1,6 +1,7 @@
 """What a repository uses and the embedded engine lacks is listed."""
 
 import pathlib
+import re
 import subprocess
 import sys
 import textwrap
@@ -9,6 +10,7 @@ import pytest
 
 from selective_t5x.t5x_check import check
 from selective_t5x.t5x_check.definitions import Library
+from tests.t5x_check import checkout
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -16,6 +18,18 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 @pytest.fixture(scope='module')
 def engine():
   return check.engine()
+
+
+def command(arguments, folder):
+  """Runs the command in a folder; it imports so little that this is quick."""
+  return subprocess.run(
+    [sys.executable, '-m', 'selective_t5x.t5x_check', *arguments],
+    cwd=folder,
+    capture_output=True,
+    text=True,
+    check=False,
+    timeout=300,
+  )
 
 
 def messages(tmp_path, name, text, engine):
@@ -86,6 +100,14 @@ PYTHON = {
     'def f(utils: utils.Aa, *args: utils.Bb, c=utils.Cc, **d) -> utils.Dd:\n'
     '  return utils.anything\n',
     [f'2: t5x.utils.{name} is missing' for name in ('Cc', 'Aa', 'Bb', 'Dd')],
+  ),
+  'a constructor that a mock replaces': (
+    'from unittest import mock\n'
+    'from t5x import models\n'
+    "with mock.patch.object(models.DecoderOnlyModel, '__init__', new=None):\n"
+    '  models.DecoderOnlyModel(anything=1)\n'
+    'models.DecoderOnlyModel(None, None)\n',
+    ['5: t5x.models.DecoderOnlyModel needs optimizer_def, which this call'],
   ),
   'another encoding': (
     '# -*- coding: latin-1 -*-\nfrom t5x import util  # \xe9\n',
@@ -164,6 +186,7 @@ def test_gin(tmp_path, engine):
 
     include 't5x/configs/runs/pretrian.gin'
     include 'my_package/t5x/anything.gin'
+    include 't5x/configs/runs/export_seqio.gin'
 
     MODEL = @models.EncoderDecoderMdel()
     mine.anything.name = 1
@@ -175,13 +198,15 @@ def test_gin(tmp_path, engine):
   expected = (
     '5: t5x.trainers is missing; nearest: trainer',
     '8: t5x/configs/runs/pretrian.gin is missing',
-    '11: t5x.models.EncoderDecoderMdel is missing; nearest: Encod',
-    '14: t5x.utils.DatasetConfig has no parameter bach_size; nearest: batch',
-    '15: t5x.utils.anything is missing',
-    '16: t5x.models.EncoderDecoderModel.predict_batch_with_aux has no '
+    '10: t5x/configs/runs/export_seqio.gin is missing: it needs t5x.export_lib',
+    '12: t5x.models.EncoderDecoderMdel is missing; nearest: Encod',
+    '15: t5x.utils.DatasetConfig has no parameter bach_size; nearest: batch',
+    '16: t5x.utils.anything is missing',
+    '17: t5x.models.EncoderDecoderModel.predict_batch_with_aux has no '
     'parameter num_decode; nearest: num_decodes',
   )
   listed = messages(tmp_path, 'mine.gin', text, engine)
+  assert len(listed) == len(expected), listed
   for line, start in zip(listed, expected, strict=True):
     assert line.startswith(start)
 
@@ -197,18 +222,37 @@ def test_the_suite_uses_only_what_the_engine_has(engine):
   assert list(check.problems(uses, engine)) == []
 
 
+def test_the_whole_of_t5x_is_walked():
+  """Every problem says why, except for a private name."""
+  folder = checkout.of_t5x()
+  run = command(['.'], folder)
+  assert run.returncode == 1, run.stderr
+  *lines, last = run.stdout.splitlines()
+  assert int(re.match(r'Files read: (\d+)\.', last)[1]) == len(
+    [*folder.rglob('*.py'), *folder.rglob('*.gin')]
+  )
+  reasons = (' is missing: ', 'nothing calls ', 'only the real T5X has it')
+  unexplained = {
+    line.split()[1]
+    for line in lines
+    if not line.endswith('T5X no longer has it either')
+    and not any(reason in line for reason in reasons)
+  }
+  assert unexplained <= {'t5x.decoding._is_tracer'}
+
+
 def test_the_command_prints_a_summary_and_its_exit_code_says_the_result(
-  commands, tmp_path
+  tmp_path,
 ):
   (tmp_path / 'good.py').write_text('from t5x import utils\nutils.zzz\n')
   (tmp_path / 'mine.gin').write_text('from t5x import utils\n')
-  run = commands.run('selective_t5x.t5x_check', ['mine.gin'], tmp_path)
+  run = command(['mine.gin'], tmp_path)
   assert (run.returncode, run.stdout) == (
     0,
     'Files read: 1. Names of T5X used: 1. Missing in the embedded engine: 0, '
     'at 0 of 1 places.\n',
   )
-  run = commands.run('selective_t5x.t5x_check', ['.'], tmp_path)
+  run = command(['.'], tmp_path)
   assert run.returncode == 1
   assert run.stdout == (
     'good.py:2: t5x.utils.zzz is missing\n'
@@ -228,13 +272,13 @@ def test_the_command_prints_a_summary_and_its_exit_code_says_the_result(
     (['bad.gin'], 'bad.gin:1: cannot read "x = text": text is no value; '),
   ],
 )
-def test_bad_input_is_one_line(commands, tmp_path, arguments, error):
+def test_bad_input_is_one_line(tmp_path, arguments, error):
   (tmp_path / 'good.py').write_text('import t5x\n')
   (tmp_path / 'notes.txt').write_text('')
   (tmp_path / 'bad.gin').write_text('x = text\n')
   (tmp_path / 'bad').mkdir()
   (tmp_path / 'bad' / 'bad.py').write_text('x = 1\ny =\n')
-  run = commands.run('selective_t5x.t5x_check', arguments, tmp_path)
+  run = command(arguments, tmp_path)
   assert run.returncode == 2
   (line,) = run.stderr.splitlines()
   assert line.startswith(f'error: {error}')

@@ -1,36 +1,27 @@
 """The table of docs/t5x_migration.md is that of the real T5X and the engine."""
 
 import pathlib
-import sys
 
 import pytest
 
 from selective_t5x.errors import UserError
 from selective_t5x.t5x_check import check, comparison, page
 from selective_t5x.t5x_check.definitions import Library
+from tests.t5x_check import checkout
 
 PAGE = pathlib.Path(__file__).resolve().parents[2] / 'docs' / 't5x_migration.md'
 
 
-def real_t5x():
-  """Returns the folder of the real T5X, or skips the test."""
-  for entry in sys.path:
-    folder = pathlib.Path(entry, 't5x')
-    if (folder / 'trainer.py').exists():
-      return folder
-  pytest.skip('no real T5X here')
-
-
 def test_the_table_is_true():
   text = PAGE.read_text()
-  assert page.with_table(text, real_t5x()) == text
+  assert page.with_table(text, checkout.of_t5x()) == text
 
 
 def test_t5x_lacks_nothing_that_its_own_modules_use():
-  t5x = Library({'t5x': [real_t5x()]})
+  t5x = Library({'t5x': [checkout.of_t5x()]})
   files = [
     file
-    for file in check.source_files(str(real_t5x()))
+    for file in check.source_files(str(checkout.of_t5x()))
     if file.suffix == '.py' and not file.stem.endswith('_test')
   ]
   uses = [use for file in files for use in check.uses(file, t5x)]
