@@ -59,10 +59,11 @@ REASONS = {
   't5x.main.*': 'python -m t5x.main works as selective_t5x.main; its names are '
   'of a command, not for import',
   't5x.infer.*': 'a detail of how T5X writes chunks',
-  't5x.export*': "T5X's file needs tensorflow_serving, and orbax.export is not "
-  'installed; jax.experimental.jax2tf imports with jax 0.10.2, but no '
-  'conversion was tried. docs/huggingface.md exports a trained T5, and '
-  't5x.infer reads files of examples',
+  't5x.export*': "T5X's file needs tensorflow_serving. "
+  'jax.experimental.jax2tf.convert and tf.saved_model.save write a model with '
+  'jax 0.10.2 and TensorFlow 2.21, tried with a product of matrices. '
+  'docs/huggingface.md exports a trained T5, and t5x.infer reads files of '
+  'examples',
   't5x/*runs/export*.gin': 'it needs t5x.export_lib, which is not here',
   't5x/examples/scalable_t5/umt5/runs/pretraining_common.gin': 'it includes '
   't5x/configs/runs/pretrain_deterministic.gin, which T5X no longer has',
