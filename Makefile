@@ -57,7 +57,9 @@ study-pruning: install
 arena: install
 	$(BIN)/python -m selective_t5x.studies.arena $(if $(FAST),--fast) $(ARGS)
 
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --durations=20
+# Modules in the order of tests/conftest.py.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder \
+  --durations=20
 
 # One test of each slow family, and all others.
 test: install

@@ -10,6 +10,7 @@ import pytest
 from selective_t5x.errors import UserError
 from tests.attention import properties
 from tests.attention.segments_test import FUNCTIONS, KERNELS
+from tests.support import smoke
 
 PACKED = properties.PACKED
 FORWARD = 'has no forward-mode derivatives .*: expected reverse mode'
@@ -78,7 +79,7 @@ def test_blocked_has_second_derivatives(derivative):
   )
 
 
-@pytest.mark.parametrize('derivative', SECOND)
+@pytest.mark.parametrize('derivative', smoke.first(SECOND))
 @pytest.mark.parametrize('group', ['causal', 'selective'])
 @pytest.mark.parametrize('name', KERNELS)
 def test_the_kernels_have_no_second_derivatives(name, group, derivative):
@@ -87,7 +88,8 @@ def test_the_kernels_have_no_second_derivatives(name, group, derivative):
 
 
 @pytest.mark.parametrize(
-  'derivative', [forward, forward_jitted, linearized, reverse_over_forward]
+  'derivative',
+  smoke.first([forward_jitted, forward, linearized, reverse_over_forward]),
 )
 @pytest.mark.parametrize('name', ['blocked', *KERNELS])
 @pytest.mark.parametrize('group', ['causal', 'selective'])
