@@ -249,6 +249,14 @@ class Transformer(nn.Module):
     encoded = self.encode(
       encoder_input_tokens, encoder_segment_ids, enable_dropout
     )
+    # Only if they are set: a subclass may have T5X's `decode`, without them.
+    measures: dict[str, Any] = {}
+    if memory_tau is not None:
+      measures['memory_tau'] = memory_tau
+    if live_keys:
+      measures['live_keys'] = live_keys
+    if budgets is not None:
+      measures['budgets'] = budgets
     return self.decode(
       encoded,
       encoder_input_tokens,
@@ -258,9 +266,7 @@ class Transformer(nn.Module):
       decoder_segment_ids,
       enable_dropout=enable_dropout,
       decode=decode,
-      memory_tau=memory_tau,
-      live_keys=live_keys,
-      budgets=budgets,
+      **measures,
     )
 
 

@@ -1,5 +1,6 @@
 """Layers of T5X's examples by their names: T5X's parameters and values."""
 
+import functools
 import importlib
 import json
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from t5x.examples.decoder_only import layers as decoder_only_layers
 from t5x.examples.t5 import layers
 from tests.support import real_t5x
 
@@ -130,6 +132,51 @@ def test_steps_give_the_rows_of_the_whole(example):
   kernel = variables['params']['query']['kernel']
   split = example == 'scalable_t5'
   assert kernel.shape == ((8, 2, 3) if split else (8, 6))
+
+
+class Recorder(decoder_only_layers.MultiHeadDotProductAttention):
+  """Overrides what enters the cache, by T5X's names: keys count twice."""
+
+  def update_cache_prefill(
+    self, key, value, cached_key, cached_value, cache_index, prefill_lengths
+  ):
+    key, value, index, new_key, new_value, new_index = (
+      super().update_cache_prefill(
+        key, value, cached_key, cached_value, cache_index, prefill_lengths
+      )
+    )
+    return key, value, index, 2 * new_key, new_value, new_index
+
+  def update_cache_decode(
+    self, key, value, cached_key, cached_value, cache_index
+  ):
+    return super().update_cache_decode(
+      2 * key, value, cached_key, cached_value, cache_index
+    )
+
+
+def caches(cls):
+  """Returns the cached keys after a prompt of two tokens, and after a step."""
+  module = cls(HEADS, SIZE)
+  x = jnp.asarray(INPUTS, jnp.float32)
+  params = {'params': module.init(jax.random.PRNGKey(0), x, x)['params']}
+  apply = functools.partial(module.apply, mutable='cache', deterministic=True)
+  _, state = apply(params, x, x, decode=True)
+  _, prompt = apply(
+    {**params, **state}, x, x, prefill=True, prefill_lengths=jnp.array([2, 2])
+  )
+  row = x[:, 2:3]
+  _, step = apply({**params, **prompt}, row, row, decode=True)
+  return [state['cache']['cached_key'] for state in (prompt, step)]
+
+
+def test_methods_that_enter_tokens_into_the_cache_may_be_overridden():
+  ours = caches(Recorder)
+  for plain, own in zip(
+    caches(decoder_only_layers.MultiHeadDotProductAttention), ours, strict=True
+  ):
+    assert np.abs(plain).max() > 0
+    np.testing.assert_allclose(own, 2 * plain, rtol=1e-6)
 
 
 def test_attention_is_softmax_of_products_with_dropout_per_key():

@@ -9,6 +9,7 @@ import pytest
 
 from selective_t5x import attention, t5_network
 from selective_t5x.errors import UserError
+from t5x import base_models
 from tests.support import real_t5x
 
 SIZES = {
@@ -75,6 +76,47 @@ def check(figures, names=tuple(FIELDS)):
 
 def test_sizes_and_parameters_stay_and_attention_changes():
   check(gaps(['examples.t5']), ['examples.t5'])
+
+
+def test_decode_may_be_overridden_as_t5x_has_it():
+  from t5x.examples.t5 import network
+
+  class Doubled(network.Transformer):
+    def decode(
+      self,
+      encoded,
+      encoder_input_tokens,
+      decoder_input_tokens,
+      decoder_target_tokens,
+      encoder_segment_ids=None,
+      decoder_segment_ids=None,
+      decoder_positions=None,
+      enable_dropout=True,
+      decode=False,
+      max_decode_length=None,
+    ):
+      return 2.0 * super().decode(
+        encoded,
+        encoder_input_tokens,
+        decoder_input_tokens,
+        decoder_target_tokens,
+        encoder_segment_ids=encoder_segment_ids,
+        decoder_segment_ids=decoder_segment_ids,
+        decoder_positions=decoder_positions,
+        enable_dropout=enable_dropout,
+        decode=decode,
+        max_decode_length=max_decode_length,
+      )
+
+  plain = t5xs('examples.t5')
+  params = params_of(plain)
+  doubled = logits(Doubled(plain.config), params)
+  np.testing.assert_allclose(doubled, 2.0 * logits(plain, params), rtol=1e-6)
+
+
+@pytest.mark.parametrize('name', FIELDS)
+def test_prompts_are_read_step_by_step_as_on_t5x(name):
+  assert not base_models.takes_argument(t5xs(name).decode, 'prefill')
 
 
 @pytest.mark.slow

@@ -193,28 +193,90 @@ class MultiHeadDotProductAttention(nn.Module):
     index = self.variable('cache', 'cache_index', jnp.zeros, (), jnp.int32)
     if not exists:
       return key, value, None
-    slots = jnp.arange(leaves[0].value.shape[-1])
-    new = [jnp.moveaxis(x, -3, -1) for x in (key, value)]
+    # The methods return the new values, since Flax tracks variables that are
+    # set here alone.
     if not decode:
-      # What lies after a prompt is zero: steps add to the cache.
-      entered = (slots < lengths[:, None])[:, None, None]
-      for leaf, x in zip(leaves, new, strict=True):
-        leaf.value = x * entered.astype(x.dtype)
-      index.value = lengths
-      return key, value, None
-    batch, heads, size, _ = leaves[0].value.shape
-    if query.shape != (batch, 1, heads, size):
-      raise ValueError(
-        f'a step of decoding takes one token for each row of the cache: '
-        f'expected queries of shape {(batch, 1, heads, size)}, got '
-        f'{query.shape}'
+      key, value, _, *new = self.update_cache_prefill(
+        key, value, *leaves, index, lengths
       )
-    position = jnp.reshape(index.value, (-1,))
+      position = None
+    else:
+      batch, heads, size, _ = leaves[0].value.shape
+      if query.shape != (batch, 1, heads, size):
+        raise ValueError(
+          f'a step of decoding takes one token for each row of the cache: '
+          f'expected queries of shape {(batch, 1, heads, size)}, got '
+          f'{query.shape}'
+        )
+      key, value, position, *new = self.update_cache_decode(
+        key, value, *leaves, index
+      )
+    for variable, x in zip((*leaves, index), new, strict=True):
+      variable.value = x
+    return key, value, position
+
+  def update_cache_prefill(
+    self,
+    key: Array,
+    value: Array,
+    cached_key: nn.Variable,
+    cached_value: nn.Variable,
+    cache_index: nn.Variable,
+    prefill_lengths: Array,
+  ) -> tuple[Array, Array, Array, Array, Array, Array]:
+    """Enters whole prompts into the cache; a subclass may override it.
+
+    Args:
+      key: [B, K, H, D].
+      value: [B, K, H, D].
+      cached_key: holds [B, H, D, K].
+      cached_value: holds [B, H, D, K].
+      cache_index: not read.
+      prefill_lengths: i32[B], tokens of each prompt.
+
+    Returns:
+      (keys and values to attend to, prefill_lengths, the new values of
+      cached_key, cached_value and cache_index).
+    """
+    del cache_index, cached_value
+    # What lies after a prompt is zero: steps add to the cache.
+    slots = jnp.arange(cached_key.value.shape[-1])
+    entered = (slots < prefill_lengths[:, None])[:, None, None]
+    new = [
+      jnp.moveaxis(x, -3, -1) * entered.astype(x.dtype) for x in (key, value)
+    ]
+    return key, value, prefill_lengths, *new, prefill_lengths
+
+  def update_cache_decode(
+    self,
+    key: Array,
+    value: Array,
+    cached_key: nn.Variable,
+    cached_value: nn.Variable,
+    cache_index: nn.Variable,
+  ) -> tuple[Array, Array, Array, Array, Array, Array]:
+    """Enters one token of each row into the cache; a subclass may override it.
+
+    Args:
+      key: [B, 1, H, D].
+      value: [B, 1, H, D].
+      cached_key: holds [B, H, D, K].
+      cached_value: holds [B, H, D, K].
+      cache_index: holds the place of the tokens, a scalar or i32[B].
+
+    Returns:
+      (keys and values to attend to [B, K, H, D], the place i32[1] or i32[B],
+      the new values of cached_key, cached_value and cache_index).
+    """
+    position = jnp.reshape(cache_index.value, (-1,))
+    slots = jnp.arange(cached_key.value.shape[-1])
     entered = (slots == position[:, None])[:, None, None]
-    for leaf, x in zip(leaves, new, strict=True):
-      leaf.value = leaf.value + x * entered.astype(x.dtype)
-    index.value = index.value + 1
-    return *(jnp.moveaxis(leaf.value, -1, -3) for leaf in leaves), position
+    new = [
+      leaf.value + jnp.moveaxis(x, -3, -1) * entered.astype(x.dtype)
+      for leaf, x in ((cached_key, key), (cached_value, value))
+    ]
+    rows = (jnp.moveaxis(x, -1, -3) for x in new)
+    return *rows, position, *new, cache_index.value + 1
 
 
 def _of_step(mask, bias, position, slots: int):

@@ -8,6 +8,7 @@ import dataclasses
 
 from selective_t5x import t5_network
 from selective_t5x.nn import t5x_modules
+from t5x.examples import shared_transformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class T5Config(t5x_modules.ConfigMethods, t5_network.T5Config):
     t5x_modules.check_scan_axis(self)
 
 
-class Transformer(t5_network.Transformer):
+class Transformer(shared_transformer.Transformer):
   """The encoder-decoder.
 
   Attributes:

@@ -7,6 +7,7 @@ import dataclasses
 
 from selective_t5x import t5_network
 from selective_t5x.nn import t5x_modules
+from t5x.examples import shared_transformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +21,7 @@ class T5Config(t5x_modules.ConfigMethods, t5_network.T5Config):
   float32_attention_logits: bool = False
 
 
-class Transformer(t5_network.Transformer):
+class Transformer(shared_transformer.Transformer):
   """The encoder-decoder.
 
   Attributes:
