@@ -1,11 +1,12 @@
 import json
 import subprocess
 import sys
+import types
 
 import pytest
 
 from tools.t5x_users import __main__ as t5x_users
-from tools.t5x_users import environment
+from tools.t5x_users import checks, environment
 
 
 def test_missing_checkouts_are_skipped_by_name(tmp_path):
@@ -26,13 +27,31 @@ def test_missing_checkouts_are_skipped_by_name(tmp_path):
   [
     ([('a_test.py::test_a', True, '')], False),
     ([('a_test.py::test_a', False, 'no reason')], True),
-    ([('a_test.py', False, '/a/test_data/x: no such file')], False),
+    ([('a_test.py', False, "No module named 't5x.contrib.calm'")], False),
+    ([('a_test.py', False, '/a/test_data/x: no such file')], True),
     ([], True),
   ],
 )
 def test_only_known_failures_are_accepted(results, failed, capsys):
   assert t5x_users._show(results) == failed
   assert ('FAIL' in capsys.readouterr().out) == (not all(r[1] for r in results))
+
+
+def test_only_a_folder_of_test_data_that_is_not_there_is_replaced(tmp_path):
+  modules = [
+    types.SimpleNamespace(TEST_DATA=str(tmp_path)),
+    types.SimpleNamespace(TEST_DATA=str(tmp_path / 'absent')),
+    types.SimpleNamespace(),
+  ]
+  plugin = checks._TestData(tmp_path / 'data')
+  plugin.pytest_collection_modifyitems(
+    [types.SimpleNamespace(module=module) for module in modules]
+  )
+  assert [vars(module) for module in modules] == [
+    {'TEST_DATA': str(tmp_path)},
+    {'TEST_DATA': str(tmp_path / 'data')},
+    {},
+  ]
 
 
 def test_placeholders_have_every_name():

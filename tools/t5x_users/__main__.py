@@ -25,7 +25,6 @@ AUDIO = ('note_seq', 'pretty_midi', 'ddsp', 'librosa', 'mir_eval')
 REPOSITORIES = ('prompt-tuning', 'flaxformer', 't5x_retrieval', 'mt3')
 # {a part of an error: why it comes up, whatever the engine does}
 KNOWN = {
-  '/test_data/': 'its test data is not in this checkout',
   "'t5x.contrib.calm'": 'it needs t5x.contrib.calm, which is T5X alone',
   "'t5x.contrib.moe'": 'it needs t5x.contrib.moe, which is T5X alone',
 }
@@ -114,6 +113,7 @@ def _results(name: str, checkouts: pathlib.Path) -> Iterator[checks.Result]:
         'prompt_tuning/train/*_test.py',
         'prompt_tuning/extended/train/*_test.py',
       ),
+      data='prompt_tuning/test_data',
     )
     with tempfile.TemporaryDirectory() as folder:
       search_paths = [checkout, checkouts / 'flaxformer']
