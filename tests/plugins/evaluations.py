@@ -9,6 +9,7 @@ import functools
 import json
 import pathlib
 import sys
+from typing import ClassVar
 
 import clu.metrics
 import clu.values
@@ -43,25 +44,10 @@ def _train(folder, **overrides):
   return train.train(**tiny.train_args(folder, **(args | overrides)))
 
 
-class _HalvedState(utils.TrainStateInitializer):
-  """An initialiser of one's own: it halves what a checkpoint has."""
-
-  def from_checkpoints(self, *args, **kwargs):
-    for state, path in super().from_checkpoints(*args, **kwargs):
-      yield self._halved(state), path
-
-  def from_checkpoint(self, *args, **kwargs):
-    return self._halved(super().from_checkpoint(*args, **kwargs))
-
-  @staticmethod
-  def _halved(state):
-    return state.replace_params(jax.tree.map(lambda x: 0.5 * x, state.params))
-
-
 class _CountingEvaluator(seqio.Evaluator):
   """An evaluator of one's own: it keeps the steps and the texts it saw."""
 
-  steps = []
+  steps: ClassVar[list] = []
 
   def evaluate(self, *, compute_metrics, step=None, **kwargs):
     self.steps.append(step)
@@ -73,13 +59,13 @@ class _CountingEvaluator(seqio.Evaluator):
 class _RecordingTrainer(trainer.Trainer):
   """A trainer that keeps the metrics of its evaluations."""
 
-  records = []
+  records: ClassVar[list] = []
 
   def eval(self, batch_iters):
     summaries = super().eval(batch_iters)
     for task, metrics in summaries.items():
       loss = metrics['loss']
-      self.records.append([task, round(float(loss.value), 3)])
+      self.records.append([task, round(float(loss.value), 2)])
     return summaries
 
 
@@ -96,7 +82,7 @@ def _two_datasets(cfg, shard_id, num_shards, feature_converter_cls):
 
 
 def evaluation_of_ones_own(folder):
-  """An evaluation with an evaluator, a trainer, data and an initialiser."""
+  """An evaluation with an evaluator, a trainer and data of one's own."""
   _train(folder, total_steps=4)
   _CountingEvaluator.steps, _RecordingTrainer.records = [], []
   task = tiny.register_scored()
