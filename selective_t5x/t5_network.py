@@ -69,6 +69,13 @@ class T5Config(t5_settings.StackConfig):
       )
 
 
+def _bias(cfg, length):
+  """Makes the encoder's biases in the calling module, and returns them."""
+  return t5_layers.bias_of_rows(
+    decoder.relative_bias(cfg, both_ways=True), cfg.encoder_attention_fn, length
+  )
+
+
 class EncoderLayer(nn.Module):
   """Bidirectional attention and feed-forward, pre-norm with residuals."""
 
@@ -79,7 +86,7 @@ class EncoderLayer(nn.Module):
     """Maps [B, N, M] to [B, N, M]."""
     cfg, ids, bias = self.config, call.segment_ids, call.bias
     if bias is None:
-      bias = decoder.relative_bias(cfg, both_ways=True)(x.shape[1])
+      bias = _bias(cfg, x.shape[1])
     y = layers.RMSNorm(dtype=cfg.dtype, name='pre_attention_layer_norm')(x)
     y = t5_layers.Attention(
       cfg.num_heads,
@@ -114,8 +121,7 @@ class Encoder(nn.Module):
     cfg = self.config
     call = Call(segment_ids, deterministic)
     if not cfg.scan_layers:
-      bias = decoder.relative_bias(cfg, both_ways=True)(tokens.shape[1])
-      call = call.replace(bias=bias)
+      call = call.replace(bias=_bias(cfg, tokens.shape[1]))
     x = decoder.dropout(cfg, call)(self.token_embedder(tokens))
     x = stacking.run(
       self,

@@ -8,7 +8,9 @@ Arguments:
   key: [B, N, H, D].
   value: [B, N, H, D].
   scale: multiplies the logits; None for D ** -0.5.
-  bias: added to the logits; broadcasts to [B, H, N, N].
+  bias: added to the logits; broadcasts to [B, H, N, N]. Functions that declare
+    the capability `distance_bias` also take a `distance_bias.DistanceBias`, of
+    which 'blocked' makes no array of N x N.
   segment_ids: i32[B, N], 0 for padding, each run of equal ids a segment; None
     for one segment without padding.
   implementation: 'reference', 'blocked', 'pallas_tpu', 'pallas_gpu', 'cudnn' (a
@@ -33,6 +35,7 @@ import jax
 import jax.numpy as jnp
 
 from selective_t5x.attention import (
+  blocked_full,
   capabilities,
   checks,
   implementations,
@@ -40,6 +43,7 @@ from selective_t5x.attention import (
   reference,
   steps,
 )
+from selective_t5x.attention.distance_bias import DistanceBias
 from selective_t5x.attention.selection import (
   MEAN,
   PER_HEAD,
@@ -50,16 +54,17 @@ from selective_t5x.attention.selection import (
 from selective_t5x.errors import UserError, is_integer
 
 
-@capabilities.declare(key_ids=True)
+@capabilities.declare(distance_bias=True, implementation=True, key_ids=True)
 def full_attention(
   query: jax.Array,
   key: jax.Array,
   value: jax.Array,
   *,
   scale: float | None = None,
-  bias: jax.Array | None = None,
+  bias: jax.Array | DistanceBias | None = None,
   query_ids: jax.Array,
   key_ids: jax.Array,
+  implementation: str | None = None,
 ) -> jax.Array:
   """Bidirectional attention in a segment, for encoders and cross-attention.
 
@@ -68,9 +73,11 @@ def full_attention(
     key: [B, N, H, D].
     value: [B, N, H, D].
     scale: multiplies the logits; None for D ** -0.5.
-    bias: added to the logits; broadcasts to [B, H, Q, N].
+    bias: added to the logits; broadcasts to [B, H, Q, N], or a DistanceBias.
     query_ids: i32[B, Q], the segment of each query, 0 for padding.
     key_ids: i32[B, N], the segment of each key, 0 for padding.
+    implementation: 'reference', which has arrays of Q x N; 'blocked', which has
+      none; None for 'blocked' with more than 512 queries, else 'reference'.
 
   Returns:
     [B, Q, H, D] in value's dtype; zero in padding rows and where a query's
@@ -78,6 +85,7 @@ def full_attention(
 
   Raises:
     ValueError: if the shapes do not fit together.
+    UserError: if there is no such implementation.
   """
   checks.key_shapes(query, key, value)
   for name, ids, tokens in (
@@ -85,8 +93,12 @@ def full_attention(
     ('key_ids', key_ids, key),
   ):
     checks.token_ids(name, ids, tokens, axes='')
-  checks.bias_shape(bias, query, key)
-  return reference.full_attention(
+  checks.bias_shape(bias, query, key, by_distance=True)
+  name = implementations.choose_full(implementation, query.shape[1])
+  attend = (
+    reference.full_attention if name == 'reference' else blocked_full.attention
+  )
+  return attend(
     query,
     key,
     value,
@@ -97,14 +109,14 @@ def full_attention(
   )
 
 
-@capabilities.declare(implementation=True, prefix=True)
+@capabilities.declare(implementation=True, prefix=True, distance_bias=True)
 def causal_attention(
   query: jax.Array,
   key: jax.Array,
   value: jax.Array,
   *,
   scale: float | None = None,
-  bias: jax.Array | None = None,
+  bias: jax.Array | DistanceBias | None = None,
   segment_ids: jax.Array | None = None,
   prefix: jax.Array | None = None,
   implementation: str | None = None,
@@ -123,11 +135,11 @@ def causal_attention(
   """
   scale = checks.scale('causal_attention', scale, query)
   if position is not None:
-    checks.step(query, key, value, bias, position)
+    checks.step(query, key, value, bias, position, by_distance=True)
     return steps.causal_step(
       query, key, value, scale=scale, bias=bias, position=position
     )
-  checks.shapes(query, key, value, bias, segment_ids, prefix)
+  checks.shapes(query, key, value, bias, segment_ids, prefix, by_distance=True)
   name = implementations.choose(
     implementation,
     'causal_attention',
@@ -168,6 +180,7 @@ class Attended(NamedTuple):
 
 @capabilities.declare(
   block_start=True,
+  distance_bias=True,
   implementation=True,
   masking=True,
   masking_scale=True,
@@ -180,7 +193,7 @@ def selective_attention(
   value: jax.Array,
   *,
   scale: float | None = None,
-  bias: jax.Array | None = None,
+  bias: jax.Array | DistanceBias | None = None,
   segment_ids: jax.Array | None = None,
   selection_head: int | str = 0,
   selection_groups: int = 1,
@@ -264,11 +277,11 @@ def selective_attention(
     M and F are float32 for every input dtype but float64.
   """
   if position is not None:
-    checks.step(query, key, value, bias, position)
+    checks.step(query, key, value, bias, position, by_distance=True)
   elif block_start is not None:
     checks.block(query, key, value, bias, segment_ids)
   else:
-    checks.shapes(query, key, value, bias, segment_ids)
+    checks.shapes(query, key, value, bias, segment_ids, by_distance=True)
   constraints = Constraints(relu, protect_bos, protect_self)
   _check_settings(
     memory_tau,

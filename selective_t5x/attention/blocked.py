@@ -37,6 +37,7 @@ from selective_t5x.attention import (
   nonfinite,
 )
 from selective_t5x.attention.blocked_tiles import Keys, Queries, Selecting
+from selective_t5x.attention.distance_bias import DistanceBias, four_axes
 from selective_t5x.attention.selection import ALL, Selection
 
 # S spans compute (1 + 1 / S) / 2 of the square.
@@ -54,7 +55,7 @@ def attention(
   *,
   selection: Selection | None,
   scale: float,
-  bias: jax.Array | None,
+  bias: jax.Array | DistanceBias | None,
   segment_ids: jax.Array | None,
   memory_tau: float | None,
   levels: jax.Array | None = None,
@@ -70,7 +71,8 @@ def attention(
     value: [B, N, H, D].
     selection: with G dividing H; None for plain causal attention.
     scale: multiplies the logits.
-    bias: added to the logits; broadcasts to [B, H, N, N]; or None.
+    bias: added to the logits; broadcasts to [B, H, N, N], or a DistanceBias,
+      of which no array N x N is made; or None.
     segment_ids: i32[B, N], 0 for padding; None for one segment.
     memory_tau: positive; None to skip M.
     levels: f32[B, N, H], whole numbers without a gradient, or None. Adds
@@ -114,7 +116,10 @@ def attention(
   def keys_first(x):
     if x is None:
       return None
-    x = x.reshape((1,) * (4 - x.ndim) + x.shape).astype(dtype).swapaxes(2, 3)
+    if isinstance(x, DistanceBias):
+      x = x.map(lambda values: values.astype(dtype))
+      return x.within(length, causal=True).window(block)
+    x = four_axes(x).astype(dtype).swapaxes(2, 3)
     room = [(0, padding if size > 1 else 0) for size in x.shape[2:]]
     return jnp.pad(x, [(0, 0), (0, 0), *room])
 
@@ -216,7 +221,10 @@ def _can_forget(selection, bias, levels) -> bool:
     _log_once('forget_below: nothing is dropped, since F can fall without relu')
     return False
   groups = selection.query.shape[2]
-  has_heads = bias is not None and bias.ndim > 2 and bias.shape[-3] > 1
+  if isinstance(bias, DistanceBias):
+    has_heads = bias.values.shape[0] > 1
+  else:
+    has_heads = bias is not None and bias.ndim > 2 and bias.shape[-3] > 1
   if groups > 1 and has_heads:
     _log_once(
       'forget_below: nothing is dropped, since several heads select and each '

@@ -20,7 +20,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from selective_t5x.attention import derivatives, live_keys, live_tiles
+from selective_t5x.attention import (
+  blocked_biases,
+  derivatives,
+  live_keys,
+  live_tiles,
+)
 from selective_t5x.attention.blocked_tiles import (
   Keys,
   Queries,
@@ -30,6 +35,7 @@ from selective_t5x.attention.blocked_tiles import (
   block_of,
   no_columns,
 )
+from selective_t5x.attention.distance_bias import Window
 
 
 class Static(NamedTuple):
@@ -66,7 +72,8 @@ def attend(queries: Queries, keys: Keys, start, static: Static):
 
   def split(x, axis):
     """Moves the groups of an array's heads to the axis of the batch."""
-    if x is None or groups == 1 or x.shape[axis] == 1:
+    # Several groups have one bias for all heads.
+    if x is None or groups == 1 or isinstance(x, Window) or x.shape[axis] == 1:
       return x
     shape = list(x.shape)
     shape[axis - 1 : axis + 1] = [x.shape[axis - 1] * groups, -1]
@@ -153,7 +160,7 @@ def _gradients(static, saved, cotangents):
       d_queries, d_tile, d_masking = row.tile(queries, before, way).gradients(
         norm, delta, d_out, d_seen, way.take(d_columns), static.memory_tau
       )
-      d_keys = row.add(d_keys, d_tile, way)
+      d_keys = blocked_biases.add(d_keys, d_tile, way, index)
       return d_queries, (d_keys, way.add(d_columns, d_masking))
 
     alive = bound.alive(index, before[:, 0])
@@ -175,7 +182,7 @@ _attend.__wrapped__.defvjp(_forward, _backward)  # type: ignore[attr-defined]
 
 
 class _Row:
-  """Reads the keys of one block's tile, and adds to their gradients."""
+  """Reads the keys of one block's tile."""
 
   def __init__(self, keys, start, index, static):
     self._selecting = static.selecting
@@ -190,45 +197,18 @@ class _Row:
       way: which keys.
     """
     block = queries.query.shape[-1]
-    own = functools.partial(block_of, index=self._index, block=block)
-    # Of the biases only the block's queries are read.
-    keys = self._keys._replace(
-      **{
-        name: None if bias is None else own(bias, axis=3)
-        for name, bias in _biases(self._keys).items()
-      }
-    )
     visibility = Visibility.causal(
       way.positions,
       self._index * block + jnp.arange(block),
-      None if self._start is None else own(self._start, axis=1),
+      None
+      if self._start is None
+      else block_of(self._start, self._index, block, 1),
       self._selecting.constraints,
     )
     return Tile(
       queries,
-      jax.tree.map(way.take, keys),
+      blocked_biases.of_tile(self._keys, way, self._index, block),
       way.take(columns),
       visibility,
       self._selecting,
     )
-
-  def add(self, d_keys: Keys, d_tile: Keys, way: live_tiles.Way) -> Keys:
-    """Adds the gradients of a tile's keys to those of all keys."""
-
-    def add(total, part):
-      if total is None or part is None:
-        return total
-      if total.shape[3] == part.shape[3]:
-        return way.add(total, part)
-      # A bias: the tile has the queries of its block alone.
-      block = part.shape[3]
-      of_block = way.add(block_of(total, self._index, block, 3), part)
-      return jax.lax.dynamic_update_slice_in_dim(
-        total, of_block, self._index * block, 3
-      )
-
-    return Keys(*map(add, d_keys, d_tile))
-
-
-def _biases(keys):
-  return {'bias': keys.bias, 'selection_bias': keys.selection_bias}

@@ -16,14 +16,20 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from selective_t5x.attention.blocked_biases import (
+  add,
+  of_tile,
+  put_up_to,
+  up_to,
+)
 from selective_t5x.attention.blocked_tiles import (
-  Keys,
   Selecting,
   Tile,
   Visibility,
   block_of,
   no_columns,
 )
+from selective_t5x.attention.live_tiles import Prefix
 
 
 class Static(NamedTuple):
@@ -56,11 +62,11 @@ def _forward(queries, keys, start, static):
   columns = no_columns(keys, static.selecting)
   results = []
   for blocks, width in _spans(queries, static):
-    span = _up_to(width, keys)
+    span = up_to(width, keys)
 
     def step(columns, block, span=span):
       index, rows = block
-      tile = _tile(index, rows, span, columns, start, static)
+      tile, _ = _tile(index, rows, span, columns, start, static)
       before, seen = columns, None
       if columns is not None:
         columns = tile.masking[..., -1] + tile.scores[..., -1]
@@ -68,9 +74,9 @@ def _forward(queries, keys, start, static):
       return columns, (*tile.softmax().result(), before, seen)
 
     narrow, result = jax.lax.scan(
-      step, _up_to(width, columns), _numbered(queries, blocks)
+      step, up_to(width, columns), _numbered(queries, blocks)
     )
-    columns = _put_up_to(width, columns, narrow)
+    columns = put_up_to(width, columns, narrow)
     results.append(result)
   outs, norms, befores, seens = zip(*results, strict=True)
   out, norm = jnp.concatenate(outs), jnp.concatenate(norms)
@@ -88,17 +94,17 @@ def _backward(static, saved, cotangents):
   d_queries = []
   parts = list(zip(_spans(queries, static), befores, strict=True))
   for (blocks, width), before in reversed(parts):
-    span = _up_to(width, keys)
+    span = up_to(width, keys)
 
     def step(grown, xs, span=span):
       d_keys, d_columns = grown
       block, before, norm, delta, d_out, d_seen = xs
       index, rows = block
-      tile = _tile(index, rows, span, before, start, static)
+      tile, way = _tile(index, rows, span, before, start, static)
       d_queries, d_tile, d_masking = tile.gradients(
         norm, delta, d_out, d_seen, d_columns, static.memory_tau
       )
-      d_keys = _add(d_keys, d_tile, index * d_out.shape[-1])
+      d_keys = add(d_keys, d_tile, way, index)
       if d_columns is not None:
         d_columns += d_masking
       return (d_keys, d_columns), d_queries
@@ -108,11 +114,11 @@ def _backward(static, saved, cotangents):
     )
     narrow, d_query = jax.lax.scan(
       step,
-      _up_to(width, grown),
+      up_to(width, grown),
       (_numbered(queries, blocks), before, *block_values),
       reverse=True,
     )
-    grown = _put_up_to(width, grown, narrow)
+    grown = put_up_to(width, grown, narrow)
     d_queries.append(d_query)
   d_queries = jax.tree.map(lambda *x: jnp.concatenate(x), *d_queries[::-1])
   return d_queries, grown[0], None
@@ -122,48 +128,27 @@ attend.__wrapped__.defvjp(_forward, _backward)  # type: ignore[attr-defined]
 
 
 def _tile(index, queries, span, columns, start, static):
-  """Returns the Tile of a block and its span, and starts the block's mask."""
+  """Returns the Tile of a block and its span, and the way it reads the keys."""
   block = queries.query.shape[-1]
-  of_block = functools.partial(block_of, index=index, block=block)
-  levels = span.levels
-  keys = span._replace(
-    bias=None if span.bias is None else of_block(span.bias, axis=3),
-    selection_bias=None
-    if span.selection_bias is None
-    else of_block(span.selection_bias, axis=3),
-  )
+  way = Prefix(span.key.shape[2])
   visibility = Visibility.causal(
-    jnp.arange(span.key.shape[2]),
+    way.positions,
     index * block + jnp.arange(block),
-    None if start is None else of_block(start, axis=1),
+    None if start is None else block_of(start, index, block, 1),
     static.selecting.constraints,
   )
-  return Tile(
+  levels = span.levels
+  tile = Tile(
     queries,
-    keys,
+    of_tile(span, way, index, block),
     columns,
     visibility,
     static.selecting,
     query_levels=None
     if levels is None
-    else of_block(levels, axis=2).swapaxes(2, 3),
+    else block_of(levels, index, block, 2).swapaxes(2, 3),
   )
-
-
-def _add(d_keys: Keys, d_tile: Keys, first) -> Keys:
-  """Adds the gradients of a tile whose queries start at `first`."""
-
-  def add(total, part):
-    if total is None or part is None:
-      return total
-    if total.shape[3] == part.shape[3]:
-      return total + part
-    # A bias: the tile has the queries of its block alone.
-    size = part.shape[3]
-    part += jax.lax.dynamic_slice_in_dim(total, first, size, 3)
-    return jax.lax.dynamic_update_slice_in_dim(total, part, first, 3)
-
-  return Keys(*map(add, d_keys, d_tile))
+  return tile, way
 
 
 def _spans(queries, static):
@@ -178,13 +163,3 @@ def _numbered(queries, blocks):
   """Returns the numbers, i32[T], and the queries of some blocks."""
   numbers = jnp.arange(blocks.start, blocks.stop)
   return numbers, jax.tree.map(lambda x: x[blocks], queries)
-
-
-def _up_to(width, tree):
-  """Slices the first keys of each array, axis 2; an axis of size 1 stays."""
-  return jax.tree.map(lambda x: x[:, :, :width], tree)
-
-
-def _put_up_to(width, tree, narrow):
-  """Replaces the slice that `_up_to` takes."""
-  return jax.tree.map(lambda x, y: x.at[:, :, :width].set(y), tree, narrow)

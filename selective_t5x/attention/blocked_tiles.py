@@ -5,7 +5,7 @@ Shapes: those of `blocked`.
 
 import functools
 import operator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,16 +60,16 @@ class Selecting(NamedTuple):
 class Keys(NamedTuple):
   """Arrays of keys; axis 2 is the key.
 
-  key and value [B, H, N, D], selection_key [B, G, N, E], the biases
-  [b, h, k, q] with each axis whole or of size 1, levels [B, H, N, 1]. Absent
-  arrays are None.
+  key and value [B, H, N, D], selection_key [B, G, N, E], levels [B, H, N, 1],
+  the biases [b, h, k, q] with each axis whole or of size 1; of a whole row they
+  may be a `distance_bias.Window`. Absent arrays are None.
   """
 
   key: jax.Array
   value: jax.Array
   selection_key: jax.Array | None = None
-  bias: jax.Array | None = None
-  selection_bias: jax.Array | None = None
+  bias: Any = None
+  selection_bias: Any = None
   levels: jax.Array | None = None
 
 

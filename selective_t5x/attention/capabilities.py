@@ -28,6 +28,7 @@ class Capabilities:
     arguments: names of all its parameters, which an extension may supply.
     block_start: whether it takes `block_start`, and then returns the rows of F
       of a block of queries.
+    distance_bias: whether `bias` may be a `distance_bias.DistanceBias`.
     implementation: whether it takes `implementation`.
     key_ids: whether it takes `query_ids` and `key_ids` and is bidirectional, as
       in an encoder.
@@ -46,6 +47,7 @@ class Capabilities:
 
   arguments: frozenset[str]
   block_start: bool = False
+  distance_bias: bool = False
   implementation: bool = False
   key_ids: bool = False
   masking: bool = False

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from selective_t5x.attention import masks
+from selective_t5x.attention.distance_bias import DistanceBias
 from selective_t5x.errors import UserError
 
 
@@ -50,8 +51,14 @@ def scale(function, value, query):
   return value
 
 
-def shapes(query, key, value, bias, segment_ids, prefix=None):
-  """Raises ValueError unless arrays of whole rows fit together."""
+def shapes(
+  query, key, value, bias, segment_ids, prefix=None, *, by_distance=False
+):
+  """Raises ValueError unless arrays of whole rows fit together.
+
+  Args, beside those of `api`:
+    by_distance: whether the bias may be a DistanceBias.
+  """
   if not query.ndim == 4 or not query.shape == key.shape == value.shape:
     raise ValueError(
       'attention: query, key and value must have one shape [B, N, H, D], got '
@@ -60,7 +67,7 @@ def shapes(query, key, value, bias, segment_ids, prefix=None):
   for name, ids in (('segment_ids', segment_ids), ('prefix', prefix)):
     if ids is not None:
       token_ids(name, ids, query)
-  bias_shape(bias, query, key)
+  bias_shape(bias, query, key, by_distance=by_distance)
 
 
 def token_ids(name, ids, tokens, axes='[B, N] = '):
@@ -73,8 +80,12 @@ def token_ids(name, ids, tokens, axes='[B, N] = '):
     )
 
 
-def step(query, key, value, bias, position):
-  """Raises ValueError unless the arrays of a step fit together."""
+def step(query, key, value, bias, position, *, by_distance=False):
+  """Raises ValueError unless the arrays of a step fit together.
+
+  Args, beside those of `api`:
+    by_distance: whether the bias may be a DistanceBias.
+  """
   key_shapes(query, key, value)
   batch = key.shape[0]
   if query.shape[1] != 1:
@@ -86,7 +97,7 @@ def step(query, key, value, bias, position):
     raise ValueError(
       f'attention: position must be [B] = {[batch]}, got {list(position.shape)}'
     )
-  bias_shape(bias, query, key)
+  bias_shape(bias, query, key, by_distance=by_distance)
 
 
 def block(query, key, value, bias, segment_ids):
@@ -111,10 +122,35 @@ def key_shapes(query, key, value):
     )
 
 
-def bias_shape(bias, query, key):
-  """Raises ValueError unless a bias broadcasts to the logits."""
+def bias_shape(bias, query, key, *, by_distance=False):
+  """Raises ValueError unless a bias broadcasts to the logits.
+
+  Args:
+    bias: an array, a DistanceBias, or None.
+    query: [B, Q, H, D].
+    key: [B, N, H, D].
+    by_distance: whether it may be a DistanceBias.
+  """
   batch, queries, heads, _ = query.shape
   full = (batch, heads, queries, key.shape[1])
+  if isinstance(bias, DistanceBias):
+    shape = bias.values.shape
+    if not by_distance:
+      raise ValueError(
+        'attention: this function takes an array as bias, got a DistanceBias; '
+        'its matrix(queries, keys) or step(position, keys) is one'
+      )
+    if len(shape) != 2 or shape[0] not in (1, heads):
+      raise ValueError(
+        'attention: the values of a DistanceBias must be [H, R] or [1, R] with '
+        f'H = {heads}, got {list(shape)}'
+      )
+    if not 0 <= bias.ahead < shape[1]:
+      raise ValueError(
+        f'attention: DistanceBias.ahead = {bias.ahead}: expected 0 to '
+        f'{shape[1] - 1} with {shape[1]} distances'
+      )
+    return
   if bias is not None:
     try:
       fits = jnp.broadcast_shapes(bias.shape, full) == full

@@ -25,6 +25,10 @@ FAST: Mapping[str, Callable[..., Any]] = {
 }
 
 
+# The most queries whose logits with all keys are written out: a few blocks.
+_SHORT = 512
+
+
 def choose(
   implementation: str | None, caller: str, *, dtype=jnp.float32, **needs: Any
 ) -> str:
@@ -48,7 +52,7 @@ def choose(
     UserError: if the implementation does not exist or cannot run.
   """
   names = ('reference', *FAST)
-  where = f'{caller}.implementation'
+  where = _check(implementation, caller, names)
   if implementation is None:
     best = next(
       (name for name in FAST if not _lacks(name, dtype, needs)), names[0]
@@ -58,11 +62,6 @@ def choose(
       raise UserError(f'{where} = None: no implementation can run: {lack}')
     _log_once(f'{where} = None: {best} runs (on {platform()})')
     return best
-  if implementation not in names:
-    raise UserError(
-      f'{where} = {implementation!r}: expected None or one of '
-      f'{", ".join(map(repr, names))}{did_you_mean(str(implementation), names)}'
-    )
   lack = _lacks(implementation, dtype, needs)
   if lack:
     raise UserError(
@@ -70,6 +69,33 @@ def choose(
       "which picks one that can, or 'reference'"
     )
   return implementation
+
+
+def choose_full(implementation: str | None, queries: int) -> str:
+  """Returns the name of the implementation of attention to whole segments.
+
+  Args:
+    implementation: 'reference', 'blocked' or None.
+    queries: Q.
+
+  Raises:
+    UserError: if the implementation does not exist.
+  """
+  _check(implementation, 'full_attention', ('reference', 'blocked'))
+  if implementation is not None:
+    return implementation
+  return 'blocked' if queries > _SHORT else 'reference'
+
+
+def _check(implementation, caller, names) -> str:
+  """Returns the setting's name; raises UserError if its value is unknown."""
+  where = f'{caller}.implementation'
+  if implementation is not None and implementation not in names:
+    raise UserError(
+      f'{where} = {implementation!r}: expected None or one of '
+      f'{", ".join(map(repr, names))}{did_you_mean(str(implementation), names)}'
+    )
+  return where
 
 
 def _lacks(name: str, dtype, needs: Mapping[str, Any]) -> str | None:

@@ -27,6 +27,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from selective_t5x.attention import blocked_biases
 from selective_t5x.attention.blocked_tiles import Keys, Queries
 
 
@@ -36,7 +37,7 @@ class Bound(NamedTuple):
   Attributes:
     query: f32[T, B, H], the largest norm of the scaled queries.
     key: f32[B, H, N], the norms of the keys.
-    bias: f32[b, h, 1], the largest bias; 0 without one.
+    bias: f32[b, h, 1], the largest bias at any distance; 0 without one.
     least: f32[T, B, H], the smallest L.
     first: i32[T, B or 1], the first key that any of these queries sees.
     slack: log(N / eps).
@@ -99,13 +100,14 @@ def bound(
   slots = jnp.arange(length)
   starts = jnp.zeros((1, length), jnp.int32) if start is None else start
   least = jnp.sum(query * keys.key, axis=3)
-  least = least + _bias_at(keys.bias, slots[None])
+  least = least + blocked_biases.of_pairs(keys.bias, slots[None])
   if protect_bos:
     rows = jnp.minimum(starts, length - 1)
     first = keys.key[:, :, :1]
     if start is not None:
       first = jnp.take_along_axis(keys.key, rows[:, None, :, None], axis=2)
-    first = jnp.sum(query * first, axis=3) + _bias_at(keys.bias, rows)
+    first = jnp.sum(query * first, axis=3)
+    first = first + blocked_biases.of_pairs(keys.bias, rows)
     least = jnp.maximum(least, first)
   # Padding sees nothing.
   least = jnp.where((starts < length)[:, None], least, jnp.inf)
@@ -120,33 +122,12 @@ def bound(
       jnp.max, jax.lax.cummax, jnp.linalg.norm(query, axis=3)
     ),
     key=jnp.linalg.norm(keys.key, axis=3),
-    bias=0.0
-    if keys.bias is None
-    else jnp.max(keys.bias, axis=(2, 3))[..., None],
+    bias=blocked_biases.largest(keys.bias),
     least=from_block_on(jnp.min, jax.lax.cummin, least),
     first=from_block_on(jnp.min, jax.lax.cummin, starts),
     slack=math.log(length / forget_below),
     floor=floor,
   )
-
-
-def _bias_at(bias, rows):
-  """Returns the bias of each query for one key, [b, h, n] or 0.
-
-  Args:
-    bias: [b, h, k, q], each axis whole or of size 1; or None.
-    rows: i32[B or 1, N], the number of the key for each query.
-  """
-  if bias is None:
-    return 0.0
-  batch, _, keys, queries = bias.shape
-  index = (
-    jnp.arange(batch)[:, None],
-    rows if keys > 1 else 0,
-    jnp.arange(queries)[None],
-  )
-  # The axis of the heads comes last.
-  return bias[index[0], :, index[1], index[2]].swapaxes(1, 2)
 
 
 def listed(alive: jax.Array, width: int) -> jax.Array:

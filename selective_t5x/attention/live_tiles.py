@@ -62,6 +62,18 @@ class Way(abc.ABC):
       values: [B or 1, ., K or 1, ...].
     """
 
+  @abc.abstractmethod
+  def rows(self, values: jax.Array, numbers: jax.Array) -> jax.Array:
+    """Returns some keys of what was read, by their numbers in the row.
+
+    Args:
+      values: [B or 1, ., K, Q].
+      numbers: i32[S], may lie outside the row.
+
+    Returns:
+      [B or 1, ., S, Q], zero where the key was not read.
+    """
+
 
 class Prefix(Way):
   """Reads all keys up to a width."""
@@ -79,6 +91,11 @@ class Prefix(Way):
     if x.shape[2] == values.shape[2]:
       return x + values
     return x.at[:, :, : self._width].add(values)
+
+  def rows(self, values, numbers):
+    """See `Way`."""
+    index = jnp.clip(numbers, 0, self._width - 1)
+    return jnp.where((index == numbers)[:, None], values[:, :, index], 0)
 
 
 class Listed(Way):
@@ -131,6 +148,20 @@ class Listed(Way):
     return jax.lax.dynamic_update_slice_in_dim(
       x, own, self._index * self._block, 2
     )
+
+  def rows(self, values, numbers):
+    """See `Way`."""
+    listed, own = jnp.split(values, [self._ids.shape[1]], axis=2)
+
+    def of_list(values, ids):
+      index = jnp.searchsorted(ids, numbers)
+      index = jnp.minimum(index, ids.shape[0] - 1)
+      return jnp.where((ids[index] == numbers)[:, None], values[:, index], 0)
+
+    place = numbers - self._index * self._block
+    index = jnp.clip(place, 0, self._block - 1)
+    own = jnp.where((index == place)[:, None], own[:, :, index], 0)
+    return jax.vmap(of_list)(listed, self._ids) + own
 
 
 def _put(x, ids, values, unique):

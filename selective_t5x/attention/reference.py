@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Shaped
 
 from selective_t5x.attention import masks, memory, nonfinite
 from selective_t5x.attention.arrays import Array, Scalar
+from selective_t5x.attention.distance_bias import DistanceBias, as_array
 from selective_t5x.attention.selection import Selection, masking_matrix, spread
 
 
@@ -17,13 +18,14 @@ def attention_logits(
   query: Float[Array, 'B Q H D'],
   key: Float[Array, 'B N H D'],
   scale: Scalar,
-  bias: Float[Array, '...'] | None,
+  bias: Float[Array, '...'] | DistanceBias | None,
 ) -> Float[Array, 'B H Q N']:
-  """Returns scale * <query_i, key_j> + bias, f32[B, H, N, N], unmasked."""
+  """Returns scale * <query_i, key_j> + bias, f32[B, H, Q, N], unmasked."""
   dtype = jnp.promote_types(query.dtype, jnp.float32)
   logits = scale * jnp.einsum(
     'bihd,bjhd->bhij', query.astype(dtype), key.astype(dtype)
   )
+  bias = as_array(bias, query.shape[1], key.shape[1])
   return logits if bias is None else logits + bias
 
 
@@ -72,7 +74,7 @@ def attention_where(
   value: Float[Array, 'B N H D'],
   *,
   scale: Scalar,
-  bias: Float[Array, '...'] | None,
+  bias: Float[Array, '...'] | DistanceBias | None,
   visible: Bool[Array, '#B N N'],
   segment_ids: Shaped[Array, 'B N'] | None,
 ) -> Float[Array, 'B N H D']:
@@ -83,7 +85,8 @@ def attention_where(
     key: [B, N, H, D].
     value: [B, N, H, D].
     scale: multiplies the logits.
-    bias: added to the logits; broadcasts to [B, H, N, N]; or None.
+    bias: added to the logits; broadcasts to [B, H, N, N], or a DistanceBias; or
+      None.
     visible: bool[B or 1, N, N], axis 1 the query.
     segment_ids: i32[B, N], 0 for padding; None without padding.
 
@@ -120,7 +123,7 @@ def selective_attention(
   *,
   selection: Selection,
   scale: Scalar,
-  bias: Float[Array, '...'] | None,
+  bias: Float[Array, '...'] | DistanceBias | None,
   segment_ids: Shaped[Array, 'B N'] | None,
   memory_tau: Scalar | None,
 ) -> tuple[

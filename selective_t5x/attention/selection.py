@@ -12,6 +12,7 @@ from jaxtyping import Float, Int, Shaped
 
 from selective_t5x.attention import checks, masks
 from selective_t5x.attention.arrays import Array, Scalar
+from selective_t5x.attention.distance_bias import DistanceBias, four_axes
 
 # Queries per block where one row of F is computed.
 _ROWS = 128
@@ -50,7 +51,7 @@ class Selection(NamedTuple):
     query: [B, N, G, E]. Head h of H reads the masking of g = h // (H / G).
     key: [B, N, G, E].
     scale: multiplies the products.
-    bias: broadcasts to [B, G, N, N]; None for no bias.
+    bias: broadcasts to [B, G, N, N], or a DistanceBias; None for no bias.
     head: which head or heads of the model query, key and scale come from: a
       number, several, MEAN or PER_HEAD. Lets a caller that has the products of
       all heads reuse them. None if they come from no head.
@@ -60,7 +61,7 @@ class Selection(NamedTuple):
   query: Float[Array, 'B N G E']
   key: Float[Array, 'B N G E']
   scale: Scalar
-  bias: Float[Array, '...'] | None = None
+  bias: Float[Array, '...'] | DistanceBias | None = None
   head: int | str | tuple[int, ...] | None = None
   constraints: Constraints = ALL
 
@@ -88,7 +89,7 @@ def select(
   *,
   head: int | str | tuple[int, ...],
   scale: Scalar,
-  bias: Float[Array, '...'] | None = None,
+  bias: Float[Array, '...'] | DistanceBias | None = None,
   own: tuple[Float[Array, 'B Q G E'], Float[Array, 'B N G E']] | None = None,
   masking_scale: Scalar | None = None,
   constraints: Constraints = ALL,
@@ -103,8 +104,8 @@ def select(
     key: [B, N, H, D].
     head: a head, several equally spaced ones, MEAN or PER_HEAD.
     scale: multiplies the logits.
-    bias: added to the logits, broadcasts to [B, H, Q, N]; None for no bias. The
-      bias in `head` is taken.
+    bias: added to the logits, broadcasts to [B, H, Q, N], or a DistanceBias;
+      None for no bias. The bias of `head` is taken.
     own: separate queries [B, Q, G, E] and keys [B, N, G, E], already scaled,
       which select in place of the heads. G divides H. The bias is still that of
       `head`.
@@ -113,10 +114,7 @@ def select(
     constraints: what selection may not mask.
   """
   heads, size = query.shape[2:]
-  if bias is not None:
-    # [B or 1, H or 1, Q or 1, N or 1]: missing leading axes are added.
-    bias = bias.reshape((1,) * (4 - bias.ndim) + bias.shape)
-    bias = bias if bias.shape[1] == 1 else of_heads(bias, head)
+  bias = _bias_of_heads(bias, head)
   if own is not None:
     (query, key), scale, head = own, 1.0, None
   elif head == MEAN:
@@ -128,9 +126,24 @@ def select(
     query, key = (_heads(x, head, axis=2) for x in (query, key))
   if masking_scale is not None:
     query = query * jnp.asarray(masking_scale, query.dtype)
-    bias = None if bias is None else bias * masking_scale
+    if isinstance(bias, DistanceBias):
+      bias = bias.map(lambda values: values * masking_scale)
+    elif bias is not None:
+      bias = bias * masking_scale
     head = None
   return Selection(query, key, scale, bias, head, constraints)
+
+
+def _bias_of_heads(bias, head):
+  """Returns the bias of the selecting heads: [B or 1, G or 1, ...]."""
+  if bias is None:
+    return None
+  if isinstance(bias, DistanceBias):
+    if bias.values.shape[0] == 1:
+      return bias
+    return bias.map(lambda values: of_heads(values[None], head)[0])
+  bias = four_axes(bias)
+  return bias if bias.shape[1] == 1 else of_heads(bias, head)
 
 
 def spread(
@@ -245,9 +258,7 @@ def masking_at(
   blocks = -(-length // _ROWS)
   padding = blocks * _ROWS - length
   query = jnp.pad(selection.query, ((0, 0), (0, padding), (0, 0), (0, 0)))
-  bias = selection.bias
-  if bias is not None and bias.shape[2] > 1:
-    bias = jnp.pad(bias, ((0, 0), (0, 0), (0, padding), (0, 0)))
+  add_bias = _row_biases(selection.bias, padding)
   relu, protect_bos, protect_self = selection.constraints
   dtype = jnp.promote_types(query.dtype, jnp.float32)
   keys = jnp.arange(length)
@@ -261,11 +272,7 @@ def masking_at(
       selection.key.astype(dtype),
       precision=jax.lax.Precision.HIGHEST,
     )
-    if bias is not None:
-      rows = bias
-      if bias.shape[2] > 1:
-        rows = jax.lax.dynamic_slice_in_dim(bias, first, _ROWS, 2)
-      logits += rows
+    logits = add_bias(logits, first)
     # As in selection_scores; only queries before the row act on it.
     may_mask = (queries < row[:, None, None]) & (keys <= queries)
     if protect_self:
@@ -277,3 +284,30 @@ def masking_at(
 
   zeros = jnp.zeros((batch, groups, length), dtype)
   return jax.lax.fori_loop(0, blocks, add, zeros)
+
+
+def _row_biases(bias, padding):
+  """Returns a function that adds the bias to the logits of _ROWS queries.
+
+  Args:
+    bias: that of a Selection.
+    padding: how many queries follow those that the bias has.
+
+  Returns:
+    A function of f32[B, G, _ROWS, N] and of the first query, i32[].
+  """
+  if bias is None:
+    return lambda logits, first: logits
+  if isinstance(bias, DistanceBias):
+
+    def add(logits, first):
+      queries = first + jnp.arange(_ROWS)[:, None]
+      return logits + bias.at(jnp.arange(logits.shape[3]) - queries)
+
+    return add
+  if bias.shape[2] == 1:
+    return lambda logits, first: logits + bias
+  padded = jnp.pad(bias, ((0, 0), (0, 0), (0, padding), (0, 0)))
+  return lambda logits, first: (
+    logits + jax.lax.dynamic_slice_in_dim(padded, first, _ROWS, 2)
+  )

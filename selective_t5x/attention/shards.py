@@ -11,10 +11,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from selective_t5x.attention import mesh
+from selective_t5x.attention.distance_bias import DistanceBias, four_axes
 
 
 def over_mesh(attention: Callable[..., Any]) -> Callable[..., Any]:
@@ -57,7 +57,7 @@ def over_mesh(attention: Callable[..., Any]) -> Callable[..., Any]:
       )
     operands = {
       'heads': tuple(x.swapaxes(1, 2) for x in (query, key, value)),
-      'bias': None if bias is None else _four_axes(bias),
+      'bias': _operand(bias),
       'ids': None if segment_ids is None else segment_ids[:, None],
       'levels': None if levels is None else levels.swapaxes(1, 2),
       'selection': None,
@@ -71,18 +71,18 @@ def over_mesh(attention: Callable[..., Any]) -> Callable[..., Any]:
         for x in (
           selection.query.swapaxes(1, 2),
           selection.key.swapaxes(1, 2),
-          None if selection.bias is None else _four_axes(selection.bias),
+          _operand(selection.bias),
         )
       )
 
     def on_a_device(operands):
       selects = None
       if selection is not None:
-        query, key, bias = operands['selection']
+        query, key, own_bias = operands['selection']
         selects = selection._replace(
           query=query.swapaxes(1, 2),
           key=key.swapaxes(1, 2),
-          bias=bias,
+          bias=_bias_like(selection.bias, own_bias),
           head=None,
         )
       ids, levels = operands['ids'], operands['levels']
@@ -90,7 +90,7 @@ def over_mesh(attention: Callable[..., Any]) -> Callable[..., Any]:
       out, *counts = attention(
         *(x.swapaxes(1, 2) for x in operands['heads']),
         selection=selects,
-        bias=operands['bias'],
+        bias=_bias_like(bias, operands['bias']),
         segment_ids=None if ids is None else ids[:, 0],
         **_present(levels=levels),
         **settings,
@@ -115,5 +115,15 @@ def _present(**arguments):
   return {name: x for name, x in arguments.items() if x is not None}
 
 
-def _four_axes(bias: jax.Array) -> jax.Array:
-  return bias.reshape((1,) * (4 - bias.ndim) + bias.shape)
+def _operand(bias):
+  """Returns a bias as an array whose axis 1 is that of the heads."""
+  if isinstance(bias, DistanceBias):
+    return bias.values[None]
+  return None if bias is None else four_axes(bias)
+
+
+def _bias_like(bias, operand):
+  """Returns what an operand of `_operand` stands for on one device."""
+  if isinstance(bias, DistanceBias):
+    return bias.map(lambda _: operand[0])
+  return operand

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 
 from selective_t5x.attention import mesh
 from selective_t5x.attention.arrays import Array, Scalar
+from selective_t5x.attention.distance_bias import DistanceBias, of_step
 from selective_t5x.attention.selection import Selection, of_heads, spread
 
 
@@ -70,7 +71,7 @@ def causal_step(
   value: Float[Array, 'B N H D'],
   *,
   scale: Scalar,
-  bias: Float[Array, '...'] | None,
+  bias: Float[Array, '...'] | DistanceBias | None,
   position: Int[Array, ' B'],
   seen: Bool[Array, 'B N'] | bool = True,
 ) -> Float[Array, 'B 1 H D']:
@@ -81,7 +82,7 @@ def causal_step(
     key: [B, N, H, D], the token's own included.
     value: [B, N, H, D].
     scale: multiplies the logits.
-    bias: added to the logits; broadcasts to [B, H, 1, N].
+    bias: added to the logits; broadcasts to [B, H, 1, N], or a DistanceBias.
     position: i32[B], the slot of each row's token.
     seen: bool[B, N], which keys it sees, including its own; True for all.
 
@@ -89,6 +90,7 @@ def causal_step(
     [B, 1, H, D] in value's dtype.
   """
   filled = jnp.arange(key.shape[1]) <= position[:, None]
+  bias = of_step(bias, position, key.shape[1])
   return _attend(query_logits(query, key, scale, bias), value, filled & seen)
 
 
@@ -99,7 +101,7 @@ def selective_step(
   *,
   selection: Selection,
   scale: Scalar,
-  bias: Float[Array, '...'] | None,
+  bias: Float[Array, '...'] | DistanceBias | None,
   position: Int[Array, ' B'],
   masking: Float[Array, 'B *G N'],
 ) -> tuple[Float[Array, 'B 1 H D'], Float[Array, 'B *G N']]:
@@ -112,7 +114,7 @@ def selective_step(
     selection: its query [B, 1, G, E], key [B, N, G, E], bias broadcasts to
       [B, G, 1, N].
     scale: multiplies the logits.
-    bias: added to the logits; broadcasts to [B, H, 1, N].
+    bias: added to the logits; broadcasts to [B, H, 1, N], or a DistanceBias.
     position: i32[B], the slot of each row's token.
     masking: f32[B, N], row `position` of F: the selection scores of all earlier
       tokens, summed; f32[B, G, N] where G > 1.
@@ -133,11 +135,10 @@ def selective_step(
     )
   else:
     selection_logits = of_heads(logits, selection.head)
-  selection_logits = (
-    selection_logits
-    if selection.bias is None
-    else selection_logits + selection.bias
-  )
+  selection_bias = of_step(selection.bias, position, key.shape[1])
+  if selection_bias is not None:
+    selection_logits += selection_bias
+  bias = of_step(bias, position, key.shape[1])
   logits = logits if bias is None else logits + bias
   masked = spread(masking, logits.shape[1])[:, :, None]
   out = _attend(logits - masked, value, filled)

@@ -20,7 +20,7 @@ from flax import linen as nn
 from flax.linen import partitioning
 
 from selective_t5x.attention import capabilities, grouped, masks
-from selective_t5x.nn import layers
+from selective_t5x.nn import layers, t5_layers
 
 
 class Place(NamedTuple):
@@ -159,7 +159,11 @@ class KeyValueCache(nn.Module):
     }
     slots = leaves['key'].value.shape[1]
     if bias_fn is not None:
-      settings['bias'] = bias_fn(slots, place.position)
+      settings['bias'] = (
+        t5_layers.bias_of_rows(bias_fn, self.attention_fn, slots)
+        if place.position is None
+        else bias_fn(slots, place.position)
+      )
 
     def attend(**more):
       return self.attention_fn(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import flax
 import jax
 
+from selective_t5x.attention.distance_bias import DistanceBias
 from selective_t5x.nn import cache
 
 
@@ -20,8 +21,8 @@ class Call(flax.struct.PyTreeNode):
     prefix: i32[B, N], 1 for tokens that see each other; None for no token.
     encoded: [B, K, M], the encoder's output; None without an encoder.
     encoder_ids: i32[B, K], segments of the encoder's tokens, 0 for padding.
-    bias: [1, H, N, N], added to an encoder's logits; None if each layer has its
-      own.
+    bias: [1, H, N, N] or a DistanceBias, added to an encoder's logits; None if
+      each layer has its own.
     positions: i32[B, N], the positions of whole rows' tokens, which rotary
       embeddings read; None counts along the row.
     place: the place of the tokens in the KV cache; None unless the network
@@ -37,7 +38,7 @@ class Call(flax.struct.PyTreeNode):
   prefix: jax.Array | None = None
   encoded: jax.Array | None = None
   encoder_ids: jax.Array | None = None
-  bias: jax.Array | None = None
+  bias: jax.Array | DistanceBias | None = None
   positions: jax.Array | None = None
   place: cache.Place | None = None
   budgets: Sequence[int] | jax.Array | None = None

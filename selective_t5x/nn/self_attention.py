@@ -15,7 +15,13 @@ from flax import linen as nn
 from selective_t5x.attention import capabilities, grouped, masks, rotary
 from selective_t5x.attention.rotary import Rotary
 from selective_t5x.errors import UserError
-from selective_t5x.nn import cache, evicting_cache, layers, pooled_cache
+from selective_t5x.nn import (
+  cache,
+  evicting_cache,
+  layers,
+  pooled_cache,
+  t5_layers,
+)
 from selective_t5x.nn.call import Call
 from selective_t5x.nn.extensions import Extended, Extension, Heads
 from selective_t5x.pruning import Policy
@@ -100,7 +106,9 @@ class SelfAttention(nn.Module):
       call: the facts of the network's call.
       bias_fn: gives the logits' bias, like `t5_layers.RelativeBias`. Its
         arguments are (N, None) for whole rows, and (N, position) in steps, or
-        (positions of the keys, position) with pruning. None for no bias.
+        (positions of the keys, position) with pruning. None for no bias. Where
+        the attention function takes biases by distance, whole rows get those
+        of its method `by_distance`, if it has one.
 
     Returns:
       [B, N, M], zero in padding rows.
@@ -147,7 +155,11 @@ class SelfAttention(nn.Module):
       )
     else:
       if bias_fn is not None:
-        arguments['bias'] = bias_fn(x.shape[1], None)
+        arguments['bias'] = (
+          t5_layers.bias_of_rows(bias_fn, self.attention_fn, x.shape[1])
+          if self.policy is None
+          else bias_fn(x.shape[1], None)
+        )
       attend = self.attention_fn
       if self.policy is not None:
         attend = functools.partial(

@@ -15,6 +15,8 @@ from flax import linen as nn
 from flax.linen import partitioning
 
 from selective_t5x import attention
+from selective_t5x.attention import capabilities
+from selective_t5x.attention.distance_bias import DistanceBias
 from selective_t5x.nn import layers
 
 NUM_BUCKETS = 32
@@ -124,9 +126,39 @@ class RelativeBias(nn.Module):
       'hk,bkij->bhij', self.table.astype(self.dtype), one_hot.astype(self.dtype)
     )
 
+  def by_distance(self) -> DistanceBias:
+    """Returns the biases of whole rows by distance, without N x N of them."""
+    ahead = MAX_DISTANCE if self.both_ways else 0
+    buckets = distance_buckets(
+      np.arange(-MAX_DISTANCE, ahead + 1), both_ways=self.both_ways
+    )
+    return DistanceBias(self.table[:, buckets].astype(self.dtype), ahead)
+
   def largest(self) -> jax.Array:
     """Returns the largest bias of each head at any distance, [1, H]."""
     return jnp.max(self.table.astype(self.dtype), axis=1)[None]
+
+
+def bias_of_rows(
+  bias_fn: Callable[..., jax.Array],
+  attention_fn: Callable[..., Any],
+  length: int,
+) -> jax.Array | DistanceBias:
+  """Returns the biases of whole rows as an attention function takes them.
+
+  Args:
+    bias_fn: a RelativeBias, or a function with its arguments.
+    attention_fn: the attention function.
+    length: N.
+
+  Returns:
+    A DistanceBias where `attention_fn` declares that it takes one and `bias_fn`
+    has one; else [1, H, N, N].
+  """
+  by_distance = getattr(bias_fn, 'by_distance', None)
+  if by_distance and capabilities.of(attention_fn).distance_bias:
+    return by_distance()
+  return bias_fn(length, None)
 
 
 class Attention(nn.Module):
@@ -159,7 +191,7 @@ class Attention(nn.Module):
     key_ids: jax.Array,
     *,
     deterministic: bool,
-    bias: jax.Array | None = None,
+    bias: jax.Array | DistanceBias | None = None,
   ) -> jax.Array:
     """Attends from each token of x to the tokens of its segment in y.
 
@@ -169,7 +201,8 @@ class Attention(nn.Module):
       query_ids: i32[B, N], segments of x, 0 for padding.
       key_ids: i32[B, K], segments of y, 0 for padding.
       deterministic: whether dropout is off.
-      bias: added to the logits; broadcasts to [B, H, N, K].
+      bias: added to the logits; broadcasts to [B, H, N, K], or a DistanceBias
+        where the attention function takes one.
 
     Returns:
       [B, N, M], zero in padding rows.

@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from selective_t5x.attention import api, capabilities, masks
 from selective_t5x.attention.arrays import Array, Scalar, Setting
+from selective_t5x.attention.distance_bias import DistanceBias, repeat_heads
 
 
 def initial_share(layer: int) -> float:
@@ -47,7 +48,7 @@ def share(
   )
 
 
-@capabilities.declare(implementation=True)
+@capabilities.declare(implementation=True, distance_bias=True)
 def differential_attention(
   query: Array,
   key: Array,
@@ -55,7 +56,7 @@ def differential_attention(
   *,
   share: Array | float,
   scale: Setting | None = None,
-  bias: Array | None = None,
+  bias: Array | DistanceBias | None = None,
   segment_ids: Array | None = None,
   implementation: str | None = None,
   position: Array | None = None,
@@ -89,15 +90,12 @@ def differential_attention(
     x = jnp.broadcast_to(x, (batch, length, heads, 2, 2, size // 2))
     return x.reshape(batch, length, 4 * heads, size // 2)
 
-  if bias is not None:
-    bias = bias.reshape((1,) * (4 - bias.ndim) + bias.shape)
-    bias = bias if bias.shape[1] == 1 else jnp.repeat(bias, 4, axis=1)
   out = api.causal_attention(
     halves(query, outer=True),
     halves(key, outer=True),
     halves(value, outer=False),
     scale=scale,
-    bias=bias,
+    bias=repeat_heads(bias, 4),
     segment_ids=segment_ids,
     implementation=implementation,
     position=position,
@@ -107,7 +105,7 @@ def differential_attention(
   return (out[..., 0, :] - share * out[..., 1, :]).astype(value.dtype)
 
 
-@capabilities.declare(implementation=True)
+@capabilities.declare(implementation=True, distance_bias=True)
 def differential_v2_attention(
   query: Array,
   key: Array,
@@ -116,7 +114,7 @@ def differential_v2_attention(
   second_query: Array,
   share: Array,
   scale: Setting | None = None,
-  bias: Array | None = None,
+  bias: Array | DistanceBias | None = None,
   segment_ids: Array | None = None,
   implementation: str | None = None,
   position: Array | None = None,
@@ -146,15 +144,12 @@ def differential_v2_attention(
     )
   batch, queries, heads, size = query.shape
   pairs = jnp.stack([query, second_query], axis=3)
-  if bias is not None:
-    bias = bias.reshape((1,) * (4 - bias.ndim) + bias.shape)
-    bias = bias if bias.shape[1] == 1 else jnp.repeat(bias, 2, axis=1)
   out = api.causal_attention(
     pairs.reshape(batch, queries, 2 * heads, size),
     jnp.repeat(key, 2, axis=2),
     jnp.repeat(value, 2, axis=2),
     scale=scale,
-    bias=bias,
+    bias=repeat_heads(bias, 2),
     segment_ids=segment_ids,
     implementation=implementation,
     position=position,
