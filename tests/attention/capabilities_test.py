@@ -26,12 +26,23 @@ NEED_EVERY_KEY = {
 }
 
 
+# Their bias may be one number for each head and distance.
+TAKE_DISTANCES = {
+  attention.causal_attention,
+  attention.differential_attention,
+  attention.differential_v2_attention,
+  attention.full_attention,
+  attention.selective_attention,
+}
+
+
 @pytest.mark.parametrize('function', FUNCTIONS)
 def test_a_public_function_declares_what_its_signature_says(function):
   taken = inspect.signature(function).parameters
   declared = dataclasses.asdict(function.capabilities)
   assert declared.pop('arguments') == set(taken)
   assert declared.pop('needs_every_key') == (function in NEED_EVERY_KEY)
+  assert declared.pop('distance_bias') == (function in TAKE_DISTANCES)
   assert declared == {name: name in taken for name in declared}
   # One promise: F is given a step, asked for, and asked for by rows.
   assert len({'masking', 'masking_row', 'return_masking'} & set(taken)) in (
