@@ -141,7 +141,7 @@ def _bias_of_heads(bias, head):
   if isinstance(bias, DistanceBias):
     if bias.values.shape[0] == 1:
       return bias
-    return bias.map(lambda values: of_heads(values[None], head)[0])
+    return bias.map(lambda x: of_heads(x[None, :, None], head)[0, :, 0])
   bias = four_axes(bias)
   return bias if bias.shape[1] == 1 else of_heads(bias, head)
 

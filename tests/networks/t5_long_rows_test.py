@@ -9,7 +9,7 @@ from selective_t5x import attention, t5_network
 from selective_t5x.nn import t5_layers
 from tests.attention.distance_bias_test import largest_array
 
-LENGTH = 1024
+LENGTH = 2048
 
 
 def transformer(**settings):
