@@ -25,6 +25,7 @@ from selective_t5x.attention.blocked_tiles import (
   Selecting,
   Tile,
   Visibility,
+  numbers_of,
 )
 from selective_t5x.attention.distance_bias import DistanceBias, four_axes
 from selective_t5x.attention.live_tiles import Prefix
@@ -168,7 +169,7 @@ _attend.__wrapped__.defvjp(_forward, _backward)  # type: ignore[attr-defined]
 
 
 def _numbered(queries):
-  return jnp.arange(queries.query.shape[0]), queries
+  return numbers_of(queries), queries
 
 
 def _tile(index, queries, keys, ids):

@@ -34,6 +34,7 @@ from selective_t5x.attention.blocked_tiles import (
   Visibility,
   block_of,
   no_columns,
+  numbers_of,
 )
 from selective_t5x.attention.distance_bias import Window
 
@@ -126,7 +127,7 @@ def _forward(queries, keys, start, static):
     counts = jnp.sum(alive, axis=1)
     return after, (out, norm, columns, seen, counts)
 
-  numbered = jnp.arange(queries.query.shape[0]), queries
+  numbered = numbers_of(queries), queries
   _, (out, norm, befores, seen, counts) = jax.lax.scan(
     step, no_columns(keys, static.selecting), numbered
   )
@@ -168,7 +169,7 @@ def _gradients(static, saved, cotangents):
     d_queries, grown = plan.read(index, alive, read, inputs, grown)
     return grown, d_queries
 
-  numbers = jnp.arange(queries.query.shape[0])
+  numbers = numbers_of(queries)
   (d_keys, _), d_queries = jax.lax.scan(
     step,
     (jax.tree.map(jnp.zeros_like, keys), no_columns(keys, static.selecting)),

@@ -28,6 +28,7 @@ from selective_t5x.attention.blocked_tiles import (
   Visibility,
   block_of,
   no_columns,
+  numbers_of,
 )
 from selective_t5x.attention.live_tiles import Prefix
 
@@ -161,5 +162,5 @@ def _spans(queries, static):
 
 def _numbered(queries, blocks):
   """Returns the numbers, i32[T], and the queries of some blocks."""
-  numbers = jnp.arange(blocks.start, blocks.stop)
-  return numbers, jax.tree.map(lambda x: x[blocks], queries)
+  queries = jax.tree.map(lambda x: x[blocks], queries)
+  return numbers_of(queries, blocks.start), queries

@@ -315,6 +315,24 @@ def no_columns(keys, selecting):
   return jnp.zeros((batch, selecting.groups, length), keys.key.dtype)
 
 
+def numbers_of(queries: Queries, first: int = 0) -> jax.Array:
+  """Returns the numbers of consecutive blocks, i32[T].
+
+  Of scanned layers, JAX computes what depends on no layer once, before them all
+  (`jax.lax.scan` under `jax.grad`), which would be the masks of all blocks, H x
+  N x N of them. So the numbers depend on the queries, though not their values.
+
+  Args:
+    queries: of these blocks.
+    first: the number of the first one.
+  """
+  numbers = first + jnp.arange(queries.query.shape[0])
+  numbers, _ = jax.lax.optimization_barrier(
+    (numbers, queries.query[:1, :1, :1, :1, :1])
+  )
+  return numbers
+
+
 def block_of(x, index, block, axis):
   """Slices a block from an axis; an axis of size 1 stays whole."""
   if x.shape[axis] == 1:
