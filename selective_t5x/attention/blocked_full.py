@@ -121,7 +121,7 @@ def attention(
       visible = ids.visible(index).swapaxes(1, 2)
       return nonfinite.where_visible(visible)(faults, False)
 
-    return joined(jax.lax.map(of_block, jnp.arange(blocks)))
+    return joined(jax.lax.map(of_block, numbers_of(queries)))
 
   some_key = sees(jnp.ones((*key_ids.shape, 1), bool), False)[..., 0]
   out = masks.zero_padding(out.astype(value.dtype), some_key)
