@@ -328,7 +328,7 @@ def numbers_of(queries: Queries, first: int = 0) -> jax.Array:
   """
   numbers = first + jnp.arange(queries.query.shape[0])
   numbers, _ = jax.lax.optimization_barrier(
-    (numbers, queries.query[:1, :1, :1, :1, :1])
+    (numbers, jax.lax.stop_gradient(queries.query[:1, :1, :1, :1, :1]))
   )
   return numbers
 
