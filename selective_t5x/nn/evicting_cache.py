@@ -23,7 +23,7 @@ from selective_t5x.attention import (
 from selective_t5x.attention.selection import spread
 from selective_t5x.nn.cache import Place, partitioned
 from selective_t5x.pruning import eviction
-from selective_t5x.pruning.policy import Policy
+from selective_t5x.pruning.policy import Policy, View
 from selective_t5x.pruning.query_blocks import pruned_rows
 from selective_t5x.pruning.whole_rows import tokens_of
 
@@ -139,11 +139,11 @@ class EvictingCache(nn.Module):
     limit = bias_limit(self.policy, bias_fn)
     if bias_fn is not None:
       bias_fn = functools.partial(bias_fn, position=position)
+    late = self.policy.evicts_unseen
     logits = None
-    if self.policy.reads_logits:
-      logits = _logits(
-        query, tokens['key'], cached, position, bias_fn, settings
-      )
+    if self.policy.reads_logits and not late:
+      keys = (cached['key'], tokens['key'])
+      logits = _logits(query, keys, cached, position, bias_fn, settings)
     slot, step = eviction.admit(
       self.policy,
       position,
@@ -175,6 +175,10 @@ class EvictingCache(nn.Module):
       last = jnp.full_like(last, slots - 1)
     for name, x in cached.items():
       cached[name] = partitioned(name, eviction.put(x, new[name], slot, last))
+    if late:
+      cached['score'] = self._accumulated(
+        query, cached, position, last, bias_fn, settings
+      )
     if bias_fn is not None:
       settings['bias'] = bias_fn(cached['position'])
     if 'held' in cached:
@@ -191,6 +195,21 @@ class EvictingCache(nn.Module):
     for name, x in cached.items():
       leaves[name].value = x
     return out
+
+  def _accumulated(self, query, cached, position, last, bias_fn, settings):
+    """Returns the scores after this query, whose key is cached already."""
+    slots = cached['position'].shape[1]
+    held = jnp.arange(slots) <= last[:, None]
+    view = View(
+      held=held,
+      positions=cached['position'],
+      position=position,
+      scores=cached['score'],
+      budget=slots,
+      layer=self.layer,
+      logits=_logits(query, (cached['key'],), cached, None, bias_fn, settings),
+    )
+    return self.policy.accumulate(view, held)
 
   def _seen(self, query, tokens, cached, limit, settings):
     """Returns what a policy that reads keys sees, K + 1 keys; else None."""
@@ -266,24 +285,33 @@ def _mean(masking):
   return jnp.mean(masking, axis=2)
 
 
-def _logits(query, key, cached, position, bias_fn, settings):
-  """Returns the logits of slots and own key less F, f32[B, H, K + 1]."""
+def _logits(query, keys, cached, position, bias_fn, settings):
+  """Returns the logits less F, f32[B, H, K + 1], or K with position None.
+
+  Args:
+    query: [B, 1, H, D].
+    keys: those of the slots, and the query's own unless it is in a slot.
+    cached: the entries of the slots.
+    position: i32[B], that of the query's own key; None if it is in a slot.
+    bias_fn: as in `_step`.
+    settings: arguments of the attention function.
+  """
   scale = checks.scale('EvictingCache', settings.get('scale'), query)
-  logits = jnp.concatenate(
-    [
-      steps.query_logits(query, grouped.repeat(x, query.shape[2]), scale, None)
-      for x in (cached['key'], key)
-    ],
-    axis=-1,
-  )
+  parts = [
+    steps.query_logits(query, grouped.repeat(x, query.shape[2]), scale, None)
+    for x in keys
+  ]
+  logits = parts[0] if position is None else jnp.concatenate(parts, axis=-1)
   if bias_fn is not None:
-    logits += bias_fn(
-      jnp.concatenate([cached['position'], position[:, None]], axis=1)
-    )
+    positions = cached['position']
+    if position is not None:
+      positions = jnp.concatenate([positions, position[:, None]], axis=1)
+    logits += bias_fn(positions)
   logits = logits[:, :, 0]
   if 'masking' in cached:
     masking = cached['masking']
     masking = masking.reshape(*masking.shape[:2], -1).swapaxes(1, 2)
     masking = spread(masking, logits.shape[1])
-    logits -= jnp.pad(masking, ((0, 0), (0, 0), (0, 1)))
+    own = 0 if position is None else 1
+    logits -= jnp.pad(masking, ((0, 0), (0, 0), (0, own)))
   return logits

@@ -249,7 +249,7 @@ def admit(
       none.
     masking: f32[B, K], the query's row of F; None unless the model selects.
     logits: f32[B, H, K + 1], those of the slots and the query's own key, F
-      subtracted; None unless the policy reads them.
+      subtracted; None unless the policy reads them to evict.
     tokens: the query and the K + 1 keys; None unless the policy reads them.
     totals: the policy's totals; None if it has none.
     held: bool[B, K], the slots in use, for a policy that drops keys early; None

@@ -24,6 +24,7 @@ class H2O(Policy):
   """
 
   reads_logits: ClassVar[bool] = True
+  evicts_unseen: ClassVar[bool] = True
   accumulates: ClassVar[bool] = True
 
   def order(self, view: View) -> jax.Array:

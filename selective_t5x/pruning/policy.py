@@ -93,6 +93,9 @@ class Policy(abc.ABC):
   Class attributes:
     reads_masking: whether it needs F, and so a model that selects.
     reads_logits: whether it needs attention logits.
+    evicts_unseen: whether `accumulate` alone reads logits, and only those of
+      kept keys: a step of decoding then evicts before it computes them, and
+      shares them with the attention.
     reads_keys: whether it needs the queries and keys themselves.
     accumulates: whether it defines `accumulate`.
     drops_early: whether it defines `dispensable`.
@@ -103,6 +106,7 @@ class Policy(abc.ABC):
 
   reads_masking: ClassVar[bool] = False
   reads_logits: ClassVar[bool] = False
+  evicts_unseen: ClassVar[bool] = False
   reads_keys: ClassVar[bool] = False
   accumulates: ClassVar[bool] = False
   drops_early: ClassVar[bool] = False
@@ -171,7 +175,8 @@ class Policy(abc.ABC):
         after the earlier query, and are not read at a segment's first one.
 
     Returns:
-      A Step.
+      A Step. With a policy that `evicts_unseen` and a view without logits, its
+      scores are those before the query.
     """
     view = view._replace(totals=self.observe(started(view)))
     may_go, held = self.evictable(view), view.held
@@ -185,7 +190,9 @@ class Policy(abc.ABC):
     goes = foremost & (position == jnp.min(position, axis=1, keepdims=True))
     is_over = jnp.sum(held, axis=1, keepdims=True) > view.budget
     kept = held & ~(goes & is_over)
-    return Step(kept, self.accumulate(view, kept), self.settle(view, kept))
+    is_later = self.evicts_unseen and view.logits is None
+    scores = view.scores if is_later else self.accumulate(view, kept)
+    return Step(kept, scores, self.settle(view, kept))
 
 
 def started(view: View) -> View:

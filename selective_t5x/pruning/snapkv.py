@@ -32,6 +32,7 @@ class SnapKV(Policy):
   """
 
   reads_logits: ClassVar[bool] = True
+  evicts_unseen: ClassVar[bool] = True
   accumulates: ClassVar[bool] = True
 
   window: int = 16
