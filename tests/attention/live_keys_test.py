@@ -129,7 +129,8 @@ def test_equals_the_reference_for_any_keys(
     rng = np.random.default_rng(seed)
     settings['segment_ids'] = segments(rng, 2, length)
   arrays = forgetful(seed, (2, length, 2, 4), share, size)
-  check_equal(arrays, tolerance=3e-5, **settings)
+  # Logits of some hundreds are rounded to 1e-5, before the exponential.
+  check_equal(arrays, tolerance=1e-4 if size > 2 else 3e-5, **settings)
 
 
 def test_padding_alone_is_zero():
