@@ -202,7 +202,7 @@ $(VENV)-lm-eval/.installed: setup.cfg pyproject.toml constraints.txt \
 	$(PYTHON) -m venv $(VENV)-lm-eval
 	$(VENV)-lm-eval/bin/pip install --quiet --disable-pip-version-check \
 	  --constraint constraints.txt --constraint constraints-lm-eval.txt \
-	  --editable '.[dev,lm_eval,wikipedia]'
+	  --editable '.[dev,lm-eval,wikipedia]'
 	$(VENV)-lm-eval/bin/pip install --quiet --disable-pip-version-check \
 	  --no-deps --force-reinstall '$(TFDS)'
 	touch $@

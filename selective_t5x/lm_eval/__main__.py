@@ -22,7 +22,7 @@ def main() -> None:
   if importlib.util.find_spec('lm_eval') is None:
     raise UserError(
       'the package lm_eval is not installed: make install-lm-eval, or pip '
-      "install 'selective_t5x[lm_eval]' (docs/lm_eval.md)"
+      "install 'selective_t5x[lm-eval]' (docs/lm_eval.md)"
     )
   from lm_eval.__main__ import cli_evaluate
 

@@ -1,7 +1,9 @@
 """Tests of what is installed, and of a wheel that is built from the tree."""
 
+import configparser
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -52,6 +54,17 @@ def test_one_owner_of_the_packages_that_two_distributions_hold():
   import tensorflow_datasets as tfds
 
   assert tfds.__version__ == metadata.version('tensorflow-datasets') == '4.9.10'
+
+
+def test_the_makefile_installs_extras_by_names_that_any_pip_knows():
+  """An underscore in a name makes older versions of pip warn, and go on."""
+  setup = configparser.ConfigParser()
+  setup.read(ROOT / 'setup.cfg')
+  extras = set(setup['options.extras_require'])
+  named = re.findall(r"'\.\[(.*)\]'", (ROOT / 'Makefile').read_text())
+  wanted = {extra for names in named for extra in names.split(',')}
+  assert wanted and wanted <= extras, wanted - extras
+  assert not [extra for extra in extras if '_' in extra]
 
 
 @pytest.fixture(scope='module')
