@@ -181,9 +181,9 @@ def _by_blocks(
       attention_fn, rows, query, key, value, bias, ids, scale, settings
     )
   # A token that is not finite must not reach queries before it.
-  (queries,), query_faults = nonfinite.clean(query, live=ids)
-  (keys,), key_faults = nonfinite.clean(key, live=ids)
-  (values,), value_faults = nonfinite.clean(value, live=ids)
+  queries, keys, values, _, faults = nonfinite.clean_heads(
+    query, key, value, live=ids
+  )
   tokens = None
   if policy.reads_keys:
     tokens = whole_rows.tokens_of(query, key, value, factor, bias_limit)
@@ -230,22 +230,14 @@ def _by_blocks(
     attend, ((state, None if last is None else state), total, total), firsts
   )
   out, memories, certificate = (rows.join(x) for x in every)
-  reached, _ = nonfinite.Faults(query_faults, key_faults | value_faults).reach(
+  reached, _ = faults.reach(
     nonfinite.causally(masks.segment_starts(query.shape[1], ids))
   )
   out = masks.zero_padding(out, segment_ids)
   out = nonfinite.mark(out, reached[:, :length])
   if certificate is not None:
     certificate = masks.zero_padding(certificate, segment_ids)
-  kept = scores = None
-  if remembered is not None:
-    # Entries of a pool are those of N positions, H each.
-    per_position = heads if policy.per_head else 1
-    kept = remembered.held[:, : length * per_position]
-    if policy.per_head:
-      kept = jnp.swapaxes(kept.reshape(batch, length, heads), 1, 2)
-    if policy.accumulates:
-      scores = remembered.scores[:, : length * per_position]
+  kept, scores = _of_last(policy, remembered, rows, heads)
   return PrunedRows(
     out=out,
     kept=kept,
@@ -255,6 +247,19 @@ def _by_blocks(
     totals={} if remembered is None else remembered.totals,
     certificate=certificate,
   )
+
+
+def _of_last(policy, remembered, rows, heads):
+  """Returns the keys that the query `last` keeps, and the scores after it."""
+  if remembered is None:
+    return None, None
+  # Entries of a pool are those of N positions, H each.
+  entries = rows.length * (heads if policy.per_head else 1)
+  kept = remembered.held[:, :entries]
+  if policy.per_head:
+    kept = jnp.swapaxes(kept.reshape(-1, rows.length, heads), 1, 2)
+  scores = remembered.scores[:, :entries] if policy.accumulates else None
+  return kept, scores
 
 
 def _masking_rows(
