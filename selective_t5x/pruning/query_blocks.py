@@ -204,7 +204,7 @@ def _by_blocks(
         following = _row_in_block(masking, following, index)
       groups = masking if masking.ndim == 4 else masking[:, None]
       broken = jnp.any(jnp.isnan(groups), axis=-1)
-      groups = jnp.nan_to_num(groups)
+      groups = jnp.where(jnp.isnan(groups), 0, groups)
       logits -= spread(groups, heads)
     states, kept, certificate = serve(
       states,
