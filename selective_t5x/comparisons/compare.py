@@ -20,6 +20,7 @@ def compare(
   *,
   output_dir: str | os.PathLike,
   seeds: int | Mapping[str, int] = 1,
+  first_seed: int = 0,
   gin_bindings: Sequence[str] = (),
   jobs: int = 1,
   program: Sequence[str] = training.MAIN,
@@ -36,8 +37,10 @@ def compare(
     gin_files: gin files that all variants share.
     variants: the first is the reference.
     output_dir: a local folder. Its finished runs are kept.
-    seeds: number of seeds, or {variant: its number}; they are 0, 1, ... for
-      every variant. A reference has as many as any variant.
+    seeds: number of seeds, or {variant: its number}; they are first_seed,
+      first_seed + 1, ... for every variant. A reference has as many as any
+      variant.
+    first_seed: the first seed.
     gin_bindings: 'KEY = VALUE' texts for all runs.
     jobs: number of runs that train at a time.
     program: the command that runs a cell, see `training.run_cells`.
@@ -59,7 +62,9 @@ def compare(
     counts = {k: max(n, SEEDS_FOR_A_TEST) for k, n in counts.items()}
 
   def look() -> Comparison:
-    runs = cells_of(gin_files, variants, counts, gin_bindings, output_dir)
+    runs = cells_of(
+      gin_files, variants, counts, gin_bindings, output_dir, first_seed
+    )
     quantities.check_resumable(runs)
     training.run_cells(runs, jobs=jobs, program=program)
     return compare_cells(runs, stopping)
@@ -90,6 +95,7 @@ def cells_of(
   counts: Mapping[str, int],
   gin_bindings: Sequence[str],
   output_dir: str | os.PathLike,
+  first_seed: int = 0,
 ) -> list[plan.Cell]:
   """Returns the cells of variants with their own numbers of seeds.
 
@@ -99,13 +105,14 @@ def cells_of(
     counts: {variant: number of seeds}.
     gin_bindings: 'KEY = VALUE' texts for all runs.
     output_dir: a local folder.
+    first_seed: the first seed of every variant.
 
   Raises:
     UserError: see `plan.make_cells`.
   """
-  seeds = range(max(counts.values()))
+  seeds = range(first_seed, first_seed + max(counts.values()))
   cells = plan.make_cells(gin_files, variants, seeds, gin_bindings, output_dir)
-  return [cell for cell in cells if cell.seed < counts[cell.variant]]
+  return [cell for cell in cells if cell.seed - first_seed < counts[cell.variant]]
 
 
 def _with_references(
