@@ -112,7 +112,9 @@ def cells_of(
   """
   seeds = range(first_seed, first_seed + max(counts.values()))
   cells = plan.make_cells(gin_files, variants, seeds, gin_bindings, output_dir)
-  return [cell for cell in cells if cell.seed - first_seed < counts[cell.variant]]
+  return [
+    cell for cell in cells if cell.seed - first_seed < counts[cell.variant]
+  ]
 
 
 def _with_references(
