@@ -57,12 +57,15 @@ def run_cells(
       finished first.
   """
   waiting, running, failed = collections.deque(cells), {}, []
+  processes: set[subprocess.Popen] = set()
   with contextlib.ExitStack() as stack:
     progress = stack.enter_context(Progress(cells))
     while waiting or running:
       while waiting and len(running) < jobs:
         cell = waiting.popleft()
-        running[cell.name] = run = _run(cell, jobs, program, progress)
+        running[cell.name] = run = _run(
+          cell, jobs, program, progress, processes
+        )
         stack.callback(run.close)
       for name, run in list(running.items()):
         try:
@@ -81,9 +84,21 @@ def run_cells(
 
 
 def _run(
-  cell: Cell, jobs: int, program: Sequence[str], progress: Progress
+  cell: Cell,
+  jobs: int,
+  program: Sequence[str],
+  progress: Progress,
+  processes: set[subprocess.Popen],
 ) -> Generator[None, None, bool]:
-  """Trains a cell and yields now and then; closing it stops the run.
+  """Trains a cell and yields now and then; closing it stops all runs.
+
+  Args:
+    cell: the cell.
+    jobs: number of cells that run at a time.
+    program: the command to start with the cell's arguments.
+    progress: shows the run.
+    processes: those of all cells that have not been told to stop; its own is
+      added and removed.
 
   Returns:
     whether the cell is finished.
@@ -103,9 +118,9 @@ def _run(
     log_file = cell.folder / LOG_FILE
     progress.say(f'{cell.name}: training; its log is {log_file}')
     write_json(cell.folder / CELL_FILE, {**identity(cell), 'jobs': jobs})
-    while (code := (yield from _start(cell, program, lock, progress))) == (
-      INTERRUPTED
-    ):
+    while (
+      code := (yield from _start(cell, program, lock, progress, processes))
+    ) == INTERRUPTED:
       progress.say(f'{cell.name}: saved at SIGTERM and resumed')
     if code:
       lines = log_file.read_text(errors='replace').splitlines()
@@ -121,7 +136,11 @@ def _run(
 
 
 def _start(
-  cell: Cell, program: Sequence[str], lock: IO, progress: Progress
+  cell: Cell,
+  program: Sequence[str],
+  lock: IO,
+  progress: Progress,
+  processes: set[subprocess.Popen],
 ) -> Generator[None, None, int]:
   """Starts the run of a cell once, for `_run`; returns its exit code."""
   with open(cell.folder / LOG_FILE, 'ab') as log:
@@ -132,6 +151,7 @@ def _start(
       stderr=log,
       pass_fds=[lock.fileno()],
     )
+  processes.add(process)
   try:
     with progress.line(cell) as line:
       while process.poll() is None:
@@ -139,8 +159,13 @@ def _start(
         line.update()
   finally:
     if process.poll() is None:
-      process.terminate()
+      # All of them before this one is waited for: a run saves at SIGTERM, and
+      # the comparison may be killed before it has waited for the others. Each
+      # gets one signal: a second one would not let it end in order.
+      while processes:
+        processes.pop().terminate()
       process.wait()
+    processes.discard(process)
   return process.returncode
 
 

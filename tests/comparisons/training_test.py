@@ -7,6 +7,8 @@ import pathlib
 import re
 import subprocess
 import sys
+import time
+import types
 
 import pytest
 
@@ -125,6 +127,52 @@ while len(list(met.iterdir())) < int(number) and time.monotonic() < deadline:
 assert time.monotonic() < deadline, 'alone'
 runpy.run_path(fake, run_name='__main__')
 """
+
+
+# Takes SIGTERM, and ends once the other one has taken it too.
+END_TOGETHER = """
+import pathlib, signal, sys, time
+folder = next(a for a in sys.argv if a.startswith('--gin.MODEL_DIR='))
+folder = pathlib.Path(folder.partition('=')[2].strip("'"))
+out, name = folder.parent, folder.name
+deadline = time.monotonic() + 60
+
+def wait_for(suffix):
+  while len(list(out.glob('*.' + suffix))) < 2:
+    if time.monotonic() > deadline:
+      (out / (name + '.alone')).touch()
+      sys.exit(1)
+    time.sleep(0.01)
+
+def stop(*_):
+  (out / (name + '.told')).touch()
+  wait_for('told')
+  sys.exit(75)
+
+signal.signal(signal.SIGTERM, stop)
+(out / (name + '.ready')).touch()
+wait_for('never')
+"""
+
+
+def test_all_runs_are_told_to_stop_before_one_is_waited_for(
+  setting, monkeypatch
+):
+  cells = plan.make_cells(**setting)[:2]
+  out = setting['output_dir']
+
+  def interrupted(_):
+    if len(list(out.glob('*.ready'))) == 2:
+      raise KeyboardInterrupt
+    time.sleep(0.01)
+
+  monkeypatch.setattr(
+    training, 'time', types.SimpleNamespace(sleep=interrupted)
+  )
+  with pytest.raises(KeyboardInterrupt):
+    run_cells(cells, jobs=2, program=(sys.executable, '-c', END_TOGETHER))
+  assert len(list(out.glob('*.told'))) == 2
+  assert not list(out.glob('*.alone'))
 
 
 def test_jobs_run_at_the_same_time_and_a_failing_one_stops_no_other(
