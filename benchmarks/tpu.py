@@ -10,7 +10,9 @@ inputs and gradients [B, N, H, D] in the default layout:
   v5e_n2048_bytes_over_flash             bytes that our kernels move, relative
                                          to jax's flash attention without
                                          selection (benchmarks/traffic.py)
-  v4_compiles                            packed rows and M too
+  v5e_n2048_biased_temp_mb               the same with T5's biases by distance
+  v5e_n2048_bytes_biased_over_selective  bytes with them, relative to without
+  v4_compiles                            packed rows and M too, and biases
 
 Train step of the paper's decoder at d=12, context 2048, 8 rows:
 
@@ -69,9 +71,16 @@ def main() -> None:
   figures['v5e_n2048_bytes_over_flash'] = round(
     costs['selective'].bytes / costs['flash'].bytes, 4
   )
+  figures['v5e_n2048_bytes_biased_over_selective'] = round(
+    costs['biased'].bytes / costs['selective'].bytes, 4
+  )
+  biased = compile_attention(v5e, 2048, attention=traffic.biased)
+  megabytes = biased.memory_analysis().temp_size_in_bytes / 1e6
+  figures['v5e_n2048_biased_temp_mb'] = round(megabytes, 1)
   # Raises if it does not compile.
   compile_attention(v4, 2048, packed=True, memory_tau=1.0)
   compile_attention(v4, 8192)
+  compile_attention(v4, 2048, attention=traffic.biased)
   figures['v4_compiles'] = True
   flops = step_flops(v5e, ('plain', 'selective'))
   figures['v5e_step_flops_selective_over_baseline'] = round(
@@ -96,14 +105,16 @@ def on_chip(mesh: Mesh, tree):
   )
 
 
-def compile_attention(mesh, length, *, packed=False, memory_tau=None):
+def compile_attention(
+  mesh, length, *, attention=traffic.selective, packed=False, memory_tau=None
+):
   """Compiles selective attention with its gradients."""
   x = jax.ShapeDtypeStruct((_BATCH, length, _HEADS, _SIZE), jnp.bfloat16)
   ids = jax.ShapeDtypeStruct((_BATCH, length), jnp.int32) if packed else None
 
   def run(query, key, value, cotangent, segment_ids):
     attend = functools.partial(
-      traffic.selective,
+      attention,
       segment_ids=segment_ids,
       memory_tau=memory_tau,
       interpret=False,

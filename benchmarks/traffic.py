@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import flash_attention
 
 from selective_t5x.attention import kernel_costs
+from selective_t5x.attention.distance_bias import DistanceBias
 from selective_t5x.attention.selection import Selection
 from selective_t5x.attention.tpu import kernels as pallas_tpu
 
@@ -37,6 +38,9 @@ def main() -> None:
         'bytes_over_flash': round(selective.bytes / flash.bytes, 4),
         'flops_over_flash': round(selective.flops / flash.flops, 4),
         'flops_over_plain': round(selective.flops / costs['plain'].flops, 4),
+        'bytes_biased_over_selective': round(
+          costs['biased'].bytes / selective.bytes, 4
+        ),
       }
     )
   )
@@ -61,18 +65,30 @@ def compare(shape: tuple[int, int, int, int]) -> dict[str, kernel_costs.Cost]:
   return costs
 
 
-def selective(query, key, value, *, interpret=True, **kwargs):
+def selective(query, key, value, *, bias=None, interpret=True, **kwargs):
   """Attends with selection by head 0; [B, N, H, D] as in tpu/kernels."""
   scale = query.shape[-1] ** -0.5
   return pallas_tpu.attention(
     query,
     key,
     value,
-    selection=Selection(query[:, :, :1], key[:, :, :1], scale),
+    selection=Selection(
+      query[:, :, :1],
+      key[:, :, :1],
+      scale,
+      bias and bias.map(lambda values: values[:1]),
+    ),
     scale=scale,
+    bias=bias,
     interpret=interpret,
     **kwargs,
   )[0]
+
+
+def biased(query, key, value, **kwargs):
+  """Attends with selection and T5's biases, of 129 distances."""
+  bias = DistanceBias(jnp.zeros((query.shape[2], 129)))
+  return selective(query, key, value, bias=bias, **kwargs)
 
 
 def plain(query, key, value, *, interpret=True, **kwargs):
@@ -98,7 +114,12 @@ def flash(query, key, value):
   return out.swapaxes(1, 2)
 
 
-ATTENTION = {'flash': flash, 'plain': plain, 'selective': selective}
+ATTENTION = {
+  'flash': flash,
+  'plain': plain,
+  'selective': selective,
+  'biased': biased,
+}
 
 
 def with_gradients(attend):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from selective_t5x.attention import derivatives, masks, nonfinite
+from selective_t5x.attention.distance_bias import DistanceBias
 from selective_t5x.attention.selection import ALL, Constraints, Selection
 
 # Subtracted from the logits where a query may not see a key. It is larger than
@@ -36,6 +37,11 @@ def product(a, b, *, transpose_a=False, transpose_b=False):
   )
 
 
+def is_array(bias: jax.Array | DistanceBias | None) -> bool:
+  """Returns whether a bias is an array, whose gradient is N x N."""
+  return not (bias is None or isinstance(bias, DistanceBias))
+
+
 def unsupported(
   dtype, *, bias: bool, constraints: Constraints = ALL
 ) -> str | None:
@@ -43,11 +49,14 @@ def unsupported(
 
   Args:
     dtype: the dtype of the queries.
-    bias: whether the logits or the selection have one.
+    bias: whether the logits or the selection have one that is an array.
     constraints: those of the selection.
   """
   if bias:
-    return 'its kernels add no bias: the gradient of one is N x N'
+    return (
+      'its kernels add no bias that is an array, whose gradient is N x N: '
+      'expected a DistanceBias'
+    )
   if constraints != ALL:
     return "its kernels have the paper's three constraints of selection"
   if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float32):

@@ -42,8 +42,9 @@ def choose(
     caller: the calling function, for messages.
     dtype: the dtype of the queries.
     **needs: bias, packed (segment ids), prefix, selects, return_live_keys,
-      return_masking: whether the call has them; constraints: those of the
-      selection; sizes: D, and E with selection.
+      return_masking: whether the call has them; bias_by_distance: whether the
+      bias is a DistanceBias; constraints: those of the selection; sizes: D, and
+      E with selection.
 
   Returns:
     'reference' or a name in FAST.
@@ -109,9 +110,12 @@ def _lacks(name: str, dtype, needs: Mapping[str, Any]) -> str | None:
   if needs.get('prefix'):
     return 'it is causal, but the call has a bidirectional prefix'
   bias = needs.get('bias', False)
+  array_bias = bias and not needs.get('bias_by_distance', False)
   constraints = needs.get('constraints', ALL)
   if name == 'pallas_tpu':
-    return pallas_tpu.unsupported(dtype, bias=bias, constraints=constraints)
+    return pallas_tpu.unsupported(
+      dtype, bias=array_bias, constraints=constraints
+    )
   if name == 'pallas_gpu':
     return pallas_gpu.unsupported(
       dtype, bias=bias, constraints=constraints, sizes=needs.get('sizes', ())

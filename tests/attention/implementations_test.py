@@ -34,7 +34,7 @@ def test_a_fast_path_that_cannot_raises_and_says_why():
 def test_the_tpu_kernels_say_what_they_lack():
   with pytest.raises(UserError, match="'pallas_tpu' cannot run here: .* a cpu"):
     attention.causal_attention(*arrays(), implementation='pallas_tpu')
-  with pytest.raises(UserError, match='kernels add no bias'):
+  with pytest.raises(UserError, match='kernels add no bias that is an array'):
     attention.selective_attention(
       *arrays(), implementation='pallas_tpu', bias=np.zeros((1, 1, 9, 9))
     )
@@ -50,6 +50,7 @@ def test_none_picks_the_kernels_on_a_tpu(monkeypatch):
   assert chosen(dtype=jnp.bfloat16) == 'pallas_tpu'
   assert chosen(dtype=jnp.float64) == 'blocked'
   assert chosen(bias=True) == 'blocked'
+  assert chosen(bias=True, bias_by_distance=True) == 'pallas_tpu'
   assert chosen(prefix=True) == 'reference'
 
 

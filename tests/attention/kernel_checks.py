@@ -8,12 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from selective_t5x.attention import reference
+from selective_t5x.attention.distance_bias import DistanceBias
 from selective_t5x.attention.selection import Selection
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """One call of a kernel; `block` is its BlockSizes."""
+  """One call of a kernel.
+
+  Attributes:
+    block: its BlockSizes.
+    distances: R of the heads' DistanceBias; None without biases.
+    one_bias: whether all heads have the same biases.
+    selection_bias: whether the selection has biases, too.
+  """
 
   length: int
   heads: int = 2
@@ -25,6 +33,9 @@ class Case:
   block: Any = None
   dtype: str = 'float32'
   batch: int = 2
+  distances: int | None = None
+  one_bias: bool = False
+  selection_bias: bool = True
 
 
 def segments(case, rng):
@@ -57,6 +68,26 @@ def arrays(case):
   return tensors, ids, cotangents
 
 
+def biases(case, groups=None):
+  """Returns the numbers of the heads' and the selection's biases, a dict."""
+  if case.distances is None:
+    return {}
+  rng = np.random.default_rng(1)
+
+  def values(heads):
+    shape = (1 if case.one_bias else heads, case.distances)
+    return jnp.asarray(rng.normal(size=shape), case.dtype)
+
+  numbers = {'heads': values(case.heads)}
+  if groups and case.selection_bias:
+    numbers['selection'] = values(groups)
+  return numbers
+
+
+def by_distance(numbers, name):
+  return DistanceBias(numbers[name]) if name in numbers else None
+
+
 def results(attend, tensors, cotangents):
   """Output, M and the gradients of a weighted sum of both, under jit."""
 
@@ -86,16 +117,25 @@ def assert_close(got, wanted, dtype):
 def check_selective(attention, case):
   """Output, M and gradients are the reference's; dead slots never matter."""
   tensors, ids, cotangents = arrays(case)
-  shared = dict(
-    scale=0.4, bias=None, segment_ids=ids, memory_tau=case.memory_tau
-  )
+  tensors.append(biases(case, case.groups))
+  shared = dict(scale=0.4, segment_ids=ids, memory_tau=case.memory_tau)
 
-  def written_out(query, key, value, *select):
+  def with_biases(select, numbers):
+    own = by_distance(numbers, 'selection')
+    return dict(
+      selection=Selection(*select, 0.7, own),
+      bias=by_distance(numbers, 'heads'),
+      **shared,
+    )
+
+  def written_out(query, key, value, *select_and_biases):
+    *select, numbers = select_and_biases
     return reference.selective_attention(
-      query, key, value, selection=Selection(*select, 0.7), **shared
+      query, key, value, **with_biases(select, numbers)
     )[:2]
 
-  def kernels(*tensors):
+  def kernels(*tensors_and_biases):
+    *tensors, numbers = tensors_and_biases
     if ids is not None:
       # Dead slots never matter.
       dead = (ids == 0)[:, :, None, None]
@@ -105,10 +145,9 @@ def check_selective(attention, case):
       query,
       key,
       value,
-      selection=Selection(*select, 0.7),
       block_sizes=case.block,
       interpret=True,
-      **shared,
+      **with_biases(select, numbers),
     )
 
   (out, memory), grads = results(kernels, tensors, cotangents)
@@ -119,27 +158,34 @@ def check_selective(attention, case):
   )
   if ids is not None:
     dead = np.asarray(ids == 0)
-    for x in jax.tree.leaves((out, memory, grads)):
+    for x in jax.tree.leaves((out, memory, grads[:-1])):
       assert not np.any(np.asarray(x)[dead])
 
 
 def check_plain(attention, case):
   """Without selection it is plain causal attention, forward and backward."""
   tensors, ids, cotangents = arrays(case)
-  tensors = tensors[:3]
-  shared = dict(scale=0.4, bias=None, segment_ids=ids)
+  tensors = (*tensors[:3], biases(case))
+  shared = dict(scale=0.4, segment_ids=ids)
 
-  def kernels(*tensors):
+  def kernels(query, key, value, numbers):
     return attention(
-      *tensors,
+      query,
+      key,
+      value,
       selection=None,
+      bias=by_distance(numbers, 'heads'),
       block_sizes=case.block,
       interpret=True,
       **shared,
     )
 
-  def written_out(*tensors):
-    return reference.causal_attention(*tensors, prefix=None, **shared), None
+  def written_out(query, key, value, numbers):
+    bias = by_distance(numbers, 'heads')
+    out = reference.causal_attention(
+      query, key, value, prefix=None, bias=bias, **shared
+    )
+    return out, None
 
   assert_close(
     results(kernels, tensors, cotangents),

@@ -64,10 +64,16 @@ class QueryGrads(NamedTuple):
   Attributes:
     query: [B, H, N, D].
     selection_query: f32[B, P, N, E], the share of each program.
+    bias: f32[B, P, S, heads, W], the share of each program in the gradient of
+      the strips of its heads, or of the one strip that all heads share; None
+      without biases.
+    selection_bias: f32[B, P, S, 1, W]; None without biases of selection.
   """
 
   query: Any
   selection_query: Any
+  bias: Any
+  selection_bias: Any
 
 
 def backward(
@@ -111,7 +117,18 @@ def backward(
     key_grads.value,
     over_programs(query_grads.selection_query),
     over_programs(key_grads.selection_key),
+    bias=_of_heads(plan.bias, query_grads.bias),
+    selection_bias=_of_heads(plan.selection_bias, query_grads.selection_bias),
   )
+
+
+def _of_heads(strips, shares):
+  """Sums f32[B, P, S, heads, W] for the strips' [1, H or 1, S, 1, W]."""
+  if strips is None:
+    return None
+  heads = jnp.sum(shares, axis=0).swapaxes(1, 2)
+  heads = heads.reshape(strips.heads, -1, strips.count, strips.width)
+  return jnp.sum(heads, axis=1)[None, :, :, None]
 
 
 def _saved_specs(blocks: Blocks, saved: Saved) -> Saved:
@@ -200,7 +217,9 @@ def _key_kernel(
         plan, tile, saved, total, scratch.later[...]
       )
       grads.selection_key[...] += product(
-        selection, inputs.selection_query[...], transpose_a=True
+        _of_products(plan, selection),
+        inputs.selection_query[...],
+        transpose_a=True,
       )
 
   @pl.when(i == plan.first_query_block(j))
@@ -211,13 +230,26 @@ def _key_kernel(
 
 def _query_grads(plan: Plan, inputs: Inputs, saved: Saved) -> QueryGrads:
   blocks = Blocks(plan, outer=QUERY)
+
+  def strips(strips, heads):
+    if strips is None:
+      return None
+    shape = (plan.batch, plan.programs, strips.count, heads, strips.width)
+    return (
+      blocks.strips(strips, heads),
+      jax.ShapeDtypeStruct(shape, jnp.float32),
+    )
+
   return blocks.call(
     _query_kernel,
     (inputs, saved),
     name='attention_queries',
     in_specs=(input_specs(blocks), _saved_specs(blocks, saved)),
     out=QueryGrads(
-      (blocks.heads(QUERY), _like(inputs.query)), _share(blocks, QUERY)
+      (blocks.heads(QUERY), _like(inputs.query)),
+      _share(blocks, QUERY),
+      strips(plan.bias, plan.heads_with_strips),
+      strips(plan.selection_bias, 1),
     ),
     scratch=pltpu.VMEM(
       (plan.block.heads, plan.block.query, plan.size), jnp.float32
@@ -236,6 +268,12 @@ def _query_kernel(
   """Sums over the keys; `scratch` is f32[heads, Q, D]."""
   i, j = blocks.tile(pl.program_id(2), pl.program_id(3))
 
+  @pl.when((i == 0) & (j == 0))
+  def _():
+    for strips in (grads.bias, grads.selection_bias):
+      if strips is not None:
+        strips[...] = jnp.zeros_like(strips)
+
   @pl.when(j == 0)
   def _():
     scratch[...] = jnp.zeros_like(scratch)
@@ -252,11 +290,19 @@ def _query_kernel(
         logit_grads.astype(plan.dtype), inputs.key[head]
       )
       total += logit_grads
+      if plan.heads_with_strips > 1:
+        _add_strip(plan.bias, i, j, grads.bias, head, logit_grads)
     if plan.selects:
       selection, _ = _selection(plan, tile, saved, total, saved.later[...])
       grads.selection_query[...] += product(
-        selection, inputs.selection_key[...]
+        _of_products(plan, selection), inputs.selection_key[...]
       )
+      if plan.selection_bias is not None:
+        _add_strip(
+          plan.selection_bias, i, j, grads.selection_bias, 0, selection
+        )
+    if plan.bias is not None and plan.heads_with_strips == 1:
+      _add_strip(plan.bias, i, j, grads.bias, 0, total)
 
   @pl.when(j == plan.last_key_block(i))
   def _():
@@ -272,9 +318,8 @@ def _head(plan, tile, inputs, saved, head):
   return pallas_tile.head_gradients(
     plan,
     tile,
-    inputs.query[head],
-    inputs.key[head],
-    inputs.value[head],
+    inputs,
+    head,
     saved.grad[head],
     saved.lse[:, head : head + 1],
     saved.delta[:, head : head + 1],
@@ -282,11 +327,21 @@ def _head(plan, tile, inputs, saved, head):
 
 
 def _selection(plan, tile, saved, logit_grads, later):
-  grad, later = pallas_tile.selection_gradient(
+  return pallas_tile.selection_gradient(
     plan,
     tile,
     logit_grads,
     None if saved.memory_grad is None else saved.memory_grad[...],
     later,
   )
-  return grad.astype(plan.dtype), later
+
+
+def _of_products(plan, selection):
+  """Turns gradients of selection logits into those of their products."""
+  return (plan.selection_scale * selection).astype(plan.dtype)
+
+
+def _add_strip(strips, i, j, total, head, grad):
+  """Adds the gradient of a tile's biases, f32[Q, K], to that of its strip."""
+  row = strips.gradient(grad, strips.far(i, j))
+  total[strips.number(i, j), head : head + 1] += row

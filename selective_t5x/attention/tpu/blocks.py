@@ -13,6 +13,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from selective_t5x.attention import kernel_costs
+from selective_t5x.attention.tpu.distances import Strips
 from selective_t5x.attention.tpu.plan import VECTOR_MEMORY, Plan
 
 # Which axis of a tile an operand follows.
@@ -77,6 +78,28 @@ class Blocks:
   def row(self, axis: int) -> pl.BlockSpec:
     """Returns the spec of [B, 1, N, 1], shared by all programs: [block, 1]."""
     return self._spec(None, axis, 1, self.plan.programs)
+
+  def strip(self, strips: Strips) -> pl.BlockSpec:
+    """Returns the spec of f32[1, H or G or 1, S, 1, W]: [heads, 1, W] a tile.
+
+    The block has the heads of a program, their selection head, or the one head
+    that all share.
+    """
+    plan = self.plan
+    size = plan.block.heads if strips.heads == plan.heads else 1
+    shared = plan.programs // (strips.heads // size)
+
+    def index(b, p, x, y):
+      return 0, p // shared, strips.number(*self._read(x, y)), 0, 0
+
+    return pl.BlockSpec((None, size, None, 1, strips.width), index)
+
+  def strips(self, strips: Strips, heads: int) -> pl.BlockSpec:
+    """Returns the spec of [B, P, S, heads, W]: all of a program."""
+    return pl.BlockSpec(
+      (None, None, strips.count, heads, strips.width),
+      lambda b, p, x, y: (b, p, 0, 0, 0),
+    )
 
   def _spec(self, heads, axis, columns, shared=1):
     size = (self.plan.block.query, self.plan.block.key)[axis]

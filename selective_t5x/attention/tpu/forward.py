@@ -29,6 +29,8 @@ class Inputs(NamedTuple):
     selection_key: [B, G, N, E]; None without selection.
     start: i32[B, 1, N, 1], the position of the first token of each query's
       segment, N for padding; None where every row is one segment.
+    bias: f32[1, H or 1, S, 1, W], see `distances.Strips`; None without biases.
+    selection_bias: f32[1, G or 1, S, 1, W]; None without biases of selection.
   """
 
   query: Any
@@ -37,6 +39,8 @@ class Inputs(NamedTuple):
   selection_query: Any = None
   selection_key: Any = None
   start: Any = None
+  bias: Any = None
+  selection_bias: Any = None
 
 
 class Outputs(NamedTuple):
@@ -113,14 +117,17 @@ def forward(plan: Plan, inputs: Inputs) -> Outputs:
 
 def input_specs(blocks: Blocks) -> Inputs:
   """Returns the block specs of the inputs."""
-  selects = blocks.plan.selects
+  plan = blocks.plan
+  selects = plan.selects
   return Inputs(
     blocks.heads(QUERY),
     blocks.heads(KEY),
     blocks.heads(KEY),
     blocks.selection(QUERY) if selects else None,
     blocks.selection(KEY) if selects else None,
-    blocks.row(QUERY) if blocks.plan.packed else None,
+    blocks.row(QUERY) if plan.packed else None,
+    None if plan.bias is None else blocks.strip(plan.bias),
+    None if plan.selection_bias is None else blocks.strip(plan.selection_bias),
   )
 
 
@@ -172,9 +179,7 @@ def _visible_tokens(plan, tile):
 
 def _attend(plan, tile, inputs, scratch, head):
   """Adds a tile of one head to the running softmax."""
-  logits = pallas_tile.head_logits(
-    plan, tile, inputs.query[head], inputs.key[head]
-  )
+  logits = pallas_tile.head_logits(plan, tile, inputs, head)
   before = scratch.top[head]
   top = jnp.maximum(before, jnp.max(logits, axis=1, keepdims=True))
   shrink = jnp.exp(before - top)

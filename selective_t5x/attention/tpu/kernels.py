@@ -20,16 +20,19 @@ No N x N array is materialised. Source: arXiv 2410.02703, section 3, for F, and
 Dao, arXiv 2307.08691, for attention in tiles.
 """
 
+import dataclasses
 import functools
 import math
 
 import jax
 import jax.numpy as jnp
 
-from selective_t5x.attention import derivatives, fused, mesh
+from selective_t5x.attention import checks, derivatives, fused, mesh
+from selective_t5x.attention.distance_bias import DistanceBias
 from selective_t5x.attention.selection import ALL, Constraints, Selection
 from selective_t5x.attention.tpu import backward as pallas_backward
 from selective_t5x.attention.tpu import forward as pallas_forward
+from selective_t5x.attention.tpu.distances import Strips
 from selective_t5x.attention.tpu.forward import Inputs
 from selective_t5x.attention.tpu.plan import (
   BlockSizes,
@@ -52,7 +55,7 @@ def unsupported(
 
   Args:
     dtype: the dtype of the queries.
-    bias: whether the logits or the selection have one.
+    bias: whether the logits or the selection have one that is an array.
     constraints: those of the selection.
     interpret: as in `attention`.
   """
@@ -71,7 +74,7 @@ def attention(
   *,
   selection: Selection | None,
   scale: float,
-  bias: jax.Array | None = None,
+  bias: jax.Array | DistanceBias | None = None,
   segment_ids: jax.Array | None = None,
   memory_tau: float | None = None,
   block_sizes: BlockSizes | None = None,
@@ -84,7 +87,7 @@ def attention(
 
   Arguments and results are those of `blocked.attention`, but for:
     query: bfloat16 or float32.
-    bias: None, see Raises.
+    bias: None or a DistanceBias; so is that of the selection.
     block_sizes: None for the default.
     interpret: whether to run in Pallas' interpreter, on any platform and very
       slowly.
@@ -96,7 +99,7 @@ def attention(
   selection_bias = None if selection is None else selection.bias
   why = unsupported(
     query.dtype,
-    bias=bias is not None or selection_bias is not None,
+    bias=fused.is_array(bias) or fused.is_array(selection_bias),
     constraints=ALL if selection is None else selection.constraints,
     interpret=interpret,
   )
@@ -116,10 +119,20 @@ def attention(
   inputs = Inputs(*(_head_major(x, padded, query.dtype) for x in call.tensors))
   if call.start is not None:
     inputs = inputs._replace(start=_padded_start(call.start, padded))
+  strips, of_heads = _strips(bias, query, block, padded)
+  selecting = query if selection is None else selection.query
+  own_strips, of_selection = _strips(selection_bias, selecting, block, padded)
+  inputs = inputs._replace(bias=of_heads, selection_bias=of_selection)
 
   def run(inputs):
     plan = _plan(
-      inputs, block, selection, scale, memory_tau, interpret=interpret
+      inputs,
+      block,
+      (strips, own_strips),
+      selection,
+      scale,
+      memory_tau,
+      interpret=interpret,
     )
     out, memory = _attention(plan, inputs)
     if memory is not None:
@@ -140,12 +153,35 @@ def attention(
         selection_query=jnp.repeat(inputs.selection_query, copies, axis=1),
         selection_key=jnp.repeat(inputs.selection_key, copies, axis=1),
       )
+      if own_strips is not None and own_strips.heads > 1:
+        inputs = inputs._replace(
+          selection_bias=jnp.repeat(inputs.selection_bias, copies, axis=1)
+        )
     results = (True,) if memory_tau is None else (True, True)
     out, *memory = split.run(run, inputs, results)
   out = out.swapaxes(1, 2)[:, :length].astype(value.dtype)
   if memory_tau is None:
     return call.results(out, None)
   return call.results(out, jnp.mean(memory[0], axis=1)[:, :length, 0])
+
+
+def _strips(bias, query, block, padded):
+  """Returns the Strips of a bias and their numbers; two None without one.
+
+  Args:
+    bias: a DistanceBias or None.
+    query: [B, N, H or G, D], whose bias it is.
+    block: the tiles.
+    padded: N, whole tiles.
+  """
+  if bias is None:
+    return None, None
+  checks.bias_shape(bias, query, query, by_distance=True)
+  bias = bias.within(query.shape[1], causal=True)
+  bias = derivatives.reverse_mode_alone(bias, 'pallas_tpu')
+  heads = bias.values.shape[0]
+  strips = Strips(heads, bias.behind, block.query, block.key, padded)
+  return strips, strips.of_values(bias)
 
 
 def _head_major(x, length, dtype):
@@ -162,13 +198,24 @@ def _padded_start(start, length):
   return start[:, None, :, None]
 
 
-def _plan(inputs, block, selection, scale, memory_tau, *, interpret) -> Plan:
+def _plan(
+  inputs, block, strips, selection, scale, memory_tau, *, interpret
+) -> Plan:
   batch, heads, length, size = inputs.query.shape
   groups, selection_size = 1, None
   if selection is not None:
     _, groups, _, selection_size = inputs.selection_query.shape
   dtype = inputs.query.dtype
-  shared = heads_a_program(heads // groups, block, size, selection_size, dtype)
+  # On a mesh each shard has the strips of its own heads.
+  bias, selection_bias = (
+    kind and dataclasses.replace(kind, heads=of_heads.shape[1])
+    for kind, of_heads in zip(
+      strips, (inputs.bias, inputs.selection_bias), strict=True
+    )
+  )
+  shared = heads_a_program(
+    heads // groups, block, size, selection_size, dtype, bias, selection_bias
+  )
   return Plan(
     batch=batch,
     heads=heads,
@@ -182,6 +229,8 @@ def _plan(inputs, block, selection, scale, memory_tau, *, interpret) -> Plan:
     memory_tau=memory_tau,
     packed=inputs.start is not None,
     dtype=dtype,
+    bias=bias,
+    selection_bias=selection_bias,
     interpret=interpret,
   )
 

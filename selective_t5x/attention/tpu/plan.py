@@ -12,6 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from selective_t5x.attention.tpu.distances import Strips
 from selective_t5x.errors import is_integer
 
 LANES = 128  # Lanes of a vector register, which hold the last axis.
@@ -73,6 +74,8 @@ class Plan:
     memory_tau: tau of M; None without M.
     packed: whether rows hold several segments or padding.
     dtype: the inputs' dtype, bfloat16 or float32.
+    bias: the strips of the heads' biases; None without biases.
+    selection_bias: those of the selection heads.
     interpret: whether the kernels run in Pallas' interpreter.
   """
 
@@ -88,12 +91,24 @@ class Plan:
   memory_tau: float | None
   packed: bool
   dtype: Any
+  bias: Strips | None
+  selection_bias: Strips | None
   interpret: bool
 
   @property
   def programs(self) -> int:
     """P, the number of programs of block.heads heads each."""
     return self.heads // self.block.heads
+
+  @property
+  def heads_with_strips(self) -> int:
+    """How many heads of a program have a strip of their own; 1 for one of all.
+
+    It is 0 without biases.
+    """
+    if self.bias is None:
+      return 0
+    return self.block.heads if self.bias.heads == self.heads else 1
 
   @property
   def selects(self) -> bool:
@@ -144,6 +159,8 @@ def heads_a_program(
   size: int,
   selection_size: int | None,
   dtype: Any,
+  bias: Strips | None = None,
+  selection_bias: Strips | None = None,
 ) -> int:
   """Returns how many heads share a tile of F.
 
@@ -153,6 +170,8 @@ def heads_a_program(
     size: D.
     selection_size: E; None without selection.
     dtype: the inputs' dtype.
+    bias: the strips of the heads' biases.
+    selection_bias: those of the selection heads.
 
   Raises:
     ValueError: if block.heads does not divide H / G, or one head does not fit.
@@ -165,9 +184,10 @@ def heads_a_program(
       )
     return block.heads
   for heads in range(shared, 0, -1):
-    if shared % heads == 0 and (
-      vector_memory(heads, block, size, selection_size, dtype) <= VECTOR_MEMORY
-    ):
+    if shared % heads:
+      continue
+    needs = vector_memory(heads, block, size, selection_size, dtype)
+    if needs + strips_memory(heads, bias, selection_bias) <= VECTOR_MEMORY:
       return heads
   raise ValueError(
     f'pallas_tpu: tiles of {block.query} x {block.key} with D = {size} and E = '
@@ -199,3 +219,16 @@ def vector_memory(
   sums = 2 * 4 * heads * columns * lanes(size)
   # Blocks are double-buffered: the next one loads while this one is computed.
   return 2 * blocks + sums + _LIVE_TILES * 4 * rows * columns
+
+
+def strips_memory(
+  heads: int, bias: Strips | None, selection_bias: Strips | None
+) -> int:
+  """Estimates the bytes that biases by distance add to the largest kernel."""
+  rows = 0
+  for strips, own in ((bias, heads), (selection_bias, 1)):
+    if strips is not None:
+      own = min(own, strips.heads)
+      # The strips of a tile, and the gradients of all, in registers of 8 rows.
+      rows += strips.width * (8 * own + strips.count * pl.cdiv(own, 8) * 8)
+  return 2 * 4 * rows

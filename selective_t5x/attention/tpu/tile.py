@@ -20,6 +20,7 @@ class Tile(NamedTuple):
   """The visibility and the selection of a tile.
 
   Attributes:
+    place: two i32[], the query block and the key block.
     visible: bool[Q, K].
     scores: f32[Q, K], S; None without selection.
     masking: f32[Q, K], F; None without selection.
@@ -28,6 +29,7 @@ class Tile(NamedTuple):
       selection.
   """
 
+  place: tuple[jax.Array, jax.Array]
   visible: jax.Array
   scores: jax.Array | None
   masking: jax.Array | None
@@ -54,15 +56,18 @@ def make_tile(plan: Plan, i, j, inputs, sums) -> Tile:
   visible = (first <= column) & (column <= row)
   if not plan.selects:
     taken_off = jnp.where(visible, 0.0, FAR)
-    return Tile(visible, None, None, taken_off, None)
+    return Tile((i, j), visible, None, None, taken_off, None)
   logits = plan.selection_scale * product(
     inputs.selection_query[...], inputs.selection_key[...], transpose_b=True
   )
+  if plan.selection_bias is not None:
+    far = plan.selection_bias.far(i, j)
+    logits += plan.selection_bias.tile(inputs.selection_bias[0], far)
   may_mask = (first < column) & (column < row)
   scores = jnp.where(may_mask, jnp.maximum(logits, 0.0), 0.0)
   masking, sums = running_sums(scores, sums)
   taken_off = jnp.where(visible, masking, FAR)
-  return Tile(visible, scores, masking, taken_off, sums)
+  return Tile((i, j), visible, scores, masking, taken_off, sums)
 
 
 def running_sums(x, carry, *, reverse=False):
@@ -106,20 +111,34 @@ def _bfloat16_parts(x):
   return jnp.concatenate([*parts, x], axis=0).astype(jnp.bfloat16)
 
 
-def head_logits(plan: Plan, tile: Tile, query, key):
-  """Returns f32[Q, K], the logits of one head after selection and mask."""
-  return plan.scale * product(query, key, transpose_b=True) - tile.taken_off
+def head_logits(plan: Plan, tile: Tile, inputs, head: int):
+  """Returns f32[Q, K], the logits of one head after selection and mask.
+
+  Args:
+    plan: the plan of the call.
+    tile: the result of `make_tile`.
+    inputs: as in `make_tile`.
+    head: the number of the head in its program.
+  """
+  logits = plan.scale * product(
+    inputs.query[head], inputs.key[head], transpose_b=True
+  )
+  if plan.bias is None:
+    return logits - tile.taken_off
+  strip = inputs.bias[head if inputs.bias.shape[0] > 1 else 0]
+  logits += plan.bias.tile(strip, plan.bias.far(*tile.place))
+  # A bias that is not finite does not matter where no query sees the key.
+  return jnp.where(tile.visible, logits - tile.taken_off, -FAR)
 
 
-def head_gradients(plan: Plan, tile: Tile, query, key, value, grad, lse, delta):
+def head_gradients(plan: Plan, tile: Tile, inputs, head: int, grad, lse, delta):
   """Recomputes one head's weights and differentiates through its softmax.
 
   Args:
     plan: the plan of the call.
     tile: the result of `make_tile`.
-    query: [Q, D].
-    key: [K, D].
-    value: [K, D].
+    inputs: as in `make_tile`.
+    head: the number of the head in its program.
     grad: [Q, D], the cotangent of the output.
     lse: f32[Q, 1], the log of the sum of the exponentials of each row.
     delta: f32[Q, 1], the product of the output and its cotangent.
@@ -127,8 +146,9 @@ def head_gradients(plan: Plan, tile: Tile, query, key, value, grad, lse, delta):
   Returns:
     f32[Q, K], the weights, and f32[Q, K], the gradient of the logits.
   """
-  weights = jnp.exp(head_logits(plan, tile, query, key) - lse)
-  return weights, weights * (product(grad, value, transpose_b=True) - delta)
+  weights = jnp.exp(head_logits(plan, tile, inputs, head) - lse)
+  value_grads = product(grad, inputs.value[head], transpose_b=True)
+  return weights, weights * (value_grads - delta)
 
 
 def selection_gradient(plan: Plan, tile: Tile, logit_grads, memory_grad, sums):
@@ -142,13 +162,12 @@ def selection_gradient(plan: Plan, tile: Tile, logit_grads, memory_grad, sums):
     sums: f32[1, K], the gradient of F summed over later query blocks.
 
   Returns:
-    f32[Q, K], the gradient of <query_i, key_j> of the selection head, and the
-    sums, f32[1, K], including this tile.
+    f32[Q, K], the gradient of the selection logits, and the sums, f32[1, K],
+    including this tile.
   """
   grad = -logit_grads
   if memory_grad is not None:
     counted = tile.visible & (tile.masking < plan.memory_tau)
     grad -= jnp.where(counted, memory_grad / plan.memory_tau, 0.0)
   grad, sums = running_sums(grad, sums, reverse=True)
-  grad = jnp.where(tile.scores > 0, plan.selection_scale * grad, 0.0)
-  return grad, sums
+  return jnp.where(tile.scores > 0, grad, 0.0), sums

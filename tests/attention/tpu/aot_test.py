@@ -11,6 +11,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from selective_t5x import attention
+from selective_t5x.attention.distance_bias import DistanceBias
 from selective_t5x.attention.selection import Selection
 from selective_t5x.attention.tpu import kernels as pallas_tpu
 
@@ -34,6 +35,7 @@ def compile_gradients(
   memory_tau=None,
   dtype=jnp.bfloat16,
   selects=True,
+  distances=None,
 ):
   def like(*shape, dtype=dtype, spec=()):
     place = NamedSharding(mesh, PartitionSpec(*spec))
@@ -42,16 +44,25 @@ def compile_gradients(
   x = like(*shape, spec=('data', None, 'model'))
   ids = like(*shape[:2], dtype=jnp.int32, spec=('data',)) if packed else None
 
-  def loss(query, key, value, segment_ids):
-    selection = None
+  values = None
+  if distances is not None:
+    values = like(shape[2], distances, spec=('model',))
+
+  def loss(query, key, value, values, segment_ids):
+    selection = bias = own_bias = None
+    if values is not None:
+      bias, own_bias = DistanceBias(values), DistanceBias(values[:groups])
     if selects:
-      selection = Selection(query[:, :, :groups], key[:, :, :groups], 0.1)
+      selection = Selection(
+        query[:, :, :groups], key[:, :, :groups], 0.1, own_bias
+      )
     out, memory = pallas_tpu.attention(
       query,
       key,
       value,
       selection=selection,
       scale=0.1,
+      bias=bias,
       segment_ids=segment_ids,
       memory_tau=memory_tau,
     )
@@ -59,7 +70,8 @@ def compile_gradients(
     return total if memory is None else total + jnp.sum(memory)
 
   with context(mesh):
-    lowered = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x, ids)
+    every = (0, 1, 2) if values is None else (0, 1, 2, 3)
+    lowered = jax.jit(jax.grad(loss, every)).lower(x, x, x, values, ids)
     return lowered.compile()
 
 
@@ -70,6 +82,12 @@ CASES = {
   'selection per head': dict(groups=4),
   'odd length and size, float32': dict(
     shape=(1, 300, 2, 40), dtype=jnp.float32, packed=True
+  ),
+  'biases': dict(distances=129, packed=True, memory_tau=1.0),
+  'plain, biases': dict(selects=False, distances=129),
+  'selection and biases per head': dict(groups=4, distances=400),
+  'biases, odd length and size, float32': dict(
+    shape=(1, 300, 2, 40), dtype=jnp.float32, packed=True, distances=50
   ),
 }
 
@@ -98,9 +116,13 @@ def test_none_picks_the_kernels_for_a_tpu():
   mesh = mesh_of('v5e:2x2')
   place = NamedSharding(mesh, PartitionSpec())
   x = jax.ShapeDtypeStruct((1, 256, 2, 64), jnp.bfloat16, sharding=place)
-  with jax.set_mesh(mesh):
-    lowered = jax.jit(attention.selective_attention).lower(x, x, x)
-  assert 'selective_attention_forward' in lowered.as_text()
+  values = jax.ShapeDtypeStruct((2, 129), jnp.bfloat16, sharding=place)
+  # T5's biases are by distance.
+  for bias in (None, DistanceBias(values)):
+    with jax.set_mesh(mesh):
+      attend = jax.jit(attention.selective_attention)
+      lowered = attend.lower(x, x, x, bias=bias)
+    assert 'selective_attention_forward' in lowered.as_text()
 
 
 def test_memory_is_far_below_that_of_the_masking_matrix():

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from selective_t5x.attention.distance_bias import DistanceBias
 from selective_t5x.attention.selection import Selection
 from selective_t5x.attention.tpu import kernels as pallas_tpu
 from selective_t5x.attention.tpu import plan as pallas_plan
@@ -38,12 +39,32 @@ CASES = {
   'bfloat16, selection per head': Case(
     75, groups=2, memory_tau=0.5, dtype='bfloat16'
   ),
+  'biases, odd length, several key blocks': Case(170, distances=30),
+  'biases, unpacked, two groups, high tiles': Case(
+    300,
+    heads=4,
+    groups=2,
+    packed=False,
+    distances=30,
+    block=BlockSizes(192, 128),
+  ),
+  'one bias of all heads and distances, programs of one head': Case(
+    140,
+    memory_tau=None,
+    distances=300,
+    one_bias=True,
+    block=BlockSizes(96, 128, heads=1),
+  ),
+  'biases, none of selection, bfloat16': Case(
+    150, distances=20, selection_bias=False, dtype='bfloat16'
+  ),
 }
 
 
 QUICK = (
   'odd length, several key blocks',
   'unpacked, two groups, another size, high tiles',
+  'biases, odd length, several key blocks',
 )
 
 
@@ -56,6 +77,13 @@ def test_kernels_are_the_reference_forward_and_backward(name):
 
 def test_without_selection_they_are_plain_causal_attention():
   kernel_checks.check_plain(pallas_tpu.attention, Case(70))
+
+
+@pytest.mark.parametrize('one_bias', smoke.first([False, True]))
+def test_plain_causal_attention_has_biases_too(one_bias):
+  kernel_checks.check_plain(
+    pallas_tpu.attention, Case(170, distances=20, one_bias=one_bias)
+  )
 
 
 @pytest.mark.parametrize('reverse', [False, True])
@@ -90,6 +118,29 @@ def test_block_sizes_check_themselves(sizes, message):
     BlockSizes(**sizes)
 
 
+def test_a_bias_matters_only_where_a_query_sees_the_key():
+  x, ids = jnp.ones((1, 6, 2, 8)), jnp.asarray([[1, 1, 2, 2, 2, 0]])
+
+  def loss(values, rest):
+    out, _ = pallas_tpu.attention(
+      *(x, x, x),
+      selection=Selection(x[:, :, :1], x[:, :, :1], 1.0, DistanceBias(values)),
+      bias=DistanceBias(jnp.concatenate([rest, values], axis=1)),
+      segment_ids=ids,
+      scale=1.0,
+      interpret=True,
+    )
+    return jnp.sum(out * jnp.arange(6)[:, None, None])
+
+  grad = jax.jit(jax.value_and_grad(loss))
+  values = jnp.ones((1, 3))  # Distances of 0 to 2, all in one segment.
+  wanted, got = (
+    grad(values, jnp.full((1, 4), rest)) for rest in (0.0, jnp.nan)
+  )
+  np.testing.assert_array_equal(got[0], wanted[0])
+  np.testing.assert_array_equal(got[1], wanted[1])
+
+
 def test_heads_share_a_tile_as_far_as_they_fit():
   def heads(shared, dtype='bfloat16', **sizes):
     return pallas_plan.heads_a_program(
@@ -109,7 +160,14 @@ def test_heads_share_a_tile_as_far_as_they_fit():
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    (dict(bias=jnp.zeros((1, 2, 4, 4))), 'kernels add no bias'),
+    (
+      dict(bias=jnp.zeros((1, 2, 4, 4))),
+      'kernels add no bias that is an array',
+    ),
+    (
+      dict(bias=DistanceBias(jnp.zeros((3, 5)))),
+      r'values of a DistanceBias must be \[H, R\] .* H = 2, got \[3, 5\]',
+    ),
     (dict(interpret=False), 'needs a TPU, and programs go to a cpu'),
     (dict(query=jnp.zeros((1, 4, 2, 8), jnp.float16)), 'these are float16'),
     (dict(memory_tau=1.0), 'memory_tau needs a selection'),
@@ -143,7 +201,7 @@ def test_the_output_has_the_dtype_of_the_values():
   assert out.dtype == jnp.float32 and memory is None
 
 
-def test_a_bias_of_the_selection_is_refused_too():
+def test_an_array_as_bias_of_the_selection_is_refused_too():
   x = jnp.zeros((1, 4, 2, 8))
   selection = Selection(x[:, :, :1], x[:, :, :1], 1.0, jnp.zeros((1, 1, 4, 4)))
   with pytest.raises(ValueError, match='kernels add no bias'):
@@ -161,16 +219,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tests.attention import kernel_checks as test
 from tests.attention.tpu import kernels_test
 
-case = kernels_test.Case(40, heads=4, groups=1)
+case = kernels_test.Case(40, heads=4, groups=1, distances=9)
 tensors, ids, cotangents = test.arrays(case)
+tensors.append(test.biases(case, case.groups))
 mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ('data', 'model'))
 place = PartitionSpec('data', None, 'model')
 
 
 def attend(*tensors, reference):
-  query, key, value, *select = tensors
-  shared = dict(scale=0.4, bias=None, segment_ids=ids, memory_tau=1.0)
-  selection = test.Selection(*select, 0.7)
+  query, key, value, *select, numbers = tensors
+  bias, own = (test.by_distance(numbers, name) for name in numbers)
+  shared = dict(scale=0.4, bias=bias, segment_ids=ids, memory_tau=1.0)
+  selection = test.Selection(*select, 0.7, own)
   if reference:
     return test.reference.selective_attention(
       query, key, value, selection=selection, **shared
