@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import functools
 import io
+import re
 import textwrap
 from typing import Any
 
@@ -15,14 +16,13 @@ from selective_t5x.runs.losses import LOSS
 _LABELS = {LOSS: 'loss (nats/token)', 'loss': 'loss'}
 _MIB = 2**-20
 
-_aligned = functools.partial(
-  tabulate, disable_numparse=True, stralign='right', colalign=('left',)
-)
+_aligned = functools.partial(tabulate, disable_numparse=True)
+_NUMBER = re.compile(r'[+-]?\d')
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """A table of texts: the first column names the row, the rest are numbers."""
+  """A table of texts: the first column names the row."""
 
   title: str
   header: tuple[str, ...]
@@ -74,13 +74,21 @@ def as_text(comparison: dict[str, Any]) -> str:
 
 def text(table: Table) -> str:
   """Returns one table as aligned lines."""
-  lines = _aligned([table.header, *table.rows], tablefmt='plain')
+  lines = _aligned(
+    [table.header, *table.rows],
+    tablefmt='plain',
+    stralign='right',
+    colalign=('left',),
+  )
   return f'{table.title}\n{textwrap.indent(lines, "  ")}'
 
 
 def markdown(table: Table) -> str:
-  """Returns one table in Markdown, with numbers aligned to the right."""
-  lines = _aligned(table.rows, table.header, tablefmt='pipe')
+  """Returns one table in Markdown, with columns of numbers to the right."""
+  columns = list(zip(*table.rows, strict=True))[1:]
+  numeric = (all(_NUMBER.match(x) for x in of if x) for of in columns)
+  sides = ('left', *('right' if x else 'left' for x in numeric))
+  lines = _aligned(table.rows, table.header, tablefmt='pipe', colalign=sides)
   return f'**{table.title}**\n\n{lines}\n'
 
 
