@@ -48,6 +48,20 @@ def folder(tmp_path_factory):
   return folder
 
 
+def _run(command, commands, folder):
+  if 'selective_t5x.compare' in command:
+    command = command.replace('--seeds=3', '--seeds=1')
+  dash_m, module, *args = _tiny(command)
+  assert dash_m == '-m'
+  return commands.run(module, args, folder)
+
+
+@pytest.fixture(name='first', scope='module')
+def _first(commands, folder):
+  """Runs the first command, whose results others read."""
+  return _run(COMMANDS[0], commands, folder)
+
+
 @pytest.mark.parametrize(
   'command',
   [
@@ -55,12 +69,10 @@ def folder(tmp_path_factory):
     *(pytest.param(c, marks=pytest.mark.slow) for c in COMMANDS[1:]),
   ],
 )
-def test_commands_run(command, commands, folder):
-  if 'selective_t5x.compare' in command:
-    command = command.replace('--seeds=3', '--seeds=1')
-  dash_m, module, *args = _tiny(command)
-  assert dash_m == '-m'
-  run = commands.run(module, args, folder)
+def test_commands_run(command, commands, folder, first):
+  run = first
+  if command != COMMANDS[0]:
+    run = _run(command, commands, folder)
   assert run.returncode == 0, run.stderr[-3000:]
   assert 'nothing in this run' not in run.stderr
 
