@@ -262,7 +262,8 @@ def selective_attention(
       [B, G, N] where G > 1. With `block_start`, the sum of all earlier
       queries, None for zeros.
     block_start: i32[], the index of the first query of a block: the query is
-      [B, C, H, D], a bias broadcasts to [B, H, C, N], and the result is F.
+      [B, C, H, D], an array as bias broadcasts to [B, H, C, N], and the result
+      is F.
 
   Returns:
     out, or a tuple of out and the requested results, in this order:

@@ -105,7 +105,7 @@ def block(query, key, value, bias, segment_ids):
   key_shapes(query, key, value)
   if segment_ids is not None:
     token_ids('segment_ids', segment_ids, key)
-  bias_shape(bias, query, key)
+  bias_shape(bias, query, key, by_distance=True)
 
 
 def key_shapes(query, key, value):

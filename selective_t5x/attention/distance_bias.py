@@ -51,10 +51,24 @@ class DistanceBias:
 
   def matrix(self, queries: int, keys: int) -> jax.Array:
     """Returns the biases of whole rows, [1, H or 1, queries, keys]."""
+    return self.block(0, queries, keys)
+
+  def block(self, first: Any, queries: int, keys: int) -> jax.Array:
+    """Returns the biases of some queries of rows, [1, H or 1, queries, keys].
+
+    Args:
+      first: i32[], the position of the first query; may be traced.
+      queries: how many there are.
+      keys: N; their positions are 0 to N - 1.
+    """
     period = queries + keys
     distance = jnp.arange(period)
     distance = jnp.where(distance < keys, distance, distance - period)
-    return toeplitz(self.at(distance), queries, keys)[None]
+    return toeplitz(self.at(distance - first), queries, keys)[None]
+
+  def largest(self) -> jax.Array:
+    """Returns the largest bias of any distance, [1, H or 1]."""
+    return jnp.max(self.values, axis=1)[None]
 
   def step(self, position: jax.Array, keys: int) -> jax.Array:
     """Returns the biases of one query a row, [B, H or 1, 1, keys].
@@ -180,6 +194,25 @@ def as_array(
   """
   if isinstance(bias, DistanceBias):
     return bias.matrix(queries, keys)
+  return bias
+
+
+def of_block(
+  bias: jax.Array | DistanceBias | None, first: Any, queries: int, keys: int
+) -> jax.Array | None:
+  """Materialises a DistanceBias for a block of queries; other biases stay.
+
+  Args:
+    bias: a bias.
+    first: i32[], the position of the block's first query.
+    queries: C.
+    keys: N.
+
+  Returns:
+    An array that broadcasts to [B, H, C, N], or None.
+  """
+  if isinstance(bias, DistanceBias):
+    return bias.block(first, queries, keys)
   return bias
 
 

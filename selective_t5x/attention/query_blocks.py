@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from selective_t5x.attention import masks, reference
 from selective_t5x.attention.arrays import Array
+from selective_t5x.attention.distance_bias import of_block
 from selective_t5x.attention.selection import Selection
 
 
@@ -47,7 +48,7 @@ def masking_rows(
 
   Args:
     selection: its query [B, C, G, E], its key [B, N, G, E]; its bias broadcasts
-      to [B, G, C, N].
+      to [B, G, C, N], or is a DistanceBias.
     total: f32[B, G, N], the selection scores of all queries before the block,
       summed; zeros at first.
     first: i32[], the index of the block's first query.
@@ -59,7 +60,10 @@ def masking_rows(
   """
   size, length = selection.query.shape[1], selection.key.shape[1]
   scores = reference.attention_logits(
-    selection.query, selection.key, selection.scale, selection.bias
+    selection.query,
+    selection.key,
+    selection.scale,
+    of_block(selection.bias, first, size, length),
   )
   seen = visible(first, size, length, segment_ids)
   may_mask = seen

@@ -21,6 +21,7 @@ from selective_t5x.attention import (
   steps,
 )
 from selective_t5x.attention.selection import spread
+from selective_t5x.nn import t5_layers
 from selective_t5x.nn.cache import Place, partitioned
 from selective_t5x.pruning import eviction
 from selective_t5x.pruning.policy import Policy, View
@@ -116,7 +117,7 @@ class EvictingCache(nn.Module):
       grouped.repeat(value, query.shape[2]),
       budget=self.budget,
       layer=self.layer,
-      bias=None if bias_fn is None else bias_fn(length, None),
+      bias=t5_layers.bias_of_rows(bias_fn, None, length),
       last=None if place.lengths is None else jnp.maximum(place.lengths - 1, 0),
       bias_limit=bias_limit(self.policy, bias_fn),
       **settings,

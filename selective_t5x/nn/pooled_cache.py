@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from selective_t5x.attention import checks, masks
+from selective_t5x.nn import t5_layers
 from selective_t5x.nn.cache import Place, partitioned
 from selective_t5x.pruning import pool
 from selective_t5x.pruning.policy import Policy
@@ -93,7 +94,7 @@ class PooledCache(nn.Module):
       value,
       budget=self.budget,
       layer=self.layer,
-      bias=None if bias_fn is None else bias_fn(length, None),
+      bias=t5_layers.bias_of_rows(bias_fn, None, length),
       last=last,
       **settings,
     )

@@ -107,8 +107,8 @@ class SelfAttention(nn.Module):
       bias_fn: gives the logits' bias, like `t5_layers.RelativeBias`. Its
         arguments are (N, None) for whole rows, and (N, position) in steps, or
         (positions of the keys, position) with pruning. None for no bias. Where
-        the attention function takes biases by distance, whole rows get those
-        of its method `by_distance`, if it has one.
+        the attention function takes biases by distance, and with pruning,
+        whole rows get those of its method `by_distance`, if it has one.
 
     Returns:
       [B, N, M], zero in padding rows.
@@ -155,10 +155,10 @@ class SelfAttention(nn.Module):
       )
     else:
       if bias_fn is not None:
-        arguments['bias'] = (
-          t5_layers.bias_of_rows(bias_fn, self.attention_fn, x.shape[1])
-          if self.policy is None
-          else bias_fn(x.shape[1], None)
+        arguments['bias'] = t5_layers.bias_of_rows(
+          bias_fn,
+          self.attention_fn if self.policy is None else None,
+          x.shape[1],
         )
       attend = self.attention_fn
       if self.policy is not None:

@@ -140,23 +140,28 @@ class RelativeBias(nn.Module):
 
 
 def bias_of_rows(
-  bias_fn: Callable[..., jax.Array],
-  attention_fn: Callable[..., Any],
+  bias_fn: Callable[..., jax.Array] | None,
+  attention_fn: Callable[..., Any] | None,
   length: int,
-) -> jax.Array | DistanceBias:
+) -> jax.Array | DistanceBias | None:
   """Returns the biases of whole rows as an attention function takes them.
 
   Args:
-    bias_fn: a RelativeBias, or a function with its arguments.
-    attention_fn: the attention function.
+    bias_fn: a RelativeBias, or a function with its arguments; None for none.
+    attention_fn: the attention function; None for pruned attention, which takes
+      biases by distance whatever its attention function is.
     length: N.
 
   Returns:
     A DistanceBias where `attention_fn` declares that it takes one and `bias_fn`
-    has one; else [1, H, N, N].
+    has one; else [1, H, N, N]. None without bias_fn.
   """
+  if bias_fn is None:
+    return None
   by_distance = getattr(bias_fn, 'by_distance', None)
-  if by_distance and capabilities.of(attention_fn).distance_bias:
+  if by_distance and (
+    attention_fn is None or capabilities.of(attention_fn).distance_bias
+  ):
     return by_distance()
   return bias_fn(length, None)
 

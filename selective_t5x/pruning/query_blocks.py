@@ -22,6 +22,7 @@ from selective_t5x.attention import (
   reference,
 )
 from selective_t5x.attention.arrays import Array
+from selective_t5x.attention.distance_bias import DistanceBias, four_axes
 from selective_t5x.attention.selection import spread
 from selective_t5x.pruning import certified, eviction, pool, whole_rows
 from selective_t5x.pruning.policy import Policy
@@ -165,8 +166,8 @@ def _by_blocks(
 ) -> PrunedRows:
   """Attends block by block; arguments as in `pruned_rows`."""
   del prefix, implementation
-  if policy.certifies and bias_limit is None and bias is not None:
-    bias_limit = jnp.max(bias, axis=(2, 3))
+  if policy.certifies and bias_limit is None:
+    bias_limit = whole_rows.largest_bias(bias)
   batch, length, heads, _ = query.shape
   if segment_ids is None:
     segment_ids = jnp.ones((batch, length), jnp.int32)
@@ -197,7 +198,7 @@ def _by_blocks(
     )
     groups, broken = None, jnp.zeros((batch, 1, size), bool)
     if masking_of:
-      masking, total = masking_of(first, total)
+      masking, total = masking_of(first, total, own_bias)
       if last is not None:
         # A full row has no next token.
         index = jnp.minimum(last + 1, length - 1) - first
@@ -267,8 +268,8 @@ def _masking_rows(
 ):
   """Returns the function of the rows of F of a block, and its start.
 
-  It maps (the block's first query, the sum before it) to (the rows of F, the
-  sum for the next block).
+  It maps (the block's first query, the sum before it, the biases of its
+  queries) to (the rows of F, the sum for the next block).
   """
   own = {
     name: rows.pad(settings[name])
@@ -276,7 +277,7 @@ def _masking_rows(
     if settings.get(name) is not None
   }
 
-  def masking_of(first, total):
+  def masking_of(first, total, own_bias):
     of_block = dict(own)
     if own:
       of_block['selection_query'] = rows.block(own['selection_query'], first)
@@ -285,14 +286,18 @@ def _masking_rows(
       key,
       value,
       scale=scale,
-      bias=rows.block_of_bias(bias, first),
+      bias=own_bias,
       segment_ids=ids,
       block_start=first,
       masking=total,
       **{**settings, **of_block},
     )
 
-  shape = jax.eval_shape(lambda: masking_of(jnp.array(0), None)[1])
+  def start():
+    first = jnp.array(0)
+    return masking_of(first, None, rows.block_of_bias(bias, first))[1]
+
+  shape = jax.eval_shape(start)
   return masking_of, jnp.zeros(shape.shape, shape.dtype)
 
 
@@ -353,11 +358,13 @@ class _Rows(NamedTuple):
     amounts[axis] = (0, -self.length % self.size)
     return jnp.pad(x, amounts)
 
-  def pad_bias(self, bias: Array | None) -> Array | None:
+  def pad_bias(
+    self, bias: Array | DistanceBias | None
+  ) -> Array | DistanceBias | None:
     """Pads a bias that broadcasts to [B, H, N, N]; adds missing axes."""
-    if bias is None:
-      return None
-    bias = bias.reshape((1,) * (4 - bias.ndim) + bias.shape)
+    if bias is None or isinstance(bias, DistanceBias):
+      return bias
+    bias = four_axes(bias)
     for axis in (2, 3):
       bias = bias if bias.shape[axis] == 1 else self._pad(bias, axis)
     return bias
@@ -366,8 +373,13 @@ class _Rows(NamedTuple):
     """Returns a block of axis 1."""
     return jax.lax.dynamic_slice_in_dim(x, first, self.size, axis=1)
 
-  def block_of_bias(self, bias: Array | None, first: Array) -> Array | None:
-    """Returns the bias of a block's queries."""
+  def block_of_bias(
+    self, bias: Array | DistanceBias | None, first: Array
+  ) -> Array | None:
+    """Returns the bias of a block's queries, [B or 1, H or 1, C or 1, N]."""
+    if isinstance(bias, DistanceBias):
+      padded = self.length + -self.length % self.size
+      return bias.block(first, self.size, padded)
     if bias is None or bias.shape[2] == 1:
       return bias
     return jax.lax.dynamic_slice_in_dim(bias, first, self.size, axis=2)

@@ -10,6 +10,11 @@ from jaxtyping import Bool, Float, Int, Shaped
 from selective_t5x import attention
 from selective_t5x.attention import capabilities, checks, reference
 from selective_t5x.attention.arrays import Array, Scalar
+from selective_t5x.attention.distance_bias import (
+  DistanceBias,
+  as_array,
+  four_axes,
+)
 from selective_t5x.attention.selection import spread
 from selective_t5x.errors import UserError
 from selective_t5x.pruning import certified, pool
@@ -54,7 +59,7 @@ def pruned_attention(
   budget: Int[Array, ''] | int,
   layer: Int[Array, ''] | int = 0,
   scale: Scalar | None = None,
-  bias: Float[Array, '...'] | None = None,
+  bias: Float[Array, '...'] | DistanceBias | None = None,
   segment_ids: Shaped[Array, 'B N'] | None = None,
   memory_tau: Scalar | None = None,
   prefix: Shaped[Array, 'B N'] | None = None,
@@ -79,7 +84,8 @@ def pruned_attention(
     budget: i32[], how many keys this layer may hold, 2 or more; may be traced.
     layer: the layer's number, from 0.
     scale: multiplies the logits; None for D ** -0.5.
-    bias: added to the logits; broadcasts to [B, H, N, N].
+    bias: added to the logits; broadcasts to [B, H, N, N], or a DistanceBias, of
+      which an array is made.
     segment_ids: i32[B, N], 0 for padding; None for one segment.
     memory_tau: a number requests M.
     prefix: must be None, as eviction is causal.
@@ -103,8 +109,9 @@ def pruned_attention(
   check_suits(policy, attention_fn)
   if policy.certifies:
     certified.check_grows(attention_fn, query.shape[2])
-    if bias_limit is None and bias is not None:
-      bias_limit = jnp.max(bias, axis=(2, 3))
+    if bias_limit is None:
+      bias_limit = largest_bias(bias)
+  bias = as_array(bias, query.shape[1], query.shape[1])
   can = capabilities.of(attention_fn)
   if can.implementation:
     # Faster ones cannot return F, and save no memory with this bias.
@@ -164,6 +171,17 @@ def pruned_attention(
     kept.totals,
     kept.certificate,
   )
+
+
+def largest_bias(
+  bias: Float[Array, '...'] | DistanceBias | None,
+) -> Float[Array, '#B #H'] | None:
+  """Returns the largest bias of each head, [B or 1, H or 1], or None."""
+  if bias is None:
+    return None
+  if isinstance(bias, DistanceBias):
+    return bias.largest()
+  return jnp.max(four_axes(bias), axis=(2, 3))
 
 
 def tokens_of(

@@ -42,6 +42,10 @@ def test_the_array_has_the_bias_of_each_distance(behind, ahead, queries, keys):
   np.testing.assert_array_equal(
     bias.step(position, keys), wanted[0].swapaxes(0, 1)[:, :, None]
   )
+  np.testing.assert_array_equal(
+    jax.jit(lambda first: bias.block(first, 2, keys))(3),
+    written_out(bias, 5, keys)[:, :, 3:],
+  )
   length = max(queries, keys)
   shorter = bias.within(length, causal=False)
   np.testing.assert_array_equal(shorter.matrix(queries, keys), wanted)
@@ -258,6 +262,24 @@ def test_no_array_of_n_by_n_is_made(forget_below):
   assert compiled.memory_analysis().temp_size_in_bytes < (
     4 * heads * length * length / 4
   )
+
+
+@pytest.mark.parametrize('head', [1, 'per_head'])
+def test_blocks_of_rows_of_masking_take_it_too(head):
+  query, key, value = forgetful(0, (2, 12, 2, 4))
+  bias, total = biases(2, 3, 0), None
+  attend = functools.partial(
+    attention.selective_attention, selection_head=head, bias=bias
+  )
+  _, wanted = attend(query, key, value, return_masking=True)
+  for first in (0, 5, 10):
+    block = query[:, first : first + 5]
+    rows, total = attend(
+      block, key, value, block_start=jnp.array(first), masking=total
+    )
+    np.testing.assert_allclose(
+      rows, wanted[..., first : first + 5, :], rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(

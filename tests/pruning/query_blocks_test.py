@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from selective_t5x import attention, pruning
+from selective_t5x.attention.distance_bias import DistanceBias
 from selective_t5x.pruning import query_blocks
 from tests.pruning import decoding_test, matrix
 from tests.pruning.keep_test import BATCH, HEADS, LENGTH, SIZE, arrays, bias
 from tests.pruning.matrix import POLICIES, SEGMENTS
-from tests.support import cached_models
+from tests.support import cached_models, smoke
 
 pytestmark = pytest.mark.usefixtures('float64')
 LAST = np.array([LENGTH - 1, 0, LENGTH // 2, 3])[:BATCH]
@@ -61,6 +62,66 @@ def test_every_policy_by_blocks_is_whole_rows(name, packed):
   )
   if packed and whole.masking is not None:
     whole, blocks = (x._replace(masking=None) for x in (whole, blocks))
+  same(blocks, whole)
+
+
+def by_distance(heads=HEADS):
+  """Biases of six distances; all far ones share one."""
+  values = 3 * np.random.default_rng(3).normal(size=(heads, 6))
+  return DistanceBias(jnp.asarray(values))
+
+
+@pytest.mark.parametrize(
+  'name',
+  smoke.first(
+    ['certified', *matrix.PER_HEAD, *sorted({*matrix.NAMES} - {'certified'})], 2
+  ),
+)
+def test_biases_by_distance_are_the_array_for_every_policy(name):
+  function, policy = policy_of(name)
+  heads = [jnp.nan_to_num(x) for x in arrays()]
+  distances = by_distance()
+  blocks, whole, array = (
+    jax.jit(
+      functools.partial(
+        *(attend, function, policy),
+        size=size,
+        budget=4,
+        bias=bias,
+        # By default the limit of a DistanceBias is that of all distances, of
+        # an array that of those in the row.
+        bias_limit=limit if policy.certifies else None,
+        last=jnp.asarray(LAST),
+      )
+    )(heads)
+    for size, bias, limit in (
+      (5, distances, None),
+      (LENGTH, distances, None),
+      (5, distances.matrix(LENGTH, LENGTH), distances.largest()),
+    )
+  )
+  same(blocks, whole)
+  same(blocks, array)
+
+
+@pytest.mark.parametrize('heads', smoke.first([HEADS, 1]))
+def test_gradients_of_biases_by_distance_are_those_of_whole_rows(heads):
+  queries = [jnp.nan_to_num(x) for x in arrays()]
+
+  def loss(values, size):
+    out = attend(
+      *(attention.selective_attention, pruning.Selective(), queries, size),
+      budget=4,
+      bias=DistanceBias(values),
+      segment_ids=jnp.asarray(SEGMENTS),
+    ).out
+    return jnp.sum(jnp.sin(out))
+
+  blocks, whole = (
+    jax.jit(jax.grad(loss), static_argnums=1)(by_distance(heads).values, size)
+    for size in (5, LENGTH)
+  )
+  assert np.any(whole)
   same(blocks, whole)
 
 
@@ -170,17 +231,18 @@ def test_nothing_of_n_by_n_is_compiled():
   shape = jax.ShapeDtypeStruct((1, length, HEADS, SIZE), jnp.float32)
 
   def arrays_of_n_by_n(size):
-    def run(*heads):
+    def run(bias, *heads):
       return attend(
         attention.selective_attention,
         pruning.Selective(),
         heads,
         size,
         budget=64,
+        bias=bias,
         last=jnp.array([length - 1]),
       )
 
-    text = jax.jit(run).lower(shape, shape, shape).as_text()
+    text = jax.jit(run).lower(by_distance(), shape, shape, shape).as_text()
     return len(re.findall(rf'tensor<[0-9x]*{length}x{length}x', text))
 
   assert arrays_of_n_by_n(length) > 0
