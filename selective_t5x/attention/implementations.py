@@ -118,7 +118,10 @@ def _lacks(name: str, dtype, needs: Mapping[str, Any]) -> str | None:
     )
   if name == 'pallas_gpu':
     return pallas_gpu.unsupported(
-      dtype, bias=bias, constraints=constraints, sizes=needs.get('sizes', ())
+      dtype,
+      bias=array_bias,
+      constraints=constraints,
+      sizes=needs.get('sizes', ()),
     )
   if name == 'cudnn':
     return cudnn.unsupported(

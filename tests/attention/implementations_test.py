@@ -80,6 +80,7 @@ def test_none_picks_the_fused_kernels_on_a_gpu(monkeypatch):
   assert chosen(dtype=jnp.float32) == 'pallas_gpu'
   assert chosen(dtype=jnp.float64) == 'blocked'
   assert chosen(bias=True) == 'blocked'
+  assert chosen(bias=True, bias_by_distance=True) == 'pallas_gpu'
   assert chosen(prefix=True) == 'reference'
 
 

@@ -8,6 +8,7 @@ The sum over heads is taken last, over the programs' shares of the gradients of
 selection: all that lies between is linear in it.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -16,32 +17,13 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from selective_t5x.attention.fused import product
+from selective_t5x.attention.gpu import biases, recompute
 from selective_t5x.attention.gpu import tile as gpu_tile
 from selective_t5x.attention.gpu.blocks import Blocks, Inputs
-from selective_t5x.attention.gpu.forward import Outputs, sums_spec
+from selective_t5x.attention.gpu.forward import Outputs
 from selective_t5x.attention.gpu.plan import Plan
-
-
-class Saved(NamedTuple):
-  """What the kernels read beside the inputs, as arrays or a program's parts.
-
-  Attributes:
-    grad: [B, N, H, D], the cotangent of the output.
-    lse: f32[B, H, N], see forward.Outputs.
-    delta: f32[B, H, N], the product of the output and its cotangent.
-    sums: see forward.Sums; None without selection.
-    memory_grad: f32[B, P, N], the cotangent of M for the first program of each
-      group, zero for the others; None without M.
-    later: f32[B, P, N / query block, N], F's gradient summed over the rows of
-      tiles below each; only for the kernel for queries.
-  """
-
-  grad: Any
-  lse: Any
-  delta: Any
-  sums: Any
-  memory_grad: Any
-  later: Any = None
+from selective_t5x.attention.gpu.recompute import Saved
+from selective_t5x.attention.gpu.windows import with_windows
 
 
 class KeyGrads(NamedTuple):
@@ -66,10 +48,13 @@ class QueryGrads(NamedTuple):
   Attributes:
     query: [B, N, H, D].
     selection_query: f32[B, P, N, E], the share of each program.
+    far: f32[B, P, N / query block], the share of the gradient of the selecting
+      head's bias of far keys; None without biases.
   """
 
   query: Any
   selection_query: Any
+  far: Any
 
 
 def backward(
@@ -98,10 +83,6 @@ def backward(
     memory_grad = jnp.repeat(memory_grad, shared, axis=1)
     memory_grad = jnp.where(first[:, None], memory_grad, 0.0)
   saved = Saved(grad, outputs.lse, delta, sums, memory_grad)
-  key_grads = _key_grads(plan, inputs, saved)
-  query_grads = _query_grads(
-    plan, inputs, saved._replace(later=key_grads.later)
-  )
 
   def over_programs(share):
     """Returns f32[B, P, N, E], summed over programs, as [B, N, G, E]."""
@@ -111,28 +92,26 @@ def backward(
     total = jnp.sum(share.reshape(*groups, *share.shape[2:]), axis=2)
     return total.swapaxes(1, 2).astype(plan.dtype)
 
+  key_grads = _key_grads(plan, inputs, saved)
+  of_selection = over_programs(key_grads.selection_key)
+  # The shares of one kernel are summed before those of the other exist.
+  of_selection, later = lax.optimization_barrier(
+    (of_selection, key_grads.later)
+  )
+  saved = saved._replace(later=later)
+  query_grads = _query_grads(plan, inputs, saved)
+  of_bias = None, None
+  if plan.behind is not None:
+    of_bias = biases.gradients(plan, inputs, saved, query_grads.far)
+
   return Inputs(
     query_grads.query,
     key_grads.key,
     key_grads.value,
     over_programs(query_grads.selection_query),
-    over_programs(key_grads.selection_key),
-  )
-
-
-def _saved_specs(blocks: Blocks, saved: Saved) -> Saved:
-  plan = blocks.plan
-  rows = blocks.rows_of_heads()
-  specs = Saved(
-    blocks.of_heads(plan.size),
-    rows,
-    rows,
-    sums_spec(blocks),
-    blocks.of_program(plan.length),
-    blocks.of_program(plan.query_blocks, plan.length),
-  )
-  return Saved(
-    *(None if x is None else spec for x, spec in zip(saved, specs, strict=True))
+    of_selection,
+    None,
+    *of_bias,
   )
 
 
@@ -153,10 +132,10 @@ def _key_grads(plan: Plan, inputs: Inputs, saved: Saved) -> KeyGrads:
     later = blocks.share(plan.query_blocks, plan.length)
   return blocks.call(
     _key_kernel,
-    (inputs, saved),
+    (with_windows(plan, inputs, 1), saved),
     name='attention_keys',
     blocks=plan.length // plan.block.backward_key,
-    in_specs=(blocks.inputs(), _saved_specs(blocks, saved)),
+    in_specs=(blocks.inputs(1), recompute.saved_specs(blocks, saved)),
     out=KeyGrads((heads, like), (heads, like), _share(blocks), later),
   )
 
@@ -173,29 +152,30 @@ def _key_kernel(
   ]
   selecting = inputs.selection_key[columns, :] if plan.selects else None
 
-  def add(step, carry):
+  def add(last, near, step, carry):
     sums, of_selection, later = carry
-    i = plan.query_blocks - 1 - step
+    i = last - step
     rows = pl.ds(i * plan.block.query, plan.block.query)
     select = None
     if plan.selects:
       grads.later[i, columns] = later
       select = (inputs.selection_query[rows, :], selecting)
-    tile = _tile(plan, i, j, inputs, saved, select, 1)
+    block = recompute.block_at(
+      *(plan, inputs, saved, select),
+      i=i,
+      column=j * size,
+      columns=size,
+      query_axis=1,
+      near=near,
+    )
     total = jnp.zeros((size, plan.block.query), jnp.float32)
     added = []
     for head, (key, value) in enumerate(pairs):
       query, grad = inputs.query[rows, head, :], saved.grad[rows, head, :]
       weights, logit_grads = gpu_tile.head_gradients(
-        plan,
-        tile,
-        query,
-        key,
-        value,
-        grad,
-        saved.lse[head, rows],
-        saved.delta[head, rows],
-        1,
+        *(plan, block.tile, query, key, value, grad),
+        *(saved.lse[head, rows], saved.delta[head, rows], 1),
+        block.bias_of(head),
       )
       of_key, of_value = sums[head]
       of_value += product(weights.astype(plan.dtype), grad)
@@ -203,8 +183,10 @@ def _key_kernel(
       added.append((of_key, of_value))
       total += logit_grads
     if plan.selects:
-      selection, later = _selection(plan, tile, saved, rows, total, later, 1)
-      of_selection += product(selection, select[0])
+      selection, later = recompute.selection_gradient(
+        plan, block, saved, rows, total, later
+      )
+      of_selection += product(selection.astype(plan.dtype), select[0])
     return tuple(added), of_selection, later
 
   zeros = jnp.zeros((size, plan.size), jnp.float32)
@@ -215,25 +197,32 @@ def _key_kernel(
       jnp.zeros((size, plan.selection_size), jnp.float32),
       jnp.zeros((size,), jnp.float32),
     )
-  steps = plan.query_blocks - plan.first_query_block(j, size)
-  sums, of_selection, _ = lax.fori_loop(0, steps, add, carry)
+  for first, end, near in plan.query_blocks_of(j, size, plan.query_blocks)[
+    ::-1
+  ]:
+    step = functools.partial(add, end - 1, near)
+    carry = lax.fori_loop(0, end - first, step, carry)
+  sums, of_selection, _ = carry
   for head, (of_key, of_value) in enumerate(sums):
     grads.key[columns, head, :] = (plan.scale * of_key).astype(plan.dtype)
     grads.value[columns, head, :] = of_value.astype(plan.dtype)
   if plan.selects:
-    grads.selection_key[columns, :] = of_selection
+    grads.selection_key[columns, :] = plan.selection_scale * of_selection
 
 
 def _query_grads(plan: Plan, inputs: Inputs, saved: Saved) -> QueryGrads:
   blocks = Blocks(plan, plan.block.queries, plan.backward_heads)
   like = jax.ShapeDtypeStruct(inputs.query.shape, plan.dtype)
+  far = None
+  if plan.selects and plan.behind is not None:
+    far = blocks.share(plan.query_blocks)
   return blocks.call(
     _query_kernel,
-    (inputs, saved),
+    (with_windows(plan, inputs, 0), saved),
     name='attention_queries',
     blocks=plan.query_blocks,
-    in_specs=(blocks.inputs(), _saved_specs(blocks, saved)),
-    out=QueryGrads((blocks.of_heads(plan.size), like), _share(blocks)),
+    in_specs=(blocks.inputs(0), recompute.saved_specs(blocks, saved)),
+    out=QueryGrads((blocks.of_heads(plan.size), like), _share(blocks), far),
   )
 
 
@@ -244,72 +233,52 @@ def _query_kernel(
   # The last blocks have most tiles: they start first.
   i = plan.query_blocks - 1 - pl.program_id(0)
   size = plan.block.backward_key
-  rows = pl.ds(i * plan.block.query, plan.block.query)
-  of_rows = [
-    (
-      inputs.query[rows, head, :],
-      saved.grad[rows, head, :],
-      saved.lse[head, rows],
-      saved.delta[head, rows],
-    )
-    for head in range(heads)
-  ]
-  selecting = inputs.selection_query[rows, :] if plan.selects else None
+  of_block = recompute.of_rows(plan, heads, inputs, saved, i)
+  rows = of_block.rows
 
-  def add(j, carry):
-    sums, of_selection = carry
+  def add(near, j, carry):
+    sums, of_selection, far = carry
     columns = pl.ds(j * size, size)
     select = None
     if plan.selects:
-      select = (selecting, inputs.selection_key[columns, :])
-    tile = _tile(plan, i, j, inputs, saved, select, 0)
-    total = jnp.zeros((plan.block.query, size), jnp.float32)
-    added = []
-    for head, (query, grad, lse, delta) in enumerate(of_rows):
-      key, value = inputs.key[columns, head, :], inputs.value[columns, head, :]
-      _, logit_grads = gpu_tile.head_gradients(
-        plan, tile, query, key, value, grad, lse, delta, 0
-      )
-      added.append(sums[head] + product(logit_grads.astype(plan.dtype), key))
-      total += logit_grads
+      select = (of_block.selecting, inputs.selection_key[columns, :])
+    block = recompute.block_at(
+      *(plan, inputs, saved, select),
+      i=i,
+      column=j * size,
+      columns=size,
+      query_axis=0,
+      near=near,
+    )
+    logit_grads = recompute.logit_gradients(plan, inputs, of_block, block)
+    sums = tuple(
+      total + product(x.astype(plan.dtype), inputs.key[columns, head, :])
+      for head, (total, x) in enumerate(zip(sums, logit_grads, strict=True))
+    )
     if plan.selects:
-      later = saved.later[i, columns]
-      selection, _ = _selection(plan, tile, saved, rows, total, later, 0)
-      of_selection += product(selection, select[1])
-    return tuple(added), of_selection
+      selection, _ = recompute.selection_gradient(
+        *(plan, block, saved, rows),
+        *(recompute.added_up(logit_grads), saved.later[i, columns]),
+      )
+      of_selection += product(selection.astype(plan.dtype), select[1])
+      if far is not None:
+        beyond = gpu_tile.beyond(plan, block.place, selection, near)
+        far += jnp.sum(beyond, axis=1)
+    return sums, of_selection, far
 
   zeros = jnp.zeros((plan.block.query, plan.size), jnp.float32)
-  of_selection = None
+  carry: tuple = ((zeros,) * heads, None, None)
   if plan.selects:
     shape = (plan.block.query, plan.selection_size)
-    of_selection = jnp.zeros(shape, jnp.float32)
-  sums, of_selection = lax.fori_loop(
-    0, plan.key_blocks_seen(i, size), add, ((zeros,) * heads, of_selection)
-  )
+    carry = (carry[0], jnp.zeros(shape, jnp.float32), None)
+  if grads.far is not None:
+    carry = (*carry[:2], jnp.zeros((plan.block.query,), jnp.float32))
+  for first, end, near in plan.key_blocks(i, size):
+    carry = lax.fori_loop(first, end, functools.partial(add, near), carry)
+  sums, of_selection, far = carry
   for head, of_query in enumerate(sums):
     grads.query[rows, head, :] = (plan.scale * of_query).astype(plan.dtype)
   if plan.selects:
-    grads.selection_query[rows, :] = of_selection
-
-
-def _tile(plan, i, j, inputs, saved, select, query_axis):
-  queries, keys = plan.block.query, plan.block.backward_key
-  rows, columns = pl.ds(i * queries, queries), pl.ds(j * keys, keys)
-  place = gpu_tile.Place(
-    i * queries,
-    j * keys,
-    queries,
-    keys,
-    inputs.start[rows] if plan.packed else None,
-    query_axis,
-  )
-  sums = saved.sums[i, columns] if plan.selects else None
-  return gpu_tile.make_tile(plan, place, select, sums)
-
-
-def _selection(plan, tile, saved, rows, logit_grads, later, query_axis):
-  memory_grad = None if saved.memory_grad is None else saved.memory_grad[rows]
-  grad, later = gpu_tile.selection_gradient(
-    plan, tile, logit_grads, memory_grad, later, query_axis
-  )
-  return grad.astype(plan.dtype), later
+    grads.selection_query[rows, :] = plan.selection_scale * of_selection
+  if grads.far is not None:
+    grads.far[i] = jnp.sum(far)

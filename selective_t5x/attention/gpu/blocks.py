@@ -29,6 +29,11 @@ class Inputs(NamedTuple):
     selection_key: [B, N, G, E]; None without selection.
     start: i32[B, N], the position of the first token of each query's segment, N
       for padding; None where every row is one segment.
+    bias: f32[H, R], the biases of keys by their distance from the query: 0 for
+      the query's own, and R - 1 also for all farther ones; None without biases.
+      Kernels read the windows of `windows.with_windows` instead.
+    selection_bias: f32[G, R], those of the selection logits, likewise; None
+      without biases or without selection.
   """
 
   query: Any
@@ -37,6 +42,8 @@ class Inputs(NamedTuple):
   selection_query: Any = None
   selection_key: Any = None
   start: Any = None
+  bias: Any = None
+  selection_bias: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +66,34 @@ class Blocks:
     """P, the number of programs of a row's block."""
     return self.plan.heads // self.heads if self.heads else self.plan.groups
 
-  def inputs(self) -> Inputs:
+  def inputs(self, query_axis: int) -> Inputs:
     """Returns the specs of the inputs; heads are [N, heads, D]."""
     heads = self.of_heads(self.plan.size)
     selection = self.selection() if self.plan.selects else None
-    return Inputs(heads, heads, heads, selection, selection, self.start())
+    return Inputs(
+      *(heads, heads, heads, selection, selection, self.start()),
+      bias=self.bias(query_axis),
+      selection_bias=self.selection_bias(query_axis),
+    )
+
+  def bias(self, query_axis: int) -> pl.BlockSpec | None:
+    """Returns the spec of the heads' windows: [heads, Q, W]; None without."""
+    if self.plan.behind is None:
+      return None
+    shape = (self.heads, *self._window(query_axis))
+    return pl.BlockSpec(shape, lambda x, b, p: (p, 0, 0))
+
+  def selection_bias(self, query_axis: int) -> pl.BlockSpec | None:
+    """Returns the spec of the selecting head's window: [1, Q, W]; or None."""
+    if self.plan.behind is None or not self.plan.selects:
+      return None
+    shared = self.programs // self.plan.groups
+    shape = (1, *self._window(query_axis))
+    return pl.BlockSpec(shape, lambda x, b, p: (p // shared, 0, 0))
+
+  def _window(self, query_axis: int) -> tuple[int, int]:
+    shape = self.plan.block.query, self.plan.window
+    return shape if query_axis == 0 else shape[::-1]
 
   def start(self) -> pl.BlockSpec | None:
     """Returns the spec of the segments' starts: [N]; None without them."""

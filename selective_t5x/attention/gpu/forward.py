@@ -6,6 +6,7 @@ Then a tile of F is what came before plus the sum over the rows above in the
 tile, computed once for all heads of a program.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from selective_t5x.attention.fused import FAR, product
 from selective_t5x.attention.gpu import tile as gpu_tile
 from selective_t5x.attention.gpu.blocks import Blocks, Inputs
 from selective_t5x.attention.gpu.plan import Plan
+from selective_t5x.attention.gpu.windows import with_windows
 
 
 class Outputs(NamedTuple):
@@ -53,21 +55,29 @@ def column_sums(plan: Plan, inputs: Inputs) -> jax.Array | None:
   selection = blocks.selection()
   return blocks.call(
     _sums_kernel,
-    (inputs.selection_query, inputs.selection_key, inputs.start),
+    (
+      *(inputs.selection_query, inputs.selection_key),
+      *(inputs.start, with_windows(plan, inputs, 1).selection_bias),
+    ),
     name='attention_sums',
     blocks=plan.length // plan.block.backward_key,
-    in_specs=(selection, selection, blocks.start()),
+    in_specs=(
+      *(selection, selection),
+      *(blocks.start(), blocks.selection_bias(1)),
+    ),
     out=Sums(blocks.share(plan.query_blocks, plan.length)),
   ).sums
 
 
-def _sums_kernel(plan: Plan, _, selection_query, selection_key, start, out):
+def _sums_kernel(
+  plan: Plan, _, selection_query, selection_key, start, bias, out
+):
   """Goes down the tiles of one block of keys."""
   j, size = pl.program_id(0), plan.block.backward_key
   columns = pl.ds(j * size, size)
   keys = selection_key[columns, :]
 
-  def add(i, sums):
+  def add(near, i, sums):
     out.sums[i, columns] = sums
     rows = pl.ds(i * plan.block.query, plan.block.query)
     place = gpu_tile.Place(
@@ -79,12 +89,15 @@ def _sums_kernel(plan: Plan, _, selection_query, selection_key, start, out):
       1,
     )
     scores = gpu_tile.selection_scores(
-      plan, place, selection_query[rows, :], keys
+      *(plan, place, selection_query[rows, :], keys),
+      gpu_tile.bias_of(plan, place, bias, 0, near),
     )
     return sums + jnp.sum(scores, axis=1)
 
-  first, last = plan.first_query_block(j, size), plan.query_blocks - 1
-  sums = lax.fori_loop(first, last, add, jnp.zeros((size,), jnp.float32))
+  last = plan.query_blocks - 1
+  sums = jnp.zeros((size,), jnp.float32)
+  for first, end, near in plan.query_blocks_of(j, size, last):
+    sums = lax.fori_loop(first, end, functools.partial(add, near), sums)
   out.sums[last, columns] = sums
 
 
@@ -95,10 +108,10 @@ def forward(plan: Plan, inputs: Inputs, sums: jax.Array | None) -> Outputs:
   whole = (plan.batch, plan.heads, plan.length)
   return blocks.call(
     _forward_kernel,
-    (inputs, sums),
+    (with_windows(plan, inputs, 0), sums),
     name='attention_forward',
     blocks=plan.query_blocks,
-    in_specs=(blocks.inputs(), sums_spec(blocks)),
+    in_specs=(blocks.inputs(0), sums_spec(blocks)),
     out=Outputs(
       (
         blocks.of_heads(plan.size),
@@ -142,7 +155,7 @@ def _forward_kernel(plan: Plan, heads: int, inputs: Inputs, sums, outputs):
   start = inputs.start[rows] if plan.packed else None
   selecting = inputs.selection_query[rows, :] if plan.selects else None
 
-  def attend(j, carry):
+  def attend(near, j, carry):
     running, memory = carry
     columns = pl.ds(j * plan.block.key, plan.block.key)
     place = gpu_tile.Place(
@@ -152,7 +165,10 @@ def _forward_kernel(plan: Plan, heads: int, inputs: Inputs, sums, outputs):
     if plan.selects:
       select = (selecting, inputs.selection_key[columns, :])
       before = sums[i, columns]
-    tile = gpu_tile.make_tile(plan, place, select, before)
+    bias_of = functools.partial(gpu_tile.bias_of, plan, place, near=near)
+    tile = gpu_tile.make_tile(
+      plan, place, select, before, bias_of(inputs.selection_bias, 0)
+    )
     if memory is not None:
       memory += _visible_tokens(plan, tile)
     running = tuple(
@@ -163,6 +179,7 @@ def _forward_kernel(plan: Plan, heads: int, inputs: Inputs, sums, outputs):
         inputs.key[columns, head, :],
         inputs.value[columns, head, :],
         running[head],
+        bias_of(inputs.bias, head),
       )
       for head in range(heads)
     )
@@ -175,8 +192,9 @@ def _forward_kernel(plan: Plan, heads: int, inputs: Inputs, sums, outputs):
     zeros,
   )
   carry = ((empty,) * heads, None if outputs.memory is None else zeros)
-  seen = plan.key_blocks_seen(i, plan.block.key)
-  running, memory = lax.fori_loop(0, seen, attend, carry)
+  for first, end, near in plan.key_blocks(i, plan.block.key):
+    carry = lax.fori_loop(first, end, functools.partial(attend, near), carry)
+  running, memory = carry
   for head, (total, top, weight) in enumerate(running):
     outputs.out[rows, head, :] = (total / weight[:, None]).astype(plan.dtype)
     outputs.lse[head, rows] = top + jnp.log2(weight)
@@ -191,9 +209,9 @@ def _visible_tokens(plan, tile):
   return jnp.sum(seen, axis=1)
 
 
-def _attend(plan, tile, query, key, value, head: _Head) -> _Head:
+def _attend(plan, tile, query, key, value, head: _Head, bias) -> _Head:
   """Adds a tile of one head to its running softmax."""
-  logits = gpu_tile.head_logits(plan, tile, query, key, 0)
+  logits = gpu_tile.head_logits(plan, tile, query, key, 0, bias)
   top = jnp.maximum(head.top, jnp.max(logits, axis=1))
   shrink = jnp.exp2(head.top - top)
   weights = jnp.exp2(logits - top[:, None])

@@ -1,6 +1,6 @@
 """Selective attention on NVIDIA GPUs by fused kernels, in Pallas' Triton.
 
-Four kernels, none of which materialises an N x N array:
+Five kernels, none of which materialises an N x N array:
 
   sums: the column sums of the selection scores S above each row of tiles, a
     running sum over the blocks of queries, f32[B, G, N / block, N];
@@ -12,18 +12,21 @@ Four kernels, none of which materialises an N x N array:
     of dA), less g / tau where M counts the key. Its sum over later queries is
     the gradient of the selection logits where they were positive; what comes
     from later blocks is carried and saved;
-  queries: for each block of queries, with those saved sums.
+  queries: for each block of queries, with those saved sums;
+  biases: the gradient of T5's biases, see `gpu.biases`.
 
 Source: arXiv 2410.02703, section 3, for F, and Dao, arXiv 2307.08691, for
 attention in tiles. `tpu.kernels` does the same in the order of a TPU's grid.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from selective_t5x.attention import derivatives, fused, mesh
+from selective_t5x.attention.distance_bias import DistanceBias
 from selective_t5x.attention.gpu import backward as gpu_backward
 from selective_t5x.attention.gpu import forward as gpu_forward
 from selective_t5x.attention.gpu.blocks import Inputs
@@ -53,7 +56,7 @@ def unsupported(
 
   Args:
     dtype: the dtype of the queries.
-    bias: whether the logits or the selection have one.
+    bias: whether the logits or the selection have one that is an array.
     constraints: those of the selection.
     sizes: D, and E with selection.
     interpret: as in `attention`.
@@ -82,7 +85,7 @@ def attention(
   *,
   selection: Selection | None,
   scale: float,
-  bias: jax.Array | None = None,
+  bias: DistanceBias | None = None,
   segment_ids: jax.Array | None = None,
   memory_tau: float | None = None,
   block_sizes: BlockSizes | None = None,
@@ -92,8 +95,12 @@ def attention(
 
   Arguments and results are those of `blocked.attention`, but for:
     query: bfloat16 or float32, D and E at most 128.
-    bias: None, see Raises.
-    block_sizes: None for those of the GPU, `plan.BY_CHIP`.
+    bias: a DistanceBias with R distances, or None; that of selection likewise.
+      It takes about 4 Q (R + 3 Q) bytes for each of the H and G heads, Q being
+      `BlockSizes.query`. Its gradient takes about 4 Q (R + Q) bytes for each of
+      H heads and P programs (`gpu.blocks`), for every 2,048 tokens of a row.
+      There is no other array of it.
+    block_sizes: None for those of the GPU, `plan.block_sizes`.
     interpret: whether to run in Pallas' interpreter, on any platform and very
       slowly.
 
@@ -104,10 +111,10 @@ def attention(
   sizes: tuple[int, ...] = (query.shape[-1],)
   if selection is not None:
     sizes += (selection.query.shape[-1],)
+  biases = (bias, None if selection is None else selection.bias)
   why = unsupported(
     query.dtype,
-    bias=bias is not None
-    or (selection is not None and selection.bias is not None),
+    bias=any(map(fused.is_array, biases)),
     constraints=ALL if selection is None else selection.constraints,
     sizes=sizes,
     interpret=interpret,
@@ -127,7 +134,7 @@ def attention(
   block = block_sizes
   if block is None:
     kind = '' if interpret else mesh.device_kind()
-    block = tiles_of(kind, max(sizes))
+    block = tiles_of(kind, max(sizes), any(x is not None for x in biases))
   padded = padded_length(length, block)
   inputs = Inputs(*(_whole_tiles(x, padded, query.dtype) for x in call.tensors))
   if call.start is not None:
@@ -135,6 +142,8 @@ def attention(
       call.start, ((0, 0), (0, padded - length)), constant_values=padded
     )
     inputs = inputs._replace(start=start)
+  groups = 0 if selection is None else selection.query.shape[2]
+  inputs = inputs._replace(**_tables(*biases, length, query.shape[2], groups))
   plan = _plan(inputs, block, selection, scale, memory_tau, interpret=interpret)
   out, memory = _attention(plan, inputs)
   out = out[:, :length, :, :size].astype(value.dtype)
@@ -148,6 +157,39 @@ def _whole_tiles(x, length, dtype):
   _, tokens, _, size = x.shape
   more = ((0, 0), (0, length - tokens), (0, 0), (0, padded_size(size) - size))
   return jnp.pad(x, more).astype(dtype)
+
+
+def _tables(bias, selection_bias, length, heads, groups) -> dict[str, Any]:
+  """Returns the biases of `Inputs`; none where there is none at all.
+
+  Args:
+    bias: a DistanceBias or None, for no bias.
+    selection_bias: likewise.
+    length: N.
+    heads: H.
+    groups: G; 0 without selection.
+  """
+  occurring = [
+    None if x is None else x.within(length, causal=True)
+    for x in (bias, selection_bias)
+  ]
+  behind = max((x.behind for x in occurring if x is not None), default=None)
+  if behind is None:
+    return {}
+
+  def table(bias, rows):
+    if bias is None:
+      return jnp.zeros((rows, behind + 1), jnp.float32)
+    # From the query's own key on, and the last one for all farther ones.
+    values = bias.values[:, ::-1].astype(jnp.float32)
+    more = ((0, 0), (0, behind - bias.behind))
+    values = jnp.pad(values, more, mode='edge')
+    return jnp.broadcast_to(values, (rows, behind + 1))
+
+  tables = {'bias': table(occurring[0], heads)}
+  if groups:
+    tables['selection_bias'] = table(occurring[1], groups)
+  return derivatives.reverse_mode_alone(tables, 'pallas_gpu')
 
 
 def _plan(inputs, block, selection, scale, memory_tau, *, interpret) -> Plan:
@@ -167,6 +209,7 @@ def _plan(inputs, block, selection, scale, memory_tau, *, interpret) -> Plan:
     selection_scale=None if selection is None else float(selection.scale),
     memory_tau=memory_tau,
     packed=inputs.start is not None,
+    behind=None if inputs.bias is None else inputs.bias.shape[1] - 1,
     dtype=inputs.query.dtype,
     interpret=interpret,
   )

@@ -7,8 +7,9 @@ head.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from selective_t5x.errors import is_integer
@@ -63,6 +64,7 @@ class BlockSizes:
     forward: the forward kernel.
     keys: the backward kernel of keys and values.
     queries: the backward kernel of queries.
+    biases: the backward kernel of T5's biases.
 
   Raises:
     ValueError: if a size is not such a number.
@@ -77,6 +79,7 @@ class BlockSizes:
   forward: Launch = Launch()
   keys: Launch = Launch()
   queries: Launch = Launch()
+  biases: Launch = Launch()
 
   def __post_init__(self):
     for name in ('query', 'key', 'backward_key'):
@@ -95,11 +98,12 @@ class BlockSizes:
 # The sizes of tiles by chip, and for D and E up to a number. ptxas keeps the
 # forward kernel in registers with all of them (tests/attention/gpu).
 _EIGHT = Launch(warps=8)
+_ONE_STAGE = Launch(warps=8, stages=1)
 _HOPPER = {
   64: BlockSizes(keys=_EIGHT, queries=_EIGHT),
   LARGEST_SIZE: BlockSizes(key=32, forward=_EIGHT, keys=_EIGHT, queries=_EIGHT),
 }
-_AMPERE = BlockSizes(keys=_EIGHT, queries=Launch(warps=8, stages=1))
+_AMPERE = BlockSizes(keys=_EIGHT, queries=_ONE_STAGE, biases=_EIGHT)
 BY_CHIP: Mapping[str, Mapping[int, BlockSizes]] = {
   'A100': {
     64: dataclasses.replace(_AMPERE, key=32),
@@ -108,6 +112,25 @@ BY_CHIP: Mapping[str, Mapping[int, BlockSizes]] = {
   'H100': _HOPPER,
   'H200': _HOPPER,
 }
+# With biases a kernel has two loops, one of which loads them, too.
+_HOPPER_WITH_BIASES = {
+  64: BlockSizes(key=32, keys=_EIGHT, queries=_EIGHT, biases=_EIGHT),
+  LARGEST_SIZE: BlockSizes(
+    key=32,
+    forward=Launch(warps=8, stages=3),
+    keys=_ONE_STAGE,
+    queries=_EIGHT,
+    biases=_ONE_STAGE,
+  ),
+}
+BY_CHIP_WITH_BIASES: Mapping[str, Mapping[int, BlockSizes]] = {
+  'A100': {
+    64: dataclasses.replace(_AMPERE, key=32),
+    LARGEST_SIZE: dataclasses.replace(_AMPERE, forward=_EIGHT, forward_heads=1),
+  },
+  'H100': _HOPPER_WITH_BIASES,
+  'H200': _HOPPER_WITH_BIASES,
+}
 # What an unknown chip gets; one with less shared memory may refuse it.
 _OTHERS = 'A100'
 
@@ -115,21 +138,40 @@ _OTHERS = 'A100'
 _BEFORE_AMPERE = ('P100', 'V100', 'T4')
 
 
-def block_sizes(device_kind: str, size: int) -> BlockSizes:
+def block_sizes(
+  device_kind: str, size: int, biases: bool = False
+) -> BlockSizes:
   """Returns the tiles for a GPU.
 
   Args:
     device_kind: JAX's name of it, for instance 'NVIDIA H100 80GB HBM3'.
     size: the larger of D and E, at most LARGEST_SIZE.
+    biases: whether the call has biases.
   """
-  chip = next((name for name in BY_CHIP if name in device_kind), _OTHERS)
-  sizes = BY_CHIP[chip]
+  by_chip = BY_CHIP_WITH_BIASES if biases else BY_CHIP
+  chip = next((name for name in by_chip if name in device_kind), _OTHERS)
+  sizes = by_chip[chip]
   return sizes[min(bound for bound in sizes if size <= bound)]
 
 
 def too_old(device_kind: str) -> bool:
   """Returns whether a GPU's name is one from before Ampere."""
   return any(name in device_kind for name in _BEFORE_AMPERE)
+
+
+class Range(NamedTuple):
+  """Some tiles of a row or a column of tiles.
+
+  Attributes:
+    first: i32[], the number of the first one.
+    end: i32[], the number after the last one.
+    near: whether the biases of the elements of a tile may differ; else all of
+      them are `behind` or farther apart, or there is no bias.
+  """
+
+  first: Any
+  end: Any
+  near: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +190,8 @@ class Plan:
     selection_scale: multiplies the selection logits; None without selection.
     memory_tau: tau of M; None without M.
     packed: whether rows hold several segments or padding.
+    behind: R - 1, the distance of a key from which on all biases are one; None
+      without a bias.
     dtype: the inputs' dtype, bfloat16 or float32.
     interpret: whether the kernels run in Pallas' interpreter.
   """
@@ -163,6 +207,7 @@ class Plan:
   selection_scale: float | None
   memory_tau: float | None
   packed: bool
+  behind: int | None
   dtype: Any
   interpret: bool
 
@@ -175,6 +220,21 @@ class Plan:
   def query_blocks(self) -> int:
     """The number of tiles in a column."""
     return self.length // self.block.query
+
+  @property
+  def before(self) -> int:
+    """How many keys of a window lie before the first query.
+
+    A tile that is near starts at most so far before it. Whole vectors.
+    """
+    largest = max(self.block.key, self.block.backward_key)
+    return pl.cdiv(self.behind, _SMALLEST) * _SMALLEST + largest
+
+  @property
+  def window(self) -> int:
+    """W, the number of keys of a window of biases."""
+    largest = max(self.block.key, self.block.backward_key)
+    return self.before + self.block.query + largest
 
   @property
   def forward_heads(self) -> int:
@@ -190,13 +250,22 @@ class Plan:
     shared = self.heads // self.groups
     return max(n for n in range(1, most + 1) if shared % n == 0)
 
-  def key_blocks_seen(self, i, size: int):
-    """The number of key blocks of a size that query block i sees, from 0."""
-    return ((i + 1) * self.block.query - 1) // size + 1
+  def key_blocks(self, i, size: int) -> list[Range]:
+    """Returns the key blocks of a size that query block i sees."""
+    seen = ((i + 1) * self.block.query - 1) // size + 1
+    if self.behind is None:
+      return [Range(0, seen, False)]
+    far = jnp.maximum(i * self.block.query - self.behind + 1, 0) // size
+    return [Range(0, far, False), Range(far, seen, True)]
 
-  def first_query_block(self, j, size: int):
-    """The first query block that sees key block j of a size."""
-    return j * size // self.block.query
+  def query_blocks_of(self, j, size: int, end: int) -> list[Range]:
+    """Returns the query blocks below `end` that see key block j of a size."""
+    first = j * size // self.block.query
+    if self.behind is None:
+      return [Range(first, end, False)]
+    far = pl.cdiv((j + 1) * size - 1 + self.behind, self.block.query)
+    far = jnp.minimum(far, end)
+    return [Range(first, far, True), Range(far, end, False)]
 
 
 def padded_length(length: int, block: BlockSizes) -> int:

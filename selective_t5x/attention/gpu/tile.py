@@ -7,10 +7,11 @@ where they are subtracted from each other, since GPUs compute 2 ** x.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 
 from selective_t5x.attention.fused import FAR, product
 from selective_t5x.attention.gpu.plan import Plan
@@ -70,6 +71,11 @@ class Place(NamedTuple):
   start: jax.Array | None
   query_axis: int
 
+  def distance(self):
+    """Returns how far each key is before its query; below 0 where after it."""
+    row, column, _ = self.positions()
+    return row - column
+
   def positions(self):
     """Returns row, column and the segment's start of a tile's elements."""
     row = self.row + jnp.arange(self.rows, dtype=jnp.int32)
@@ -82,7 +88,41 @@ class Place(NamedTuple):
     )
 
 
-def selection_scores(plan: Plan, place: Place, queries, keys):
+def bias_of(plan: Plan, place: Place, windows, head: int, near: bool):
+  """Returns the biases of a tile's logits, f32.
+
+  Args:
+    plan: the plan of the call.
+    place: where the tile lies.
+    windows: a ref of f32[heads, Q, W], or f32[heads, W, Q] for tiles [K, Q];
+      None without biases.
+    head: the number of the head.
+    near: see `plan.Range`.
+
+  Returns:
+    A tile where it is near, one number where it is far, None without biases.
+  """
+  if windows is None:
+    return None
+  # The first key is the farthest one for the last query.
+  rows: Any = place.rows - 1
+  keys: Any = 0
+  if near:
+    first = place.column - place.row + plan.before
+    rows, keys = pl.ds(0, place.rows), pl.ds(first, place.columns)
+  if place.query_axis == 0:
+    return windows[head, rows, keys]
+  return windows[head, keys, rows]
+
+
+def beyond(plan: Plan, place: Place, x, near: bool):
+  """Returns the tile x with zeros where a key is nearer than `behind`."""
+  if not near:
+    return x
+  return jnp.where(place.distance() >= plan.behind, x, 0.0)
+
+
+def selection_scores(plan: Plan, place: Place, queries, keys, bias=None):
   """Returns S of a tile, f32.
 
   Args:
@@ -90,14 +130,17 @@ def selection_scores(plan: Plan, place: Place, queries, keys):
     place: where the tile lies.
     queries: [Q, E], those of selection.
     keys: [K, E], those of selection.
+    bias: that of the selecting head, see `bias_of`.
   """
   row, column, first = place.positions()
   logits = plan.selection_scale * product_of(queries, keys, place.query_axis)
+  if bias is not None:
+    logits += bias
   may_mask = (first < column) & (column < row)
   return jnp.where(may_mask, jnp.maximum(logits, 0.0), 0.0)
 
 
-def make_tile(plan: Plan, place: Place, select, sums) -> Tile:
+def make_tile(plan: Plan, place: Place, select, sums, bias=None) -> Tile:
   """Computes a tile's selection.
 
   Args:
@@ -106,6 +149,7 @@ def make_tile(plan: Plan, place: Place, select, sums) -> Tile:
     select: queries [Q, E] and keys [K, E] of selection; None without it.
     sums: f32[K], the column sums of S over earlier query blocks; None without
       selection.
+    bias: that of the selecting head, see `bias_of`.
   """
   query_axis = place.query_axis
   row, column, first = place.positions()
@@ -113,7 +157,8 @@ def make_tile(plan: Plan, place: Place, select, sums) -> Tile:
   visible = (first <= column) & (column <= row)
   if not plan.selects:
     return Tile(visible, None, None, jnp.where(visible, 0.0, FAR))
-  scores = selection_scores(plan, place, *select)
+  queries, keys = select
+  scores = selection_scores(plan, place, queries, keys, bias)
   # A query's own score acts on later queries alone.
   above = jnp.cumsum(scores, axis=query_axis) - scores
   masking = of_key(sums, query_axis) + above
@@ -121,14 +166,18 @@ def make_tile(plan: Plan, place: Place, select, sums) -> Tile:
   return Tile(visible, scores, masking, taken_off)
 
 
-def head_logits(plan: Plan, tile: Tile, query, key, query_axis):
+def head_logits(plan: Plan, tile: Tile, query, key, query_axis, bias=None):
   """Returns f32, the logits of a head in units of log(2), less F and mask."""
   logits = product_of(query, key, query_axis)
-  return (plan.scale * LOG2_E) * logits - tile.taken_off
+  logits = (plan.scale * LOG2_E) * logits - tile.taken_off
+  if bias is None:
+    return logits
+  # An infinite bias of a key that is not visible must not matter.
+  return jnp.where(tile.visible, logits + LOG2_E * bias, -FAR)
 
 
 def head_gradients(
-  plan: Plan, tile: Tile, query, key, value, grad, lse, delta, query_axis
+  plan: Plan, tile: Tile, query, key, value, grad, lse, delta, query_axis, bias
 ):
   """Recomputes one head's weights and differentiates through its softmax.
 
@@ -142,11 +191,12 @@ def head_gradients(
     lse: f32[Q], the log2 of the sum of the exponentials of each row.
     delta: f32[Q], the product of the output and its cotangent.
     query_axis: 0 or 1.
+    bias: see `bias_of`.
 
   Returns:
     The weights and the gradient of the logits, f32 each.
   """
-  logits = head_logits(plan, tile, query, key, query_axis)
+  logits = head_logits(plan, tile, query, key, query_axis, bias)
   weights = jnp.exp2(logits - of_query(lse, query_axis))
   slope = product_of(grad, value, query_axis) - of_query(delta, query_axis)
   return weights, weights * slope
@@ -166,8 +216,7 @@ def selection_gradient(
     query_axis: 0 or 1.
 
   Returns:
-    f32, the gradient of <query_i, key_j> of the selection head, and `later`
-    including this tile.
+    f32, the gradient of the selection logits, and `later` including this tile.
   """
   grad = -logit_grads
   if memory_grad is not None:
@@ -177,5 +226,5 @@ def selection_gradient(
   total = jnp.sum(grad, axis=query_axis)
   # The sum over the later queries of this block, and all further ones.
   below = of_key(later + total, query_axis) - jnp.cumsum(grad, axis=query_axis)
-  grad = jnp.where(tile.scores > 0, plan.selection_scale * below, 0.0)
+  grad = jnp.where(tile.scores > 0, below, 0.0)
   return grad, later + total

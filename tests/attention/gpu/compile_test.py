@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from selective_t5x import attention
 from selective_t5x.attention import implementations
+from selective_t5x.attention.distance_bias import DistanceBias
 from selective_t5x.attention.gpu import plan
 from selective_t5x.attention.selection import Selection
 from selective_t5x.costs import gpus
@@ -47,33 +48,42 @@ def lower_gradients(
   memory_tau=None,
   dtype=jnp.bfloat16,
   selects=True,
+  behind=None,
 ):
   x = like(mesh, *shape, dtype=dtype, spec=('data', None, 'model'))
   ids = None
   if packed:
     ids = like(mesh, *shape[:2], dtype=jnp.int32, spec=('data',))
+  values = None
+  if behind is not None:
+    values = like(mesh, shape[2], behind + 1, spec=('model',))
 
-  def run(query, key, value, cotangent, segment_ids):
-    selection = None
-    if selects:
-      selection = Selection(query[:, :, :groups], key[:, :, :groups], 0.1)
-
-    def attend(*heads):
+  def run(query, key, value, cotangent, segment_ids, values):
+    def attend(query, key, value, values):
+      bias = None if values is None else DistanceBias(values)
+      selection = None
+      if selects:
+        selection = Selection(
+          query[:, :, :groups],
+          key[:, :, :groups],
+          0.1,
+          None if bias is None else bias.map(lambda x: x[:groups]),
+        )
       return implementations.FAST['pallas_gpu'](
-        *heads,
+        *(query, key, value),
         selection=selection,
         scale=0.1,
-        bias=None,
+        bias=bias,
         segment_ids=segment_ids,
         memory_tau=memory_tau,
       )
 
-    (out, memory), backward = jax.vjp(attend, query, key, value)
+    (out, memory), backward = jax.vjp(attend, query, key, value, values)
     more = None if memory is None else jnp.ones_like(memory)
     return out, memory, backward((cotangent, more))
 
   with jax.set_mesh(mesh):
-    return jax.jit(run).lower(x, x, x, x, ids)
+    return jax.jit(run).lower(x, x, x, x, ids, values)
 
 
 def registers(lowered, chip, folder):
@@ -110,6 +120,11 @@ CASES = {
   ),
   'plain': dict(selects=False),
   'selection per head': dict(groups=4),
+  'biases': dict(behind=128, packed=True, memory_tau=1.0),
+  'biases, heads of 128': dict(
+    shape=(2, 512, 4, 128), behind=128, packed=True, memory_tau=1.0
+  ),
+  'plain, biases': dict(selects=False, behind=128),
 }
 
 
@@ -120,8 +135,9 @@ def test_the_kernels_compile_and_the_forward_one_spills_nothing(
 ):
   lowered = lower_gradients(mesh_of(chip), **CASES[case])
   spills = registers(lowered, chip, tmp_path)
-  kind = 'plain' if case == 'plain' else 'selective'
+  kind = 'plain' if case.startswith('plain') else 'selective'
   names = ['forward', 'keys', 'queries', *['sums'] * (kind == 'selective')]
+  names += ['biases'] * ('biases' in case)
   assert set(spills) == {f'{kind}_attention_{name}' for name in names}
   assert spills[f'{kind}_attention_forward'] == 0
 
@@ -137,7 +153,7 @@ def test_a_mesh_splits_the_kernels():
   mesh = mesh_of('h100', 2, 2)
   compiled = lower_gradients(mesh, packed=True, memory_tau=1.0).compile()
   out, memory, grads = compiled.output_shardings
-  for sharding in (out, *grads):
+  for sharding in (out, *grads[:3]):
     assert sharding.is_equivalent_to(
       NamedSharding(mesh, PartitionSpec('data', None, 'model')), 4
     )
@@ -194,6 +210,19 @@ def test_none_picks_the_kernels_for_a_gpu():
     ids,
   )
   assert 'plain_attention_forward' in packed and 'fmha' not in packed
+  # T5's decoder.
+  values = like(mesh, 2, 129, dtype=jnp.float32)
+  for function, kind in (
+    (attention.selective_attention, 'selective'),
+    (attention.causal_attention, 'plain'),
+  ):
+    biased = text(
+      lambda *args, attend=function: attend(
+        *args[:3], bias=DistanceBias(args[3])
+      ),
+      values,
+    )
+    assert f'{kind}_attention_forward' in biased
 
 
 @pytest.mark.parametrize('chip', CHIPS)

@@ -9,6 +9,7 @@ import pytest
 
 from selective_t5x import attention
 from selective_t5x.attention import mesh, reference
+from selective_t5x.attention.distance_bias import DistanceBias
 from selective_t5x.attention.gpu import cudnn, plan
 from selective_t5x.attention.gpu import kernels as pallas_gpu
 from selective_t5x.attention.gpu.kernels import BlockSizes
@@ -46,12 +47,31 @@ CASES = {
   'bfloat16, selection per head': Case(
     75, groups=2, memory_tau=0.5, dtype='bfloat16'
   ),
+  'biases, two groups of two programs': Case(
+    101, heads=8, groups=2, distances=22, one_bias=True
+  ),
+  'biases, wide tiles, whole rows, a few distances': Case(
+    100,
+    size=20,
+    selection_size=5,
+    packed=False,
+    distances=4,
+    block=BlockSizes(16, 64, 64),
+  ),
+  'biases, more distances than tokens': Case(
+    70, heads=4, distances=91, block=BlockSizes(32, 64, 16, 4, 1)
+  ),
+  'one bias for all distances': Case(40, groups=2, distances=1),
+  'biases in bfloat16': Case(
+    75, heads=4, groups=2, dtype='bfloat16', distances=18
+  ),
 }
 
 
 QUICK = (
   'odd length, several blocks',
   'unpacked, two groups of two programs, odd sizes, wide tiles',
+  'biases, two groups of two programs',
 )
 
 
@@ -62,14 +82,83 @@ def test_kernels_are_the_reference_forward_and_backward(name):
   kernel_checks.check_selective(pallas_gpu.attention, CASES[name])
 
 
-def test_without_selection_they_are_plain_causal_attention():
-  kernel_checks.check_plain(pallas_gpu.attention, Case(70))
+@pytest.mark.parametrize('distances', [None, 31])
+def test_without_selection_they_are_plain_causal_attention(distances):
+  kernel_checks.check_plain(pallas_gpu.attention, Case(70, distances=distances))
 
 
 @pytest.mark.slow
 def test_the_default_tiles_are_right_too():
   kernel_checks.check_selective(
     pallas_gpu.attention, Case(140, block=None, batch=1)
+  )
+  kernel_checks.check_selective(
+    pallas_gpu.attention, Case(300, block=None, batch=1, distances=129)
+  )
+
+
+@pytest.mark.slow
+def test_gradients_of_biases_are_summed_over_parts_of_long_rows():
+  # A program of the kernel for biases goes down 2,048 queries.
+  kernel_checks.check_selective(
+    pallas_gpu.attention,
+    Case(2500, block=BlockSizes(64, 128, 64), batch=1, distances=41),
+  )
+
+
+def test_biases_of_selection_alone_and_of_heads_alone():
+  case = Case(50, distances=10)
+  tensors, ids, _ = kernel_checks.arrays(case)
+  query, key, value, *select = tensors
+  for own in (True, False):
+    numbers = kernel_checks.biases(case, case.groups)
+    del numbers['heads' if own else 'selection']
+    of_selection = kernel_checks.by_distance(numbers, 'selection')
+    shared = dict(
+      selection=Selection(*select, 0.7, of_selection),
+      scale=0.4,
+      bias=kernel_checks.by_distance(numbers, 'heads'),
+      segment_ids=ids,
+      memory_tau=1.0,
+    )
+    got = pallas_gpu.attention(
+      query, key, value, block_sizes=SMALL, interpret=True, **shared
+    )
+    wanted = reference.selective_attention(query, key, value, **shared)[:2]
+    kernel_checks.assert_close(got, wanted, case.dtype)
+
+
+@pytest.mark.parametrize('far', [-jnp.inf, -1e30])
+def test_a_bias_may_hide_far_keys(far):
+  # The near biases keep their digits, and a loss its gradients.
+  case = Case(50, distances=10)
+  tensors, _, cotangents = kernel_checks.arrays(case)
+  values = kernel_checks.biases(case)['heads'].at[:, 0].set(far)
+  shared = dict(scale=0.4, segment_ids=None)
+
+  def kernels(*args):
+    *heads, values = args
+    return pallas_gpu.attention(
+      *heads,
+      selection=None,
+      bias=DistanceBias(values),
+      block_sizes=SMALL,
+      interpret=True,
+      **shared,
+    )
+
+  def written_out(*args):
+    *heads, values = args
+    out = reference.causal_attention(
+      *heads, bias=DistanceBias(values), prefix=None, **shared
+    )
+    return out, None
+
+  args = [*tensors[:3], values]
+  kernel_checks.assert_close(
+    kernel_checks.results(kernels, args, cotangents),
+    kernel_checks.results(written_out, args, cotangents),
+    'float32',
   )
 
 
@@ -123,10 +212,13 @@ def test_tiles_are_data_by_chip_and_size():
   kind = 'NVIDIA H100 80GB HBM3'
   assert plan.block_sizes(kind, 40) == h100[64]
   assert plan.block_sizes(kind, 65) == h100[128]
+  biased = plan.BY_CHIP_WITH_BIASES
+  assert plan.block_sizes(kind, 40, biases=True) == biased['H100'][64]
+  assert set(biased) == set(plan.BY_CHIP)
   assert (
     plan.block_sizes('a chip of the future', 64) == plan.BY_CHIP['A100'][64]
   )
-  for by_size in plan.BY_CHIP.values():
+  for by_size in (*plan.BY_CHIP.values(), *biased.values()):
     assert max(by_size) == plan.LARGEST_SIZE
 
 
@@ -138,7 +230,7 @@ def on_gpu(monkeypatch, kind='NVIDIA A100-SXM4-80GB'):
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    (dict(bias=jnp.zeros((1, 2, 4, 4))), 'kernels add no bias'),
+    (dict(bias=jnp.zeros((1, 2, 4, 4))), 'add no bias that is an array'),
     (dict(interpret=False), 'needs an NVIDIA GPU, and programs go to a cpu'),
     (dict(query=jnp.zeros((1, 4, 2, 8), jnp.float16)), 'these are float16'),
     (dict(query=jnp.zeros((1, 4, 2, 160))), 'at most 128 numbers.* has 160'),
@@ -153,7 +245,7 @@ def on_gpu(monkeypatch, kind='NVIDIA A100-SXM4-80GB'):
           *[jnp.zeros((1, 4, 1, 8))] * 2, 1.0, jnp.zeros((1, 1, 4, 4))
         )
       ),
-      'kernels add no bias',
+      'add no bias that is an array',
     ),
     (
       dict(selection=Selection(*[jnp.zeros((1, 4, 1, 256))] * 2, 1.0)),
@@ -267,17 +359,21 @@ from selective_t5x.attention import shards
 from tests.attention import kernel_checks as test
 from tests.attention.gpu import kernels_test
 
-case = kernels_test.Case(40, heads=4, groups=1)
+case = kernels_test.Case(40, heads=4, groups=1, distances=10)
 tensors, ids, cotangents = test.arrays(case)
+tensors = [*tensors, test.biases(case, case.groups)]
 mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ('data', 'model'))
 place = PartitionSpec('data', None, 'model')
 kernels = shards.over_mesh(kernels_test.pallas_gpu.attention)
 
 
 def attend(*tensors, reference):
-  query, key, value, *select = tensors
-  shared = dict(scale=0.4, bias=None, segment_ids=ids, memory_tau=1.0)
-  selection = test.Selection(*select, 0.7)
+  query, key, value, *select, numbers = tensors
+  bias, own = (
+    test.by_distance(numbers, name) for name in ('heads', 'selection')
+  )
+  shared = dict(scale=0.4, bias=bias, segment_ids=ids, memory_tau=1.0)
+  selection = test.Selection(*select, 0.7, own)
   if reference:
     return test.reference.selective_attention(
       query, key, value, selection=selection, **shared
