@@ -106,6 +106,7 @@ def test_gradients_of_biases_are_summed_over_parts_of_long_rows():
   )
 
 
+@pytest.mark.slow
 def test_biases_of_selection_alone_and_of_heads_alone():
   case = Case(50, distances=10)
   tensors, ids, _ = kernel_checks.arrays(case)
