@@ -265,8 +265,12 @@ def figure(values: Sequence[float | None]) -> dict[str, Any]:
   }
 
 
-def as_text(contexts: dict[str, Any]) -> str:
-  """Returns the table of all contexts."""
+def table(contexts: dict[str, Any]) -> tables.Table:
+  """Returns the table of all contexts.
+
+  Args:
+    contexts: {context: its `figures_of`}.
+  """
   rows = []
   for context, of_context in contexts.items():
     whole = of_context['keys_without_forgetting']
@@ -288,19 +292,17 @@ def as_text(contexts: dict[str, Any]) -> str:
           f'{live["mean"] / whole:.2f}',
         )
       )
-  return tables.text(
-    tables.Table(
-      title='mean (95 % t interval) over seeds',
-      header=(
-        'context, model',
-        'loss (nats/token)',
-        'times fewer keys at the baseline loss',
-        'within 1 % of its own',
-        'keys that a query reads',
-        'of all',
-      ),
-      rows=tuple(rows),
-    )
+  return tables.Table(
+    title='mean (95 % t interval) over seeds',
+    header=(
+      'context, model',
+      'loss (nats/token)',
+      'times fewer keys at the baseline loss',
+      'within 1 % of its own',
+      'keys that a query reads',
+      'of all',
+    ),
+    rows=tuple(rows),
   )
 
 
@@ -355,7 +357,7 @@ def main(argv: Sequence[str]) -> None:
         'contexts': contexts,
       },
     )
-    text = as_text(contexts)
+    text = tables.text(table(contexts))
     (output_dir / f'{NAME}.txt').write_text(text, encoding='utf-8')
     print(text, flush=True)
   if not args.dry_run:

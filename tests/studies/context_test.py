@@ -6,6 +6,7 @@ import pytest
 
 from selective_t5x.config.session import Session
 from selective_t5x.errors import UserError
+from selective_t5x.report import tables
 from selective_t5x.studies import context, pruning
 from tests.studies.pruning_test import searched
 from tests.support import fake_training
@@ -105,7 +106,8 @@ def test_a_loss_that_a_seed_does_not_reach_has_no_factor(fake, monkeypatch):
   figures = context.figures_of(comparison, [measured(None), measured(9.0)])
   factor = figures['memory_factor_at_baseline_loss']['selective']
   assert factor == {'mean': None, 'interval': None, 'values': [None, 9.0]}
-  assert 'not reached in every seed' in context.as_text({'64': figures})
+  text = tables.text(context.table({'64': figures}))
+  assert 'not reached in every seed' in text
 
 
 def test_dry_run_names_every_run(tmp_path, capsys):
