@@ -113,6 +113,25 @@ def build(prune: pruning.Pruning | None) -> models.LanguageModel:
   )
 
 
+def compute_logits(model, params):
+  """Returns the function of a decoding state that samplers call."""
+  return functools.partial(
+    model._compute_logits_from_slice,
+    params=params,
+    max_decode_length=CONTEXT,
+  )
+
+
+def one_step(model):
+  """Returns a step of decoding: of parameters, cache, prompts and lengths."""
+
+  def step(params, cache, prompts, lengths):
+    state = decoding.DecodingState(lengths, prompts, prompts[:, -1:], cache)
+    return compute_logits(model, params)(state)
+
+  return step
+
+
 class Variant:
   """A model with its filled cache, and its compiled sampling."""
 
@@ -137,31 +156,20 @@ class Variant:
       )
       arguments = params, self.cache, self._prompts, self._lengths
       self._sample = jax.jit(self._run).lower(*arguments).compile()
-      step = jax.jit(self._one_step, donate_argnums=1)
+      step = jax.jit(one_step(self._model), donate_argnums=1)
       self.step = step.lower(*arguments).compile()
 
   def _run(self, params, cache, prompts, lengths):
     tokens, _ = decoding.temperature_sample(
       prompts,
       cache,
-      self._slice(params),
+      compute_logits(self._model, params),
       eos_id=VOCAB,  # not a token, so rows end at their limit
       initial_index=lengths,
       temperature=0.0,  # drawing from 8,192 tokens would be timed too
       max_decode_steps=self._tokens,
     )
     return tokens
-
-  def _one_step(self, params, cache, prompts, lengths):
-    state = decoding.DecodingState(lengths, prompts, prompts[:, -1:], cache)
-    return self._slice(params)(state)
-
-  def _slice(self, params):
-    return functools.partial(
-      self._model._compute_logits_from_slice,
-      params=params,
-      max_decode_length=CONTEXT,
-    )
 
   def seconds(self) -> float:
     """Samples once, and returns the time."""

@@ -21,8 +21,8 @@ _LARGEST_HOST = 8
 class Gpu:
   """The vendor's figures for one GPU; all rates are peaks.
 
-  Source: NVIDIA's data sheets of the A100 80GB SXM, H100 SXM and H200 SXM, and
-  of the DGX machines that hold eight of them.
+  Source: NVIDIA's data sheets of the A100 80GB SXM, H100 SXM, H200 SXM and
+  B200, and of the DGX machines that hold eight of them.
 
   Attributes:
     name: the short name, for instance h100.
@@ -111,7 +111,13 @@ _H200 = dataclasses.replace(
   hbm_bytes=141 * 2**30,
   hbm_bytes_per_second=4800e9,
 )
-GPUS = {gpu.name: gpu for gpu in (_A100, _H100, _H200)}
+_B200 = Gpu(
+  'b200',
+  'NVIDIA B200',
+  *(180 * 10**9, 2250e12, 8000e9, 900e9, 50e9),
+  *((10, 0), 148, 128, 1.965, 126 * 2**20, 228 * 1024),
+)
+GPUS = {gpu.name: gpu for gpu in (_A100, _H100, _H200, _B200)}
 
 
 @dataclasses.dataclass(frozen=True)

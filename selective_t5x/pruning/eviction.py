@@ -315,12 +315,29 @@ def put(
   Returns:
     As x.
   """
+  if x.ndim == 2:
+    return _put_numbers(x, new, slot[:, None], last[:, None])
   rows = jnp.arange(x.shape[0])
   is_last = (slot == last).reshape(last.shape + (1,) * (x.ndim - 2))
   moved = jnp.where(is_last, new, x[rows, last])
   # A single scatter runs in place; with two, one would copy the cache.
   both = jnp.stack([slot, last], axis=1)
   return x.at[rows[:, None], both].set(jnp.stack([moved, new], axis=1))
+
+
+def _put_numbers(x, new, slot, last):
+  """Does as `put` with one number a slot, in a pass over all of them.
+
+  A GPU fuses it with what computes the numbers, while a gather and a scatter
+  are kernels of their own.
+  """
+  slots = jnp.arange(x.shape[1])
+  entries = jnp.where(slots == last, x, jnp.zeros((), x.dtype))
+  # One of them is not zero; a sum of booleans would be an integer.
+  join = jnp.any if x.dtype == bool else jnp.sum
+  moved = join(entries, axis=1, keepdims=True)
+  x = jnp.where(slots == slot, moved, x)
+  return jnp.where(slots == last, new[:, None], x)
 
 
 def gather_kept(kept: Bool[Array, 'B N'], slots: int) -> Int[Array, 'B K']:

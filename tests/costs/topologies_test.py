@@ -49,7 +49,13 @@ def test_the_nearest_name(name, nearest):
 
 @pytest.mark.parametrize(
   ('name', 'hosts', 'chips'),
-  [('h100:8', 1, 8), ('h100:2x8', 2, 16), ('a100:1', 1, 1), ('h200:4', 1, 4)],
+  [
+    ('h100:8', 1, 8),
+    ('h100:2x8', 2, 16),
+    ('a100:1', 1, 1),
+    ('h200:4', 1, 4),
+    ('b200:8', 1, 8),
+  ],
 )
 def test_gpus_go_by_their_number(name, hosts, chips):
   part = topologies.find_any(name, '--topology')

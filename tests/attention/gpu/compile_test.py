@@ -149,6 +149,12 @@ def test_odd_lengths_and_sizes_in_float32_compile(chip):
   ).compile()
 
 
+def test_a_gpu_without_tiles_of_its_own_compiles():
+  lower_gradients(
+    mesh_of('b200'), packed=True, memory_tau=1.0, behind=128
+  ).compile()
+
+
 def test_a_mesh_splits_the_kernels():
   mesh = mesh_of('h100', 2, 2)
   compiled = lower_gradients(mesh, packed=True, memory_tau=1.0).compile()
