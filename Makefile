@@ -177,7 +177,7 @@ test-cuda: install-cuda
 
 # Times of the kernels on a GPU; where there is none, counts alone, and why.
 bench-gpu: install-cuda
-	$(VENV)-cuda/bin/python benchmarks/gpu.py $(ARGS)
+	$(VENV)-cuda/bin/python -m benchmarks.gpu $(ARGS)
 
 # PyTorch is in an environment of its own: nothing but these tests needs it.
 install-hf: $(VENV)-hf/.installed

@@ -1,6 +1,6 @@
 """Times selective attention on an NVIDIA GPU over plain fused attention.
 
-  make bench-gpu        (python benchmarks/gpu.py, in .venv-cuda)
+  make bench-gpu        (python -m benchmarks.gpu, in .venv-cuda)
 
 Forward and backward passes in bfloat16, 16,384 tokens of 8 heads, jitted:
 selective attention by our kernels, plain causal attention by the same kernels,
@@ -8,6 +8,10 @@ by jax's Triton kernels and by cuDNN. The functions take turns within one run,
 one call each; a figure is the ratio of two medians. TFLOP/s count the products
 of plain causal attention, 9 for each pair of a query and a key of a head that
 it sees, whatever a function computes beside.
+
+Then a train step of the paper's decoder of d = 12 at 512 and 2,048 tokens,
+selection over the baseline, and tokens/s of decoding with each policy over the
+full cache (`benchmarks/gpu_models.py`).
 
 Without a GPU nothing is timed, and it says so. Operations and bytes are counted
 in any case, from the kernels' own programs (attention/kernel_costs.py): bytes
@@ -24,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas.ops.gpu import attention as triton_attention
 
+from benchmarks import gpu_models
 from selective_t5x.attention import kernel_costs
 from selective_t5x.attention.gpu import cudnn
 from selective_t5x.attention.gpu import kernels as pallas_gpu
@@ -162,6 +167,8 @@ def main() -> None:
   figures['device'] = device.device_kind
   if device.platform == 'gpu':
     figures |= timed(args.lengths, args.sizes, args.rounds)
+    figures |= gpu_models.train_steps((512, 2048))
+    figures |= gpu_models.decoding()
   else:
     print(f'no times: JAX found no GPU here, but a {device.platform}')
   print(json.dumps(figures))

@@ -6,12 +6,16 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
+from benchmarks import decode, gpu_models
+
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
 def test_without_a_gpu_it_counts_and_says_why_it_times_nothing():
   run = subprocess.run(
-    [sys.executable, 'benchmarks/gpu.py', '--sizes', '64'],
+    [sys.executable, '-m', 'benchmarks.gpu', '--sizes', '64'],
     cwd=ROOT,
     env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
     capture_output=True,
@@ -25,3 +29,23 @@ def test_without_a_gpu_it_counts_and_says_why_it_times_nothing():
   assert 1 < figures['n2048_d64_flops_over_plain'] <= 1.30
   assert 1 < figures['n2048_d64_least_bytes_over_plain'] <= 1.5
   assert 1 < figures['n2048_d64_loaded_bytes_over_plain'] <= 1.5
+
+
+def test_train_steps_are_timed_where_there_is_a_gpu(capsys):
+  figures = gpu_models.train_steps((16,), width=1, tokens=32, rounds=1)
+  assert list(figures) == ['train_d1_n16_selective_over_plain']
+  assert figures['train_d1_n16_selective_over_plain'] > 0
+  assert 'd=1 B=2 N=16 selective: ' in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_decoding_is_timed_by_policy(capsys, monkeypatch):
+  monkeypatch.setattr(decode, 'WIDTH', 1)
+  monkeypatch.setattr(decode, 'CONTEXT', 24)
+  monkeypatch.setattr(decode, 'FILLED', 16)
+  figures = gpu_models.decoding(rows=2, budget=4, tokens=2, rounds=1)
+  assert list(figures) == [
+    f'decode_b2_k4_{name}_over_full' for name in decode.POLICIES
+  ]
+  assert all(x > 0 for x in figures.values())
+  assert 'decoding B=2 K=4 full: ' in capsys.readouterr().out
