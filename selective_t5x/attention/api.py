@@ -252,7 +252,7 @@ def selective_attention(
       keys that are dropped, summed over them; 0 drops none. A key is dropped
       once F proves that no later query can give it weight (docs/forgetting.md).
       None is the rounding of value's dtype, 2 ** -24 for float32. 'blocked'
-      alone drops keys, and only with relu.
+      alone drops keys, and 'pallas_tpu' tiles of dead keys; only with relu.
     return_live_keys: whether to return how many keys each query reads, the
       visible ones that are not dropped. Only 'blocked' can.
     return_masking: whether to return F too. Only the reference can.
@@ -372,10 +372,10 @@ def _attend_rows(
     sizes=(heads[0].shape[-1], selection.query.shape[-1]),
   )
   settings |= dict(selection=selection, bias=bias)
-  if name == 'blocked':
-    settings |= dict(
-      forget_below=forget_below, return_live_keys=return_live_keys
-    )
+  if name in ('blocked', 'pallas_tpu'):
+    settings |= dict(forget_below=forget_below)
+  if return_live_keys:
+    settings |= dict(return_live_keys=True)
   if name != 'reference':
     return Attended(*implementations.FAST[name](*heads, **settings))
   out, memory, masking = reference.selective_attention(*heads, **settings)

@@ -32,6 +32,7 @@ from selective_t5x.attention import (
   blocked_live,
   blocked_spans,
   derivatives,
+  live_keys,
   masks,
   mesh,
   nonfinite,
@@ -44,8 +45,6 @@ from selective_t5x.attention.selection import ALL, Selection
 MAX_SPANS = 8
 # The longest row, in tokens, whose tiles XLA:CPU may keep.
 _SHORT = 512
-# A weight of this size is lost in an output of the dtype.
-_ROUNDING = {'bfloat16': 2.0**-9, 'float16': 2.0**-12, 'float64': 2.0**-53}
 
 
 def attention(
@@ -150,9 +149,7 @@ def attention(
     padded_start = jnp.pad(
       start, ((0, 0), (0, padding)), constant_values=length + padding
     )
-  eps = forget_below
-  if eps is None:
-    eps = _ROUNDING.get(value.dtype.name, 2.0**-24)
+  eps = live_keys.lost_weight(forget_below, value.dtype)
   # A span of one block is no loop, so spans of long rows have two or more.
   is_short = length <= _SHORT and mesh.platform() == 'cpu'
   blocks_a_span = max(1 if is_short else 2, -(-blocks // MAX_SPANS))

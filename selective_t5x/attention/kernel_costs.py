@@ -4,7 +4,8 @@ The compiler cannot look into a kernel and reports what its author declares.
 Here nothing is declared: a kernel's grid, index maps and body are read from its
 jaxpr. An operand moves a block each time its block index changes along the
 grid. A matrix product counts at every grid index where its conditions
-(`pl.when`) let it run, and in a loop as often as the loop goes round there.
+(`pl.when`) let it run, and in a loop as often as the loop goes round there. A
+condition that depends on data counts as true, which gives an upper limit.
 
 The conditions, the bounds of loops and the index maps of kernels are integer
 arithmetic on grid indices. NumPy evaluates it for all grid indices at once.
@@ -80,8 +81,8 @@ def kernel_costs(function, *args) -> list[tuple[str, Cost]]:
     *args: arrays or `jax.ShapeDtypeStruct`s.
 
   Raises:
-    ValueError: if a kernel's condition or index map depends on more than its
-      grid indices, or a kernel loops an unknown number of rounds.
+    ValueError: if a kernel's index map depends on more than its grid indices,
+      or a kernel loops an unknown number of rounds.
   """
   return list(_kernels(jax.make_jaxpr(function)(*args).jaxpr, 1))
 
@@ -279,9 +280,8 @@ class _Body:
   def _condition(self, eqn, known, times):
     which = _read(known, eqn.invars[0])
     if which is None:
-      raise ValueError(
-        'a condition of a kernel hangs on more than its grid indices'
-      )
+      # It depends on data, e.g. on which keys are dead: an upper limit.
+      which = len(eqn.params['branches']) - 1
     for number, branch in enumerate(eqn.params['branches']):
       branch_times = times * (np.asarray(which, int) == number)
       inside = _arguments(branch.jaxpr.invars, eqn.invars[1:], known)

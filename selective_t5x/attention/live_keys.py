@@ -22,13 +22,23 @@ Shapes: those of `blocked`, with one selecting head.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from selective_t5x.attention import blocked_biases
 from selective_t5x.attention.blocked_tiles import Keys, Queries
+
+# A weight of this size is lost in an output of the dtype.
+_ROUNDING = {'bfloat16': 2.0**-9, 'float16': 2.0**-12, 'float64': 2.0**-53}
+
+
+def lost_weight(forget_below: float | None, dtype: Any) -> float:
+  """Returns eps, the rounding of the values' dtype for None."""
+  if forget_below is None:
+    return _ROUNDING.get(jnp.dtype(dtype).name, 2.0**-24)
+  return forget_below
 
 
 class Bound(NamedTuple):
@@ -64,12 +74,26 @@ class Bound(NamedTuple):
     """
     length = masking.shape[1]
     first_query = index * (length // self.query.shape[0])
+    # A limit that is not a number keeps its key.
+    dead = masking > self.limit(index)
+    return ~dead & (jnp.arange(length) < first_query)
+
+  def limit(self, index: jax.Array) -> jax.Array:
+    """Returns what F of the first query of a block exceeds for dead keys.
+
+    It is below every F for the keys of earlier segments, which no query sees.
+
+    Args:
+      index: i32[], the number of the block.
+
+    Returns:
+      f32[B, N].
+    """
     highest = self.query[index][..., None] * self.key + self.bias
     limit = jnp.max(highest - self.least[index][..., None], axis=1)
-    # A limit that is not a number keeps its key.
-    dead = masking > jnp.maximum(limit + self.slack, self.floor)
-    keys = jnp.arange(length)
-    return ~dead & (keys >= self.first[index][:, None]) & (keys < first_query)
+    limit = jnp.maximum(limit + self.slack, self.floor)
+    keys = jnp.arange(limit.shape[1])
+    return jnp.where(keys >= self.first[index][:, None], limit, -1.0)
 
 
 def bound(

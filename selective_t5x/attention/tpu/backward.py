@@ -198,7 +198,7 @@ def _key_kernel(
       grads.selection_key[...] = jnp.zeros_like(grads.selection_key)
       scratch.later[...] = jnp.zeros_like(scratch.later)
 
-  @pl.when(plan.runs(i, j))
+  @_when_needed(plan, i, j, inputs, saved)
   def _():
     tile = _tile(plan, i, j, inputs, saved)
     total = jnp.zeros((plan.block.query, plan.block.key), jnp.float32)
@@ -280,7 +280,7 @@ def _query_kernel(
     if plan.selects:
       grads.selection_query[...] = jnp.zeros_like(grads.selection_query)
 
-  @pl.when(plan.runs(i, j))
+  @_when_needed(plan, i, j, inputs, saved)
   def _():
     tile = _tile(plan, i, j, inputs, saved)
     total = jnp.zeros((plan.block.query, plan.block.key), jnp.float32)
@@ -307,6 +307,18 @@ def _query_kernel(
   @pl.when(j == plan.last_key_block(i))
   def _():
     grads.query[...] = scratch[...].astype(plan.dtype)
+
+
+def _when_needed(plan, i, j, inputs, saved):
+  """Returns a decorator that runs a function where a key is seen and alive."""
+
+  def decorate(function):
+    @pl.when(plan.runs(i, j))
+    def _():
+      sums = saved.sums[...] if plan.forgets else None
+      pallas_tile.when_alive(plan, i, j, inputs, sums)(function)
+
+  return decorate
 
 
 def _tile(plan, i, j, inputs, saved):

@@ -117,6 +117,16 @@ class Blocks:
 
     return pl.BlockSpec((None, None, None, 1, self.plan.block.key), index)
 
+  def limits(self) -> pl.BlockSpec:
+    """Returns the spec of [B, G, N / query block, 1, N]: [1, block] a tile."""
+    shared = self.plan.programs_a_group
+
+    def index(b, p, x, y):
+      i, j = self._written(x, y)
+      return b, p // shared, i, 0, j
+
+    return pl.BlockSpec((None, None, None, 1, self.plan.block.key), index)
+
   def call(
     self,
     kernel: Callable,

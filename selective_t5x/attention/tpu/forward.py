@@ -31,6 +31,8 @@ class Inputs(NamedTuple):
       segment, N for padding; None where every row is one segment.
     bias: f32[1, H or 1, S, 1, W], see `distances.Strips`; None without biases.
     selection_bias: f32[1, G or 1, S, 1, W]; None without biases of selection.
+    limits: f32[B, G, N / query block, 1, N], see `limits`; None where no key is
+      dropped.
   """
 
   query: Any
@@ -41,6 +43,7 @@ class Inputs(NamedTuple):
   start: Any = None
   bias: Any = None
   selection_bias: Any = None
+  limits: Any = None
 
 
 class Outputs(NamedTuple):
@@ -128,6 +131,7 @@ def input_specs(blocks: Blocks) -> Inputs:
     blocks.row(QUERY) if plan.packed else None,
     None if plan.bias is None else blocks.strip(plan.bias),
     None if plan.selection_bias is None else blocks.strip(plan.selection_bias),
+    blocks.limits() if plan.forgets else None,
   )
 
 
@@ -153,14 +157,18 @@ def _kernel(
   @pl.when(plan.runs(i, j))
   def _attend_tile():
     sums = scratch.sums[j] if plan.selects else None
-    tile = pallas_tile.make_tile(plan, i, j, inputs, sums)
     if plan.selects:
       outputs.sums[...] = sums
-      scratch.sums[j] = tile.sums
-    if outputs.memory is not None:
-      outputs.memory[...] += _visible_tokens(plan, tile)
-    for head in range(plan.block.heads):
-      _attend(plan, tile, inputs, scratch, head)
+
+    @pallas_tile.when_alive(plan, i, j, inputs, sums)
+    def _():
+      tile = pallas_tile.make_tile(plan, i, j, inputs, sums)
+      if plan.selects:
+        scratch.sums[j] = tile.sums
+      if outputs.memory is not None:
+        outputs.memory[...] += _visible_tokens(plan, tile)
+      for head in range(plan.block.heads):
+        _attend(plan, tile, inputs, scratch, head)
 
   @pl.when(j == plan.last_key_block(i))
   def _finish():

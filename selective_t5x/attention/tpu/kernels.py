@@ -27,13 +27,14 @@ import math
 import jax
 import jax.numpy as jnp
 
-from selective_t5x.attention import checks, derivatives, fused, mesh
+from selective_t5x.attention import checks, derivatives, fused, live_keys, mesh
 from selective_t5x.attention.distance_bias import DistanceBias
 from selective_t5x.attention.selection import ALL, Constraints, Selection
 from selective_t5x.attention.tpu import backward as pallas_backward
 from selective_t5x.attention.tpu import forward as pallas_forward
 from selective_t5x.attention.tpu.distances import Strips
 from selective_t5x.attention.tpu.forward import Inputs
+from selective_t5x.attention.tpu.limits import limits
 from selective_t5x.attention.tpu.plan import (
   BlockSizes,
   Plan,
@@ -77,6 +78,7 @@ def attention(
   bias: jax.Array | DistanceBias | None = None,
   segment_ids: jax.Array | None = None,
   memory_tau: float | None = None,
+  forget_below: float | None = 0.0,
   block_sizes: BlockSizes | None = None,
   interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
@@ -88,6 +90,7 @@ def attention(
   Arguments and results are those of `blocked.attention`, but for:
     query: bfloat16 or float32.
     bias: None or a DistanceBias; so is that of the selection.
+    forget_below: tiles whose keys are all dead are left out.
     block_sizes: None for the default.
     interpret: whether to run in Pallas' interpreter, on any platform and very
       slowly.
@@ -123,6 +126,24 @@ def attention(
   selecting = query if selection is None else selection.query
   own_strips, of_selection = _strips(selection_bias, selecting, block, padded)
   inputs = inputs._replace(bias=of_heads, selection_bias=of_selection)
+  eps = live_keys.lost_weight(forget_below, value.dtype)
+  if selection is not None and eps:
+    by_distance = None
+    if isinstance(bias, DistanceBias):
+      by_distance = bias.within(length, causal=True)
+    inputs = inputs._replace(
+      limits=limits(
+        inputs.query,
+        inputs.key,
+        None if inputs.start is None else inputs.start[:, 0, :, 0],
+        by_distance,
+        groups=selection.query.shape[2],
+        block=block.query,
+        scale=scale,
+        forget_below=eps,
+        memory_tau=memory_tau,
+      )
+    )
 
   def run(inputs):
     plan = _plan(
@@ -153,6 +174,10 @@ def attention(
         selection_query=jnp.repeat(inputs.selection_query, copies, axis=1),
         selection_key=jnp.repeat(inputs.selection_key, copies, axis=1),
       )
+      if inputs.limits is not None and groups > 1:
+        inputs = inputs._replace(
+          limits=jnp.repeat(inputs.limits, copies, axis=1)
+        )
       if own_strips is not None and own_strips.heads > 1:
         inputs = inputs._replace(
           selection_bias=jnp.repeat(inputs.selection_bias, copies, axis=1)
@@ -231,6 +256,7 @@ def _plan(
     dtype=dtype,
     bias=bias,
     selection_bias=selection_bias,
+    forgets=inputs.limits is not None,
     interpret=interpret,
   )
 

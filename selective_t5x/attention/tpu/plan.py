@@ -76,6 +76,7 @@ class Plan:
     dtype: the inputs' dtype, bfloat16 or float32.
     bias: the strips of the heads' biases; None without biases.
     selection_bias: those of the selection heads.
+    forgets: whether tiles of dead keys are left out.
     interpret: whether the kernels run in Pallas' interpreter.
   """
 
@@ -93,6 +94,7 @@ class Plan:
   dtype: Any
   bias: Strips | None
   selection_bias: Strips | None
+  forgets: bool
   interpret: bool
 
   @property

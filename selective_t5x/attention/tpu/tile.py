@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental import pallas as pl
 
 from selective_t5x.attention.fused import FAR, product
 from selective_t5x.attention.tpu.plan import CHUNK, Plan
@@ -68,6 +69,24 @@ def make_tile(plan: Plan, i, j, inputs, sums) -> Tile:
   masking, sums = running_sums(scores, sums)
   taken_off = jnp.where(visible, masking, FAR)
   return Tile((i, j), visible, scores, masking, taken_off, sums)
+
+
+def when_alive(plan: Plan, i, j, inputs, sums):
+  """Returns a decorator that runs a function unless all keys are dead.
+
+  Args:
+    plan: the plan of the call.
+    i: i32[], the query block.
+    j: i32[], the key block.
+    inputs: as in `make_tile`.
+    sums: f32[1, K], F of the first query; None without selection.
+  """
+  if not plan.forgets:
+    return lambda function: function()
+  # What is not a number is not dead.
+  dead = jnp.where(sums > inputs.limits[...], 1.0, 0.0)
+  earlier = (j + 1) * plan.block.key <= i * plan.block.query
+  return pl.when(jnp.logical_not(earlier & (jnp.sum(dead) == plan.block.key)))
 
 
 def running_sums(x, carry, *, reverse=False):

@@ -36,6 +36,7 @@ def compile_gradients(
   dtype=jnp.bfloat16,
   selects=True,
   distances=None,
+  forget_below=0.0,
 ):
   def like(*shape, dtype=dtype, spec=()):
     place = NamedSharding(mesh, PartitionSpec(*spec))
@@ -65,6 +66,7 @@ def compile_gradients(
       bias=bias,
       segment_ids=segment_ids,
       memory_tau=memory_tau,
+      forget_below=forget_below,
     )
     total = jnp.sum(out.astype(jnp.float32) ** 2)
     return total if memory is None else total + jnp.sum(memory)
@@ -83,7 +85,9 @@ CASES = {
   'odd length and size, float32': dict(
     shape=(1, 300, 2, 40), dtype=jnp.float32, packed=True
   ),
-  'biases': dict(distances=129, packed=True, memory_tau=1.0),
+  'biases, dead keys': dict(
+    distances=129, packed=True, memory_tau=1.0, forget_below=None
+  ),
   'plain, biases': dict(selects=False, distances=129),
   'selection and biases per head': dict(groups=4, distances=400),
   'biases, odd length and size, float32': dict(
