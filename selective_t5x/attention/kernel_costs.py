@@ -5,7 +5,7 @@ Here nothing is declared: a kernel's grid, index maps and body are read from its
 jaxpr. An operand moves a block each time its block index changes along the
 grid. A matrix product counts at every grid index where its conditions
 (`pl.when`) let it run, and in a loop as often as the loop goes round there. A
-condition that depends on data counts as true, which gives an upper limit.
+condition that depends on data counts its costliest branch: an upper limit.
 
 The conditions, the bounds of loops and the index maps of kernels are integer
 arithmetic on grid indices. NumPy evaluates it for all grid indices at once.
@@ -280,12 +280,24 @@ class _Body:
   def _condition(self, eqn, known, times):
     which = _read(known, eqn.invars[0])
     if which is None:
-      # It depends on data, e.g. on which keys are dead: an upper limit.
-      which = len(eqn.params['branches']) - 1
+      self._any_branch(eqn, known, times)
+      return
     for number, branch in enumerate(eqn.params['branches']):
       branch_times = times * (np.asarray(which, int) == number)
       inside = _arguments(branch.jaxpr.invars, eqn.invars[1:], known)
       self.walk(branch.jaxpr, inside, branch_times)
+
+  def _any_branch(self, eqn, known, times):
+    """Adds the most of each cost, where the condition depends on data."""
+    bodies = []
+    for branch in eqn.params['branches']:
+      body = _Body(self.indices)
+      inside = _arguments(branch.jaxpr.invars, eqn.invars[1:], known)
+      body.walk(branch.jaxpr, inside, times)
+      bodies.append(body)
+    self.flops += max(body.flops for body in bodies)
+    self.transcendentals += max(body.transcendentals for body in bodies)
+    self.loaded += max(body.loaded for body in bodies)
 
   def _loop(self, eqn, known, times):
     """Counts `lax.fori_loop`, which goes from a number to below another."""
