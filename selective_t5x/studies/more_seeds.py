@@ -2,21 +2,24 @@ r"""Adds seeds to kept figures of a comparison, whose runs may be gone.
 
   python -m selective_t5x.studies.more_seeds \
     docs/studies/fast_2/language_modelling_250_steps \
-    --variants=baseline,ssa --seeds=2
+    --variants=ssa --seeds=2 --keep=docs/studies/ssa_more
 
 Trains the next seeds of these variants in --output_dir, with the settings of
-the experiment that the folder is named after, and appends what they measured
-to comparison.json and table.txt of the folder. The variants must have as many
+the experiment that the folder is named after. The variants must have as many
 kept seeds as each other; their reference gets the same seeds if it lacks them.
-The same command resumes an interrupted one; after the end it adds further
-seeds. Comparisons of one experiment may share --output_dir: a run is trained
-once.
+Comparisons of one experiment may share --output_dir: a run is trained once, and
+the same command resumes an interrupted one.
+
+The comparison of these variants and their references, kept seeds and new ones,
+goes to a folder of the experiment's name in --keep, as comparison.json and
+table.txt. Without --keep the folder itself gets the new seeds.
 
 Somebody has seen the kept seeds before these are added. So the comparison then
 counts as one of --until_decided: its claims rest on a confidence sequence,
-which holds at every look (selective_t5x.report.sequences). Runs of another
-configuration or another definition of the loss are refused; the runs' commits
-may differ, which a caveat of the figures says.
+which holds at every look (selective_t5x.report.sequences). Claims on variants
+that get no seeds keep their tests if --keep leaves their comparison as it is.
+Runs of another configuration or another definition of the loss are refused; the
+runs' commits may differ, which a caveat of the figures says.
 """
 
 import dataclasses
@@ -101,6 +104,37 @@ def joined(kept: Comparison, added: Comparison) -> Comparison:
       'equal_time': None,
     }
   )
+
+
+def of_variants(figures: Comparison, names: Sequence[str]) -> Comparison:
+  """Returns the part of a comparison that some variants and references have.
+
+  Args:
+    figures: see `joined`.
+    names: variants of it.
+  """
+  references = {figures['references'][name] for name in names}
+  names = [v for v in figures['variants'] if v in {*names, *references}]
+
+  def differences(of_bindings):
+    parts = {
+      binding: {name: values[name] for name in names}
+      for binding, values in (of_bindings or {}).items()
+    }
+    return {k: v for k, v in parts.items() if len(set(v.values())) > 1}
+
+  return {
+    **figures,
+    'variants': names,
+    'references': {name: figures['references'][name] for name in names},
+    **{
+      part: [x for x in figures[part] if x['variant'] in names]
+      for part in ('results', 'costs', 'cells')
+    },
+    'differences': differences(figures['differences']),
+    'used_differences': figures['used_differences']
+    and differences(figures['used_differences']),
+  }
 
 
 def _check_same(what: str, here: Any, there: Any) -> None:
@@ -231,10 +265,15 @@ def main(argv: Sequence[str]) -> None:
   added = compare.compare(
     seeds=args.seeds, first_seed=first, jobs=args.jobs, **settings
   )
+  target = folder
+  if args.keep:
+    kept = of_variants(kept, args.variants.split(','))
+    target = pathlib.Path(args.keep) / folder.resolve().name
+    target.mkdir(parents=True, exist_ok=True)
   figures = joined(kept, added)
-  write_json(path, figures)
+  write_json(target / _COMPARISON, figures)
   text = tables.as_text(figures)
-  (folder / 'table.txt').write_text(text, encoding='utf-8')
+  (target / 'table.txt').write_text(text, encoding='utf-8')
   print(text)
 
 
@@ -247,6 +286,11 @@ def _add_flags(parser) -> None:
     required=True,
     metavar='NAME,NAME',
     help='the variants that get seeds',
+  )
+  parser.add_argument(
+    '--keep',
+    metavar='DIR',
+    help='where the comparison of these variants goes; FOLDER, if not given',
   )
 
 

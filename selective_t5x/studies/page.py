@@ -34,6 +34,8 @@ _FIGURES = {
     'pruning/comparison.json',
   ),
   'language_modelling_250_steps': (
+    'relu_more/language_modelling_250_steps/comparison.json',
+    'ssa_more/language_modelling_250_steps/comparison.json',
     'fast_3/language_modelling_250_steps/comparison.json',
     'fast_2/language_modelling_250_steps/comparison.json',
     'fast/language_modelling_250_steps/comparison.json',

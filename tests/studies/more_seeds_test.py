@@ -76,6 +76,30 @@ def test_claims_rest_on_a_confidence_sequence_since_seeds_were_seen(study):
   assert any('Seeds were added' in line for line in figures['caveats'])
 
 
+def test_with_keep_the_other_variants_keep_their_own_comparison(study):
+  file = study / 'kept' / 'toy' / 'comparison.json'
+  before = file.read_bytes()
+  kept = json.loads(before)
+  kept['variants'].append('other')
+  kept['references']['other'] = 'baseline'
+  for part in ('results', 'costs', 'cells'):
+    kept[part].append({**kept[part][-1], 'variant': 'other'})
+  for part in ('differences', 'used_differences'):
+    for values in kept[part].values():
+      values['other'] = 'x'
+  kept['differences']['own'] = {'baseline': '1', 'selective': '1', 'other': '2'}
+  file.write_text(json.dumps(kept))
+  _add(study, 'selective', f'--keep={study / "more_kept"}')
+  assert json.loads(file.read_text()) == kept
+  target = study / 'more_kept' / 'toy'
+  figures = json.loads((target / 'comparison.json').read_text())
+  file.write_bytes(before)
+  assert figures == _add(study, 'selective')
+  assert (target / 'table.txt').read_text() == (
+    study / 'kept' / 'toy' / 'table.txt'
+  ).read_text()
+
+
 def test_seeds_are_added_again_and_a_variant_may_lag_behind(study):
   _add(study, 'baseline', '--seeds=2')
   figures = _add(study, 'selective')
