@@ -333,9 +333,9 @@ def _put_numbers(x, new, slot, last):
   """
   slots = jnp.arange(x.shape[1])
   entries = jnp.where(slots == last, x, jnp.zeros((), x.dtype))
-  # One of them is not zero; a sum of booleans would be an integer.
-  join = jnp.any if x.dtype == bool else jnp.sum
-  moved = join(entries, axis=1, keepdims=True)
+  # At most one of them is not zero. A sum has a wider dtype than integers and
+  # booleans have.
+  moved = jnp.sum(entries, axis=1, keepdims=True).astype(x.dtype)
   x = jnp.where(slots == slot, moved, x)
   return jnp.where(slots == last, new[:, None], x)
 
