@@ -161,7 +161,10 @@ def _key_kernel(
       grads.later[i, columns] = later
       select = (inputs.selection_query[rows, :], selecting)
     block = recompute.block_at(
-      *(plan, inputs, saved, select),
+      plan,
+      inputs,
+      saved,
+      select,
       i=i,
       column=j * size,
       columns=size,
@@ -173,8 +176,15 @@ def _key_kernel(
     for head, (key, value) in enumerate(pairs):
       query, grad = inputs.query[rows, head, :], saved.grad[rows, head, :]
       weights, logit_grads = gpu_tile.head_gradients(
-        *(plan, block.tile, query, key, value, grad),
-        *(saved.lse[head, rows], saved.delta[head, rows], 1),
+        plan,
+        block.tile,
+        query,
+        key,
+        value,
+        grad,
+        saved.lse[head, rows],
+        saved.delta[head, rows],
+        1,
         block.bias_of(head),
       )
       of_key, of_value = sums[head]
@@ -243,7 +253,10 @@ def _query_kernel(
     if plan.selects:
       select = (of_block.selecting, inputs.selection_key[columns, :])
     block = recompute.block_at(
-      *(plan, inputs, saved, select),
+      plan,
+      inputs,
+      saved,
+      select,
       i=i,
       column=j * size,
       columns=size,
@@ -257,8 +270,12 @@ def _query_kernel(
     )
     if plan.selects:
       selection, _ = recompute.selection_gradient(
-        *(plan, block, saved, rows),
-        *(recompute.added_up(logit_grads), saved.later[i, columns]),
+        plan,
+        block,
+        saved,
+        rows,
+        recompute.added_up(logit_grads),
+        saved.later[i, columns],
       )
       of_selection += product(selection.astype(plan.dtype), select[1])
       if far is not None:

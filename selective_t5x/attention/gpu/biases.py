@@ -168,7 +168,10 @@ def _kernel(
     if plan.selects:
       select = (of_block.selecting, inputs.selection_key[columns, :])
     block = recompute.block_at(
-      *(plan, inputs, saved, select),
+      plan,
+      inputs,
+      saved,
+      select,
       i=i,
       column=column,
       columns=window.size,
@@ -179,8 +182,12 @@ def _kernel(
     sums, of_selection = carry
     if plan.selects:
       selection, _ = recompute.selection_gradient(
-        *(plan, block, saved, of_block.rows),
-        *(recompute.added_up(logit_grads), saved.later[i, columns]),
+        plan,
+        block,
+        saved,
+        of_block.rows,
+        recompute.added_up(logit_grads),
+        saved.later[i, columns],
       )
       of_selection += selection
     sums = tuple(x + y for x, y in zip(sums, logit_grads, strict=True))

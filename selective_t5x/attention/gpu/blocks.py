@@ -71,7 +71,12 @@ class Blocks:
     heads = self.of_heads(self.plan.size)
     selection = self.selection() if self.plan.selects else None
     return Inputs(
-      *(heads, heads, heads, selection, selection, self.start()),
+      heads,
+      heads,
+      heads,
+      selection,
+      selection,
+      self.start(),
       bias=self.bias(query_axis),
       selection_bias=self.selection_bias(query_axis),
     )

@@ -56,14 +56,18 @@ def column_sums(plan: Plan, inputs: Inputs) -> jax.Array | None:
   return blocks.call(
     _sums_kernel,
     (
-      *(inputs.selection_query, inputs.selection_key),
-      *(inputs.start, with_windows(plan, inputs, 1).selection_bias),
+      inputs.selection_query,
+      inputs.selection_key,
+      inputs.start,
+      with_windows(plan, inputs, 1).selection_bias,
     ),
     name='attention_sums',
     blocks=plan.length // plan.block.backward_key,
     in_specs=(
-      *(selection, selection),
-      *(blocks.start(), blocks.selection_bias(1)),
+      selection,
+      selection,
+      blocks.start(),
+      blocks.selection_bias(1),
     ),
     out=Sums(blocks.share(plan.query_blocks, plan.length)),
   ).sums
@@ -89,7 +93,10 @@ def _sums_kernel(
       1,
     )
     scores = gpu_tile.selection_scores(
-      *(plan, place, selection_query[rows, :], keys),
+      plan,
+      place,
+      selection_query[rows, :],
+      keys,
       gpu_tile.bias_of(plan, place, bias, 0, near),
     )
     return sums + jnp.sum(scores, axis=1)

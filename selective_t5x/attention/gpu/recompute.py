@@ -150,9 +150,15 @@ def logit_gradients(plan: Plan, inputs: Inputs, of_block: Rows, block: Block):
   columns = pl.ds(block.place.column, block.place.columns)
   return [
     gpu_tile.head_gradients(
-      *(plan, block.tile, query),
-      *(inputs.key[columns, head, :], inputs.value[columns, head, :]),
-      *(grad, lse, delta, 0),
+      plan,
+      block.tile,
+      query,
+      inputs.key[columns, head, :],
+      inputs.value[columns, head, :],
+      grad,
+      lse,
+      delta,
+      0,
       block.bias_of(head),
     )[1]
     for head, (query, grad, lse, delta) in enumerate(of_block.heads)
@@ -177,7 +183,11 @@ def selection_gradient(
   """
   memory_grad = None if saved.memory_grad is None else saved.memory_grad[rows]
   return gpu_tile.selection_gradient(
-    *(plan, block.tile, logit_grads, memory_grad, later),
+    plan,
+    block.tile,
+    logit_grads,
+    memory_grad,
+    later,
     block.place.query_axis,
   )
 
