@@ -215,11 +215,7 @@ def _by_blocks(
       tokens and tokens._replace(query=rows.block(query, first)),
     )
     seen = query_blocks.visible(first, size, logits.shape[-1], ids)
-    # It is far below any logit, and finite with any logit added.
-    least = jnp.finfo(logits.dtype).min / 2
-    out = reference.attend(jnp.where(kept, logits, least), values, seen)
-    spoilt = nonfinite.per_head(jnp.swapaxes(broken, 1, 2), heads)
-    out = nonfinite.mark(out, spoilt)
+    out = _attended(logits, kept, values, seen, broken)
     memories = None
     if memory_tau is not None:
       memories = memory.count_visible(groups, seen[:, None], memory_tau)
@@ -247,6 +243,25 @@ def _by_blocks(
     memory=memories,
     totals={} if remembered is None else remembered.totals,
     certificate=certificate,
+  )
+
+
+def _attended(logits, kept, values, seen, broken):
+  """Attends to the keys that are kept, [B, C, H, D].
+
+  Args:
+    logits: [B, H, C, N].
+    kept: bool[B, H or 1, C, N].
+    values: [B, N, H, D].
+    seen: bool[B or 1, C, N], which keys a query may see.
+    broken: bool[B, G, C], the queries whose F is not a number.
+  """
+  # It is far below any logit, and finite with any logit added.
+  least = jnp.finfo(logits.dtype).min / 2
+  out = reference.attend(jnp.where(kept, logits, least), values, seen)
+  heads = logits.shape[1]
+  return nonfinite.mark(
+    out, nonfinite.per_head(jnp.swapaxes(broken, 1, 2), heads)
   )
 
 
