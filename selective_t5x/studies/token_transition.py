@@ -1,6 +1,6 @@
 r"""Fits a transition matrix of 8 tokens by attention, with temperatures or not.
 
-  python -m selective_t5x.studies.token_transition --seeds=20
+  python -m selective_t5x.studies.token_transition --seeds=200
 
 This tests a claim of SSA (Zhang et al., arXiv 2411.12892, section 4): with a
 temperature per query, one attention map with small weights can be sharp for
@@ -41,6 +41,9 @@ SUCCESSORS = (1, 1, 2, 2, 4, 4, 8, 8)
 TOKENS = len(SUCCESSORS)
 SIZES = (4, 8)
 LEARNING_RATE = 0.01
+# Seeds of key 0 decided nothing about the error: these are others, whose number
+# was fixed before they were drawn.
+KEY, SEEDS = 1, 200
 MEASURES = ('excess_loss', 'l1_error', 'weight_norm')
 
 
@@ -119,7 +122,7 @@ def measure(seeds: int, steps: int, size: int) -> dict[str, object]:
     ssa - plain: {measure: 95 % t interval of the paired difference}; missing
       with fewer than three seeds.
   """
-  keys = jax.random.split(jax.random.key(0), seeds)
+  keys = jax.random.split(jax.random.key(KEY), seeds)
   measured = {
     name: np.asarray(
       jax.jit(
@@ -147,7 +150,7 @@ def measure(seeds: int, steps: int, size: int) -> dict[str, object]:
   return figures
 
 
-def measure_all(seeds: int = 20, steps: int = 1000) -> dict[str, object]:
+def measure_all(seeds: int = SEEDS, steps: int = 1000) -> dict[str, object]:
   """Returns seeds, steps, and `measure` of each size."""
   measures = {f'size_{size}': measure(seeds, steps, size) for size in SIZES}
   return {'seeds': seeds, 'steps': steps, **measures}
@@ -162,7 +165,7 @@ def main(argv: Sequence[str]) -> None:
   )
   parser.add_argument('--output_dir', default=f'results/{NAME}', metavar='DIR')
   for flag, default, text in (
-    ('seeds', 20, 'embeddings and initial weights'),
+    ('seeds', SEEDS, 'embeddings and initial weights'),
     ('steps', 1000, 'of Adam'),
   ):
     parser.add_argument(
