@@ -67,7 +67,7 @@ def run_folder(name: str):
   folder = cache.root() / 'benchmarks' / 'forgetting' / name
   if (folder / f'checkpoint_{STEPS}').exists():
     return folder
-  train(
+  train_model(
     folder,
     ['attention/memory_loss'] * memory_loss,
     {
@@ -82,7 +82,7 @@ def run_folder(name: str):
   return folder
 
 
-def train(folder, files, bindings) -> None:
+def train_model(folder, files, bindings) -> None:
   """Trains the selective decoder of the Wikipedia sample."""
   files = ['experiments/wikipedia_sample_lm', 'attention/selective', *files]
   bindings = {**bindings, 'MODEL_DIR': str(folder)}
@@ -99,7 +99,7 @@ def training_difference(steps: int = 200) -> float:
   with tempfile.TemporaryDirectory() as folder:
     for eps in (None, 0.0):
       run = pathlib.Path(folder) / str(eps)
-      train(
+      train_model(
         run,
         [],
         {

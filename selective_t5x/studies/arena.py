@@ -151,7 +151,7 @@ def policies_of(model: str, attention_fn: Any) -> dict[str, Policy | None]:
   return suitable
 
 
-def train(
+def train_models(
   scale: Scale,
   experiment: str,
   folder: pathlib.Path,
@@ -309,7 +309,7 @@ def main(argv: Sequence[str]) -> None:
   else:
     cells = []
     for experiment in scale.files:
-      trained = train(
+      trained = train_models(
         scale, experiment, output_dir / experiment, bindings, args.jobs
       )
       cells += measure(output_dir, experiment, trained, scale.batches)

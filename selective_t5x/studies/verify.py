@@ -166,7 +166,7 @@ def _bindings(argv: Sequence[str]) -> dict[str, str]:
   return bound
 
 
-def train(
+def retrain(
   argv: Sequence[str], folder: pathlib.Path, program: Sequence[str]
 ) -> dict[str, Any]:
   """Trains a run, unless it is finished; returns its summary.
@@ -207,7 +207,7 @@ def verify(
   """
   folder = output_dir / recorded.name
   argv = arguments(recorded, folder)
-  summary = train(argv, folder, program)
+  summary = retrain(argv, folder, program)
   return {
     'cell': recorded.name,
     'figures': len(recorded.figures),
