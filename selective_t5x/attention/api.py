@@ -251,8 +251,8 @@ def selective_attention(
     forget_below: eps, an upper bound of the weight that a query may lose by
       keys that are dropped, summed over them; 0 drops none. A key is dropped
       once F proves that no later query can give it weight (docs/forgetting.md).
-      None is the rounding of value's dtype, 2 ** -24 for float32. 'blocked'
-      alone drops keys, and 'pallas_tpu' tiles of dead keys; only with relu.
+      None is the rounding of value's dtype, 2 ** -24 for float32. 'blocked' and
+      'pallas_gpu' drop keys, 'pallas_tpu' tiles of dead keys; only with relu.
     return_live_keys: whether to return how many keys each query reads, the
       visible ones that are not dropped. Only 'blocked' can.
     return_masking: whether to return F too. Only the reference can.
@@ -372,11 +372,10 @@ def _attend_rows(
     sizes=(heads[0].shape[-1], selection.query.shape[-1]),
   )
   settings |= dict(selection=selection, bias=bias)
-  if name in ('blocked', 'pallas_tpu'):
-    settings |= dict(forget_below=forget_below)
-  if return_live_keys:
-    settings |= dict(return_live_keys=True)
   if name != 'reference':
+    settings |= dict(forget_below=forget_below)
+    if return_live_keys:
+      settings |= dict(return_live_keys=True)
     return Attended(*implementations.FAST[name](*heads, **settings))
   out, memory, masking = reference.selective_attention(*heads, **settings)
   masking = _without_one_group(masking) if return_masking else None

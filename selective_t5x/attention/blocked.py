@@ -26,7 +26,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from absl import logging
 
 from selective_t5x.attention import (
   blocked_live,
@@ -215,7 +214,7 @@ def _can_forget(selection, bias, levels) -> bool:
   if selection is None or levels is not None:
     return False
   if not selection.constraints.relu:
-    _log_once('forget_below: nothing is dropped, since F can fall without relu')
+    live_keys.log_that_none_is_dropped('F can fall without relu')
     return False
   groups = selection.query.shape[2]
   if isinstance(bias, DistanceBias):
@@ -223,14 +222,8 @@ def _can_forget(selection, bias, levels) -> bool:
   else:
     has_heads = bias is not None and bias.ndim > 2 and bias.shape[-3] > 1
   if groups > 1 and has_heads:
-    _log_once(
-      'forget_below: nothing is dropped, since several heads select and each '
-      'head has a bias of its own'
+    live_keys.log_that_none_is_dropped(
+      'several heads select and each head has a bias of its own'
     )
     return False
   return True
-
-
-@functools.cache
-def _log_once(message: str) -> None:
-  logging.info(message)

@@ -8,13 +8,14 @@ grid. A matrix product counts at every grid index where its conditions
 condition that depends on data counts its costliest branch: an upper limit.
 
 The conditions, the bounds of loops and the index maps of kernels are integer
-arithmetic on grid indices. NumPy evaluates it for all grid indices at once.
+arithmetic on grid indices. NumPy evaluates it for all grid indices at once. A
+loop may also be bounded by an integer operand, whose numbers are data: its
+author says what they are counted as, or whoever counts.
 """
 
 import functools
 import math
 import re
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +23,8 @@ import jax.extend
 import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
+
+from selective_t5x.attention import kernel_integers as integers
 
 
 class Cost(NamedTuple):
@@ -50,28 +53,42 @@ class Cost(NamedTuple):
 # A GPU's kernel has its operations in its metadata, see `counted_call`. They
 # outlast every way of quoting.
 DECLARED_FLOPS = re.compile('flops=([0-9]+);')
+_DECLARED = re.compile('([a-z]+)=([0-9]+);')
 
 
-def counted_call(kernel, operands: tuple, **spec) -> Any:
+def counted_call(
+  kernel, operands: tuple, *, numbers: integers.Numbers | None = None, **spec
+) -> Any:
   """Calls a kernel and tells XLA its cost.
 
   Args:
     kernel: as in `pl.pallas_call`.
     operands: the arguments of the kernel.
+    numbers: those of the operands of a GPU's kernel that bound loops, which it
+      is counted with; None without such operands.
     **spec: as in `pl.pallas_call`.
 
   Returns:
     The result of the call.
   """
   call = functools.partial(pl.pallas_call, kernel, **spec)
-  cost = total(kernel_costs(call(), *operands))
   if isinstance(spec.get('compiler_params'), triton.CompilerParams):
+    jaxpr = jax.make_jaxpr(call())(*operands).jaxpr
+    cost = total(list(_kernels(jaxpr, 1, numbers)))
     # These have no field for the estimate, but one for any text.
-    return call(metadata={'cost': f'flops={cost.flops};'})(*operands)
+    declared = f'flops={cost.flops};'
+    if numbers is not None:
+      # What `kernel_costs` cannot count again.
+      declared += f'transcendentals={cost.transcendentals};'
+      declared += f'loaded={loaded(jaxpr, numbers)};'
+    return call(metadata={'cost': declared})(*operands)
+  cost = total(kernel_costs(call(), *operands))
   return call(cost_estimate=cost.estimate())(*operands)
 
 
-def kernel_costs(function, *args) -> list[tuple[str, Cost]]:
+def kernel_costs(
+  function, *args, numbers: integers.Numbers | None = None
+) -> list[tuple[str, Cost]]:
   """Lists the kernels that a function calls, each with its name and cost.
 
   A kernel inside `jax.lax.scan` is listed once, with the cost of all rounds.
@@ -79,12 +96,14 @@ def kernel_costs(function, *args) -> list[tuple[str, Cost]]:
   Args:
     function: a function of arrays; it is traced, not run.
     *args: arrays or `jax.ShapeDtypeStruct`s.
+    numbers: those of the operands that bound loops; None for those that the
+      kernels are declared with.
 
   Raises:
     ValueError: if a kernel's index map depends on more than its grid indices,
       or a kernel loops an unknown number of rounds.
   """
-  return list(_kernels(jax.make_jaxpr(function)(*args).jaxpr, 1))
+  return list(_kernels(jax.make_jaxpr(function)(*args).jaxpr, 1, numbers))
 
 
 def total(costs: list[tuple[str, Cost]]) -> Cost:
@@ -94,7 +113,7 @@ def total(costs: list[tuple[str, Cost]]) -> Cost:
   )
 
 
-def loaded(jaxpr) -> int:
+def loaded(jaxpr, numbers: integers.Numbers | None = None) -> int:
   """Returns the bytes that the loads and stores of a program's kernels move.
 
   On GPUs they are what the kernels ask of the caches: an upper bound of what
@@ -102,19 +121,20 @@ def loaded(jaxpr) -> int:
 
   Args:
     jaxpr: a program.
+    numbers: see `kernel_costs`.
 
   Raises:
     ValueError: see `kernel_costs`.
   """
   return sum(
-    times * _body(eqn.params, _indices(eqn.params)).loaded
+    times * _work(eqn.params, _indices(eqn.params), numbers)['loaded']
     for eqn, times in _calls(jaxpr, 1)
   )
 
 
-def _kernels(jaxpr, times):
+def _kernels(jaxpr, times, numbers):
   for eqn, rounds in _calls(jaxpr, times):
-    cost = kernel_cost(eqn.params)
+    cost = kernel_cost(eqn.params, numbers)
     name = eqn.params['name'] or eqn.params['jaxpr'].debug_info.func_name
     yield name, Cost(*(rounds * x for x in cost))
 
@@ -130,8 +150,12 @@ def _calls(jaxpr, times):
       yield from _calls(sub, inside)
 
 
-def kernel_cost(params) -> Cost:
+def kernel_cost(params, numbers: integers.Numbers | None = None) -> Cost:
   """Returns the cost of one kernel from the parameters of its `pallas_call`.
+
+  Args:
+    params: those of the equation.
+    numbers: see `kernel_costs`.
 
   Raises:
     ValueError: see `kernel_costs`.
@@ -143,8 +167,8 @@ def kernel_cost(params) -> Cost:
     moved = sum(x.size * x.dtype.itemsize for x in arrays)
   else:
     moved = sum(_moved(block, indices) for block in mapping.block_mappings)
-  body = _body(params, indices)
-  return Cost(body.flops, moved, body.transcendentals)
+  work = _work(params, indices, numbers)
+  return Cost(work['flops'], moved, work['transcendentals'])
 
 
 def _indices(params):
@@ -153,22 +177,32 @@ def _indices(params):
   return np.indices(grid).reshape(len(grid), math.prod(grid))
 
 
-def _body(params, indices) -> '_Body':
+def _work(params, indices, numbers) -> dict[str, int]:
+  """Returns the attributes of a `_Body` by name."""
+  blocks = params['grid_mapping'].block_mappings
+  known = integers.operands(params['jaxpr'].invars, blocks, indices, numbers)
   body = _Body(indices)
-  body.walk(params['jaxpr'], {}, np.ones(indices.shape[1], np.int64))
-  return body
+  try:
+    body.walk(params['jaxpr'], known, np.ones(indices.shape[1], np.int64))
+  except _RoundsByDataError:
+    declared = dict(params['metadata'] or {}).get('cost')
+    if numbers or declared is None:
+      raise
+    return {name: int(x) for name, x in _DECLARED.findall(declared)}
+  return {
+    'flops': body.flops,
+    'transcendentals': body.transcendentals,
+    'loaded': body.loaded,
+  }
+
+
+class _RoundsByDataError(ValueError):
+  """A kernel loops a number of rounds that depends on data."""
 
 
 def _moved(block, indices) -> int:
   """Returns the bytes that one operand moves."""
-  jaxpr = block.index_map_jaxpr
-  known = dict(zip(jaxpr.jaxpr.invars, indices, strict=False))
-  known |= dict(zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True))
-  _evaluate(jaxpr.jaxpr, known)
-  axes = [_read(known, x) for x in jaxpr.jaxpr.outvars]
-  if any(x is None for x in axes):
-    raise ValueError(f'an index map of a kernel cannot be followed: {jaxpr}')
-  places = np.stack([np.broadcast_to(x, indices.shape[1:]) for x in axes])
+  places = integers.places(block, indices)
   changes = np.any(places[:, 1:] != places[:, :-1], axis=0)
   aval = block.transformed_block_aval
   return (1 + int(np.sum(changes))) * padded_bytes(aval.shape, aval.dtype)
@@ -182,60 +216,6 @@ def padded_bytes(shape, dtype) -> int:
     rows = pl.cdiv(rows, 8) * 8
   lanes = pl.cdiv(lanes, 128) * 128
   return math.prod(outer) * rows * lanes * np.dtype(dtype).itemsize
-
-
-# The operations of conditions and index maps, on integers of zero or more.
-_ARITHMETIC: dict[str, Callable] = {
-  'add': np.add,
-  'and': np.logical_and,
-  'convert_element_type': lambda x: x,
-  'div': np.floor_divide,
-  'eq': np.equal,
-  'ge': np.greater_equal,
-  'gt': np.greater,
-  'le': np.less_equal,
-  'lt': np.less,
-  'max': np.maximum,
-  'min': np.minimum,
-  'mul': np.multiply,
-  'ne': np.not_equal,
-  'not': np.logical_not,
-  'or': np.logical_or,
-  'rem': np.remainder,
-  'select_n': lambda which, no, yes: np.where(which, yes, no),
-  'sign': np.sign,
-  'sub': np.subtract,
-}
-
-
-def _read(known, x):
-  return x.val if isinstance(x, jax.extend.core.Literal) else known.get(x)
-
-
-def _evaluate(jaxpr, known, indices=None) -> None:
-  """Adds to `known` the values that follow from it, over all grid indices."""
-  for eqn in jaxpr.eqns:
-    _evaluate_equation(eqn, known, indices)
-
-
-def _evaluate_equation(eqn, known, indices) -> None:
-  name = eqn.primitive.name
-  if name == 'program_id':
-    known[eqn.outvars[0]] = indices[eqn.params['axis']]
-    return
-  if any(v.aval.shape for v in eqn.outvars if hasattr(v.aval, 'shape')):
-    return
-  values = [_read(known, x) for x in eqn.invars]
-  if any(x is None for x in values):
-    return
-  if name in ('jit', 'pjit'):
-    inner = eqn.params['jaxpr']
-    inside = dict(zip(inner.jaxpr.invars, values, strict=True))
-    _evaluate(inner.jaxpr, inside, indices)
-    for outer, x in zip(eqn.outvars, inner.jaxpr.outvars, strict=True):
-      known[outer] = _read(inside, x)
-  elif name in _ARITHMETIC:
-    known[eqn.outvars[0]] = _ARITHMETIC[name](*values)
 
 
 class _Body:
@@ -262,29 +242,32 @@ class _Body:
         self.flops += count * product_flops(eqn)
       elif name in ('exp', 'exp2', 'log'):
         self.transcendentals += count * math.prod(eqn.outvars[0].aval.shape)
-      elif name in ('get', 'swap'):
+      elif name in ('get', 'swap', 'masked_load', 'masked_swap'):
         aval = eqn.outvars[0].aval
         self.loaded += count * aval.size * aval.dtype.itemsize
+        integers.evaluate_equation(eqn, known, self.indices)
       elif name == 'cond':
         self._condition(eqn, known, times)
       elif name == 'while':
         self._loop(eqn, known, times)
       else:
-        _evaluate_equation(eqn, known, self.indices)
+        integers.evaluate_equation(eqn, known, self.indices)
         # The values that a loop carries change from round to round.
         fixed = eqn.params.get('num_consts', len(eqn.invars))
         for sub in jax.extend.core.jaxprs_in_params(eqn.params):
-          inside = _arguments(sub.invars[:fixed], eqn.invars[:fixed], known)
+          inside = integers.arguments(
+            sub.invars[:fixed], eqn.invars[:fixed], known
+          )
           self.walk(sub, inside, times * eqn.params.get('length', 1))
 
   def _condition(self, eqn, known, times):
-    which = _read(known, eqn.invars[0])
+    which = integers.read(known, eqn.invars[0])
     if which is None:
       self._any_branch(eqn, known, times)
       return
     for number, branch in enumerate(eqn.params['branches']):
       branch_times = times * (np.asarray(which, int) == number)
-      inside = _arguments(branch.jaxpr.invars, eqn.invars[1:], known)
+      inside = integers.arguments(branch.jaxpr.invars, eqn.invars[1:], known)
       self.walk(branch.jaxpr, inside, branch_times)
 
   def _any_branch(self, eqn, known, times):
@@ -292,7 +275,7 @@ class _Body:
     bodies = []
     for branch in eqn.params['branches']:
       body = _Body(self.indices)
-      inside = _arguments(branch.jaxpr.invars, eqn.invars[1:], known)
+      inside = integers.arguments(branch.jaxpr.invars, eqn.invars[1:], known)
       body.walk(branch.jaxpr, inside, times)
       bodies.append(body)
     self.flops += max(body.flops for body in bodies)
@@ -303,26 +286,18 @@ class _Body:
     """Counts `lax.fori_loop`, which goes from a number to below another."""
     tests, consts = eqn.params['cond_nconsts'], eqn.params['body_nconsts']
     test = eqn.params['cond_jaxpr'].jaxpr
-    bounds = [
-      _read(known, x) for x in eqn.invars[tests + consts : tests + consts + 2]
-    ]
+    limits = eqn.invars[tests + consts : tests + consts + 2]
+    bounds = [integers.read(known, x) for x in limits]
     counts = [str(e.primitive) for e in test.eqns] == ['lt'] and (
       list(test.eqns[0].invars) == list(test.invars[tests : tests + 2])
     )
     if not counts or any(x is None for x in bounds):
-      raise ValueError('a kernel loops an unknown number of rounds')
+      raise _RoundsByDataError('a kernel loops an unknown number of rounds')
     first, end = bounds
     body = eqn.params['body_jaxpr'].jaxpr
     operands = eqn.invars[tests : tests + consts]
-    inside = _arguments(body.invars[:consts], operands, known)
+    inside = integers.arguments(body.invars[:consts], operands, known)
     self.walk(body, inside, times * np.maximum(end - first, 0))
-
-
-def _arguments(names, operands, known):
-  """Returns the known values inside a jaxpr that is called with operands."""
-  values = [_read(known, x) for x in operands]
-  pairs = zip(names, values, strict=True)
-  return {name: value for name, value in pairs if value is not None}
 
 
 def product_flops(eqn) -> int:

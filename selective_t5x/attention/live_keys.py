@@ -21,11 +21,13 @@ proof.
 Shapes: those of `blocked`, with one selecting head.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 
 from selective_t5x.attention import blocked_biases
 from selective_t5x.attention.blocked_tiles import Keys, Queries
@@ -39,6 +41,12 @@ def lost_weight(forget_below: float | None, dtype: Any) -> float:
   if forget_below is None:
     return _ROUNDING.get(jnp.dtype(dtype).name, 2.0**-24)
   return forget_below
+
+
+@functools.cache
+def log_that_none_is_dropped(why: str) -> None:
+  """Logs once why a call drops no key."""
+  logging.info('forget_below: nothing is dropped, since %s', why)
 
 
 class Bound(NamedTuple):
@@ -84,16 +92,17 @@ class Bound(NamedTuple):
     It is below every F for the keys of earlier segments, which no query sees.
 
     Args:
-      index: i32[], the number of the block.
+      index: i32[], the number of the block; or i32[T] for those of several.
 
     Returns:
-      f32[B, N].
+      f32[B, N], or f32[T, B, N].
     """
+    # XLA takes this maximum without an array of all heads.
     highest = self.query[index][..., None] * self.key + self.bias
-    limit = jnp.max(highest - self.least[index][..., None], axis=1)
+    limit = jnp.max(highest - self.least[index][..., None], axis=-2)
     limit = jnp.maximum(limit + self.slack, self.floor)
-    keys = jnp.arange(limit.shape[1])
-    return jnp.where(keys >= self.first[index][:, None], limit, -1.0)
+    keys = jnp.arange(limit.shape[-1])
+    return jnp.where(keys >= self.first[index][..., None], limit, -1.0)
 
 
 def bound(

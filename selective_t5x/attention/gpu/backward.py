@@ -21,6 +21,17 @@ from selective_t5x.attention.gpu import biases, recompute
 from selective_t5x.attention.gpu import tile as gpu_tile
 from selective_t5x.attention.gpu.blocks import Blocks, Inputs
 from selective_t5x.attention.gpu.forward import Outputs
+from selective_t5x.attention.gpu.live import (
+  Lists,
+  Live,
+  Order,
+  all_alive,
+  columns_of,
+  key_blocks,
+  lists_spec,
+  order_spec,
+  owned_keys,
+)
 from selective_t5x.attention.gpu.plan import Plan
 from selective_t5x.attention.gpu.recompute import Saved
 from selective_t5x.attention.gpu.windows import with_windows
@@ -58,7 +69,13 @@ class QueryGrads(NamedTuple):
 
 
 def backward(
-  plan: Plan, inputs: Inputs, sums, outputs: Outputs, grad, memory_grad
+  plan: Plan,
+  inputs: Inputs,
+  sums,
+  live: Live | None,
+  outputs: Outputs,
+  grad,
+  memory_grad,
 ) -> Inputs:
   """Runs both kernels.
 
@@ -66,6 +83,7 @@ def backward(
     plan: the plan of the call.
     inputs: those of the forward kernel.
     sums: those of the forward kernel.
+    live: which keys are read, and their order; None for all.
     outputs: those of the forward kernel.
     grad: [B, N, H, D], the cotangent of the output.
     memory_grad: f32[B, G, N], the cotangent of M; None without it.
@@ -83,6 +101,7 @@ def backward(
     memory_grad = jnp.repeat(memory_grad, shared, axis=1)
     memory_grad = jnp.where(first[:, None], memory_grad, 0.0)
   saved = Saved(grad, outputs.lse, delta, sums, memory_grad)
+  lists, order = (None, None) if live is None else live
 
   def over_programs(share):
     """Returns f32[B, P, N, E], summed over programs, as [B, N, G, E]."""
@@ -92,14 +111,14 @@ def backward(
     total = jnp.sum(share.reshape(*groups, *share.shape[2:]), axis=2)
     return total.swapaxes(1, 2).astype(plan.dtype)
 
-  key_grads = _key_grads(plan, inputs, saved)
+  key_grads = _key_grads(plan, inputs, saved, order)
   of_selection = over_programs(key_grads.selection_key)
   # The shares of one kernel are summed before those of the other exist.
   of_selection, later = lax.optimization_barrier(
     (of_selection, key_grads.later)
   )
   saved = saved._replace(later=later)
-  query_grads = _query_grads(plan, inputs, saved)
+  query_grads = _query_grads(plan, inputs, saved, lists)
   of_bias = None, None
   if plan.behind is not None:
     of_bias = biases.gradients(plan, inputs, saved, query_grads.far)
@@ -123,7 +142,9 @@ def _share(blocks: Blocks):
   return blocks.share(plan.length, plan.selection_size)
 
 
-def _key_grads(plan: Plan, inputs: Inputs, saved: Saved) -> KeyGrads:
+def _key_grads(
+  plan: Plan, inputs: Inputs, saved: Saved, order: Order | None
+) -> KeyGrads:
   blocks = Blocks(plan, plan.block.keys, plan.backward_heads)
   heads = blocks.of_heads(plan.size)
   like = jax.ShapeDtypeStruct(inputs.key.shape, plan.dtype)
@@ -132,25 +153,36 @@ def _key_grads(plan: Plan, inputs: Inputs, saved: Saved) -> KeyGrads:
     later = blocks.share(plan.query_blocks, plan.length)
   return blocks.call(
     _key_kernel,
-    (with_windows(plan, inputs, 1), saved),
+    (with_windows(plan, inputs, 1), saved, order),
     name='attention_keys',
     blocks=plan.length // plan.block.backward_key,
-    in_specs=(blocks.inputs(1), recompute.saved_specs(blocks, saved)),
+    in_specs=(
+      blocks.inputs(1),
+      recompute.saved_specs(blocks, saved),
+      order_spec(blocks, order),
+    ),
     out=KeyGrads((heads, like), (heads, like), _share(blocks), later),
+    numbers=all_alive(plan) if order else None,
   )
 
 
 def _key_kernel(
-  plan: Plan, heads: int, inputs: Inputs, saved: Saved, grads: KeyGrads
+  plan: Plan,
+  heads: int,
+  inputs: Inputs,
+  saved: Saved,
+  order: Order | None,
+  grads: KeyGrads,
 ):
   """Goes up the tiles of one block of keys, which are [K, Q]."""
   j, size = pl.program_id(0), plan.block.backward_key
-  columns = pl.ds(j * size, size)
+  owned = owned_keys(plan, order, j, size)
+  slots = owned.slots
   pairs = [
-    (inputs.key[columns, head, :], inputs.value[columns, head, :])
+    (inputs.key[slots, head, :], inputs.value[slots, head, :])
     for head in range(heads)
   ]
-  selecting = inputs.selection_key[columns, :] if plan.selects else None
+  selecting = inputs.selection_key[slots, :] if plan.selects else None
 
   def add(last, near, step, carry):
     sums, of_selection, later = carry
@@ -158,7 +190,7 @@ def _key_kernel(
     rows = pl.ds(i * plan.block.query, plan.block.query)
     select = None
     if plan.selects:
-      grads.later[i, columns] = later
+      grads.later[i, slots] = later
       select = (inputs.selection_query[rows, :], selecting)
     block = recompute.block_at(
       plan,
@@ -166,8 +198,7 @@ def _key_kernel(
       saved,
       select,
       i=i,
-      column=j * size,
-      columns=size,
+      columns=owned.columns(i),
       query_axis=1,
       near=near,
     )
@@ -207,20 +238,20 @@ def _key_kernel(
       jnp.zeros((size, plan.selection_size), jnp.float32),
       jnp.zeros((size,), jnp.float32),
     )
-  for first, end, near in plan.query_blocks_of(j, size, plan.query_blocks)[
-    ::-1
-  ]:
+  for first, end, near in owned.query_blocks[::-1]:
     step = functools.partial(add, end - 1, near)
     carry = lax.fori_loop(0, end - first, step, carry)
   sums, of_selection, _ = carry
   for head, (of_key, of_value) in enumerate(sums):
-    grads.key[columns, head, :] = (plan.scale * of_key).astype(plan.dtype)
-    grads.value[columns, head, :] = of_value.astype(plan.dtype)
+    grads.key[slots, head, :] = (plan.scale * of_key).astype(plan.dtype)
+    grads.value[slots, head, :] = of_value.astype(plan.dtype)
   if plan.selects:
-    grads.selection_key[columns, :] = plan.selection_scale * of_selection
+    grads.selection_key[slots, :] = plan.selection_scale * of_selection
 
 
-def _query_grads(plan: Plan, inputs: Inputs, saved: Saved) -> QueryGrads:
+def _query_grads(
+  plan: Plan, inputs: Inputs, saved: Saved, lists: Lists | None
+) -> QueryGrads:
   blocks = Blocks(plan, plan.block.queries, plan.backward_heads)
   like = jax.ShapeDtypeStruct(inputs.query.shape, plan.dtype)
   far = None
@@ -228,16 +259,26 @@ def _query_grads(plan: Plan, inputs: Inputs, saved: Saved) -> QueryGrads:
     far = blocks.share(plan.query_blocks)
   return blocks.call(
     _query_kernel,
-    (with_windows(plan, inputs, 0), saved),
+    (with_windows(plan, inputs, 0), saved, lists),
     name='attention_queries',
     blocks=plan.query_blocks,
-    in_specs=(blocks.inputs(0), recompute.saved_specs(blocks, saved)),
+    in_specs=(
+      blocks.inputs(0),
+      recompute.saved_specs(blocks, saved),
+      lists_spec(blocks, lists),
+    ),
     out=QueryGrads((blocks.of_heads(plan.size), like), _share(blocks), far),
+    numbers=all_alive(plan) if lists else None,
   )
 
 
 def _query_kernel(
-  plan: Plan, heads: int, inputs: Inputs, saved: Saved, grads: QueryGrads
+  plan: Plan,
+  heads: int,
+  inputs: Inputs,
+  saved: Saved,
+  lists: Lists | None,
+  grads: QueryGrads,
 ):
   """Goes along the tiles of one block of queries, which are [Q, K]."""
   # The last blocks have most tiles: they start first.
@@ -248,24 +289,24 @@ def _query_kernel(
 
   def add(near, j, carry):
     sums, of_selection, far = carry
-    columns = pl.ds(j * size, size)
+    columns = columns_of(plan, lists, i, j, size)
+    slots = columns.slots
     select = None
     if plan.selects:
-      select = (of_block.selecting, inputs.selection_key[columns, :])
+      select = (of_block.selecting, inputs.selection_key[slots, :])
     block = recompute.block_at(
       plan,
       inputs,
       saved,
       select,
       i=i,
-      column=j * size,
-      columns=size,
+      columns=columns,
       query_axis=0,
       near=near,
     )
     logit_grads = recompute.logit_gradients(plan, inputs, of_block, block)
     sums = tuple(
-      total + product(x.astype(plan.dtype), inputs.key[columns, head, :])
+      total + product(x.astype(plan.dtype), inputs.key[slots, head, :])
       for head, (total, x) in enumerate(zip(sums, logit_grads, strict=True))
     )
     if plan.selects:
@@ -275,7 +316,7 @@ def _query_kernel(
         saved,
         rows,
         recompute.added_up(logit_grads),
-        saved.later[i, columns],
+        saved.later[i, slots],
       )
       of_selection += product(selection.astype(plan.dtype), select[1])
       if far is not None:
@@ -290,7 +331,7 @@ def _query_kernel(
     carry = (carry[0], jnp.zeros(shape, jnp.float32), None)
   if grads.far is not None:
     carry = (*carry[:2], jnp.zeros((plan.block.query,), jnp.float32))
-  for first, end, near in plan.key_blocks(i, size):
+  for first, end, near in key_blocks(plan, lists, i, size):
     carry = lax.fori_loop(first, end, functools.partial(add, near), carry)
   sums, of_selection, far = carry
   for head, of_query in enumerate(sums):

@@ -22,6 +22,7 @@ from jax.experimental import pallas as pl
 
 from selective_t5x.attention.distance_bias import toeplitz
 from selective_t5x.attention.gpu import recompute
+from selective_t5x.attention.gpu import tile as gpu_tile
 from selective_t5x.attention.gpu.blocks import Blocks, Inputs
 from selective_t5x.attention.gpu.plan import Plan
 from selective_t5x.attention.gpu.recompute import Saved
@@ -163,18 +164,17 @@ def _kernel(
   def add(i, carry):
     of_block = recompute.of_rows(plan, heads, inputs, saved, i)
     column = i * plan.block.query + number * window.size - window.before
-    columns = pl.ds(column, window.size)
+    columns = gpu_tile.Columns.in_order(column, window.size)
     select = None
     if plan.selects:
-      select = (of_block.selecting, inputs.selection_key[columns, :])
+      select = (of_block.selecting, inputs.selection_key[columns.slots, :])
     block = recompute.block_at(
       plan,
       inputs,
       saved,
       select,
       i=i,
-      column=column,
-      columns=window.size,
+      columns=columns,
       query_axis=0,
       near=True,
     )
@@ -187,7 +187,7 @@ def _kernel(
         saved,
         of_block.rows,
         recompute.added_up(logit_grads),
-        saved.later[i, columns],
+        saved.later[i, columns.slots],
       )
       of_selection += selection
     sums = tuple(x + y for x, y in zip(sums, logit_grads, strict=True))

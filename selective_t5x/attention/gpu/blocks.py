@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from selective_t5x.attention import kernel_costs
+from selective_t5x.attention import kernel_costs, kernel_integers
 from selective_t5x.attention.gpu.plan import Launch, Plan
 
 
@@ -151,6 +151,7 @@ class Blocks:
     blocks: int,
     in_specs: tuple,
     out: Any,
+    numbers: kernel_integers.Numbers | None = None,
   ) -> Any:
     """Runs a kernel over the grid.
 
@@ -164,6 +165,7 @@ class Blocks:
       in_specs: a tree of block specs for each operand.
       out: a tree of pairs, the block spec and the `jax.ShapeDtypeStruct` of a
         result, or None.
+      numbers: what operands that bound loops are counted as.
 
     Returns:
       The results, a tree like `out`.
@@ -182,6 +184,7 @@ class Blocks:
     (result,) = kernel_costs.counted_call(
       body,
       operands,
+      numbers=numbers,
       grid=(blocks, self.plan.batch, self.programs),
       in_specs=in_specs,
       out_specs=(specs,),

@@ -17,6 +17,13 @@ from jax.experimental import pallas as pl
 from selective_t5x.attention.fused import FAR, product
 from selective_t5x.attention.gpu import tile as gpu_tile
 from selective_t5x.attention.gpu.blocks import Blocks, Inputs
+from selective_t5x.attention.gpu.live import (
+  Lists,
+  all_alive,
+  columns_of,
+  key_blocks,
+  lists_spec,
+)
 from selective_t5x.attention.gpu.plan import Plan
 from selective_t5x.attention.gpu.windows import with_windows
 
@@ -86,9 +93,8 @@ def _sums_kernel(
     rows = pl.ds(i * plan.block.query, plan.block.query)
     place = gpu_tile.Place(
       i * plan.block.query,
-      j * size,
       plan.block.query,
-      size,
+      gpu_tile.Columns.in_order(j * size, size),
       None if start is None else start[rows],
       1,
     )
@@ -108,17 +114,26 @@ def _sums_kernel(
   out.sums[last, columns] = sums
 
 
-def forward(plan: Plan, inputs: Inputs, sums: jax.Array | None) -> Outputs:
-  """Runs the attention kernel; `sums` are those of `column_sums`."""
+def forward(
+  plan: Plan, inputs: Inputs, sums: jax.Array | None, lists: Lists | None
+) -> Outputs:
+  """Runs the attention kernel.
+
+  Args:
+    plan: the plan of the call.
+    inputs: its inputs.
+    sums: those of `column_sums`.
+    lists: which keys are read; None for all.
+  """
   blocks = Blocks(plan, plan.block.forward, plan.forward_heads)
   memory = plan.memory_tau is not None
   whole = (plan.batch, plan.heads, plan.length)
   return blocks.call(
     _forward_kernel,
-    (with_windows(plan, inputs, 0), sums),
+    (with_windows(plan, inputs, 0), sums, lists),
     name='attention_forward',
     blocks=plan.query_blocks,
-    in_specs=(blocks.inputs(0), sums_spec(blocks)),
+    in_specs=(blocks.inputs(0), sums_spec(blocks), lists_spec(blocks, lists)),
     out=Outputs(
       (
         blocks.of_heads(plan.size),
@@ -127,6 +142,7 @@ def forward(plan: Plan, inputs: Inputs, sums: jax.Array | None) -> Outputs:
       (blocks.rows_of_heads(), jax.ShapeDtypeStruct(whole, jnp.float32)),
       blocks.share(plan.length) if memory else None,
     ),
+    numbers=all_alive(plan) if lists else None,
   )
 
 
@@ -152,7 +168,9 @@ class _Head(NamedTuple):
   weight: jax.Array
 
 
-def _forward_kernel(plan: Plan, heads: int, inputs: Inputs, sums, outputs):
+def _forward_kernel(
+  plan: Plan, heads: int, inputs: Inputs, sums, lists, outputs
+):
   """Goes along the tiles of one block of queries."""
   # The last blocks have most tiles: they start first.
   i = plan.query_blocks - 1 - pl.program_id(0)
@@ -164,14 +182,12 @@ def _forward_kernel(plan: Plan, heads: int, inputs: Inputs, sums, outputs):
 
   def attend(near, j, carry):
     running, memory = carry
-    columns = pl.ds(j * plan.block.key, plan.block.key)
-    place = gpu_tile.Place(
-      i * size, j * plan.block.key, size, plan.block.key, start, 0
-    )
+    columns = columns_of(plan, lists, i, j, plan.block.key)
+    place = gpu_tile.Place(i * size, size, columns, start, 0)
     select = before = None
     if plan.selects:
-      select = (selecting, inputs.selection_key[columns, :])
-      before = sums[i, columns]
+      select = (selecting, inputs.selection_key[columns.slots, :])
+      before = sums[i, columns.slots]
     bias_of = functools.partial(gpu_tile.bias_of, plan, place, near=near)
     tile = gpu_tile.make_tile(
       plan, place, select, before, bias_of(inputs.selection_bias, 0)
@@ -183,8 +199,8 @@ def _forward_kernel(plan: Plan, heads: int, inputs: Inputs, sums, outputs):
         plan,
         tile,
         queries[head],
-        inputs.key[columns, head, :],
-        inputs.value[columns, head, :],
+        inputs.key[columns.slots, head, :],
+        inputs.value[columns.slots, head, :],
         running[head],
         bias_of(inputs.bias, head),
       )
@@ -199,7 +215,7 @@ def _forward_kernel(plan: Plan, heads: int, inputs: Inputs, sums, outputs):
     zeros,
   )
   carry = ((empty,) * heads, None if outputs.memory is None else zeros)
-  for first, end, near in plan.key_blocks(i, plan.block.key):
+  for first, end, near in key_blocks(plan, lists, i, plan.block.key):
     carry = lax.fori_loop(first, end, functools.partial(attend, near), carry)
   running, memory = carry
   for head, (total, top, weight) in enumerate(running):

@@ -25,10 +25,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from selective_t5x.attention import derivatives, fused, mesh
+from selective_t5x.attention import derivatives, fused, live_keys, mesh
 from selective_t5x.attention.distance_bias import DistanceBias
 from selective_t5x.attention.gpu import backward as gpu_backward
 from selective_t5x.attention.gpu import forward as gpu_forward
+from selective_t5x.attention.gpu import live
 from selective_t5x.attention.gpu.blocks import Inputs
 from selective_t5x.attention.gpu.plan import (
   LARGEST_SIZE,
@@ -39,6 +40,7 @@ from selective_t5x.attention.gpu.plan import (
   too_old,
 )
 from selective_t5x.attention.gpu.plan import block_sizes as tiles_of
+from selective_t5x.attention.limits import limits as limits_of
 from selective_t5x.attention.selection import ALL, Constraints, Selection
 
 __all__ = ['BlockSizes', 'attention', 'unsupported']
@@ -88,6 +90,7 @@ def attention(
   bias: DistanceBias | None = None,
   segment_ids: jax.Array | None = None,
   memory_tau: float | None = None,
+  forget_below: float | None = 0.0,
   block_sizes: BlockSizes | None = None,
   interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
@@ -99,7 +102,8 @@ def attention(
       It takes about 4 Q (R + 3 Q) bytes for each of the H and G heads, Q being
       `BlockSizes.query`. Its gradient takes about 4 Q (R + Q) bytes for each of
       H heads and P programs (`gpu.blocks`), for every 2,048 tokens of a row.
-      There is no other array of it.
+      There is no other array of it. With one no key is dropped.
+    forget_below: dead keys are not read, see `gpu.live`.
     block_sizes: None for those of the GPU, `plan.block_sizes`.
     interpret: whether to run in Pallas' interpreter, on any platform and very
       slowly.
@@ -145,7 +149,9 @@ def attention(
   groups = 0 if selection is None else selection.query.shape[2]
   inputs = inputs._replace(**_tables(*biases, length, query.shape[2], groups))
   plan = _plan(inputs, block, selection, scale, memory_tau, interpret=interpret)
-  out, memory = _attention(plan, inputs)
+  eps = live_keys.lost_weight(forget_below, value.dtype)
+  limits = _limits(plan, inputs, eps, length) if eps else None
+  out, memory = _attention(plan, inputs, limits)
   out = out[:, :length, :, :size].astype(value.dtype)
   if memory is None:
     return call.results(out, None)
@@ -215,10 +221,45 @@ def _plan(inputs, block, selection, scale, memory_tau, *, interpret) -> Plan:
   )
 
 
-def _run(plan: Plan, inputs: Inputs):
-  """Returns the column sums of S and the forward kernel's outputs."""
+def _limits(plan: Plan, inputs: Inputs, eps: float, length: int):
+  """Returns f32[B, G, T, N], see `limits`; None where no key can be dropped.
+
+  Args:
+    plan: the plan of the call.
+    inputs: of the kernels.
+    eps: the limit of the weight of all dead keys; positive.
+    length: N without the tokens that make whole tiles.
+  """
+  if not plan.selects or plan.query_blocks == 1:
+    return None
+  if plan.behind is not None:
+    live_keys.log_that_none_is_dropped(
+      "the GPU kernels read T5's biases of keys in order alone"
+    )
+    return None
+  start = inputs.start
+  if start is None and length < plan.length:
+    tokens = jnp.arange(plan.length)[None]
+    start = jnp.where(tokens < length, 0, plan.length)
+    start = jnp.broadcast_to(start, (plan.batch, plan.length))
+  return limits_of(
+    inputs.query.swapaxes(1, 2),
+    inputs.key.swapaxes(1, 2),
+    start,
+    None,
+    groups=plan.groups,
+    block=plan.block.query,
+    scale=plan.scale,
+    forget_below=eps,
+    memory_tau=plan.memory_tau,
+  )[:, :, :, 0]
+
+
+def _run(plan: Plan, inputs: Inputs, limits):
+  """Returns the sums of S, what is read of keys, and the forward outputs."""
   sums = gpu_forward.column_sums(plan, inputs)
-  return sums, gpu_forward.forward(plan, inputs, sums)
+  lists = None if limits is None else live.lists(plan, sums, limits)
+  return sums, lists, gpu_forward.forward(plan, inputs, sums, lists)
 
 
 def _results(plan: Plan, outputs):
@@ -231,20 +272,23 @@ def _results(plan: Plan, outputs):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(plan: Plan, inputs: Inputs):
-  _, outputs = _run(plan, inputs)
+def _attention(plan: Plan, inputs: Inputs, limits):
+  *_, outputs = _run(plan, inputs, limits)
   return _results(plan, outputs)
 
 
-def _attention_fwd(plan, inputs):
+def _attention_fwd(plan, inputs, limits):
   run = functools.partial(_run, plan)
-  sums, outputs = derivatives.once(run, 'pallas_gpu')(inputs)
-  return _results(plan, outputs), (inputs, sums, outputs)
+  sums, lists, outputs = derivatives.once(run, 'pallas_gpu')(inputs, limits)
+  read = None
+  if lists is not None:
+    read = live.Live(lists, live.order(plan, sums, limits))
+  return _results(plan, outputs), (inputs, sums, read, outputs)
 
 
 def _attention_bwd(plan, saved, grads):
   backward = functools.partial(gpu_backward.backward, plan)
-  return (derivatives.once(backward, 'pallas_gpu')(*saved, *grads),)
+  return derivatives.once(backward, 'pallas_gpu')(*saved, *grads), None
 
 
 _attention.defvjp(_attention_fwd, _attention_bwd)

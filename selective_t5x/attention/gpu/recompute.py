@@ -109,8 +109,7 @@ def block_at(
   select,
   *,
   i,
-  column,
-  columns: int,
+  columns: gpu_tile.Columns,
   query_axis: int,
   near: bool,
 ) -> Block:
@@ -122,16 +121,15 @@ def block_at(
     saved: what is saved.
     select: as in `tile.make_tile`.
     i: i32[], the block of queries.
-    column: i32[], the first key.
-    columns: K.
+    columns: the keys.
     query_axis: 0 or 1.
     near: see `plan.Range`.
   """
   row, rows = i * plan.block.query, plan.block.query
   start = inputs.start[pl.ds(row, rows)] if plan.packed else None
-  place = gpu_tile.Place(row, column, rows, columns, start, query_axis)
+  place = gpu_tile.Place(row, rows, columns, start, query_axis)
   bias_of = functools.partial(gpu_tile.bias_of, plan, place, near=near)
-  sums = saved.sums[i, pl.ds(column, columns)] if plan.selects else None
+  sums = saved.sums[i, columns.slots] if plan.selects else None
   tile = gpu_tile.make_tile(
     plan, place, select, sums, bias_of(inputs.selection_bias, 0)
   )
@@ -147,14 +145,14 @@ def logit_gradients(plan: Plan, inputs: Inputs, of_block: Rows, block: Block):
     of_block: the tile's queries.
     block: the tile.
   """
-  columns = pl.ds(block.place.column, block.place.columns)
+  slots = block.place.columns.slots
   return [
     gpu_tile.head_gradients(
       plan,
       block.tile,
       query,
-      inputs.key[columns, head, :],
-      inputs.value[columns, head, :],
+      inputs.key[slots, head, :],
+      inputs.value[slots, head, :],
       grad,
       lse,
       delta,

@@ -52,22 +52,57 @@ def product_of(queries, keys, query_axis):
   return product(*pair, transpose_b=True)
 
 
+class Columns(NamedTuple):
+  """The keys of a tile.
+
+  Attributes:
+    slots: how refs are indexed to read them, a slice or i32[K].
+    first: i32[], the position of the first one, where they lie in order; else
+      i32[K], the position of each, N for one that no query may see.
+    number: K.
+  """
+
+  slots: Any
+  first: jax.Array
+  number: int
+
+  @classmethod
+  def in_order(cls, first, number: int) -> 'Columns':
+    """Returns keys that lie in order, from `first`, i32[], on."""
+    return cls(pl.ds(first, number), first, number)
+
+  @classmethod
+  def by_index(cls, keys, seen, length: int) -> 'Columns':
+    """Returns keys by index.
+
+    Args:
+      keys: i32[K], which rows are read.
+      seen: bool[K], which of them a query may see.
+      length: N.
+    """
+    return cls(keys, jnp.where(seen, keys, length), keys.shape[0])
+
+  def positions(self):
+    """Returns i32[K]."""
+    if jnp.ndim(self.first):
+      return self.first
+    return self.first + jnp.arange(self.number, dtype=jnp.int32)
+
+
 class Place(NamedTuple):
   """Where a tile lies.
 
   Attributes:
     row: i32[], its first query.
-    column: i32[], its first key.
     rows: Q.
-    columns: K.
+    columns: its keys.
     start: i32[Q], where the segment of each query starts; None for 0.
     query_axis: 0 for a tile [Q, K], 1 for [K, Q].
   """
 
   row: jax.Array
-  column: jax.Array
   rows: int
-  columns: int
+  columns: Columns
   start: jax.Array | None
   query_axis: int
 
@@ -79,7 +114,7 @@ class Place(NamedTuple):
   def positions(self):
     """Returns row, column and the segment's start of a tile's elements."""
     row = self.row + jnp.arange(self.rows, dtype=jnp.int32)
-    column = self.column + jnp.arange(self.columns, dtype=jnp.int32)
+    column = self.columns.positions()
     first = 0 if self.start is None else of_query(self.start, self.query_axis)
     return (
       of_query(row, self.query_axis),
@@ -108,8 +143,8 @@ def bias_of(plan: Plan, place: Place, windows, head: int, near: bool):
   rows: Any = place.rows - 1
   keys: Any = 0
   if near:
-    first = place.column - place.row + plan.before
-    rows, keys = pl.ds(0, place.rows), pl.ds(first, place.columns)
+    first = place.columns.first - place.row + plan.before
+    rows, keys = pl.ds(0, place.rows), pl.ds(first, place.columns.number)
   if place.query_axis == 0:
     return windows[head, rows, keys]
   return windows[head, keys, rows]

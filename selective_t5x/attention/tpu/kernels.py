@@ -29,12 +29,12 @@ import jax.numpy as jnp
 
 from selective_t5x.attention import checks, derivatives, fused, live_keys, mesh
 from selective_t5x.attention.distance_bias import DistanceBias
+from selective_t5x.attention.limits import limits
 from selective_t5x.attention.selection import ALL, Constraints, Selection
 from selective_t5x.attention.tpu import backward as pallas_backward
 from selective_t5x.attention.tpu import forward as pallas_forward
 from selective_t5x.attention.tpu.distances import Strips
 from selective_t5x.attention.tpu.forward import Inputs
-from selective_t5x.attention.tpu.limits import limits
 from selective_t5x.attention.tpu.plan import (
   BlockSizes,
   Plan,

@@ -49,6 +49,7 @@ def lower_gradients(
   dtype=jnp.bfloat16,
   selects=True,
   behind=None,
+  forget_below=0.0,
 ):
   x = like(mesh, *shape, dtype=dtype, spec=('data', None, 'model'))
   ids = None
@@ -76,6 +77,7 @@ def lower_gradients(
         bias=bias,
         segment_ids=segment_ids,
         memory_tau=memory_tau,
+        forget_below=forget_below,
       )
 
     (out, memory), backward = jax.vjp(attend, query, key, value, values)
@@ -125,6 +127,14 @@ CASES = {
     shape=(2, 512, 4, 128), behind=128, packed=True, memory_tau=1.0
   ),
   'plain, biases': dict(selects=False, behind=128),
+  'live keys': dict(forget_below=None),
+  'live keys, packed with memory': dict(
+    forget_below=None, packed=True, memory_tau=1.0
+  ),
+  'live keys, heads of 128, packed with memory': dict(
+    shape=(2, 512, 4, 128), forget_below=None, packed=True, memory_tau=1.0
+  ),
+  'live keys, selection per head': dict(forget_below=None, groups=4),
 }
 
 
@@ -138,6 +148,7 @@ def test_the_kernels_compile_and_the_forward_one_spills_nothing(
   kind = 'plain' if case.startswith('plain') else 'selective'
   names = ['forward', 'keys', 'queries', *['sums'] * (kind == 'selective')]
   names += ['biases'] * ('biases' in case)
+  names += ['lists'] * case.startswith('live')
   assert set(spills) == {f'{kind}_attention_{name}' for name in names}
   assert spills[f'{kind}_attention_forward'] == 0
 
@@ -146,6 +157,9 @@ def test_the_kernels_compile_and_the_forward_one_spills_nothing(
 def test_odd_lengths_and_sizes_in_float32_compile(chip):
   lower_gradients(
     mesh_of(chip), shape=(1, 300, 2, 40), dtype=jnp.float32, packed=True
+  ).compile()
+  lower_gradients(
+    mesh_of(chip), shape=(1, 300, 2, 40), dtype=jnp.float32, forget_below=None
   ).compile()
 
 

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from selective_t5x.attention import limits as pallas_limits
 from selective_t5x.attention import masks, reference
 from selective_t5x.attention.distance_bias import DistanceBias
 from selective_t5x.attention.selection import Selection, masking_matrix
 from selective_t5x.attention.tpu import kernels as pallas_tpu
-from selective_t5x.attention.tpu import limits as pallas_limits
 from selective_t5x.attention.tpu import plan as pallas_plan
 from selective_t5x.attention.tpu import tile as pallas_tile
 from selective_t5x.attention.tpu.kernels import BlockSizes

@@ -1,7 +1,7 @@
-"""What F must exceed for a key to be dead in the TPU kernels.
+"""What F must exceed for a key to be dead in the fused kernels.
 
-A tile whose keys are all dead is not computed, forward or backward. The bound
-is that of `live_keys`; here it is one number for each key and block of queries.
+The bound is that of `live_keys`; here it is one number for each key and block
+of queries, N * N / block numbers, which kernels compare with their sums.
 
 Shapes: B batch, N length, H heads, G selection heads, D head size, T blocks.
 """
@@ -66,7 +66,7 @@ def limits(
       protect_bos=True,
       floor=memory_tau or 0.0,
     )
-    return jax.lax.map(bound.limit, jnp.arange(length // block))
+    return bound.limit(jnp.arange(length // block))
 
   # [G, T, B, N]
   every = jnp.stack([of_group(group) for group in range(groups)])
