@@ -127,7 +127,7 @@ def counted(counts, block: int, size: int) -> dict[str, float]:
     over those with all keys and over those of plain attention.
   """
   shape = gpu.shape_of(len(counts) * block, size)
-  tiles = block_sizes('H100', size)
+  tiles = block_sizes('H100', size, live=True)
   bounds = numbers(
     deaths(counts, block) * (block // tiles.query), tiles, shape[0]
   )
@@ -135,7 +135,7 @@ def counted(counts, block: int, size: int) -> dict[str, float]:
     gpu.selective, shape, bounds, forget_below=None, block_sizes=tiles
   )
   every, plain = (
-    Counts.of(attend, shape, block_sizes=tiles)
+    Counts.of(attend, shape, block_sizes=block_sizes('H100', size))
     for attend in (gpu.selective, gpu.plain)
   )
   blocks = bounds['counts'].shape[2]

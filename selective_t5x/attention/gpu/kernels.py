@@ -135,10 +135,14 @@ def attention(
     segment_ids=segment_ids,
     memory_tau=memory_tau,
   )
+  eps = live_keys.lost_weight(forget_below, value.dtype)
   block = block_sizes
   if block is None:
     kind = '' if interpret else mesh.device_kind()
-    block = tiles_of(kind, max(sizes), any(x is not None for x in biases))
+    biased = any(x is not None for x in biases)
+    block = tiles_of(
+      kind, max(sizes), biased, live=selection is not None and eps > 0
+    )
   padded = padded_length(length, block)
   inputs = Inputs(*(_whole_tiles(x, padded, query.dtype) for x in call.tensors))
   if call.start is not None:
@@ -149,7 +153,6 @@ def attention(
   groups = 0 if selection is None else selection.query.shape[2]
   inputs = inputs._replace(**_tables(*biases, length, query.shape[2], groups))
   plan = _plan(inputs, block, selection, scale, memory_tau, interpret=interpret)
-  eps = live_keys.lost_weight(forget_below, value.dtype)
   limits = _limits(plan, inputs, eps, length) if eps else None
   out, memory = _attention(plan, inputs, limits)
   out = out[:, :length, :, :size].astype(value.dtype)

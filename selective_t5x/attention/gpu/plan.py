@@ -112,6 +112,16 @@ BY_CHIP: Mapping[str, Mapping[int, BlockSizes]] = {
   'H100': _HOPPER,
   'H200': _HOPPER,
 }
+# The position of each key of a tile takes registers.
+_HOPPER_LIVE = {
+  64: dataclasses.replace(_HOPPER[64], key=32),
+  LARGEST_SIZE: _HOPPER[LARGEST_SIZE],
+}
+BY_CHIP_LIVE: Mapping[str, Mapping[int, BlockSizes]] = {
+  'A100': BY_CHIP['A100'],
+  'H100': _HOPPER_LIVE,
+  'H200': _HOPPER_LIVE,
+}
 # With biases a kernel has two loops, one of which loads them, too.
 _HOPPER_WITH_BIASES = {
   64: BlockSizes(key=32, keys=_EIGHT, queries=_EIGHT, biases=_EIGHT),
@@ -139,7 +149,7 @@ _BEFORE_AMPERE = ('P100', 'V100', 'T4')
 
 
 def block_sizes(
-  device_kind: str, size: int, biases: bool = False
+  device_kind: str, size: int, biases: bool = False, live: bool = False
 ) -> BlockSizes:
   """Returns the tiles for a GPU.
 
@@ -147,8 +157,12 @@ def block_sizes(
     device_kind: JAX's name of it, for instance 'NVIDIA H100 80GB HBM3'.
     size: the larger of D and E, at most LARGEST_SIZE.
     biases: whether the call has biases.
+    live: whether it may drop keys; without biases.
   """
-  by_chip = BY_CHIP_WITH_BIASES if biases else BY_CHIP
+  if biases:
+    by_chip = BY_CHIP_WITH_BIASES
+  else:
+    by_chip = BY_CHIP_LIVE if live else BY_CHIP
   chip = next((name for name in by_chip if name in device_kind), _OTHERS)
   sizes = by_chip[chip]
   return sizes[min(bound for bound in sizes if size <= bound)]

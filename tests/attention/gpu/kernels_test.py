@@ -215,12 +215,14 @@ def test_tiles_are_data_by_chip_and_size():
   assert plan.block_sizes(kind, 65) == h100[128]
   biased = plan.BY_CHIP_WITH_BIASES
   assert plan.block_sizes(kind, 40, biases=True) == biased['H100'][64]
-  assert set(biased) == set(plan.BY_CHIP)
+  assert plan.block_sizes(kind, 40, live=True) == plan.BY_CHIP_LIVE['H100'][64]
+  assert set(biased) == set(plan.BY_CHIP) == set(plan.BY_CHIP_LIVE)
   assert (
     plan.block_sizes('a chip of the future', 64) == plan.BY_CHIP['A100'][64]
   )
-  for by_size in (*plan.BY_CHIP.values(), *biased.values()):
-    assert max(by_size) == plan.LARGEST_SIZE
+  for by_chip in (plan.BY_CHIP, biased, plan.BY_CHIP_LIVE):
+    for by_size in by_chip.values():
+      assert max(by_size) == plan.LARGEST_SIZE
 
 
 def on_gpu(monkeypatch, kind='NVIDIA A100-SXM4-80GB'):
