@@ -165,7 +165,7 @@ def main() -> None:
   for number, layer in enumerate(_LAYERS, start=1):
     cases[f'layer {number} of 1,024'] = (np.asarray(layer) - 128, 128)
   figures = {name: counted(*case, args.size) for name, case in cases.items()}
-  names = list(next(iter(figures.values())))
+  names = [x.replace('_', ' ') for x in next(iter(figures.values()))]
   print(' | '.join(['', 'earlier keys alive', *names, '']).strip())
   print(' | '.join(['', *['---'] * (1 + len(names)), '']).strip())
   for case, values in figures.items():

@@ -6,9 +6,10 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from benchmarks import decode, gpu_models
+from benchmarks import decode, gpu_forgetting, gpu_models
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 
@@ -29,6 +30,23 @@ def test_without_a_gpu_it_counts_and_says_why_it_times_nothing():
   assert 1 < figures['n2048_d64_flops_over_plain'] <= 1.30
   assert 1 < figures['n2048_d64_least_bytes_over_plain'] <= 1.5
   assert 1 < figures['n2048_d64_loaded_bytes_over_plain'] <= 1.5
+
+
+def test_what_live_keys_cost_is_counted():
+  # The numbers of keys that are alive before each of four blocks.
+  counts = (0, 32, 40, 20)
+  ends = gpu_forgetting.deaths(counts, 64)
+  own = np.arange(256) // 64
+  assert np.all(ends > own)
+  for block, count in enumerate(counts):
+    assert np.sum((own < block) & (block < ends)) == count
+  figures = gpu_forgetting.counted(counts, 64, 16)
+  assert figures['alive'] == round((4 * 64 + 92) / (10 * 64), 3)
+  # Tiles of 32 keys.
+  read = sum(-(-(64 + count) // 32) for count in counts)
+  assert figures['forward'] == figures['queries'] == round(read / 20, 3)
+  assert figures['operations_over_all'] < 0.8
+  assert figures['bytes_over_all'] < 0.8
 
 
 def test_train_steps_are_timed_where_there_is_a_gpu(capsys):
