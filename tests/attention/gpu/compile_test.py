@@ -216,6 +216,22 @@ def test_temporaries_are_those_of_rows_and_of_sums_a_block(length):
   assert mine < length * length * 4  # F alone
 
 
+def test_live_keys_take_arrays_of_rows_of_sums_alone():
+  shape = (2, 2048, 8, 64)
+  dense, live = (
+    lower_gradients(mesh_of('h100'), shape=shape, forget_below=eps).compile()
+    for eps in (0.0, None)
+  )
+  listed, whole = (
+    compiled.memory_analysis().temp_size_in_bytes for compiled in (live, dense)
+  )
+  # The limits, the lists and which of the keys live, not those of all heads.
+  block = plan.block_sizes('H100', 64, live=True).query
+  assert listed - whole <= 3 * shape[0] * shape[1] ** 2 // block * 4
+  # Nothing goes block by block.
+  assert ' while(' not in live.as_text()
+
+
 def test_none_picks_the_kernels_for_a_gpu():
   mesh = mesh_of('h100')
   x = like(mesh, 1, 256, 2, 64)
