@@ -94,8 +94,8 @@ def synthetic_file(name: str) -> str:
   return f'gin/experiments/{name}.gin'
 
 
-def _synthetic(name: str, *bindings: str) -> Experiment:
-  return Experiment((synthetic_file(name),), (BASELINE, SELECTIVE), bindings)
+def _synthetic(name: str) -> Experiment:
+  return Experiment((synthetic_file(name),), (BASELINE, SELECTIVE))
 
 
 _LANGUAGE_MODELS = (*pruning.VARIANTS, *_OTHERS)
@@ -103,8 +103,6 @@ EXPERIMENTS = {
   'variable_assignment': _synthetic('variable_assignment'),
   'copy': _synthetic('copy'),
   'parity': _synthetic('parity'),
-  # After the 1,500 steps of its file one of six models had not learned it yet.
-  'parity_3000_steps': _synthetic('parity', 'TRAIN_STEPS = 3000'),
   'parity_interleaved': _synthetic('parity_interleaved'),
   # This includes the models of the pruning study, which searches use.
   'language_modelling': Experiment(pruning.GIN_FILES, _LANGUAGE_MODELS),
