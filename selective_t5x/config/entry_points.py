@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from absl import logging
+
 from selective_t5x.config.reader import Config
 from selective_t5x.errors import UserError
 
@@ -79,7 +81,16 @@ def _register(run_mode: str) -> Callable[..., Any]:
 
   module, name = MODULES[run_mode]
   entry = getattr(importlib.import_module(module), name)
-  setattr(sys.modules['__main__'], name, entry)
+  main = sys.modules['__main__']
+  own = getattr(main, name, None)
+  if getattr(own, '__module__', None) == '__main__':
+    logging.warning(
+      '__main__.%s: gin files look for that of %s there, which replaces the '
+      "script's own; give that one another name",
+      name,
+      module,
+    )
+  setattr(main, name, entry)
   gin.register(entry, '__main__')
   return entry
 

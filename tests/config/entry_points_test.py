@@ -36,11 +36,28 @@ def test_no_command_defines_a_name_that_a_configuration_replaces(names):
   assert not names & TAKEN
 
 
-def test_registering_a_mode_replaces_the_name_in_main(monkeypatch):
+@pytest.fixture
+def registered_anew():
+  """Lets a test register modes, and registers them after it."""
+  entry_points._register.cache_clear()
+  yield
+  entry_points._register.cache_clear()
+  entry_points.register()
+
+
+def test_a_script_is_warned_that_its_function_is_replaced(
+  registered_anew, monkeypatch, caplog
+):
   import __main__
   import t5x.train
 
-  monkeypatch.setattr(__main__, 'train', None, raising=False)
-  entry_points._register.cache_clear()
-  entry_points.register()
+  def train():
+    """Stands for a function of somebody's script."""
+
+  train.__module__ = '__main__'
+  monkeypatch.setattr(__main__, 'train', train, raising=False)
+  with caplog.at_level('WARNING', logger='absl'):
+    entry_points.register()
   assert __main__.train is t5x.train.train
+  (warning,) = (r.getMessage() for r in caplog.records)
+  assert warning.startswith('__main__.train: gin files look for that of t5x')
