@@ -252,7 +252,8 @@ def selective_attention(
       keys that are dropped, summed over them; 0 drops none. A key is dropped
       once F proves that no later query can give it weight (docs/forgetting.md).
       None is the rounding of value's dtype, 2 ** -24 for float32. 'blocked' and
-      'pallas_gpu' drop keys, 'pallas_tpu' tiles of dead keys; only with relu.
+      the kernels drop keys, only with relu; 'pallas_tpu' reads dead keys in a
+      tile with live ones where there is a bias.
     return_live_keys: whether to return how many keys each query reads, the
       visible ones that are not dropped. Only 'blocked' can.
     return_masking: whether to return F too. Only the reference can.

@@ -9,13 +9,15 @@ condition that depends on data counts its costliest branch: an upper limit.
 
 The conditions, the bounds of loops and the index maps of kernels are integer
 arithmetic on grid indices. NumPy evaluates it for all grid indices at once. A
-loop may also be bounded by an integer operand, whose numbers are data: its
-author says what they are counted as, or whoever counts.
+loop may also be bounded by an integer operand, and an index map may read tables
+in scalar memory, whose numbers are data: their author says what they are
+counted as, or whoever counts.
 """
 
 import functools
 import math
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -57,7 +59,12 @@ _DECLARED = re.compile('([a-z]+)=([0-9]+);')
 
 
 def counted_call(
-  kernel, operands: tuple, *, numbers: integers.Numbers | None = None, **spec
+  kernel,
+  operands: tuple,
+  *,
+  numbers: integers.Numbers | None = None,
+  scalars: Sequence[np.ndarray] = (),
+  **spec,
 ) -> Any:
   """Calls a kernel and tells XLA its cost.
 
@@ -66,14 +73,16 @@ def counted_call(
     operands: the arguments of the kernel.
     numbers: those of the operands of a GPU's kernel that bound loops, which it
       is counted with; None without such operands.
+    scalars: i32[.] for each array that a TPU loads into scalar memory before
+      the kernel starts, which it is counted with.
     **spec: as in `pl.pallas_call`.
 
   Returns:
     The result of the call.
   """
   call = functools.partial(pl.pallas_call, kernel, **spec)
+  jaxpr = jax.make_jaxpr(call())(*operands).jaxpr
   if isinstance(spec.get('compiler_params'), triton.CompilerParams):
-    jaxpr = jax.make_jaxpr(call())(*operands).jaxpr
     cost = total(list(_kernels(jaxpr, 1, numbers)))
     # These have no field for the estimate, but one for any text.
     declared = f'flops={cost.flops};'
@@ -82,7 +91,8 @@ def counted_call(
       declared += f'transcendentals={cost.transcendentals};'
       declared += f'loaded={loaded(jaxpr, numbers)};'
     return call(metadata={'cost': declared})(*operands)
-  cost = total(kernel_costs(call(), *operands))
+  ((eqn, _),) = _calls(jaxpr, 1)
+  cost = kernel_cost(eqn.params, scalars=scalars)
   return call(cost_estimate=cost.estimate())(*operands)
 
 
@@ -92,6 +102,7 @@ def kernel_costs(
   """Lists the kernels that a function calls, each with its name and cost.
 
   A kernel inside `jax.lax.scan` is listed once, with the cost of all rounds.
+  One with tables in scalar memory has the cost that `counted_call` told XLA.
 
   Args:
     function: a function of arrays; it is traced, not run.
@@ -100,8 +111,8 @@ def kernel_costs(
       kernels are declared with.
 
   Raises:
-    ValueError: if a kernel's index map depends on more than its grid indices,
-      or a kernel loops an unknown number of rounds.
+    ValueError: if a kernel's index map depends on more than its grid indices
+      and tables, or a kernel loops an unknown number of rounds.
   """
   return list(_kernels(jax.make_jaxpr(function)(*args).jaxpr, 1, numbers))
 
@@ -150,24 +161,36 @@ def _calls(jaxpr, times):
       yield from _calls(sub, inside)
 
 
-def kernel_cost(params, numbers: integers.Numbers | None = None) -> Cost:
+def kernel_cost(
+  params,
+  numbers: integers.Numbers | None = None,
+  scalars: Sequence[np.ndarray] = (),
+) -> Cost:
   """Returns the cost of one kernel from the parameters of its `pallas_call`.
 
   Args:
     params: those of the equation.
     numbers: see `kernel_costs`.
+    scalars: see `counted_call`; without them, the cost that it told XLA.
 
   Raises:
     ValueError: see `kernel_costs`.
   """
   mapping = params['grid_mapping']
+  if mapping.num_index_operands and not scalars:
+    told = params['cost_estimate']
+    if told is None:
+      raise ValueError('a kernel has tables and does not tell its cost')
+    return Cost(told.flops, told.bytes_accessed, told.transcendentals)
   indices = _indices(params)
   if isinstance(params['compiler_params'], triton.CompilerParams):
     arrays = [block.array_aval for block in mapping.block_mappings]
     moved = sum(x.size * x.dtype.itemsize for x in arrays)
   else:
-    moved = sum(_moved(block, indices) for block in mapping.block_mappings)
-  work = _work(params, indices, numbers)
+    moved = sum(
+      _moved(block, indices, scalars) for block in mapping.block_mappings
+    )
+  work = _work(params, indices, numbers, scalars)
   return Cost(work['flops'], moved, work['transcendentals'])
 
 
@@ -177,10 +200,12 @@ def _indices(params):
   return np.indices(grid).reshape(len(grid), math.prod(grid))
 
 
-def _work(params, indices, numbers) -> dict[str, int]:
+def _work(params, indices, numbers, scalars=()) -> dict[str, int]:
   """Returns the attributes of a `_Body` by name."""
   blocks = params['grid_mapping'].block_mappings
-  known = integers.operands(params['jaxpr'].invars, blocks, indices, numbers)
+  refs = params['jaxpr'].invars
+  known = dict(zip(refs, scalars, strict=False))
+  known |= integers.operands(refs[len(scalars) :], blocks, indices, numbers)
   body = _Body(indices)
   try:
     body.walk(params['jaxpr'], known, np.ones(indices.shape[1], np.int64))
@@ -200,9 +225,11 @@ class _RoundsByDataError(ValueError):
   """A kernel loops a number of rounds that depends on data."""
 
 
-def _moved(block, indices) -> int:
-  """Returns the bytes that one operand moves."""
-  places = integers.places(block, indices)
+def _moved(block, indices, scalars) -> int:
+  """Returns the bytes that one operand moves, by itself none in place."""
+  if block.transformed_block_aval.memory_space == pl.ANY:
+    return 0
+  places = integers.places(block, indices, scalars)
   changes = np.any(places[:, 1:] != places[:, :-1], axis=0)
   aval = block.transformed_block_aval
   return (1 + int(np.sum(changes))) * padded_bytes(aval.shape, aval.dtype)

@@ -1,7 +1,8 @@
 """The integers of a kernel: conditions, bounds of loops, and index maps.
 
 They are arithmetic on grid indices, which NumPy evaluates for all of them at
-once, and on the numbers of integer operands, where these are known.
+once, and on the numbers of integer operands and of tables in scalar memory,
+where these are known.
 """
 
 from collections.abc import Callable, Mapping
@@ -74,6 +75,9 @@ def evaluate_equation(eqn, known: dict, indices) -> None:
     evaluate(inner.jaxpr, inside, indices)
     for outer, x in zip(eqn.outvars, inner.jaxpr.outvars, strict=True):
       known[outer] = read(inside, x)
+  elif name == 'get' and isinstance(values[0], np.ndarray):
+    table, index = values
+    known[eqn.outvars[0]] = table[index]
   elif name == 'get' and isinstance(values[0], Operand):
     (indexer,) = jax.tree.unflatten(eqn.params['tree'], values[1:])
     known[eqn.outvars[0]] = values[0].read(indexer.indices)
@@ -136,10 +140,17 @@ class Operand(NamedTuple):
     return self.numbers[tuple(np.broadcast_arrays(*axes))]
 
 
-def places(block, indices) -> np.ndarray:
-  """Returns the index of an operand's block at each index of the grid."""
+def places(block, indices, scalars=()) -> np.ndarray:
+  """Returns the index of an operand's block at each index of the grid.
+
+  Args:
+    block: the mapping of its blocks.
+    indices: the grid's indices, [axes, programs].
+    scalars: the numbers of each array in scalar memory, flat, as far as they
+      are known.
+  """
   jaxpr = block.index_map_jaxpr
-  known = dict(zip(jaxpr.jaxpr.invars, indices, strict=False))
+  known = dict(zip(jaxpr.jaxpr.invars, (*indices, *scalars), strict=False))
   known |= dict(zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True))
   evaluate(jaxpr.jaxpr, known)
   axes = [read(known, x) for x in jaxpr.jaxpr.outvars]

@@ -4,6 +4,9 @@ Both recompute a tile of F from the saved column sums of the selection scores,
 and the weights from the saved log-sum-exp. F's gradient is summed over later
 queries: the kernel for keys and values goes through the rows of tiles from the
 last one up, and saves these sums for the kernel for queries.
+
+Listed keys (`reads`) come first: a key is listed for the queries after its own
+span, so the sum over these is what the tiles in place start from.
 """
 
 from typing import Any, NamedTuple
@@ -14,48 +17,38 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from selective_t5x.attention.fused import product
+from selective_t5x.attention.tpu import lists, recompute
 from selective_t5x.attention.tpu import tile as pallas_tile
-from selective_t5x.attention.tpu.blocks import KEY, QUERY, Blocks
-from selective_t5x.attention.tpu.forward import Inputs, Outputs, input_specs
+from selective_t5x.attention.tpu.blocks import KEY, QUERY, Blocks, Step
+from selective_t5x.attention.tpu.forward import (
+  Inputs,
+  Outputs,
+  input_specs,
+  row_blocks,
+)
+from selective_t5x.attention.tpu.live_blocks import LiveBlocks
 from selective_t5x.attention.tpu.plan import Plan
-
-
-class Saved(NamedTuple):
-  """Arrays, or their blocks, that the kernels read beside the inputs.
-
-  Attributes:
-    grad: [B, H, N, D], the cotangent of the output.
-    lse: f32[B, P, N, heads of a program], see forward.Outputs.
-    delta: f32[B, P, N, heads of a program], the product of the output and its
-      cotangent.
-    sums: f32[B, P, N / query block, 1, N], see forward.Outputs.
-    memory_grad: f32[B, P, N, 1], the cotangent of M; None without M.
-    later: f32[B, P, N / query block, 1, N], F's gradient summed over the rows
-      of tiles below each; only for the kernel for queries.
-  """
-
-  grad: Any
-  lse: Any
-  delta: Any
-  sums: Any
-  memory_grad: Any
-  later: Any = None
+from selective_t5x.attention.tpu.reads import Reads, counted
+from selective_t5x.attention.tpu.recompute import Saved
 
 
 class KeyGrads(NamedTuple):
-  """Results of the kernel for keys and values.
+  """Results of the kernel for keys and values; N is C for listed keys.
 
   Attributes:
     key: [B, H, N, D].
     value: [B, H, N, D].
     selection_key: f32[B, P, N, E], the share of each program.
-    later: see Saved.
+    later: see recompute.Saved.
+    total: f32[B, P, 1, N], F's gradient summed over all queries; None unless
+      the keys are listed ones.
   """
 
   key: Any
   value: Any
   selection_key: Any
   later: Any
+  total: Any = None
 
 
 class QueryGrads(NamedTuple):
@@ -77,19 +70,25 @@ class QueryGrads(NamedTuple):
 
 
 def backward(
-  plan: Plan, inputs: Inputs, outputs: Outputs, grad, memory_grad
+  plan: Plan,
+  inputs: Inputs,
+  outputs: Outputs,
+  reads: Reads | None,
+  grad,
+  memory_grad,
 ) -> Inputs:
-  """Runs both kernels.
+  """Runs the kernels.
 
   Args:
     plan: the plan of the call.
     inputs: those of the forward kernel.
     outputs: those of the forward kernel.
+    reads: what it read; None where no key dies.
     grad: [B, H, N, D], the cotangent of the output.
     memory_grad: f32[B, P, N, 1], the cotangent of M; None without it.
 
   Returns:
-    The gradients of the inputs; start has none.
+    The gradients of the inputs; the others have none.
   """
   delta = jnp.sum(
     outputs.out.astype(jnp.float32) * grad.astype(jnp.float32), axis=-1
@@ -98,28 +97,70 @@ def backward(
   delta = delta.reshape(
     plan.batch, plan.programs, plan.block.heads, plan.length
   ).swapaxes(2, 3)
-  saved = Saved(grad, outputs.lse, delta, outputs.sums, memory_grad)
-  key_grads = _key_grads(plan, inputs, saved)
+  saved = Saved(grad, outputs.lse, delta, memory_grad)
+  if reads is None:
+    inputs = inputs._replace(sums=outputs.sums)
+  key_grads, of_list = _all_key_grads(plan, inputs, saved, reads)
   query_grads = _query_grads(
-    plan, inputs, saved._replace(later=key_grads.later)
+    plan,
+    inputs,
+    saved._replace(
+      later=key_grads.later, later_listed=of_list and of_list.later
+    ),
+    reads,
   )
 
   def over_programs(share):
     if share is None:
       return None
     groups = (plan.batch, plan.groups, plan.programs_a_group)
-    total = jnp.sum(share.reshape(*groups, *share.shape[2:]), axis=2)
-    return total.astype(plan.dtype)
+    return jnp.sum(share.reshape(*groups, *share.shape[2:]), axis=2)
 
+  def of_keys(grads):
+    return grads.key, grads.value, over_programs(grads.selection_key)
+
+  key, value, selection_key = of_keys(key_grads)
+  if of_list is not None:
+    key, value, selection_key = lists.added(
+      plan, reads, (key, value, selection_key), of_keys(of_list)
+    )
+  selection_query = over_programs(query_grads.selection_query)
+  selects = plan.selects
   return Inputs(
     query_grads.query,
-    key_grads.key,
-    key_grads.value,
-    over_programs(query_grads.selection_query),
-    over_programs(key_grads.selection_key),
+    key,
+    value,
+    selection_query.astype(plan.dtype) if selects else None,
+    selection_key.astype(plan.dtype) if selects else None,
     bias=_of_heads(plan.bias, query_grads.bias),
     selection_bias=_of_heads(plan.selection_bias, query_grads.selection_bias),
   )
+
+
+def _all_key_grads(plan, inputs, saved, reads):
+  """Returns KeyGrads in place, and those of listed keys or None."""
+  if reads is None:
+    return _key_grads(plan, inputs, saved, Blocks(plan, KEY)), None
+  costs = counted(plan, reads)
+  blocks = LiveBlocks(plan, KEY, reads.keys, costs.keys)
+  listed = inputs.listed
+  if listed is None:
+    return _key_grads(plan, inputs, saved, blocks), None
+  of_list = _key_grads(
+    plan,
+    inputs._replace(listed=None, **listed._asdict()),
+    saved,
+    LiveBlocks(plan, KEY, reads.listed, costs.listed, listed=True),
+  )
+  none = jnp.zeros((plan.batch, plan.programs, plan.length), jnp.float32)
+  (after,) = lists.added(plan, reads, (none,), (of_list.total[:, :, 0],))
+  in_place = _key_grads(
+    plan,
+    inputs._replace(listed=None),
+    saved._replace(after=after[:, :, None]),
+    blocks,
+  )
+  return in_place, of_list
 
 
 def _of_heads(strips, shares):
@@ -131,49 +172,36 @@ def _of_heads(strips, shares):
   return jnp.sum(heads, axis=1)[None, :, :, None]
 
 
-def _saved_specs(blocks: Blocks, saved: Saved) -> Saved:
-  rows = blocks.program(QUERY, blocks.plan.block.heads)
-  specs = Saved(
-    blocks.heads(QUERY),
-    rows,
-    rows,
-    blocks.sums(),
-    blocks.program(QUERY, 1),
-    blocks.sums(),
-  )
-  return Saved(
-    *(None if x is None else spec for x, spec in zip(saved, specs, strict=True))
-  )
-
-
 def _like(x):
   return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
-def _share(blocks: Blocks, axis: int):
-  """Returns the spec and shape of each program's share, f32[B, P, N, E]."""
-  plan = blocks.plan
-  if not plan.selects:
-    return None
-  shape = (plan.batch, plan.programs, plan.length, plan.selection_size)
-  spec = blocks.program(axis, plan.selection_size)
-  return spec, jax.ShapeDtypeStruct(shape, jnp.float32)
-
-
-def _key_grads(plan: Plan, inputs: Inputs, saved: Saved) -> KeyGrads:
-  blocks = Blocks(plan, outer=KEY)
+def _key_grads(
+  plan: Plan, inputs: Inputs, saved: Saved, blocks: Blocks
+) -> KeyGrads:
+  """Returns the gradients of the keys of the inputs; `blocks` go by them."""
   tile = pltpu.VMEM((plan.block.heads, plan.block.key, plan.size), jnp.float32)
   later = pltpu.VMEM((1, plan.block.key), jnp.float32)
+  length = inputs.key.shape[2]
+  rows = (plan.batch, plan.programs)
+
+  def float32(*shape):
+    return jax.ShapeDtypeStruct((*rows, *shape, 1, length), jnp.float32)
+
   return blocks.call(
     _key_kernel,
     (inputs, saved),
     name='attention_keys',
-    in_specs=(input_specs(blocks), _saved_specs(blocks, saved)),
+    in_specs=(
+      input_specs(blocks, inputs),
+      recompute.saved_specs(blocks, saved),
+    ),
     out=KeyGrads(
       (blocks.heads(KEY), _like(inputs.key)),
       (blocks.heads(KEY), _like(inputs.value)),
-      _share(blocks, KEY),
-      (blocks.sums(), _like(saved.sums)) if plan.selects else None,
+      recompute.share(blocks, KEY, length),
+      (blocks.sums(), float32(plan.query_blocks)) if plan.selects else None,
+      None if inputs.position is None else (blocks.columns(), float32()),
     ),
     scratch=KeyGrads(tile, tile, None, later if plan.selects else None),
   )
@@ -181,29 +209,34 @@ def _key_grads(plan: Plan, inputs: Inputs, saved: Saved) -> KeyGrads:
 
 def _key_kernel(
   plan: Plan,
-  blocks: Blocks,
+  step: Step,
   inputs: Inputs,
   saved: Saved,
   grads: KeyGrads,
   scratch: KeyGrads,
 ):
   """Sums over the queries, from the last up; `scratch` is in float32."""
-  i, j = blocks.tile(pl.program_id(2), pl.program_id(3))
 
-  @pl.when(i == plan.query_blocks - 1)
+  @pl.when(step.first)
   def _():
     scratch.key[...] = jnp.zeros_like(scratch.key)
     scratch.value[...] = jnp.zeros_like(scratch.value)
     if plan.selects:
       grads.selection_key[...] = jnp.zeros_like(grads.selection_key)
-      scratch.later[...] = jnp.zeros_like(scratch.later)
+      scratch.later[...] = (
+        jnp.zeros_like(scratch.later)
+        if saved.after is None
+        else saved.after[...]
+      )
 
-  @_when_needed(plan, i, j, inputs, saved)
+  @pl.when(step.runs)
   def _():
-    tile = _tile(plan, i, j, inputs, saved)
+    tile = recompute.tile_of(plan, step, inputs)
     total = jnp.zeros((plan.block.query, plan.block.key), jnp.float32)
     for head in range(plan.block.heads):
-      weights, logit_grads = _head(plan, tile, inputs, saved, head)
+      weights, logit_grads = recompute.head_gradients(
+        plan, tile, inputs, saved, head
+      )
       scratch.value[head] += product(
         weights.astype(plan.dtype), saved.grad[head], transpose_a=True
       )
@@ -213,23 +246,27 @@ def _key_kernel(
       total += logit_grads
     if plan.selects:
       grads.later[...] = scratch.later[...]
-      selection, scratch.later[...] = _selection(
+      selection, scratch.later[...] = recompute.selection_gradient(
         plan, tile, saved, total, scratch.later[...]
       )
       grads.selection_key[...] += product(
-        _of_products(plan, selection),
+        recompute.of_products(plan, selection),
         inputs.selection_query[...],
         transpose_a=True,
       )
 
-  @pl.when(i == plan.first_query_block(j))
+  @pl.when(step.last)
   def _():
     grads.key[...] = scratch.key[...].astype(plan.dtype)
     grads.value[...] = scratch.value[...].astype(plan.dtype)
+    if grads.total is not None:
+      grads.total[...] = scratch.later[...]
 
 
-def _query_grads(plan: Plan, inputs: Inputs, saved: Saved) -> QueryGrads:
-  blocks = Blocks(plan, outer=QUERY)
+def _query_grads(
+  plan: Plan, inputs: Inputs, saved: Saved, reads: Reads | None
+) -> QueryGrads:
+  blocks = row_blocks(plan, reads)
 
   def strips(strips, heads):
     if strips is None:
@@ -244,10 +281,13 @@ def _query_grads(plan: Plan, inputs: Inputs, saved: Saved) -> QueryGrads:
     _query_kernel,
     (inputs, saved),
     name='attention_queries',
-    in_specs=(input_specs(blocks), _saved_specs(blocks, saved)),
+    in_specs=(
+      input_specs(blocks, inputs),
+      recompute.saved_specs(blocks, saved),
+    ),
     out=QueryGrads(
       (blocks.heads(QUERY), _like(inputs.query)),
-      _share(blocks, QUERY),
+      recompute.share(blocks, QUERY, plan.length),
       strips(plan.bias, plan.heads_with_strips),
       strips(plan.selection_bias, 1),
     ),
@@ -259,43 +299,47 @@ def _query_grads(plan: Plan, inputs: Inputs, saved: Saved) -> QueryGrads:
 
 def _query_kernel(
   plan: Plan,
-  blocks: Blocks,
+  step: Step,
   inputs: Inputs,
   saved: Saved,
   grads: QueryGrads,
   scratch,
 ):
   """Sums over the keys; `scratch` is f32[heads, Q, D]."""
-  i, j = blocks.tile(pl.program_id(2), pl.program_id(3))
+  i, j = step.i, step.j
 
-  @pl.when((i == 0) & (j == 0))
+  @pl.when((i == 0) & step.first)
   def _():
     for strips in (grads.bias, grads.selection_bias):
       if strips is not None:
         strips[...] = jnp.zeros_like(strips)
 
-  @pl.when(j == 0)
+  @pl.when(step.first)
   def _():
     scratch[...] = jnp.zeros_like(scratch)
     if plan.selects:
       grads.selection_query[...] = jnp.zeros_like(grads.selection_query)
 
-  @_when_needed(plan, i, j, inputs, saved)
+  @pl.when(step.runs)
   def _():
-    tile = _tile(plan, i, j, inputs, saved)
+    keys = pallas_tile.of_step(step, inputs)
+    tile = recompute.tile_of(plan, step, keys)
     total = jnp.zeros((plan.block.query, plan.block.key), jnp.float32)
     for head in range(plan.block.heads):
-      _, logit_grads = _head(plan, tile, inputs, saved, head)
+      _, logit_grads = recompute.head_gradients(plan, tile, keys, saved, head)
       scratch[head] += plan.scale * product(
-        logit_grads.astype(plan.dtype), inputs.key[head]
+        logit_grads.astype(plan.dtype), keys.key[head]
       )
       total += logit_grads
       if plan.heads_with_strips > 1:
         _add_strip(plan.bias, i, j, grads.bias, head, logit_grads)
     if plan.selects:
-      selection, _ = _selection(plan, tile, saved, total, saved.later[...])
+      later = pallas_tile.either(step, saved.later, saved.later_listed)
+      selection, _ = recompute.selection_gradient(
+        plan, tile, saved, total, later[...]
+      )
       grads.selection_query[...] += product(
-        _of_products(plan, selection), inputs.selection_key[...]
+        recompute.of_products(plan, selection), keys.selection_key[...]
       )
       if plan.selection_bias is not None:
         _add_strip(
@@ -304,53 +348,9 @@ def _query_kernel(
     if plan.bias is not None and plan.heads_with_strips == 1:
       _add_strip(plan.bias, i, j, grads.bias, 0, total)
 
-  @pl.when(j == plan.last_key_block(i))
+  @pl.when(step.last)
   def _():
     grads.query[...] = scratch[...].astype(plan.dtype)
-
-
-def _when_needed(plan, i, j, inputs, saved):
-  """Returns a decorator that runs a function where a key is seen and alive."""
-
-  def decorate(function):
-    @pl.when(plan.runs(i, j))
-    def _():
-      sums = saved.sums[...] if plan.forgets else None
-      pallas_tile.when_alive(plan, i, j, inputs, sums)(function)
-
-  return decorate
-
-
-def _tile(plan, i, j, inputs, saved):
-  sums = saved.sums[...] if plan.selects else None
-  return pallas_tile.make_tile(plan, i, j, inputs, sums)
-
-
-def _head(plan, tile, inputs, saved, head):
-  return pallas_tile.head_gradients(
-    plan,
-    tile,
-    inputs,
-    head,
-    saved.grad[head],
-    saved.lse[:, head : head + 1],
-    saved.delta[:, head : head + 1],
-  )
-
-
-def _selection(plan, tile, saved, logit_grads, later):
-  return pallas_tile.selection_gradient(
-    plan,
-    tile,
-    logit_grads,
-    None if saved.memory_grad is None else saved.memory_grad[...],
-    later,
-  )
-
-
-def _of_products(plan, selection):
-  """Turns gradients of selection logits into those of their products."""
-  return (plan.selection_scale * selection).astype(plan.dtype)
 
 
 def _add_strip(strips, i, j, total, head, grad):

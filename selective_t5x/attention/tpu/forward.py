@@ -2,7 +2,8 @@
 
 Tiles run row by row, so that a tile needs only the column sums of the selection
 scores of earlier queries. A tile of F is computed once for all heads of a
-program.
+program. Where keys die, the column sums are known before (`column_sums`), and
+so are the tiles that are left.
 """
 
 from typing import Any, NamedTuple
@@ -14,8 +15,17 @@ from jax.experimental.pallas import tpu as pltpu
 
 from selective_t5x.attention.fused import FAR, product
 from selective_t5x.attention.tpu import tile as pallas_tile
-from selective_t5x.attention.tpu.blocks import KEY, QUERY, Blocks
+from selective_t5x.attention.tpu.blocks import (
+  KEY,
+  LISTED,
+  QUERY,
+  Blocks,
+  Step,
+)
+from selective_t5x.attention.tpu.lists import Listed
+from selective_t5x.attention.tpu.live_blocks import LiveBlocks
 from selective_t5x.attention.tpu.plan import Plan
+from selective_t5x.attention.tpu.reads import Reads, counted
 
 
 class Inputs(NamedTuple):
@@ -31,8 +41,12 @@ class Inputs(NamedTuple):
       segment, N for padding; None where every row is one segment.
     bias: f32[1, H or 1, S, 1, W], see `distances.Strips`; None without biases.
     selection_bias: f32[1, G or 1, S, 1, W]; None without biases of selection.
-    limits: f32[B, G, N / query block, 1, N], see `limits`; None where no key is
-      dropped.
+    sums: f32[B, G, N / query block, 1, N], the column sums of S above each row
+      of tiles; None where the forward kernel computes them. For the backward
+      kernels [B, P, ...] where no key dies.
+    listed: the listed keys; None without lists.
+    position: i32[B, G, 1, N], the numbers of the keys; None where they are in
+      place, in order.
   """
 
   query: Any
@@ -43,7 +57,9 @@ class Inputs(NamedTuple):
   start: Any = None
   bias: Any = None
   selection_bias: Any = None
-  limits: Any = None
+  sums: Any = None
+  listed: Listed | None = None
+  position: Any = None
 
 
 class Outputs(NamedTuple):
@@ -54,7 +70,7 @@ class Outputs(NamedTuple):
     lse: f32[B, P, N, heads of a program], the log of the sum of the
       exponentials of each row of logits.
     sums: f32[B, P, N / query block, 1, N], the column sums of S above each row
-      of tiles; None without selection.
+      of tiles; None without selection and where they are an input.
     memory: f32[B, P, N, 1], M; None if not requested.
   """
 
@@ -72,7 +88,7 @@ class Scratch(NamedTuple):
     top: f32[heads, Q, 1], the largest logit so far.
     weight: f32[heads, Q, 1], the sum of the exponentials so far.
     sums: f32[key blocks, 1, K], the column sums of S so far; None without
-      selection.
+      selection and where they are an input.
   """
 
   total: Any
@@ -81,12 +97,13 @@ class Scratch(NamedTuple):
   sums: Any
 
 
-def forward(plan: Plan, inputs: Inputs) -> Outputs:
-  """Runs the kernel."""
-  blocks = Blocks(plan, outer=QUERY)
+def forward(plan: Plan, inputs: Inputs, reads: Reads | None = None) -> Outputs:
+  """Runs the kernel; `reads` are what it reads where keys die."""
+  blocks = row_blocks(plan, reads)
   block = plan.block
   rows = (plan.batch, plan.programs, plan.length)
   sums = (plan.batch, plan.programs, plan.query_blocks, 1, plan.length)
+  keeps_sums = plan.selects and not plan.forgets
 
   def float32(*shape):
     return jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -95,14 +112,14 @@ def forward(plan: Plan, inputs: Inputs) -> Outputs:
     _kernel,
     (inputs,),
     name='attention_forward',
-    in_specs=(input_specs(blocks),),
+    in_specs=(input_specs(blocks, inputs),),
     out=Outputs(
       (
         blocks.heads(QUERY),
         jax.ShapeDtypeStruct(inputs.query.shape, plan.dtype),
       ),
       (blocks.program(QUERY, block.heads), float32(*rows, block.heads)),
-      (blocks.sums(), float32(*sums)) if plan.selects else None,
+      (blocks.sums(), float32(*sums)) if keeps_sums else None,
       (blocks.program(QUERY, 1), float32(*rows, 1))
       if plan.memory_tau is not None
       else None,
@@ -112,41 +129,61 @@ def forward(plan: Plan, inputs: Inputs) -> Outputs:
       pltpu.VMEM((block.heads, block.query, 1), jnp.float32),
       pltpu.VMEM((block.heads, block.query, 1), jnp.float32),
       pltpu.VMEM((plan.key_blocks, 1, block.key), jnp.float32)
-      if plan.selects
+      if keeps_sums
       else None,
     ),
   )
 
 
-def input_specs(blocks: Blocks) -> Inputs:
+def row_blocks(plan: Plan, reads: Reads | None) -> Blocks:
+  """Returns the blocks of a kernel that goes along the rows of tiles."""
+  if reads is None:
+    return Blocks(plan, QUERY)
+  return LiveBlocks(plan, QUERY, reads.queries, counted(plan, reads).queries)
+
+
+def input_specs(blocks: Blocks, inputs: Inputs) -> Inputs:
   """Returns the block specs of the inputs."""
   plan = blocks.plan
-  selects = plan.selects
-  return Inputs(
+  # Without tables each program has sums of its own.
+  shared = plan.programs_a_group if plan.forgets else 1
+  specs = Inputs(
     blocks.heads(QUERY),
     blocks.heads(KEY),
     blocks.heads(KEY),
-    blocks.selection(QUERY) if selects else None,
-    blocks.selection(KEY) if selects else None,
-    blocks.row(QUERY) if plan.packed else None,
+    blocks.selection(QUERY) if plan.selects else None,
+    blocks.selection(KEY) if plan.selects else None,
+    blocks.row(QUERY),
     None if plan.bias is None else blocks.strip(plan.bias),
     None if plan.selection_bias is None else blocks.strip(plan.selection_bias),
-    blocks.limits() if plan.forgets else None,
+    blocks.sums(KEY, shared),
+    inputs.listed
+    and Listed(
+      blocks.heads(LISTED),
+      blocks.heads(LISTED),
+      blocks.selection(LISTED),
+      blocks.columns(LISTED, shared),
+      blocks.sums(LISTED, shared),
+    ),
+    blocks.columns(KEY, shared),
+  )
+  return Inputs(
+    *(
+      None if x is None else spec for x, spec in zip(inputs, specs, strict=True)
+    )
   )
 
 
 def _kernel(
-  plan: Plan, blocks: Blocks, inputs: Inputs, outputs: Outputs, scratch: Scratch
+  plan: Plan, step: Step, inputs: Inputs, outputs: Outputs, scratch: Scratch
 ):
-  i, j = blocks.tile(pl.program_id(2), pl.program_id(3))
+  if scratch.sums is not None:
 
-  if plan.selects:
-
-    @pl.when(i == 0)
+    @pl.when(step.i == 0)
     def _clear_sums():
-      scratch.sums[j] = jnp.zeros(scratch.sums.shape[1:], jnp.float32)
+      scratch.sums[step.j] = jnp.zeros(scratch.sums.shape[1:], jnp.float32)
 
-  @pl.when(j == 0)
+  @pl.when(step.first)
   def _clear():
     scratch.total[...] = jnp.zeros_like(scratch.total)
     scratch.top[...] = jnp.full_like(scratch.top, -FAR)
@@ -154,23 +191,24 @@ def _kernel(
     if outputs.memory is not None:
       outputs.memory[...] = jnp.zeros_like(outputs.memory)
 
-  @pl.when(plan.runs(i, j))
+  @pl.when(step.runs)
   def _attend_tile():
-    sums = scratch.sums[j] if plan.selects else None
-    if plan.selects:
+    keys = pallas_tile.of_step(step, inputs)
+    sums = None
+    if plan.forgets:
+      sums = keys.sums[...]
+    elif plan.selects:
+      sums = scratch.sums[step.j]
       outputs.sums[...] = sums
+    tile = pallas_tile.make_tile(plan, step, keys, sums)
+    if scratch.sums is not None:
+      scratch.sums[step.j] = tile.sums
+    if outputs.memory is not None:
+      outputs.memory[...] += _visible_tokens(plan, tile)
+    for head in range(plan.block.heads):
+      _attend(plan, tile, keys, scratch, head)
 
-    @pallas_tile.when_alive(plan, i, j, inputs, sums)
-    def _():
-      tile = pallas_tile.make_tile(plan, i, j, inputs, sums)
-      if plan.selects:
-        scratch.sums[j] = tile.sums
-      if outputs.memory is not None:
-        outputs.memory[...] += _visible_tokens(plan, tile)
-      for head in range(plan.block.heads):
-        _attend(plan, tile, inputs, scratch, head)
-
-  @pl.when(j == plan.last_key_block(i))
+  @pl.when(step.last)
   def _finish():
     for head in range(plan.block.heads):
       weight = scratch.weight[head]

@@ -16,6 +16,9 @@ dA), less g / tau where M counts the key. It is summed over later queries, from
 the last row of tiles up; the sum is the gradient of the selection logits where
 they were positive.
 
+Where keys die, a kernel computes c alone first, and the others read the keys
+that live (`reads`).
+
 No N x N array is materialised. Source: arXiv 2410.02703, section 3, for F, and
 Dao, arXiv 2307.08691, for attention in tiles.
 """
@@ -23,6 +26,7 @@ Dao, arXiv 2307.08691, for attention in tiles.
 import dataclasses
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,14 +37,20 @@ from selective_t5x.attention.limits import limits
 from selective_t5x.attention.selection import ALL, Constraints, Selection
 from selective_t5x.attention.tpu import backward as pallas_backward
 from selective_t5x.attention.tpu import forward as pallas_forward
+from selective_t5x.attention.tpu import lists, reads
+from selective_t5x.attention.tpu.column_sums import column_sums
 from selective_t5x.attention.tpu.distances import Strips
 from selective_t5x.attention.tpu.forward import Inputs
 from selective_t5x.attention.tpu.plan import (
+  SCALAR_MEMORY,
   BlockSizes,
   Plan,
   heads_a_program,
+  listed_tiles,
   padded_length,
+  table_bytes,
 )
+from selective_t5x.attention.tpu.reads import Reads
 
 __all__ = ['BlockSizes', 'attention', 'unsupported']
 
@@ -90,7 +100,9 @@ def attention(
   Arguments and results are those of `blocked.attention`, but for:
     query: bfloat16 or float32.
     bias: None or a DistanceBias; so is that of the selection.
-    forget_below: tiles whose keys are all dead are left out.
+    forget_below: dead keys are not read, see `reads`. With biases keys are not
+      listed: a tile is left out where all its keys are dead. Where the tables
+      of `reads` exceed the scalar memory, all keys are read.
     block_sizes: None for the default.
     interpret: whether to run in Pallas' interpreter, on any platform and very
       slowly.
@@ -126,36 +138,36 @@ def attention(
   selecting = query if selection is None else selection.query
   own_strips, of_selection = _strips(selection_bias, selecting, block, padded)
   inputs = inputs._replace(bias=of_heads, selection_bias=of_selection)
+  by_distance = dead_above = None
+  if isinstance(bias, DistanceBias):
+    by_distance = bias.within(length, causal=True)
   eps = live_keys.lost_weight(forget_below, value.dtype)
   if selection is not None and eps:
-    by_distance = None
-    if isinstance(bias, DistanceBias):
-      by_distance = bias.within(length, causal=True)
-    inputs = inputs._replace(
-      limits=limits(
-        inputs.query,
-        inputs.key,
-        None if inputs.start is None else inputs.start[:, 0, :, 0],
-        by_distance,
-        groups=selection.query.shape[2],
-        block=block.query,
-        scale=scale,
-        forget_below=eps,
-        memory_tau=memory_tau,
-      )
+    dead_above = limits(
+      inputs.query,
+      inputs.key,
+      None if call.start is None else inputs.start[:, 0, :, 0],
+      by_distance,
+      groups=selection.query.shape[2],
+      block=block.query,
+      scale=scale,
+      forget_below=eps,
+      memory_tau=memory_tau,
     )
 
-  def run(inputs):
-    plan = _plan(
+  def run(operands):
+    inputs, dead_above = operands
+    plan = plan_of(
       inputs,
       block,
       (strips, own_strips),
       selection,
       scale,
       memory_tau,
+      forgets=dead_above is not None,
       interpret=interpret,
     )
-    out, memory = _attention(plan, inputs)
+    out, memory = _attention(plan, inputs, dead_above if plan.forgets else None)
     if memory is not None:
       # All programs of a group have the same F.
       memory = memory[:, :: plan.programs_a_group]
@@ -163,27 +175,11 @@ def attention(
 
   split = mesh.split(batch, heads)
   if split is None:
-    out, *memory = run(inputs)
+    out, *memory = run((inputs, dead_above))
   else:
-    # Each shard of the heads has its own selection heads, a copy where several
-    # shards share one.
-    if selection is not None:
-      groups = selection.query.shape[2]
-      copies = math.lcm(groups, split.shards) // groups
-      inputs = inputs._replace(
-        selection_query=jnp.repeat(inputs.selection_query, copies, axis=1),
-        selection_key=jnp.repeat(inputs.selection_key, copies, axis=1),
-      )
-      if inputs.limits is not None and groups > 1:
-        inputs = inputs._replace(
-          limits=jnp.repeat(inputs.limits, copies, axis=1)
-        )
-      if own_strips is not None and own_strips.heads > 1:
-        inputs = inputs._replace(
-          selection_bias=jnp.repeat(inputs.selection_bias, copies, axis=1)
-        )
+    inputs, dead_above = _copied(inputs, dead_above, split.shards)
     results = (True,) if memory_tau is None else (True, True)
-    out, *memory = split.run(run, inputs, results)
+    out, *memory = split.run(run, (inputs, dead_above), results)
   out = out.swapaxes(1, 2)[:, :length].astype(value.dtype)
   if memory_tau is None:
     return call.results(out, None)
@@ -209,6 +205,24 @@ def _strips(bias, query, block, padded):
   return strips, strips.of_values(bias)
 
 
+def _copied(inputs, dead_above, shards):
+  """Copies what belongs to selection heads, so that shards have their own."""
+  if inputs.selection_query is None:
+    return inputs, dead_above
+  groups = inputs.selection_query.shape[1]
+  copies = math.lcm(groups, shards) // groups
+
+  def copied(x):
+    # An array of one head is for all shards.
+    return x if x is None or x.shape[1] == 1 else jnp.repeat(x, copies, axis=1)
+
+  return inputs._replace(
+    selection_query=jnp.repeat(inputs.selection_query, copies, axis=1),
+    selection_key=jnp.repeat(inputs.selection_key, copies, axis=1),
+    selection_bias=copied(inputs.selection_bias),
+  ), copied(dead_above)
+
+
 def _head_major(x, length, dtype):
   """Returns [B, N, H, D] as [B, H, length, D]."""
   x = jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, 0)))
@@ -223,9 +237,29 @@ def _padded_start(start, length):
   return start[:, None, :, None]
 
 
-def _plan(
-  inputs, block, strips, selection, scale, memory_tau, *, interpret
+def plan_of(
+  inputs,
+  block,
+  strips,
+  selection,
+  scale,
+  memory_tau,
+  *,
+  forgets,
+  interpret,
 ) -> Plan:
+  """Returns the plan of a call.
+
+  Args:
+    inputs: those of the kernels, or their shapes.
+    block: the tiles.
+    strips: those of the heads' biases and of the selection's, or two None.
+    selection: as in `attention`.
+    scale: multiplies the logits.
+    memory_tau: as in `attention`.
+    forgets: whether dead keys are known.
+    interpret: as in `attention`.
+  """
   batch, heads, length, size = inputs.query.shape
   groups, selection_size = 1, None
   if selection is not None:
@@ -238,8 +272,20 @@ def _plan(
       strips, (inputs.bias, inputs.selection_bias), strict=True
     )
   )
+  # Tables that do not fit are those of very long rows: all keys are read.
+  forgets &= table_bytes(batch, groups, length, block) <= SCALAR_MEMORY
+  # Biases are for keys in place.
+  lists = bias is None and selection_bias is None and forgets
+  lists = listed_tiles(length, block) if lists else 0
   shared = heads_a_program(
-    heads // groups, block, size, selection_size, dtype, bias, selection_bias
+    heads // groups,
+    block,
+    size,
+    selection_size,
+    dtype,
+    bias,
+    selection_bias,
+    lists,
   )
   return Plan(
     batch=batch,
@@ -256,27 +302,63 @@ def _plan(
     dtype=dtype,
     bias=bias,
     selection_bias=selection_bias,
-    forgets=inputs.limits is not None,
+    forgets=forgets,
+    lists=lists,
     interpret=interpret,
   )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(plan: Plan, inputs: Inputs):
+def _attention(plan: Plan, inputs: Inputs, dead_above):
   """Returns out, [B, H, N, D], and M, f32[B, P, N, 1] or None."""
-  outputs = pallas_forward.forward(plan, inputs)
-  return outputs.out, outputs.memory
+  return _forward(plan, inputs, dead_above)[0]
 
 
-def _attention_fwd(plan, inputs):
-  forward = functools.partial(pallas_forward.forward, plan)
-  outputs = derivatives.once(forward, 'pallas_tpu')(inputs)
-  return (outputs.out, outputs.memory), (inputs, outputs)
+def _forward(plan, inputs, dead_above):
+  live = None
+  if plan.forgets:
+    sums = column_sums(plan, inputs)
+    live = Live(sums, reads.reads(plan, reads.deaths(plan, sums, dead_above)))
+  outputs = pallas_forward.forward(
+    plan, read(plan, inputs, live), live and live.reads
+  )
+  return (outputs.out, outputs.memory), (inputs, live, outputs)
+
+
+class Live(NamedTuple):
+  """What is known about live keys before the forward kernel.
+
+  Attributes:
+    sums: f32[B, G, T, 1, N], see `Inputs`.
+    reads: what the kernels read.
+  """
+
+  sums: jax.Array
+  reads: Reads
+
+
+def read(plan: Plan, inputs: Inputs, live: Live | None) -> Inputs:
+  """Returns the inputs with the listed keys."""
+  if live is None:
+    return inputs
+  inputs = inputs._replace(sums=live.sums)
+  return inputs._replace(listed=lists.listed(plan, live.reads, inputs))
+
+
+def _attention_fwd(plan, inputs, dead_above):
+  forward = functools.partial(_forward, plan)
+  return derivatives.once(forward, 'pallas_tpu')(inputs, dead_above)
 
 
 def _attention_bwd(plan, saved, grads):
-  backward = functools.partial(pallas_backward.backward, plan)
-  return (derivatives.once(backward, 'pallas_tpu')(*saved, *grads),)
+  def backward(saved, grads):
+    # The list is copied again, rather than kept from the forward pass.
+    inputs, live, outputs = jax.lax.optimization_barrier(saved)
+    return pallas_backward.backward(
+      plan, read(plan, inputs, live), outputs, live and live.reads, *grads
+    )
+
+  return derivatives.once(backward, 'pallas_tpu')(saved, grads), None
 
 
 _attention.defvjp(_attention_fwd, _attention_bwd)

@@ -19,6 +19,8 @@ LANES = 128  # Lanes of a vector register, which hold the last axis.
 CHUNK = 32  # Rows of one triangular product, see tile.running_sums.
 # Bytes of a core's vector memory that a kernel may use; all of it on TPU v4.
 VECTOR_MEMORY = 16 * 2**20
+# Bytes of a core's scalar memory that the tables of `reads` may use.
+SCALAR_MEMORY = 2**18
 # Tiles of float32 that the compiler was seen to keep while it computes one.
 _LIVE_TILES = 8
 
@@ -76,7 +78,8 @@ class Plan:
     dtype: the inputs' dtype, bfloat16 or float32.
     bias: the strips of the heads' biases; None without biases.
     selection_bias: those of the selection heads.
-    forgets: whether tiles of dead keys are left out.
+    forgets: whether dead keys are not read, see `reads`.
+    lists: the number of tiles of listed keys, see `reads`; 0 without lists.
     interpret: whether the kernels run in Pallas' interpreter.
   """
 
@@ -95,6 +98,7 @@ class Plan:
   bias: Strips | None
   selection_bias: Strips | None
   forgets: bool
+  lists: int
   interpret: bool
 
   @property
@@ -132,6 +136,11 @@ class Plan:
     """The number of tiles in a row."""
     return self.length // self.block.key
 
+  @property
+  def span(self) -> int:
+    """The number of tokens after which keys are listed: two blocks or more."""
+    return 2 * math.lcm(self.block.query, self.block.key)
+
   def runs(self, i, j):
     """Whether the tile of query block i and key block j has a visible key."""
     return j * self.block.key < (i + 1) * self.block.query
@@ -155,6 +164,22 @@ def padded_length(length: int, block: BlockSizes) -> tuple[int, BlockSizes]:
   return pl.cdiv(length, unit) * unit, block
 
 
+def listed_tiles(length: int, block: BlockSizes) -> int:
+  """Returns the tiles of a full list; 0 where a row is too short for one.
+
+  The keys of the last span are never listed.
+  """
+  in_span = 2 * math.lcm(block.query, block.key) // block.key
+  tiles = length // block.key
+  return tiles - in_span if tiles >= 2 * in_span else 0
+
+
+def table_bytes(batch: int, groups: int, length: int, block: BlockSizes) -> int:
+  """Returns the bytes of the largest of `reads.Reads`' tables."""
+  tiles = (length // block.query) * (length // block.key)
+  return 4 * batch * groups * tiles
+
+
 def heads_a_program(
   shared: int,
   block: BlockSizes,
@@ -163,6 +188,7 @@ def heads_a_program(
   dtype: Any,
   bias: Strips | None = None,
   selection_bias: Strips | None = None,
+  lists: int = 0,
 ) -> int:
   """Returns how many heads share a tile of F.
 
@@ -174,6 +200,7 @@ def heads_a_program(
     dtype: the inputs' dtype.
     bias: the strips of the heads' biases.
     selection_bias: those of the selection heads.
+    lists: tiles of listed keys.
 
   Raises:
     ValueError: if block.heads does not divide H / G, or one head does not fit.
@@ -188,7 +215,7 @@ def heads_a_program(
   for heads in range(shared, 0, -1):
     if shared % heads:
       continue
-    needs = vector_memory(heads, block, size, selection_size, dtype)
+    needs = vector_memory(heads, block, size, selection_size, dtype, lists)
     if needs + strips_memory(heads, bias, selection_bias) <= VECTOR_MEMORY:
       return heads
   raise ValueError(
@@ -204,23 +231,40 @@ def vector_memory(
   size: int,
   selection_size: int | None,
   dtype: Any,
+  lists: int = 0,
 ) -> int:
-  """Estimates the bytes of the largest kernel, the one for keys and values."""
+  """Estimates the bytes of the largest kernel.
+
+  It is the one for keys and values, or with lists the one for queries, which
+  has blocks of keys in place and of listed ones.
+  """
 
   def lanes(n):
     return pl.cdiv(n, LANES) * LANES
 
   rows, columns = block.query, block.key
   itemsize = jnp.dtype(dtype).itemsize
+  head, width = lanes(size), lanes(selection_size or 0)
+
+  def kernel(blocks, selection, sums):
+    blocks = itemsize * heads * head * blocks + selection * width
+    blocks += 4 * rows * 3 * LANES  # Three numbers a row.
+    # Blocks are double-buffered: the next one loads while this is computed.
+    return 2 * blocks + 4 * heads * head * sums
+
   # Queries, keys, values, the cotangent and two gradients.
-  blocks = itemsize * heads * lanes(size) * (2 * rows + 4 * columns)
-  if selection_size is not None:
-    width = lanes(selection_size)
-    blocks += itemsize * width * (rows + columns) + 4 * width * columns
-  blocks += 4 * rows * 3 * LANES  # Three numbers a row.
-  sums = 2 * 4 * heads * columns * lanes(size)
-  # Blocks are double-buffered: the next one loads while this one is computed.
-  return 2 * blocks + sums + _LIVE_TILES * 4 * rows * columns
+  needs = kernel(
+    2 * rows + 4 * columns,
+    itemsize * (rows + columns) + 4 * columns,
+    2 * columns,
+  )
+  if lists:
+    # Queries, the cotangent, a gradient, and keys and values twice.
+    of_queries = kernel(
+      3 * rows + 4 * columns, itemsize * (rows + 2 * columns) + 4 * rows, rows
+    )
+    needs = max(needs, of_queries)
+  return needs + _LIVE_TILES * 4 * rows * columns
 
 
 def strips_memory(

@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jax.experimental import pallas as pl
 
 from selective_t5x.attention.fused import FAR, product
+from selective_t5x.attention.tpu.blocks import Step
 from selective_t5x.attention.tpu.plan import CHUNK, Plan
 
 _BFLOAT16_BITS = -(2**16)  # 0xffff0000
@@ -38,55 +39,107 @@ class Tile(NamedTuple):
   sums: jax.Array | None
 
 
-def make_tile(plan: Plan, i, j, inputs, sums) -> Tile:
+class _Either:
+  """Reads one of two references to blocks, which have the same shape."""
+
+  def __init__(self, second, references):
+    self._second, self._references = second, references
+
+  def __getitem__(self, index):
+    return lax.select(self._second, *(x[index] for x in self._references[::-1]))
+
+
+def either(step: Step, in_place, listed):
+  """Returns what reads the block that the step's keys are of.
+
+  Args:
+    step: the step.
+    in_place: a reference to a block of keys in place.
+    listed: a reference to a block of listed keys; None without lists.
+  """
+  return (
+    in_place if listed is None else _Either(step.listed, (in_place, listed))
+  )
+
+
+def of_step(step: Step, inputs):
+  """Returns the inputs with the keys of a step, in place or listed ones.
+
+  Args:
+    step: the step.
+    inputs: `forward.Inputs` of references to the blocks.
+  """
+  if inputs.listed is None:
+    return inputs
+  own, other = inputs, inputs.listed
+  return inputs._replace(
+    key=either(step, own.key, other.key),
+    value=either(step, own.value, other.value),
+    selection_key=either(step, own.selection_key, other.selection_key),
+    sums=either(step, own.sums, other.sums),
+    position=other.position,
+  )
+
+
+def make_tile(plan: Plan, step: Step, inputs, sums) -> Tile:
   """Computes a tile's selection.
 
   Args:
     plan: the plan of the call.
-    i: i32[], the query block.
-    j: i32[], the key block.
-    inputs: `forward.Inputs` of references to the blocks.
+    step: the step.
+    inputs: the result of `of_step`.
     sums: f32[1, K], the column sums of S over earlier query blocks;
       None without selection.
   """
+  i, j = step.i, step.j
   shape = (plan.block.query, plan.block.key)
   row = i * plan.block.query + lax.broadcasted_iota(jnp.int32, shape, 0)
   column = j * plan.block.key + lax.broadcasted_iota(jnp.int32, shape, 1)
   first = 0 if inputs.start is None else inputs.start[...]
+  before = row
+  if inputs.position is not None:
+    listed = jnp.broadcast_to(inputs.position[...], shape)
+    column = lax.select(step.listed, listed, column)
+    # The keys of the queries' own span are read in place.
+    span = lax.div(i * plan.block.query, np.int32(plan.span)) * plan.span
+    before = jnp.minimum(row, jnp.where(step.listed, span - 1, plan.length))
   # A segment is contiguous, so its start is enough.
-  visible = (first <= column) & (column <= row)
+  visible = (first <= column) & (column <= before)
   if not plan.selects:
     taken_off = jnp.where(visible, 0.0, FAR)
     return Tile((i, j), visible, None, None, taken_off, None)
-  logits = plan.selection_scale * product(
-    inputs.selection_query[...], inputs.selection_key[...], transpose_b=True
-  )
-  if plan.selection_bias is not None:
-    far = plan.selection_bias.far(i, j)
-    logits += plan.selection_bias.tile(inputs.selection_bias[0], far)
   may_mask = (first < column) & (column < row)
-  scores = jnp.where(may_mask, jnp.maximum(logits, 0.0), 0.0)
+  if inputs.position is not None:
+    may_mask &= visible
+  scores = selection_scores(
+    plan,
+    (i, j),
+    inputs.selection_query[...],
+    inputs.selection_key[...],
+    None if plan.selection_bias is None else inputs.selection_bias[0],
+    may_mask,
+  )
   masking, sums = running_sums(scores, sums)
   taken_off = jnp.where(visible, masking, FAR)
   return Tile((i, j), visible, scores, masking, taken_off, sums)
 
 
-def when_alive(plan: Plan, i, j, inputs, sums):
-  """Returns a decorator that runs a function unless all keys are dead.
+def selection_scores(plan: Plan, place, query, key, strip, may_mask):
+  """Returns S of a tile, f32[Q, K].
 
   Args:
     plan: the plan of the call.
-    i: i32[], the query block.
-    j: i32[], the key block.
-    inputs: as in `make_tile`.
-    sums: f32[1, K], F of the first query; None without selection.
+    place: the query block and the key block.
+    query: [Q, E].
+    key: [K, E].
+    strip: f32[1, W], the biases of the tile; None without biases.
+    may_mask: bool[Q, K], where a query may mask a key.
   """
-  if not plan.forgets:
-    return lambda function: function()
-  # What is not a number is not dead.
-  dead = jnp.where(sums > inputs.limits[...], 1.0, 0.0)
-  earlier = (j + 1) * plan.block.key <= i * plan.block.query
-  return pl.when(jnp.logical_not(earlier & (jnp.sum(dead) == plan.block.key)))
+  logits = plan.selection_scale * product(query, key, transpose_b=True)
+  if strip is not None:
+    far = plan.selection_bias.far(*place)
+    logits += plan.selection_bias.tile(strip, far)
+  return jnp.where(may_mask, jnp.maximum(logits, 0.0), 0.0)
 
 
 def running_sums(x, carry, *, reverse=False):

@@ -88,6 +88,15 @@ CASES = {
   'biases, dead keys': dict(
     distances=129, packed=True, memory_tau=1.0, forget_below=None
   ),
+  'live keys, lists': dict(shape=(2, 1024, 4, 64), forget_below=None),
+  'lists, packed with memory, float32, two groups': dict(
+    shape=(1, 1280, 4, 64),
+    dtype=jnp.float32,
+    groups=2,
+    packed=True,
+    memory_tau=1.0,
+    forget_below=1e-3,
+  ),
   'plain, biases': dict(selects=False, distances=129),
   'selection and biases per head': dict(groups=4, distances=400),
   'biases, odd length and size, float32': dict(
@@ -102,17 +111,24 @@ def test_the_kernels_compile(topology, case):
   compile_gradients(mesh_of(topology), **CASES[case])
 
 
-@pytest.mark.parametrize('context', [jax.set_mesh, lambda mesh: mesh])
+@pytest.mark.parametrize(
+  ('context', 'forget_below'), [(jax.set_mesh, None), (lambda mesh: mesh, 0.0)]
+)
 @pytest.mark.filterwarnings('ignore:.*with mesh.*:DeprecationWarning')
-def test_a_mesh_splits_the_kernels(context):
+def test_a_mesh_splits_the_kernels(context, forget_below):
   compiled = compile_gradients(
-    mesh_of('v5e:2x2', 2, 2), context, packed=True, memory_tau=1.0
+    mesh_of('v5e:2x2', 2, 2),
+    context,
+    shape=(2, 1024, 4, 64),
+    packed=True,
+    memory_tau=1.0,
+    forget_below=forget_below,
   )
   for sharding in compiled.output_shardings:
     assert sharding.spec == PartitionSpec('data', None, 'model')
   # Each chip has its rows and heads; only the selection head travels.
   text = compiled.as_text()
-  assert 'bf16[1,2,512,64]' in text
+  assert 'bf16[1,2,1024,64]' in text
   assert 'all-gather' not in text
 
 

@@ -7,16 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selective_t5x.attention import limits as pallas_limits
-from selective_t5x.attention import masks, reference
 from selective_t5x.attention.distance_bias import DistanceBias
-from selective_t5x.attention.selection import Selection, masking_matrix
+from selective_t5x.attention.selection import Selection
 from selective_t5x.attention.tpu import kernels as pallas_tpu
 from selective_t5x.attention.tpu import plan as pallas_plan
 from selective_t5x.attention.tpu import tile as pallas_tile
 from selective_t5x.attention.tpu.kernels import BlockSizes
 from tests.attention import kernel_checks
-from tests.attention.live_keys_test import forgetful
 from tests.support import on_devices, smoke
 
 # Small tiles, so that there are several.
@@ -121,126 +118,6 @@ def test_block_sizes_check_themselves(sizes, message):
     BlockSizes(**sizes)
 
 
-FORGETFUL = {
-  'one segment, biases, memory': dict(memory_tau=2.0, distances=20),
-  'two groups, packed': dict(groups=2, packed=True),
-}
-
-
-@pytest.mark.parametrize('name', smoke.others(FORGETFUL))
-def test_tiles_of_dead_keys_are_left_out(name):
-  """And the results are the reference's."""
-  case = dict(groups=1, packed=False, memory_tau=None, distances=None)
-  case |= FORGETFUL[name]
-  groups, length = case['groups'], 500
-  arrays = forgetful(0, (1, length, 2, 8), share=1.0, size=3.0)
-  if groups == 2:
-    arrays = [x.at[:, :, 1].set(x[:, :, 0]) for x in arrays]
-  ids = None
-  if case['packed']:
-    ids = jnp.repeat(jnp.asarray([[1, 2, 0]]), np.array([440, 50, 10]), axis=1)
-  bias = None
-  if case['distances']:
-    rng = np.random.default_rng(0)
-    values = rng.normal(size=(2, case['distances']))
-    bias = DistanceBias(jnp.asarray(values, jnp.float32))
-
-  def loss(arrays, forget_below):
-    query, key, value = arrays
-    shared = dict(
-      selection=Selection(query[:, :, :groups], key[:, :, :groups], 0.3),
-      scale=0.3,
-      bias=bias,
-      segment_ids=ids,
-      memory_tau=case['memory_tau'],
-    )
-    if forget_below is None:
-      out, memory, _ = reference.selective_attention(*arrays, **shared)
-    else:
-      out, memory = pallas_tpu.attention(
-        *arrays,
-        **shared,
-        forget_below=forget_below,
-        block_sizes=SMALL,
-        interpret=True,
-      )
-    total = jnp.sum(jnp.sin(3 * out))
-    if memory is not None:
-      total += jnp.sum(jnp.sin(memory))
-    return total, (out, memory)
-
-  grad = jax.jit(
-    jax.value_and_grad(loss, has_aux=True),
-    static_argnums=1,
-    compiler_options={'xla_backend_optimization_level': 0},
-  )
-  exact, dropped = (grad(arrays, eps) for eps in (None, 2.0**-24))
-  kernel_checks.assert_close(dropped, exact, 'float32')
-  assert dead_tiles(arrays, groups, ids, bias, case['memory_tau']) > 5
-
-
-def dead_tiles(arrays, groups, ids, bias, memory_tau):
-  """The number of tiles of 32 queries and 128 earlier keys that are dead."""
-  query, key, _ = (
-    jnp.pad(x, ((0, 0), (0, 12), (0, 0), (0, 0))).swapaxes(1, 2) for x in arrays
-  )
-  start = None
-  if ids is not None:
-    ids = jnp.pad(ids, ((0, 0), (0, 12)))
-    start = masks.segment_starts(512, ids)
-  limit = pallas_limits.limits(
-    *(query, key, start, bias),
-    groups=groups,
-    block=32,
-    scale=0.3,
-    forget_below=2.0**-24,
-    memory_tau=memory_tau,
-  )[0, 0, :, 0]
-  logits = 0.3 * query[:, 0] @ key[:, 0].swapaxes(1, 2)
-  masking = masking_matrix(logits, segment_ids=ids)[0, ::32]
-  dead = jnp.all((masking > limit).reshape(16, 4, 128), axis=2)
-  earlier = 128 * (jnp.arange(4) + 1) <= 32 * jnp.arange(16)[:, None]
-  return int(jnp.sum(dead & earlier))
-
-
-def test_a_tile_of_dead_keys_has_no_weight_and_no_gradient(monkeypatch):
-  """Where F of every key exceeds its limit, earlier tiles are never read."""
-  monkeypatch.setattr(
-    pallas_tpu,
-    'limits',
-    lambda query, *_, block, **__: jnp.full(
-      (query.shape[0], 1, query.shape[2] // block, 1, query.shape[2]), -1.0
-    ),
-  )
-  (query, key, value, *_), _, (cotangent, _) = kernel_checks.arrays(
-    Case(300, packed=False)
-  )
-  place = np.arange(300)
-  dead = 128 * (place // 128 + 1) <= 32 * (place[:, None] // 32)
-
-  def kernels(query, key, value):
-    return pallas_tpu.attention(
-      *(query, key, value),
-      selection=Selection(query[:, :, :1], key[:, :, :1], 0.4),
-      scale=0.4,
-      forget_below=2.0**-24,
-      block_sizes=SMALL,
-      interpret=True,
-    )
-
-  def written_out(query, key, value):
-    logits = reference.attention_logits(query, key, 0.4, None)
-    logits -= masking_matrix(logits[:, 0])[:, None]
-    visible = masks.visible(300, None) & ~dead
-    return reference.attend(logits, value, visible), None
-
-  got, wanted = (
-    kernel_checks.results(attend, (query, key, value), (cotangent, None))
-    for attend in (kernels, written_out)
-  )
-  kernel_checks.assert_close(got, wanted, 'float32')
-
-
 def test_a_bias_matters_only_where_a_query_sees_the_key():
   x, ids = jnp.ones((1, 6, 2, 8)), jnp.asarray([[1, 1, 2, 2, 2, 0]])
 
@@ -339,10 +216,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from selective_t5x.attention.tpu import reads
 from tests.attention import kernel_checks as test
 from tests.attention.tpu import kernels_test
 
-case = kernels_test.Case(40, heads=4, groups=1, distances=9)
+# Also where a list would not pay.
+reads._MOVES_A_LISTED_TILE = -1000
+case = kernels_test.Case(**CASE)
 tensors, ids, cotangents = test.arrays(case)
 tensors.append(test.biases(case, case.groups))
 mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ('data', 'model'))
@@ -351,7 +231,8 @@ place = PartitionSpec('data', None, 'model')
 
 def attend(*tensors, reference):
   query, key, value, *select, numbers = tensors
-  bias, own = (test.by_distance(numbers, name) for name in numbers)
+  names = ('heads', 'selection')
+  bias, own = (test.by_distance(numbers, name) for name in names)
   shared = dict(scale=0.4, bias=bias, segment_ids=ids, memory_tau=1.0)
   selection = test.Selection(*select, 0.7, own)
   if reference:
@@ -381,6 +262,12 @@ for context in (mesh, jax.set_mesh(mesh)):
 """
 
 
-def test_batch_and_heads_are_split_over_a_mesh(commands, tmp_path):
-  result = on_devices.run(commands, _ON_FOUR_DEVICES, tmp_path)
+@pytest.mark.parametrize(
+  'case',
+  smoke.first([dict(length=40, distances=9), dict(length=520)]),
+  ids=['biases', 'lists'],
+)
+def test_batch_and_heads_are_split_over_a_mesh(commands, tmp_path, case):
+  script = _ON_FOUR_DEVICES.replace('CASE', f'{dict(case, heads=4)}')
+  result = on_devices.run(commands, script, tmp_path)
   assert result.returncode == 0, result.stderr[-2000:]
