@@ -111,7 +111,7 @@ def training_difference(steps: int = 200) -> float:
         },
       )
       lines = (run / 'train' / 'metrics.jsonl').read_text().splitlines()
-      losses.append([json.loads(line)['loss_per_token'] for line in lines])
+      losses.append([json.loads(line)['loss'] for line in lines])
   dropped, every = map(np.asarray, losses)
   assert len(dropped) == len(every) == steps
   return float(np.max(np.abs(dropped / every - 1)))
