@@ -173,6 +173,7 @@ CUDA := JAX_PLATFORMS=cpu JAX_SKIP_CUDA_CONSTRAINTS_CHECK=1 XLA_FLAGS= \
 # What XLA, Triton and ptxas make of the kernels and of a train step.
 test-cuda: install-cuda
 	$(CUDA)/python -m pytest tests/attention/gpu/compile_test.py \
+	  tests/attention/gpu/hopper_compile_test.py \
 	  tests/costs/precompile_cuda_test.py tests/nn/decode_cuda_test.py $(ARGS)
 
 # Times of the kernels on a GPU; where there is none, counts alone, and why.

@@ -4,10 +4,11 @@
 
 Forward and backward passes in bfloat16, 16,384 tokens of 8 heads, jitted:
 selective attention by our kernels, plain causal attention by the same kernels,
-by jax's Triton kernels and by cuDNN. The functions take turns within one run,
-one call each; a figure is the ratio of two medians. TFLOP/s count the products
-of plain causal attention, 9 for each pair of a query and a key of a head that
-it sees, whatever a function computes beside.
+by jax's Triton kernels and by cuDNN; on a Hopper GPU also selective attention
+with the forward kernel of 'hopper_gpu'. The functions take turns within one
+run, one call each; a figure is the ratio of two medians. TFLOP/s count the
+products of plain causal attention, 9 for each pair of a query and a key of a
+head that it sees, whatever a function computes beside.
 
 Then a train step of the paper's decoder of d = 12 at 512 and 2,048 tokens,
 selection over the baseline, and tokens/s of decoding with each policy over the
@@ -31,6 +32,7 @@ from jax.experimental.pallas.ops.gpu import attention as triton_attention
 from benchmarks import gpu_models
 from selective_t5x.attention import kernel_costs
 from selective_t5x.attention.gpu import cudnn
+from selective_t5x.attention.gpu import hopper as hopper_gpu
 from selective_t5x.attention.gpu import kernels as pallas_gpu
 from selective_t5x.attention.selection import Selection
 
@@ -47,6 +49,18 @@ def selective(query, key, value, **settings):
     selection=Selection(query[:, :, :1], key[:, :, :1], scale),
     scale=scale,
     **settings,
+  )[0]
+
+
+def hopper(query, key, value):
+  """The same, with the forward kernel for Hopper GPUs."""
+  scale = query.shape[-1] ** -0.5
+  return hopper_gpu.attention(
+    query,
+    key,
+    value,
+    selection=Selection(query[:, :, :1], key[:, :, :1], scale),
+    scale=scale,
   )[0]
 
 
@@ -130,6 +144,11 @@ def timed(lengths, sizes, rounds) -> dict[str, float]:
     'triton': triton,
     'cudnn': cudnn_attention,
   }
+  why = hopper_gpu.unsupported(jnp.bfloat16, bias=False, selects=True)
+  if why:
+    print(f'hopper_gpu is not timed: {why}')
+  else:
+    functions['hopper'] = hopper
   figures = {}
   for size in sizes:
     for length in lengths:
@@ -140,7 +159,7 @@ def timed(lengths, sizes, rounds) -> dict[str, float]:
       for name, one in times.items():
         rate = 9 * 2 * pairs * size / one / 1e12
         print(f'  {name:10} {1e3 * one:9.3f} ms {rate:8.1f} TFLOP/s')
-      for name in ('plain', 'triton', 'cudnn'):
+      for name in times.keys() - {'selective'}:
         figures[f'n{length}_d{size}_over_{name}'] = round(
           times['selective'] / times[name], 3
         )

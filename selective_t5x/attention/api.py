@@ -13,9 +13,9 @@ Arguments:
     which 'blocked' makes no array of N x N.
   segment_ids: i32[B, N], 0 for padding, each run of equal ids a segment; None
     for one segment without padding.
-  implementation: 'reference', 'blocked', 'pallas_tpu', 'pallas_gpu', 'cudnn' (a
-    baseline alone), or None for the best one available
-    (`implementations.choose`).
+  implementation: 'reference', 'blocked', 'pallas_tpu', 'pallas_gpu',
+    'hopper_gpu' (selection alone), 'cudnn' (a baseline alone), or None for the
+    best one available (`implementations.choose`).
   position: i32[B], in a decoding step the cache slot of the query token. The
     query is then [B, 1, H, D], and bias broadcasts to [B, H, 1, N].
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from selective_t5x.attention import blocked, shards
-from selective_t5x.attention.gpu import cudnn
+from selective_t5x.attention.gpu import cudnn, hopper
 from selective_t5x.attention.gpu import kernels as pallas_gpu
 from selective_t5x.attention.mesh import platform
 from selective_t5x.attention.selection import ALL
@@ -22,7 +22,10 @@ FAST: Mapping[str, Callable[..., Any]] = {
   'cudnn': shards.over_mesh(cudnn.attention),
   'pallas_gpu': shards.over_mesh(pallas_gpu.attention),
   'blocked': shards.over_mesh(blocked.attention),
+  'hopper_gpu': shards.over_mesh(hopper.attention),
 }
+# None never picks these: they have not run on the hardware that they are for.
+_BY_NAME_ALONE = ('hopper_gpu',)
 
 
 # The most queries whose logits with all keys are written out: a few blocks.
@@ -56,7 +59,12 @@ def choose(
   where = _check(implementation, caller, names)
   if implementation is None:
     best = next(
-      (name for name in FAST if not _lacks(name, dtype, needs)), names[0]
+      (
+        name
+        for name in FAST
+        if name not in _BY_NAME_ALONE and not _lacks(name, dtype, needs)
+      ),
+      names[0],
     )
     lack = _lacks(best, dtype, needs)
     if lack:
@@ -120,6 +128,14 @@ def _lacks(name: str, dtype, needs: Mapping[str, Any]) -> str | None:
     return pallas_gpu.unsupported(
       dtype,
       bias=array_bias,
+      constraints=constraints,
+      sizes=needs.get('sizes', ()),
+    )
+  if name == 'hopper_gpu':
+    return hopper.unsupported(
+      dtype,
+      bias=bias,
+      selects=needs.get('selects', False),
       constraints=constraints,
       sizes=needs.get('sizes', ()),
     )

@@ -1,4 +1,4 @@
-"""Runs a program on several CPU devices: python -m ... COUNT FILE.
+"""Runs a program on several CPU devices: python -m ... COUNT FILE ARG...
 
 By `support.commands`, whose processes have no JAX backend yet.
 """
@@ -21,4 +21,5 @@ def run(commands, program: str, folder: pathlib.Path, count: int = 4):
 
 if __name__ == '__main__':
   jax.config.update('jax_num_cpu_devices', int(sys.argv[1]))
-  runpy.run_path(sys.argv[2])
+  sys.argv = sys.argv[2:]
+  runpy.run_path(sys.argv[0], run_name='__main__')

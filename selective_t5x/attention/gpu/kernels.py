@@ -20,6 +20,7 @@ attention in tiles. `tpu.kernels` does the same in the order of a TPU's grid.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -93,6 +94,7 @@ def attention(
   forget_below: float | None = 0.0,
   block_sizes: BlockSizes | None = None,
   interpret: bool = False,
+  forward: Callable[..., Any] = gpu_forward.forward,
 ) -> tuple[jax.Array, jax.Array | None]:
   """Selective attention by fused kernels, forward and backward, on one device.
 
@@ -107,6 +109,8 @@ def attention(
     block_sizes: None for those of the GPU, `plan.block_sizes`.
     interpret: whether to run in Pallas' interpreter, on any platform and very
       slowly.
+    forward: the forward kernel, with the arguments and results of
+      `gpu.forward.forward`.
 
   Raises:
     ValueError: if `unsupported` gives a reason, G does not divide H, or there
@@ -154,7 +158,7 @@ def attention(
   inputs = inputs._replace(**_tables(*biases, length, query.shape[2], groups))
   plan = _plan(inputs, block, selection, scale, memory_tau, interpret=interpret)
   limits = _limits(plan, inputs, eps, length) if eps else None
-  out, memory = _attention(plan, inputs, limits)
+  out, memory = _attention(plan, forward, inputs, limits)
   out = out[:, :length, :, :size].astype(value.dtype)
   if memory is None:
     return call.results(out, None)
@@ -258,11 +262,11 @@ def _limits(plan: Plan, inputs: Inputs, eps: float, length: int):
   )[:, :, :, 0]
 
 
-def _run(plan: Plan, inputs: Inputs, limits):
+def _run(plan: Plan, forward, inputs: Inputs, limits):
   """Returns the sums of S, what is read of keys, and the forward outputs."""
   sums = gpu_forward.column_sums(plan, inputs)
   lists = None if limits is None else live.lists(plan, sums, limits)
-  return sums, lists, gpu_forward.forward(plan, inputs, sums, lists)
+  return sums, lists, forward(plan, inputs, sums, lists)
 
 
 def _results(plan: Plan, outputs):
@@ -274,14 +278,14 @@ def _results(plan: Plan, outputs):
   return outputs.out, outputs.memory[:, ::shared]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(plan: Plan, inputs: Inputs, limits):
-  *_, outputs = _run(plan, inputs, limits)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attention(plan: Plan, forward, inputs: Inputs, limits):
+  *_, outputs = _run(plan, forward, inputs, limits)
   return _results(plan, outputs)
 
 
-def _attention_fwd(plan, inputs, limits):
-  run = functools.partial(_run, plan)
+def _attention_fwd(plan, forward, inputs, limits):
+  run = functools.partial(_run, plan, forward)
   sums, lists, outputs = derivatives.once(run, 'pallas_gpu')(inputs, limits)
   read = None
   if lists is not None:
@@ -289,7 +293,7 @@ def _attention_fwd(plan, inputs, limits):
   return _results(plan, outputs), (inputs, sums, read, outputs)
 
 
-def _attention_bwd(plan, saved, grads):
+def _attention_bwd(plan, _, saved, grads):
   backward = functools.partial(gpu_backward.backward, plan)
   return derivatives.once(backward, 'pallas_gpu')(*saved, *grads), None
 
