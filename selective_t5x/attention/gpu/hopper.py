@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from selective_t5x.attention import mesh
+from selective_t5x.attention import live_keys, mesh
 from selective_t5x.attention.distance_bias import DistanceBias
 from selective_t5x.attention.gpu import hopper_kernel, kernels
 from selective_t5x.attention.gpu.plan import LARGEST_SIZE
@@ -72,6 +72,7 @@ def attention(
   bias: DistanceBias | None = None,
   segment_ids: jax.Array | None = None,
   memory_tau: float | None = None,
+  forget_below: float | None = 0.0,
   interpret: Any = False,
 ) -> tuple[jax.Array, jax.Array | None]:
   """Selective attention by fused kernels, forward and backward, on one device.
@@ -80,7 +81,7 @@ def attention(
     query: bfloat16.
     selection: not None, and without bias.
     bias: None.
-    forget_below: not taken: no key is dropped.
+    forget_below: no key is dropped; the log says so.
     interpret: False, or the parameters of Pallas' interpreter of Mosaic GPU
       kernels, to run there, on any platform and very slowly. JAX allows its
       effects in no gradient under `jax.jit`.
@@ -102,6 +103,8 @@ def attention(
   )
   if why:
     raise ValueError(f'hopper_gpu cannot run here: {why}')
+  if live_keys.lost_weight(forget_below, value.dtype):
+    live_keys.log_that_none_is_dropped('hopper_gpu reads all keys')
   length, size = query.shape[1], query.shape[3]
   padded = pl.cdiv(length, hopper_kernel.QUERIES) * hopper_kernel.QUERIES
 

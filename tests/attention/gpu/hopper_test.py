@@ -1,11 +1,14 @@
 """The Hopper kernel on a CPU: its numbers, and what it refuses."""
 
+import logging
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from selective_t5x import attention
-from selective_t5x.attention import implementations, mesh
+from selective_t5x.attention import implementations, live_keys, mesh
 from selective_t5x.attention.gpu import hopper
 from selective_t5x.errors import UserError
 from tests.attention.gpu import hopper_checks
@@ -58,6 +61,28 @@ def test_it_runs_by_name_alone(monkeypatch):
   assert implementations.choose(None, 'attention', **NEEDS) == 'pallas_gpu'
   chosen = implementations.choose('hopper_gpu', 'attention', **NEEDS)
   assert chosen == 'hopper_gpu'
+
+
+@pytest.mark.parametrize('forget_below', [0.0, 0.1])
+def test_all_keys_are_read_whatever_may_be_dropped(
+  monkeypatch, caplog, forget_below
+):
+  on_gpu(monkeypatch, 'NVIDIA H100 80GB HBM3')
+  live_keys.log_that_none_is_dropped.cache_clear()
+  x = jax.ShapeDtypeStruct((1, 150, 4, 48), jnp.bfloat16)
+  with caplog.at_level(logging.INFO, logger='absl'):
+    out, memory = jax.eval_shape(
+      lambda *heads: attention.selective_attention(
+        *heads,
+        implementation='hopper_gpu',
+        memory_tau=1.0,
+        forget_below=forget_below,
+      ),
+      *(x, x, x),
+    )
+  assert (out.shape, out.dtype) == (x.shape, x.dtype)
+  assert memory.shape == (1, 150)
+  assert ('hopper_gpu reads all keys' in caplog.text) == (forget_below > 0)
 
 
 def test_where_there_is_no_gpu_it_says_so():
