@@ -155,7 +155,7 @@ def reads(plan: Plan, deaths: jax.Array) -> Reads:
 def _any_of_tile(plan, x):
   """Returns bool[B, G, T, tiles] from bool[B, G, T, keys]."""
   x = jnp.any(x.reshape(*x.shape[:3], -1, plan.block.key), axis=4)
-  # Or each table would compute it again: compiling takes minutes, too.
+  # Each table is made from it: it is not to be fused into all of them.
   return lax.optimization_barrier(x)
 
 
