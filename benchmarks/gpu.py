@@ -21,6 +21,7 @@ all loads and stores, which it moves at most. The last line is JSON.
 """
 
 import argparse
+import functools
 import json
 import time
 
@@ -39,28 +40,16 @@ from selective_t5x.attention.selection import Selection
 _TOKENS, _HEADS = 16384, 8
 
 
-def selective(query, key, value, **settings):
+def selective(query, key, value, *, attention=pallas_gpu.attention, **settings):
   """Selection by head 0, by our kernels: [B, N, H, D] each."""
   scale = query.shape[-1] ** -0.5
-  return pallas_gpu.attention(
+  return attention(
     query,
     key,
     value,
     selection=Selection(query[:, :, :1], key[:, :, :1], scale),
     scale=scale,
     **settings,
-  )[0]
-
-
-def hopper(query, key, value):
-  """The same, with the forward kernel for Hopper GPUs."""
-  scale = query.shape[-1] ** -0.5
-  return hopper_gpu.attention(
-    query,
-    key,
-    value,
-    selection=Selection(query[:, :, :1], key[:, :, :1], scale),
-    scale=scale,
   )[0]
 
 
@@ -148,7 +137,9 @@ def timed(lengths, sizes, rounds) -> dict[str, float]:
   if why:
     print(f'hopper_gpu is not timed: {why}')
   else:
-    functions['hopper'] = hopper
+    functions['hopper'] = functools.partial(
+      selective, attention=hopper_gpu.attention
+    )
   figures = {}
   for size in sizes:
     for length in lengths:

@@ -272,8 +272,11 @@ def plan_of(
       strips, (inputs.bias, inputs.selection_bias), strict=True
     )
   )
-  # Tables that do not fit are those of very long rows: all keys are read.
-  forgets &= table_bytes(batch, groups, length, block) <= SCALAR_MEMORY
+  if forgets and table_bytes(batch, groups, length, block) > SCALAR_MEMORY:
+    forgets = False
+    live_keys.log_that_none_is_dropped(
+      'the tables of what the TPU kernels read exceed the scalar memory'
+    )
   # Biases are for keys in place.
   lists = bias is None and selection_bias is None and forgets
   lists = listed_tiles(length, block) if lists else 0

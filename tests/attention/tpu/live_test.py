@@ -47,6 +47,15 @@ def plan_of(batch=1, length=1024, groups=1, heads=2, block=None, **more):
   return plan, inputs
 
 
+def test_tables_that_do_not_fit_are_logged_and_all_keys_read(caplog):
+  with caplog.at_level('INFO', logger='absl'):
+    plan, _ = plan_of(length=2**14)
+    assert plan.forgets and not caplog.records
+    plan, _ = plan_of(length=2**15 + 128)
+  assert not plan.forgets and not plan.lists
+  assert 'the tables of what the TPU kernels read exceed' in caplog.text
+
+
 def deaths_of(rng, plan, life):
   """Deaths of keys whose lives have a heavy tail, its median `life` tokens."""
   shape = (plan.batch, plan.groups, plan.length)
