@@ -3,6 +3,10 @@ import html.parser
 import io
 import re
 
+import matplotlib.colors
+import numpy as np
+import PIL.Image
+import PIL.ImageColor
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
@@ -276,7 +280,18 @@ def test_a_panel_for_each_task_and_metric(train_task):
   assert [line.get_ydata()[-1] for line in dotted] == pytest.approx(
     [2.05, 1.575]
   )
-  assert plots.png(figure).startswith(b'\x89PNG')
+
+
+def test_a_picture_of_256_colours_keeps_white_and_the_colours_of_the_lines():
+  figure = plots.learning_curves(comparison())
+  drawn = [line.get_color() for axes in figure.axes for line in axes.lines]
+  with PIL.Image.open(io.BytesIO(plots.png(figure))) as picture:
+    assert picture.mode == 'P'
+    colours = {colour for _, colour in picture.convert('RGB').getcolors()}
+  assert (255, 255, 255) in colours
+  for colour in {matplotlib.colors.to_hex(c) for c in drawn}:
+    pure = np.array(PIL.ImageColor.getrgb(colour))
+    assert min(np.abs(pure - other).max() for other in colours) <= 8
 
 
 def test_points_that_are_not_finite_are_left_out():
