@@ -121,9 +121,11 @@ def reads(plan: Plan, deaths: jax.Array) -> Reads:
     deaths: of `deaths`.
   """
   length = deaths.shape[2]
-  block = jnp.arange(plan.query_blocks)[:, None]
+  # What the plan decides is a constant: XLA:CPU takes long to compile the
+  # arithmetic of all places.
+  block = np.arange(plan.query_blocks, dtype=np.int32)[:, None]
+  tile = np.arange(plan.key_blocks, dtype=np.int32)
   alive = (block < deaths[:, :, None]) & _before(plan)
-  tile = jnp.arange(plan.key_blocks)
   # A block reads its own keys.
   own = plan.runs(block, tile) & (
     (tile + 1) * plan.block.key > block * plan.block.query
