@@ -118,7 +118,7 @@ CLAIMS = {
   'parity': Claim(
     'both learn parity with a scratchpad after all bits, which must be kept',
     f'{_PAPER}, appendix A2, in a format of ours',
-    'parity',
+    'parity_3000_steps',
     Solves('parity', ('baseline', 'selective')),
     synthetic_file('parity'),
     fast='parity',

@@ -24,7 +24,14 @@ _FIGURES = {
     'fast/variable_assignment/comparison.json',
   ),
   'copy': ('study/copy/comparison.json', 'fast/copy/comparison.json'),
-  'parity': ('study/parity/comparison.json', 'fast/parity/comparison.json'),
+  'parity': (
+    'parity_more/parity/comparison.json',
+    'fast/parity/comparison.json',
+  ),
+  'parity_3000_steps': (
+    'study/parity_3000_steps/comparison.json',
+    'parity_more/parity_3000_steps/comparison.json',
+  ),
   'parity_interleaved': (
     'study/parity_interleaved/comparison.json',
     'fast_2/parity_interleaved/comparison.json',
