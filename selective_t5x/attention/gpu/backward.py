@@ -30,6 +30,7 @@ from selective_t5x.attention.gpu.live import (
   key_blocks,
   lists_spec,
   order_spec,
+  ordered,
   owned_keys,
 )
 from selective_t5x.attention.gpu.plan import Plan
@@ -83,7 +84,7 @@ def backward(
     plan: the plan of the call.
     inputs: those of the forward kernel.
     sums: those of the forward kernel.
-    live: which keys are read, and their order; None for all.
+    live: which keys are read; None for all.
     outputs: those of the forward kernel.
     grad: [B, N, H, D], the cotangent of the output.
     memory_grad: f32[B, G, N], the cotangent of M; None without it.
@@ -101,7 +102,8 @@ def backward(
     memory_grad = jnp.repeat(memory_grad, shared, axis=1)
     memory_grad = jnp.where(first[:, None], memory_grad, 0.0)
   saved = Saved(grad, outputs.lse, delta, sums, memory_grad)
-  lists, order = (None, None) if live is None else live
+  lists, ends = (None, None) if live is None else live
+  order = None if ends is None else ordered(ends, plan.block)
 
   def over_programs(share):
     """Returns f32[B, P, N, E], summed over programs, as [B, N, G, E]."""
@@ -121,7 +123,7 @@ def backward(
   query_grads = _query_grads(plan, inputs, saved, lists)
   of_bias = None, None
   if plan.behind is not None:
-    of_bias = biases.gradients(plan, inputs, saved, query_grads.far)
+    of_bias = biases.gradients(plan, inputs, saved, ends, query_grads.far)
 
   return Inputs(
     query_grads.query,

@@ -76,19 +76,20 @@ def window_of(plan: Plan) -> Window:
   return Window(tiles, size, tiles * size - query)
 
 
-def gradients(plan: Plan, inputs: Inputs, saved: Saved, far):
+def gradients(plan: Plan, inputs: Inputs, saved: Saved, ends, far):
   """Returns the gradients of the biases.
 
   Args:
     plan: the plan of the call.
     inputs: those of the forward kernel.
     saved: what is saved.
+    ends: see `live.Live`; None where all keys are read.
     far: see backward.QueryGrads.
 
   Returns:
     f32[H, R] for the heads; f32[G, R] for selection, None without it.
   """
-  windows = _windows(plan, inputs, saved)
+  windows = _windows(plan, inputs, saved, ends)
   near = _by_distance(plan, jnp.sum(windows.heads, axis=(0, 1)))
   rest = -jnp.sum(near, axis=-1, keepdims=True)
   of_heads = jnp.concatenate([near, rest], axis=-1)
@@ -117,7 +118,7 @@ def _by_distance(plan: Plan, window):
   return sums[:, before - plan.behind + 1 : before + 1][:, ::-1]
 
 
-def _windows(plan: Plan, inputs: Inputs, saved: Saved) -> Windows:
+def _windows(plan: Plan, inputs: Inputs, saved: Saved, ends) -> Windows:
   blocks = Blocks(plan, plan.block.biases, plan.backward_heads)
   window = window_of(plan)
   parts = pl.cdiv(plan.query_blocks, _blocks_of_a_part(plan))
@@ -132,10 +133,14 @@ def _windows(plan: Plan, inputs: Inputs, saved: Saved) -> Windows:
 
   return blocks.call(
     _kernel,
-    (with_windows(plan, inputs, 0), saved),
+    (with_windows(plan, inputs, 0), saved, ends),
     name='attention_biases',
     blocks=parts * window.tiles,
-    in_specs=(blocks.inputs(0), recompute.saved_specs(blocks, saved)),
+    in_specs=(
+      blocks.inputs(0),
+      recompute.saved_specs(blocks, saved),
+      None if ends is None else blocks.of_group(plan.length),
+    ),
     out=Windows(
       share(plan.heads, blocks.heads),
       share(blocks.programs, None) if plan.selects else None,
@@ -148,7 +153,7 @@ def _blocks_of_a_part(plan: Plan) -> int:
 
 
 def _kernel(
-  plan: Plan, heads: int, inputs: Inputs, saved: Saved, windows: Windows
+  plan: Plan, heads: int, inputs: Inputs, saved: Saved, ends, windows: Windows
 ):
   """Goes down the rows of tiles, at one tile of the window."""
   window, blocks = window_of(plan), _blocks_of_a_part(plan)
@@ -165,6 +170,8 @@ def _kernel(
     of_block = recompute.of_rows(plan, heads, inputs, saved, i)
     column = i * plan.block.query + number * window.size - window.before
     columns = gpu_tile.Columns.in_order(column, window.size)
+    if ends is not None:
+      columns = columns.where(i < ends[columns.slots], plan.length)
     select = None
     if plan.selects:
       select = (of_block.selecting, inputs.selection_key[columns.slots, :])

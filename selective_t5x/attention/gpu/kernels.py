@@ -104,7 +104,7 @@ def attention(
       It takes about 4 Q (R + 3 Q) bytes for each of the H and G heads, Q being
       `BlockSizes.query`. Its gradient takes about 4 Q (R + Q) bytes for each of
       H heads and P programs (`gpu.blocks`), for every 2,048 tokens of a row.
-      There is no other array of it. With one no key is dropped.
+      There is no other array of it.
     forget_below: dead keys are not read, see `gpu.live`.
     block_sizes: None for those of the GPU, `plan.block_sizes`.
     interpret: whether to run in Pallas' interpreter, on any platform and very
@@ -239,11 +239,9 @@ def _limits(plan: Plan, inputs: Inputs, eps: float, length: int):
   """
   if not plan.selects or plan.query_blocks == 1:
     return None
-  if plan.behind is not None:
-    live_keys.log_that_none_is_dropped(
-      "the GPU kernels read T5's biases of keys in order alone"
-    )
-    return None
+  bias = None
+  if inputs.bias is not None:
+    bias = DistanceBias(inputs.bias[:, ::-1])
   start = inputs.start
   if start is None and length < plan.length:
     tokens = jnp.arange(plan.length)[None]
@@ -253,7 +251,7 @@ def _limits(plan: Plan, inputs: Inputs, eps: float, length: int):
     inputs.query.swapaxes(1, 2),
     inputs.key.swapaxes(1, 2),
     start,
-    None,
+    bias,
     groups=plan.groups,
     block=plan.block.query,
     scale=plan.scale,
@@ -289,7 +287,7 @@ def _attention_fwd(plan, forward, inputs, limits):
   sums, lists, outputs = derivatives.once(run, 'pallas_gpu')(inputs, limits)
   read = None
   if lists is not None:
-    read = live.Live(lists, live.order(plan, sums, limits))
+    read = live.Live(lists, live.ends(plan, sums, limits))
   return _results(plan, outputs), (inputs, sums, read, outputs)
 
 

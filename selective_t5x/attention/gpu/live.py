@@ -63,8 +63,7 @@ class Order(NamedTuple):
 
   Attributes:
     keys: i32[B, G, N].
-    ends: i32[B, G, N], the block of queries from which on each of them is dead,
-      T for one that never is.
+    ends: i32[B, G, N], the end of each of them, see `Live`.
     firsts: i32[B, G, J], the first block of queries that sees a key of each
       block.
     lasts: i32[B, G, J], the largest of the ends of each block.
@@ -81,11 +80,12 @@ class Live(NamedTuple):
 
   Attributes:
     lists: for the kernels whose programs own queries.
-    order: for the one whose programs own keys.
+    ends: i32[B, G, N], the block of queries from which on each key is dead, T
+      for one that never is.
   """
 
   lists: Lists
-  order: Order
+  ends: Any
 
 
 def lists(plan: Plan, sums: jax.Array, limits: jax.Array) -> Lists:
@@ -145,8 +145,8 @@ def _list_kernel(plan: Plan, _, sums, limits, out: Lists):
   out.counts[i] = count + size
 
 
-def order(plan: Plan, sums: jax.Array, limits: jax.Array) -> Order:
-  """Returns the order of the kernel for keys.
+def ends(plan: Plan, sums: jax.Array, limits: jax.Array) -> jax.Array:
+  """Returns `Live.ends`.
 
   Args:
     plan: the plan of the call.
@@ -158,14 +158,14 @@ def order(plan: Plan, sums: jax.Array, limits: jax.Array) -> Order:
   own = tokens // plan.block.query
   # The sums above the diagonal are never written.
   alive = (blocks > own) & jnp.logical_not(sums > limits)
-  return ordered(1 + jnp.max(jnp.where(alive, blocks, own), axis=2), plan.block)
+  return 1 + jnp.max(jnp.where(alive, blocks, own), axis=2)
 
 
 def ordered(ends: jax.Array, block: BlockSizes) -> Order:
-  """Returns the order of keys that die in some blocks of queries.
+  """Returns the order of the kernel for keys.
 
   Args:
-    ends: i32[B, G, N], see `Order`, in the order of the row.
+    ends: see `Live`.
     block: the tiles, whose keys divide N.
   """
   *rows, length = ends.shape
@@ -232,7 +232,14 @@ def key_blocks(plan: Plan, lists: Lists | None, i, size: int) -> list[Range]:
   """
   if lists is None:
     return plan.key_blocks(i, size)
-  return [Range(0, pl.cdiv(lists.counts[i], size), False)]
+  count = lists.counts[i]
+  end = pl.cdiv(count, size)
+  if plan.behind is None:
+    return [Range(0, end, False)]
+  # At most so many keys are nearer than `behind`, the last ones of the list.
+  near = plan.block.query + max(plan.behind - 1, 0)
+  far = jnp.maximum(count - near, 0) // size
+  return [Range(0, far, False), Range(far, end, True)]
 
 
 def columns_of(plan: Plan, lists: Lists | None, i, j, size: int) -> Columns:
@@ -276,9 +283,15 @@ def owned_keys(plan: Plan, order: Order | None, j, size: int) -> Owned:
     ranges = plan.query_blocks_of(j, size, plan.query_blocks)
     return Owned(slots, ranges, lambda i: columns)
   keys, ends = order.keys[slots], order.ends[slots]
+  first, last = order.firsts[j], order.lasts[j]
 
   def columns_at(i):
     return Columns.by_index(keys, i < ends, plan.length)
 
-  ranges = [Range(order.firsts[j], order.lasts[j], False)]
+  ranges = [Range(first, last, False)]
+  if plan.behind is not None:
+    # The keys may be any of those that are ordered together.
+    window = math.gcd(_WINDOW, plan.length)
+    far = plan.first_far(pl.cdiv((j + 1) * size, window) * window - 1, last)
+    ranges = [Range(first, far, True), Range(far, last, False)]
   return Owned(keys, ranges, columns_at)

@@ -157,7 +157,7 @@ def block_sizes(
     device_kind: JAX's name of it, for instance 'NVIDIA H100 80GB HBM3'.
     size: the larger of D and E, at most LARGEST_SIZE.
     biases: whether the call has biases.
-    live: whether it may drop keys; without biases.
+    live: whether it may drop keys.
   """
   if biases:
     by_chip = BY_CHIP_WITH_BIASES
@@ -277,9 +277,12 @@ class Plan:
     first = j * size // self.block.query
     if self.behind is None:
       return [Range(first, end, False)]
-    far = pl.cdiv((j + 1) * size - 1 + self.behind, self.block.query)
-    far = jnp.minimum(far, end)
+    far = self.first_far((j + 1) * size - 1, end)
     return [Range(first, far, True), Range(far, end, False)]
+
+  def first_far(self, key, end):
+    """Returns the first query block that is `behind` after a key, or `end`."""
+    return jnp.minimum(pl.cdiv(key + self.behind, self.block.query), end)
 
 
 def padded_length(length: int, block: BlockSizes) -> int:

@@ -82,9 +82,23 @@ class Columns(NamedTuple):
     """
     return cls(keys, jnp.where(seen, keys, length), keys.shape[0])
 
+  def where(self, seen, length: int) -> 'Columns':
+    """Returns the same keys, of which a query may see some.
+
+    Args:
+      seen: bool[K], which of them.
+      length: N.
+    """
+    return self._replace(first=jnp.where(seen, self.positions(), length))
+
+  @property
+  def listed(self) -> bool:
+    """Whether each key has a position of its own."""
+    return jnp.ndim(self.first) > 0
+
   def positions(self):
     """Returns i32[K]."""
-    if jnp.ndim(self.first):
+    if self.listed:
       return self.first
     return self.first + jnp.arange(self.number, dtype=jnp.int32)
 
@@ -145,6 +159,11 @@ def bias_of(plan: Plan, place: Place, windows, head: int, near: bool):
   if near:
     first = place.columns.first - place.row + plan.before
     rows, keys = pl.ds(0, place.rows), pl.ds(first, place.columns.number)
+    if place.columns.listed:
+      # Keys before a window are `behind` or farther away from all queries.
+      keys = jnp.clip(first, 0, plan.window - 1)
+      keys = of_key(keys, place.query_axis)
+      rows = of_query(jnp.arange(place.rows, dtype=jnp.int32), place.query_axis)
   if place.query_axis == 0:
     return windows[head, rows, keys]
   return windows[head, keys, rows]

@@ -135,6 +135,16 @@ CASES = {
     shape=(2, 512, 4, 128), forget_below=None, packed=True, memory_tau=1.0
   ),
   'live keys, selection per head': dict(forget_below=None, groups=4),
+  'live keys, biases': dict(
+    forget_below=None, behind=128, packed=True, memory_tau=1.0
+  ),
+  'live keys, biases, heads of 128': dict(
+    shape=(2, 512, 4, 128),
+    forget_below=None,
+    behind=128,
+    packed=True,
+    memory_tau=1.0,
+  ),
 }
 
 

@@ -1,7 +1,6 @@
 """GPU kernels that read live keys alone, in Pallas' interpreter."""
 
 import functools
-import logging
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 
 from selective_t5x.attention import kernel_costs, masks, reference
-from selective_t5x.attention.distance_bias import DistanceBias
 from selective_t5x.attention.gpu import backward as gpu_backward
 from selective_t5x.attention.gpu import forward as gpu_forward
 from selective_t5x.attention.gpu import kernels as pallas_gpu
@@ -24,22 +22,47 @@ from tests.support import on_devices, smoke
 SMALL = BlockSizes(16, 32, 16)
 
 
-def select(query, key, groups):
+def select(query, key, groups, bias=None):
   """One head of each group selects."""
   shared = query.shape[2] // groups
-  return Selection(query[:, :, ::shared], key[:, :, ::shared], 0.3)
+  return Selection(query[:, :, ::shared], key[:, :, ::shared], 0.3, bias)
 
 
-def kernels(*heads, groups=1, forget_below=ROUNDING, block=SMALL, **settings):
+def kernels(
+  *heads,
+  numbers=None,
+  groups=1,
+  forget_below=ROUNDING,
+  block=SMALL,
+  **settings,
+):
+  of_heads, of_selection = biases(numbers)
   return pallas_gpu.attention(
     *heads,
-    selection=select(*heads[:2], groups),
+    selection=select(*heads[:2], groups, of_selection),
     scale=0.3,
+    bias=of_heads,
     forget_below=forget_below,
     block_sizes=block,
     interpret=True,
     **settings,
   )
+
+
+def tables(groups, distances, dtype='float32'):
+  """The numbers of the biases of two heads for each selecting head."""
+  case = kernel_checks.Case(
+    0, heads=2 * groups, distances=distances, dtype=dtype
+  )
+  return kernel_checks.biases(case, groups)
+
+
+def biases(numbers):
+  """Those of the heads and of selection; None without."""
+  return [
+    kernel_checks.by_distance(numbers or {}, name)
+    for name in ('heads', 'selection')
+  ]
 
 
 @pytest.fixture
@@ -72,18 +95,45 @@ FORGETFUL = {
   'whole rows that are padded, bfloat16': dict(
     length=150, dtype='bfloat16', memory_tau=0.5, forget_below=None
   ),
+  'biases, packed, two groups, memory, an odd length': dict(
+    groups=2, memory_tau=2.0, length=125, packed=True, distances=24
+  ),
   'default tiles': dict(length=300, block=None, memory_tau=1.0),
+  'biases, one segment, wide tiles, programs of one head': dict(
+    length=192, block=BlockSizes(32, 16, 32, backward_heads=1), distances=41
+  ),
+  'biases, whole rows that are padded, bfloat16': dict(
+    length=150,
+    dtype='bfloat16',
+    memory_tau=0.5,
+    forget_below=None,
+    distances=33,
+  ),
+  'biases, default tiles': dict(
+    length=300, block=None, memory_tau=1.0, distances=129
+  ),
 }
 
 
-@pytest.mark.parametrize('name', smoke.first(FORGETFUL))
+QUICK = (
+  'packed, two groups, memory, an odd length',
+  'biases, packed, two groups, memory, an odd length',
+)
+
+
+@pytest.mark.parametrize(
+  'name',
+  [*QUICK, *smoke.others(name for name in FORGETFUL if name not in QUICK)],
+)
 def test_results_are_the_reference_and_most_keys_are_not_read(name, read):
   case = dict(groups=1, memory_tau=None, packed=False, dtype='float32')
-  case |= dict(block=SMALL, forget_below=ROUNDING) | FORGETFUL[name]
+  case |= dict(block=SMALL, forget_below=ROUNDING, distances=None)
+  case |= FORGETFUL[name]
   groups, length = case['groups'], case['length']
   arrays = forgetful(0, (2, length, 2 * groups, 8), share=0.9, size=3.0)
   arrays = [x.at[:, :, groups].set(x[:, :, 0]) for x in arrays[:2]] + arrays[2:]
   arrays = [x.astype(case['dtype']) for x in arrays]
+  numbers = tables(groups, case['distances'], case['dtype'])
   ids = None
   if case['packed']:
     lengths = np.array([length - 45, 36, 9])
@@ -96,26 +146,29 @@ def test_results_are_the_reference_and_most_keys_are_not_read(name, read):
   shared = dict(segment_ids=ids, memory_tau=case['memory_tau'])
   settings = {x: case[x] for x in ('groups', 'block', 'forget_below')} | shared
 
-  def dropping(*heads):
+  def dropping(*heads_and_numbers):
+    *heads, numbers = heads_and_numbers
     if ids is not None:
       # Dead slots never matter.
       heads = [
         jnp.where((ids == 0)[:, :, None, None], jnp.nan, x) for x in heads
       ]
-    return kernels(*heads, **settings)
+    return kernels(*heads, numbers=numbers, **settings)
 
-  def written_out(*heads):
-    selection = select(*heads[:2], groups)
+  def written_out(*heads_and_numbers):
+    *heads, numbers = heads_and_numbers
+    of_heads, of_selection = biases(numbers)
+    selection = select(*heads[:2], groups, of_selection)
     return reference.selective_attention(
-      *heads, selection=selection, scale=0.3, bias=None, **shared
+      *heads, selection=selection, scale=0.3, bias=of_heads, **shared
     )[:2]
 
   kernel_checks.assert_close(
-    kernel_checks.results(dropping, arrays, cotangents),
-    kernel_checks.results(written_out, arrays, cotangents),
+    kernel_checks.results(dropping, [*arrays, numbers], cotangents),
+    kernel_checks.results(written_out, [*arrays, numbers], cotangents),
     case['dtype'],
   )
-  counts = read(*arrays, **settings).counts
+  counts = read(*arrays, numbers=numbers, **settings).counts
   size = (case['block'] or BlockSizes()).query
   own = size * np.arange(counts.shape[2])
   assert np.sum(counts - size) < 0.5 * np.sum(
@@ -139,8 +192,11 @@ def lives(rng, rows, length, size):
   return (own < index) & (index < ends[:, None])
 
 
-@pytest.mark.parametrize('groups', smoke.first([2, 1]))
-def test_any_keys_may_die_in_any_block(groups, monkeypatch):
+@pytest.mark.parametrize(
+  ('groups', 'distances'),
+  [(2, None), (2, 20), *smoke.others([(1, None), (1, 40), (1, 1)])],
+)
+def test_any_keys_may_die_in_any_block(groups, distances, monkeypatch):
   """A dead key has no weight, no part in M and no gradient from then on."""
   length, size, tau = 96, SMALL.query, 3.0
   rng = np.random.default_rng(0)
@@ -163,16 +219,18 @@ def test_any_keys_may_die_in_any_block(groups, monkeypatch):
   own = np.arange(length) // size
   reads = jnp.asarray(blocks | (own == own[:, None]))
 
-  def written_out(query, key, value):
+  def written_out(query, key, value, numbers):
+    of_heads, of_selection = (
+      x if x is None else x.matrix(length, length) for x in biases(numbers)
+    )
     selection = select(query, key, groups)
+    logits = reference.attention_logits(
+      selection.query, selection.key, 0.3, of_selection
+    )
     masking = jnp.stack(
       [
-        masking_matrix(0.3 * jnp.einsum('bid,bjd->bij', q, k), segment_ids=ids)
-        for q, k in zip(
-          jnp.moveaxis(selection.query, 2, 0),
-          jnp.moveaxis(selection.key, 2, 0),
-          strict=True,
-        )
+        masking_matrix(logits[:, group], segment_ids=ids)
+        for group in range(groups)
       ],
       axis=1,
     )
@@ -180,22 +238,31 @@ def test_any_keys_may_die_in_any_block(groups, monkeypatch):
     seen = jnp.where(visible, 1 - jnp.minimum(masking, tau) / tau, 0.0)
     memory = jnp.mean(jnp.sum(seen, axis=3), axis=1)
     masking, visible = (jnp.repeat(x, 2, axis=1) for x in (masking, visible))
-    logits = reference.attention_logits(query, key, 0.3, None) - masking
+    logits = reference.attention_logits(query, key, 0.3, of_heads) - masking
     weights = jax.nn.softmax(jnp.where(visible, logits, -1e30), axis=3)
     out = jnp.einsum('bhij,bjhd->bihd', jnp.where(visible, weights, 0), value)
     return masks.zero_padding(out, ids), masks.zero_padding(memory, ids)
 
-  def dropping(*heads):
-    return kernels(*heads, groups=groups, segment_ids=ids, memory_tau=tau)
+  def dropping(query, key, value, numbers):
+    return kernels(
+      query,
+      key,
+      value,
+      numbers=numbers,
+      groups=groups,
+      segment_ids=ids,
+      memory_tau=tau,
+    )
 
+  tensors = [*heads, tables(groups, distances)]
   kernel_checks.assert_close(
-    kernel_checks.results(dropping, heads, cotangents),
-    kernel_checks.results(written_out, heads, cotangents),
+    kernel_checks.results(dropping, tensors, cotangents),
+    kernel_checks.results(written_out, tensors, cotangents),
     'float32',
   )
 
 
-def plan_of(length, block=SMALL, batch=1, groups=1):
+def plan_of(length, block=SMALL, batch=1, groups=1, behind=None):
   """The plan of a call with two heads of 16 for each selecting head."""
   return plan.Plan(
     batch=batch,
@@ -209,7 +276,7 @@ def plan_of(length, block=SMALL, batch=1, groups=1):
     selection_scale=0.3,
     memory_tau=None,
     packed=False,
-    behind=None,
+    behind=behind,
     dtype=jnp.dtype('float32'),
     interpret=True,
   )
@@ -243,9 +310,11 @@ def test_of_128_keys_those_that_live_longest_come_first(backward_key):
   length, size = 384, 32
   call = plan_of(length, BlockSizes(size, 64, backward_key), batch=3)
   alive = lives(np.random.default_rng(1), 3, length, size)[:, None]
-  order = live.order(call, jnp.ones(alive.shape), jnp.where(alive, 2.0, 0.5))
   own = np.arange(length) // size
   ends = own + 1 + np.sum(alive, axis=2)
+  computed = live.ends(call, jnp.ones(alive.shape), jnp.where(alive, 2.0, 0.5))
+  np.testing.assert_array_equal(computed, ends)
+  order = live.ordered(computed, call.block)
   for row, keys in np.ndenumerate(np.empty((3, 1))):
     keys = np.asarray(order.keys[row])
     np.testing.assert_array_equal(np.sort(keys), np.arange(length))
@@ -260,9 +329,12 @@ def test_of_128_keys_those_that_live_longest_come_first(backward_key):
       assert order.lasts[row][j] == max(ends[row][part])
 
 
-def test_dead_keys_are_not_read_and_late_queries_are_not_read_by_dead_keys():
+@pytest.mark.parametrize('behind', [None, 20])
+def test_dead_keys_are_not_read_and_late_queries_are_not_read_by_dead_keys(
+  behind,
+):
   length, size = 96, SMALL.query
-  call = plan_of(length)
+  call = plan_of(length, behind=behind)
   rng = np.random.default_rng(0)
   *heads, grad = (
     jnp.asarray(rng.normal(size=(1, length, 2, 16)), jnp.float32)
@@ -270,13 +342,18 @@ def test_dead_keys_are_not_read_and_late_queries_are_not_read_by_dead_keys():
   )
   chosen = select(*heads[:2], 1)
   inputs = Inputs(*heads, chosen.query, chosen.key)
+  if behind is not None:
+    inputs = inputs._replace(
+      bias=jnp.asarray(rng.normal(size=(2, behind + 1)), jnp.float32),
+      selection_bias=jnp.zeros((1, behind + 1)),
+    )
   sums = gpu_forward.column_sums(call, inputs)
   # The first 32 keys die before block 3 of 6.
   before = np.arange(6)[:, None] * np.ones(length) < 3
   alive = before | (np.arange(length) >= 32)
   limits = jnp.where(alive, jnp.inf, -1.0)[None, None]
   lists = live.lists(call, sums, limits)
-  read = live.Live(lists, live.order(call, sums, limits))
+  read = live.Live(lists, live.ends(call, sums, limits))
   outputs = gpu_forward.forward(call, inputs, sums, lists)
 
   def poisoned(x, rows):
@@ -311,42 +388,53 @@ def test_dead_keys_are_not_read_and_late_queries_are_not_read_by_dead_keys():
     assert np.all(np.isnan(getattr(got, name)[:, 32 : 3 * size]))
 
 
-def costs(forget_below, numbers=None, length=512, block=None):
+def costs(forget_below, distances=None, numbers=None):
   """What the kernels of a call compute forward and backward, by name."""
-  x = jax.ShapeDtypeStruct((1, length, 4, 16), jnp.bfloat16)
+  x = jax.ShapeDtypeStruct((1, 512, 4, 16), jnp.bfloat16)
 
-  def run(*heads):
+  def run(*heads_and_numbers):
+    *heads, numbers = heads_and_numbers
     out, _ = kernels(
-      *heads, groups=2, forget_below=forget_below, block=block or BlockSizes()
+      *heads,
+      numbers=numbers,
+      groups=2,
+      forget_below=forget_below,
+      block=BlockSizes(),
     )
     return jnp.sum(out.astype(jnp.float32))
 
-  grads = jax.grad(run, (0, 1, 2))
-  return dict(kernel_costs.kernel_costs(grads, x, x, x, numbers=numbers))
+  grads = jax.grad(run, (0, 1, 2, 3))
+  args = x, x, x, tables(2, distances)
+  return dict(kernel_costs.kernel_costs(grads, *args, numbers=numbers))
 
 
-def test_all_keys_cost_what_they_cost_without_lists():
-  dense, listed = costs(0.0), costs(None)
+@pytest.mark.parametrize('distances', [None, 129])
+def test_all_keys_cost_what_they_cost_without_lists(distances):
+  dense, listed = costs(0.0, distances), costs(None, distances)
   assert 'selective_attention_lists' in listed
   for name, cost in dense.items():
     assert listed[name].flops == cost.flops
     assert listed[name].transcendentals == cost.transcendentals
 
 
-def test_the_work_falls_with_the_keys_that_are_alive():
+@pytest.mark.parametrize('distances', [None, 129])
+def test_the_work_falls_with_the_keys_that_are_alive(distances):
   # An eighth of the earlier keys.
   blocks, size = 8, 64
   counts = np.arange(blocks) * size // 8 + size
   shape = (1, 2, blocks)
   # The second block of 32 keys of each 64 dies at once, others live on.
-  firsts = np.concatenate([np.arange(blocks)] * 2)
-  lasts = np.concatenate([np.full(blocks, blocks), np.arange(blocks) + 1])
+  keys = np.arange(blocks * size)
+  ends = np.where(keys % size < 32, blocks, keys // size + 1)
+  order = live.ordered(
+    jnp.broadcast_to(jnp.asarray(ends), (1, 2, len(ends))), BlockSizes()
+  )
   numbers = {
     'counts': np.broadcast_to(counts, shape),
-    'firsts': np.broadcast_to(firsts, (1, 2, 16)),
-    'lasts': np.broadcast_to(lasts, (1, 2, 16)),
+    'firsts': np.asarray(order.firsts),
+    'lasts': np.asarray(order.lasts),
   }
-  full, less = costs(None), costs(None, numbers)
+  full, less = costs(None, distances), costs(None, distances, numbers)
 
   def share(name):
     name = f'selective_attention_{name}'
@@ -358,7 +446,7 @@ def test_the_work_falls_with_the_keys_that_are_alive():
   assert share('keys') == (tiles + blocks) / (2 * tiles)
   assert share('sums') == 1
   with pytest.raises(ValueError, match=r"numbers\['counts'\] must have the"):
-    costs(None, {'counts': counts})
+    costs(None, distances, {'counts': counts})
 
 
 def names(*args, **settings):
@@ -366,22 +454,16 @@ def names(*args, **settings):
   return [name for name, _ in kernel_costs.kernel_costs(program, *args)]
 
 
-def test_nothing_is_listed_where_nothing_can_be_dropped(caplog):
+def test_nothing_is_listed_where_nothing_can_be_dropped():
   x = jnp.zeros((1, 64, 2, 16))
   plain = ['selective_attention_sums', 'selective_attention_forward']
   assert names(x, x, x, forget_below=0) == plain
-  assert names(x, x, x, forget_below=None) == [
-    plain[0],
-    'selective_attention_lists',
-    plain[1],
-  ]
+  listed = [plain[0], 'selective_attention_lists', plain[1]]
+  assert names(x, x, x, forget_below=None) == listed
+  numbers = {'heads': jnp.zeros((1, 9))}
+  assert names(x, x, x, forget_below=None, numbers=numbers) == listed
   # One block of queries has no earlier keys.
   assert names(x, x, x, forget_below=None, block=BlockSizes()) == plain
-  bias = DistanceBias(jnp.zeros((1, 9)))
-  with caplog.at_level(logging.INFO, logger='absl'):
-    assert names(x, x, x, forget_below=None, bias=bias) == plain
-  (record,) = (r for r in caplog.records if 'nothing is dropped' in r.message)
-  assert "T5's biases" in record.message
 
 
 _ON_FOUR_DEVICES = """
