@@ -32,6 +32,7 @@ from jax.experimental.pallas.ops.gpu import attention as triton_attention
 
 from benchmarks import gpu_models
 from selective_t5x.attention import kernel_costs
+from selective_t5x.attention.distance_bias import DistanceBias
 from selective_t5x.attention.gpu import cudnn
 from selective_t5x.attention.gpu import hopper as hopper_gpu
 from selective_t5x.attention.gpu import kernels as pallas_gpu
@@ -40,24 +41,31 @@ from selective_t5x.attention.selection import Selection
 _TOKENS, _HEADS = 16384, 8
 
 
-def selective(query, key, value, *, attention=pallas_gpu.attention, **settings):
-  """Selection by head 0, by our kernels: [B, N, H, D] each."""
+def selective(
+  query, key, value, bias=None, *, attention=pallas_gpu.attention, **settings
+):
+  """Selection by head 0, by our kernels: [B, N, H, D] each, bias [H, R]."""
   scale = query.shape[-1] ** -0.5
+  of_heads = of_selection = None
+  if bias is not None:
+    of_heads, of_selection = DistanceBias(bias), DistanceBias(bias[:1])
   return attention(
     query,
     key,
     value,
-    selection=Selection(query[:, :, :1], key[:, :, :1], scale),
+    selection=Selection(query[:, :, :1], key[:, :, :1], scale, of_selection),
     scale=scale,
+    bias=of_heads,
     **settings,
   )[0]
 
 
-def plain(query, key, value, **settings):
-  """Plain causal attention by our kernels."""
+def plain(query, key, value, bias=None, **settings):
+  """Plain causal attention by our kernels; bias [H, R]."""
   scale = query.shape[-1] ** -0.5
+  of_heads = None if bias is None else DistanceBias(bias)
   return pallas_gpu.attention(
-    query, key, value, selection=None, scale=scale, **settings
+    query, key, value, selection=None, scale=scale, bias=of_heads, **settings
   )[0]
 
 
@@ -75,10 +83,10 @@ def cudnn_attention(query, key, value):
 
 
 def with_gradients(attend):
-  """Returns a function of query, key, value and the output's cotangent."""
+  """Returns a function of the output's cotangent and what is attended."""
 
-  def run(query, key, value, cotangent):
-    out, backward = jax.vjp(attend, query, key, value)
+  def run(cotangent, *arrays):
+    out, backward = jax.vjp(attend, *arrays)
     return out, backward(cotangent)
 
   return run

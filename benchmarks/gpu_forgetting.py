@@ -6,9 +6,9 @@ Forward and backward passes in bfloat16, from the kernels' own programs
 (attention/kernel_costs.py): over the same kernels that read all keys
 (`forget_below` = 0), and over plain causal attention. The numbers of live keys
 before each block of queries are given: shares of all earlier keys at a length
-of 2,048, and three layers of a trained model at 1,024 (`make bench-forgetting`
-trains such models). Which of the earlier keys die is random; the dead stay
-dead. Nothing is timed. The last line is JSON.
+of 2,048, without and with T5's bias, and three layers of a trained model at
+1,024 (`make bench-forgetting` trains such models). Which of the earlier keys
+die is random; the dead stay dead. Nothing is timed. The last line is JSON.
 """
 
 import argparse
@@ -26,6 +26,8 @@ from selective_t5x.attention.gpu.plan import BlockSizes, block_sizes
 
 _SHARES = (1.0, 0.5, 0.25, 0.125)
 _LENGTH = 2048
+# Those of T5's biases.
+_DISTANCES = 129
 # Keys that a block of 128 queries reads, its own included, of 1,024.
 _LAYERS = (
   (128, 222, 224, 222, 226, 227, 233, 229),
@@ -88,23 +90,29 @@ class Counts(NamedTuple):
   loaded: int
 
   @classmethod
-  def of(cls, attend, shape, numbers=None, **settings) -> 'Counts':
+  def of(
+    cls, attend, shape, distances=None, numbers=None, **settings
+  ) -> 'Counts':
     """Counts `gpu.selective` or `gpu.plain`.
 
     Args:
       attend: the function.
       shape: B, N, H, D.
+      distances: R of T5's bias; None without one.
       numbers: those of the function of this name; None where all are alive.
       **settings: of the function.
     """
-    x = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+    args = [jax.ShapeDtypeStruct(shape, jnp.bfloat16)] * 4
+    if distances is not None:
+      table = (shape[2], distances)
+      args.append(jax.ShapeDtypeStruct(table, jnp.float32))
     run = gpu.with_gradients(
-      lambda *heads: attend(*heads, interpret=True, **settings)
+      lambda *arrays: attend(*arrays, interpret=True, **settings)
     )
-    costs = kernel_costs.kernel_costs(run, x, x, x, x, numbers=numbers)
+    costs = kernel_costs.kernel_costs(run, *args, numbers=numbers)
     return cls(
       {name.rpartition('_')[2]: cost.flops for name, cost in costs},
-      kernel_costs.loaded(jax.make_jaxpr(run)(x, x, x, x).jaxpr, numbers),
+      kernel_costs.loaded(jax.make_jaxpr(run)(*args).jaxpr, numbers),
     )
 
   @property
@@ -113,13 +121,16 @@ class Counts(NamedTuple):
     return sum(self.flops.values())
 
 
-def counted(counts, block: int, size: int) -> dict[str, float]:
+def counted(
+  counts, block: int, size: int, distances: int | None = None
+) -> dict[str, float]:
   """Counts the kernels where some keys are alive.
 
   Args:
     counts: how many keys before each block are alive.
     block: queries of a block, a multiple of the tiles'.
     size: D.
+    distances: R of T5's bias; None without one.
 
   Returns:
     alive, the share of the keys that blocks of queries would read; the
@@ -127,15 +138,23 @@ def counted(counts, block: int, size: int) -> dict[str, float]:
     over those with all keys and over those of plain attention.
   """
   shape = gpu.shape_of(len(counts) * block, size)
-  tiles = block_sizes('H100', size, live=True)
+  biases = distances is not None
+  tiles = block_sizes('H100', size, biases, live=True)
   bounds = numbers(
     deaths(counts, block) * (block // tiles.query), tiles, shape[0]
   )
   some = Counts.of(
-    gpu.selective, shape, bounds, forget_below=None, block_sizes=tiles
+    gpu.selective,
+    shape,
+    distances,
+    bounds,
+    forget_below=None,
+    block_sizes=tiles,
   )
   every, plain = (
-    Counts.of(attend, shape, block_sizes=block_sizes('H100', size))
+    Counts.of(
+      attend, shape, distances, block_sizes=block_sizes('H100', size, biases)
+    )
     for attend in (gpu.selective, gpu.plain)
   )
   blocks = bounds['counts'].shape[2]
@@ -165,6 +184,9 @@ def main() -> None:
   for number, layer in enumerate(_LAYERS, start=1):
     cases[f'layer {number} of 1,024'] = (np.asarray(layer) - 128, 128)
   figures = {name: counted(*case, args.size) for name, case in cases.items()}
+  for share in _SHARES:
+    name = f'{share:g} of {_LENGTH:,}'
+    figures[f"{name}, T5's bias"] = counted(*cases[name], args.size, _DISTANCES)
   names = [x.replace('_', ' ') for x in next(iter(figures.values()))]
   print(' | '.join(['', 'earlier keys alive', *names, '']).strip())
   print(' | '.join(['', *['---'] * (1 + len(names)), '']).strip())

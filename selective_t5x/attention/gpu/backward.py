@@ -256,16 +256,17 @@ def _query_grads(
 ) -> QueryGrads:
   blocks = Blocks(plan, plan.block.queries, plan.backward_heads)
   like = jax.ShapeDtypeStruct(inputs.query.shape, plan.dtype)
+  axis = 0 if lists is None else 1
   far = None
   if plan.selects and plan.behind is not None:
     far = blocks.share(plan.query_blocks)
   return blocks.call(
     _query_kernel,
-    (with_windows(plan, inputs, 0), saved, lists),
+    (with_windows(plan, inputs, axis), saved, lists),
     name='attention_queries',
     blocks=plan.query_blocks,
     in_specs=(
-      blocks.inputs(0),
+      blocks.inputs(axis),
       recompute.saved_specs(blocks, saved),
       lists_spec(blocks, lists),
     ),

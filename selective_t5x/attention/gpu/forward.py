@@ -127,13 +127,18 @@ def forward(
   """
   blocks = Blocks(plan, plan.block.forward, plan.forward_heads)
   memory = plan.memory_tau is not None
+  axis = 0 if lists is None else 1
   whole = (plan.batch, plan.heads, plan.length)
   return blocks.call(
     _forward_kernel,
-    (with_windows(plan, inputs, 0), sums, lists),
+    (with_windows(plan, inputs, axis), sums, lists),
     name='attention_forward',
     blocks=plan.query_blocks,
-    in_specs=(blocks.inputs(0), sums_spec(blocks), lists_spec(blocks, lists)),
+    in_specs=(
+      blocks.inputs(axis),
+      sums_spec(blocks),
+      lists_spec(blocks, lists),
+    ),
     out=Outputs(
       (
         blocks.of_heads(plan.size),

@@ -57,8 +57,9 @@ class Columns(NamedTuple):
 
   Attributes:
     slots: how refs are indexed to read them, a slice or i32[K].
-    first: i32[], the position of the first one, where they lie in order; else
-      i32[K], the position of each, N for one that no query may see.
+    first: i32[], the position of the first one, where they lie in order and
+      queries may see all; else i32[K], the position of each, N for one that no
+      query may see.
     number: K.
   """
 
@@ -93,12 +94,12 @@ class Columns(NamedTuple):
 
   @property
   def listed(self) -> bool:
-    """Whether each key has a position of its own."""
-    return jnp.ndim(self.first) > 0
+    """Whether they are read by index."""
+    return not isinstance(self.slots, pl.Slice)
 
   def positions(self):
     """Returns i32[K]."""
-    if self.listed:
+    if jnp.ndim(self.first):
       return self.first
     return self.first + jnp.arange(self.number, dtype=jnp.int32)
 
@@ -143,8 +144,8 @@ def bias_of(plan: Plan, place: Place, windows, head: int, near: bool):
   Args:
     plan: the plan of the call.
     place: where the tile lies.
-    windows: a ref of f32[heads, Q, W], or f32[heads, W, Q] for tiles [K, Q];
-      None without biases.
+    windows: a ref of f32[heads, Q, W]; f32[heads, W, Q] for tiles [K, Q] and
+      for keys by index, whose loads are then whole rows; None without biases.
     head: the number of the head.
     near: see `plan.Range`.
 
@@ -153,20 +154,22 @@ def bias_of(plan: Plan, place: Place, windows, head: int, near: bool):
   """
   if windows is None:
     return None
+  columns = place.columns
   # The first key is the farthest one for the last query.
   rows: Any = place.rows - 1
   keys: Any = 0
-  if near:
-    first = place.columns.first - place.row + plan.before
-    rows, keys = pl.ds(0, place.rows), pl.ds(first, place.columns.number)
-    if place.columns.listed:
-      # Keys before a window are `behind` or farther away from all queries.
-      keys = jnp.clip(first, 0, plan.window - 1)
-      keys = of_key(keys, place.query_axis)
-      rows = of_query(jnp.arange(place.rows, dtype=jnp.int32), place.query_axis)
-  if place.query_axis == 0:
+  shift = plan.before - place.row
+  if near and columns.listed:
+    rows = pl.ds(0, place.rows)
+    # Keys before a window are `behind` or farther away from all queries.
+    keys = jnp.clip(columns.slots + shift, 0, plan.window - 1)
+  elif near:
+    rows = pl.ds(0, place.rows)
+    keys = pl.ds(columns.slots.start + shift, columns.number)
+  if place.query_axis == 0 and not columns.listed:
     return windows[head, rows, keys]
-  return windows[head, keys, rows]
+  biases = windows[head, keys, rows]
+  return biases.T if near and place.query_axis == 0 else biases
 
 
 def beyond(plan: Plan, place: Place, x, near: bool):

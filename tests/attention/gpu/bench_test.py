@@ -32,7 +32,8 @@ def test_without_a_gpu_it_counts_and_says_why_it_times_nothing():
   assert 1 < figures['n2048_d64_loaded_bytes_over_plain'] <= 1.5
 
 
-def test_what_live_keys_cost_is_counted():
+@pytest.mark.parametrize('distances', [None, 40])
+def test_what_live_keys_cost_is_counted(distances):
   # The numbers of keys that are alive before each of four blocks.
   counts = (0, 32, 40, 20)
   ends = gpu_forgetting.deaths(counts, 64)
@@ -40,7 +41,7 @@ def test_what_live_keys_cost_is_counted():
   assert np.all(ends > own)
   for block, count in enumerate(counts):
     assert np.sum((own < block) & (block < ends)) == count
-  figures = gpu_forgetting.counted(counts, 64, 16)
+  figures = gpu_forgetting.counted(counts, 64, 16, distances)
   assert figures['alive'] == round((4 * 64 + 92) / (10 * 64), 3)
   # Tiles of 32 keys.
   read = sum(-(-(64 + count) // 32) for count in counts)
