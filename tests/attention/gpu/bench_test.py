@@ -32,8 +32,8 @@ def test_without_a_gpu_it_counts_and_says_why_it_times_nothing():
   assert 1 < figures['n2048_d64_loaded_bytes_over_plain'] <= 1.5
 
 
-@pytest.mark.parametrize('distances', [None, 40])
-def test_what_live_keys_cost_is_counted(distances):
+@pytest.mark.parametrize(('distances', 'most'), [(None, 0.8), (40, 0.95)])
+def test_what_live_keys_cost_is_counted(distances, most):
   # The numbers of keys that are alive before each of four blocks.
   counts = (0, 32, 40, 20)
   ends = gpu_forgetting.deaths(counts, 64)
@@ -47,7 +47,8 @@ def test_what_live_keys_cost_is_counted(distances):
   read = sum(-(-(64 + count) // 32) for count in counts)
   assert figures['forward'] == figures['queries'] == round(read / 20, 3)
   assert figures['operations_over_all'] < 0.8
-  assert figures['bytes_over_all'] < 0.8
+  # With heads of 16, a tile of biases has more bytes than keys and values.
+  assert figures['bytes_over_all'] < most
 
 
 def test_train_steps_are_timed_where_there_is_a_gpu(capsys):
