@@ -35,7 +35,6 @@ import jax
 import jax.numpy as jnp
 
 from selective_t5x.attention import (
-  blocked_full,
   capabilities,
   checks,
   implementations,
@@ -76,8 +75,10 @@ def full_attention(
     bias: added to the logits; broadcasts to [B, H, Q, N], or a DistanceBias.
     query_ids: i32[B, Q], the segment of each query, 0 for padding.
     key_ids: i32[B, N], the segment of each key, 0 for padding.
-    implementation: 'reference', which has arrays of Q x N; 'blocked', which has
-      none; None for 'blocked' with more than 512 queries, else 'reference'.
+    implementation: 'reference', which has arrays of Q x N; 'blocked' and
+      'pallas_gpu', which have none; None for the kernels on a GPU that they run
+      on, but for one query, else for 'blocked' with more than 512 queries, else
+      for 'reference'.
 
   Returns:
     [B, Q, H, D] in value's dtype; zero in padding rows and where a query's
@@ -85,7 +86,7 @@ def full_attention(
 
   Raises:
     ValueError: if the shapes do not fit together.
-    UserError: if there is no such implementation.
+    UserError: if there is no such implementation, or it cannot run.
   """
   checks.key_shapes(query, key, value)
   for name, ids, tokens in (
@@ -94,11 +95,8 @@ def full_attention(
   ):
     checks.token_ids(name, ids, tokens, axes='')
   checks.bias_shape(bias, query, key, by_distance=True)
-  name = implementations.choose_full(implementation, query.shape[1])
-  attend = (
-    reference.full_attention if name == 'reference' else blocked_full.attention
-  )
-  return attend(
+  name = implementations.choose_full(implementation, query, bias)
+  return implementations.FULL[name](
     query,
     key,
     value,

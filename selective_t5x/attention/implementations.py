@@ -4,11 +4,19 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from absl import logging
 
-from selective_t5x.attention import blocked, shards
-from selective_t5x.attention.gpu import cudnn, hopper
+from selective_t5x.attention import (
+  blocked,
+  blocked_full,
+  fused,
+  reference,
+  shards,
+)
+from selective_t5x.attention.distance_bias import DistanceBias
+from selective_t5x.attention.gpu import cudnn, full, hopper
 from selective_t5x.attention.gpu import kernels as pallas_gpu
 from selective_t5x.attention.mesh import platform
 from selective_t5x.attention.selection import ALL
@@ -23,6 +31,13 @@ FAST: Mapping[str, Callable[..., Any]] = {
   'pallas_gpu': shards.over_mesh(pallas_gpu.attention),
   'blocked': shards.over_mesh(blocked.attention),
   'hopper_gpu': shards.over_mesh(hopper.attention),
+}
+# Those of bidirectional attention, with the arguments and results of
+# `blocked_full.attention`.
+FULL: Mapping[str, Callable[..., Any]] = {
+  'reference': reference.full_attention,
+  'pallas_gpu': shards.full_over_mesh(full.attention),
+  'blocked': blocked_full.attention,
 }
 # None never picks these: they have not run on the hardware that they are for.
 _BY_NAME_ALONE = ('hopper_gpu',)
@@ -80,20 +95,39 @@ def choose(
   return implementation
 
 
-def choose_full(implementation: str | None, queries: int) -> str:
+def choose_full(
+  implementation: str | None,
+  query: jax.Array,
+  bias: jax.Array | DistanceBias | None,
+) -> str:
   """Returns the name of the implementation of attention to whole segments.
 
   Args:
-    implementation: 'reference', 'blocked' or None.
-    queries: Q.
+    implementation: a name in FULL, or None.
+    query: [B, Q, H, D].
+    bias: that of the logits.
 
   Raises:
-    UserError: if the implementation does not exist.
+    UserError: if the implementation does not exist or cannot run.
   """
-  _check(implementation, 'full_attention', ('reference', 'blocked'))
+  where = _check(implementation, 'full_attention', tuple(FULL))
+  _, queries, _, size = query.shape
+  lack = pallas_gpu.unsupported(
+    query.dtype, bias=fused.is_array(bias), sizes=(size,)
+  )
+  if implementation == 'pallas_gpu' and lack:
+    raise UserError(
+      f"{where} = 'pallas_gpu' cannot run here: {lack}; expected None, which "
+      "picks one that can, 'blocked' or 'reference'"
+    )
   if implementation is not None:
     return implementation
-  return 'blocked' if queries > _SHORT else 'reference'
+  # A step of decoding has one query, far from a tile of them.
+  best = 'blocked' if queries > _SHORT else 'reference'
+  if queries > 1 and not lack:
+    best = 'pallas_gpu'
+  _log_once(f'{where} = None: {best} runs (on {platform()})')
+  return best
 
 
 def _check(implementation, caller, names) -> str:

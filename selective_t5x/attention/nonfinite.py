@@ -153,6 +153,26 @@ def where_visible(
   return sees
 
 
+def by_ids(
+  query_ids: jax.Array, key_ids: jax.Array
+) -> Callable[[jax.Array, bool], jax.Array]:
+  """Returns `sees` for queries that see all keys of their segment.
+
+  XLA compares inside the reduction on GPUs, so no array of Q x N is made there.
+
+  Args:
+    query_ids: i32[B, Q], 0 for padding.
+    key_ids: i32[B, N], 0 for padding.
+  """
+
+  def sees(faults, _):
+    same = query_ids[:, :, None, None] == key_ids[:, None, :, None]
+    seen = jnp.any(same & faults[:, None], axis=2)
+    return seen & (query_ids != 0)[..., None]
+
+  return sees
+
+
 def mark(x: jax.Array, reached: jax.Array) -> jax.Array:
   """Returns x with NaN where `reached`, whose axes are the first axes of x.
 

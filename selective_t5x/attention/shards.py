@@ -111,6 +111,46 @@ def over_mesh(attention: Callable[..., Any]) -> Callable[..., Any]:
   return attend
 
 
+def full_over_mesh(attention: Callable[..., Any]) -> Callable[..., Any]:
+  """Wraps a bidirectional implementation likewise.
+
+  Args:
+    attention: has the arguments and results of `blocked_full.attention`.
+  """
+
+  @functools.wraps(attention)
+  def attend(query, key, value, *, bias, query_ids, key_ids, **settings):
+    split = mesh.split(query.shape[0], query.shape[2])
+    if split is None:
+      return attention(
+        query,
+        key,
+        value,
+        bias=bias,
+        query_ids=query_ids,
+        key_ids=key_ids,
+        **settings,
+      )
+
+    def on_a_device(operands):
+      heads, own_bias, ids = operands
+      out = attention(
+        *(x.swapaxes(1, 2) for x in heads),
+        bias=_bias_like(bias, own_bias),
+        query_ids=ids[0][:, 0],
+        key_ids=ids[1][:, 0],
+        **settings,
+      )
+      return out.swapaxes(1, 2)
+
+    heads = tuple(x.swapaxes(1, 2) for x in (query, key, value))
+    ids = (query_ids[:, None], key_ids[:, None])
+    out = split.run(on_a_device, (heads, _operand(bias), ids), True)
+    return out.swapaxes(1, 2)
+
+  return attend
+
+
 def _present(**arguments):
   return {name: x for name, x in arguments.items() if x is not None}
 

@@ -60,8 +60,10 @@ class QueryGrads(NamedTuple):
   Attributes:
     query: [B, N, H, D].
     selection_query: f32[B, P, N, E], the share of each program.
-    far: f32[B, P, N / query block], the share of the gradient of the selecting
-      head's bias of far keys; None without biases.
+    far: f32[B, P, 1, N / query block], the share of the gradient of the
+      selecting head's bias of keys from `behind` on; in a bidirectional call
+      f32[B, P, heads, N / query block], those of the program's heads; else
+      None.
   """
 
   query: Any
@@ -148,7 +150,7 @@ def _key_grads(
   plan: Plan, inputs: Inputs, saved: Saved, order: Order | None
 ) -> KeyGrads:
   blocks = Blocks(plan, plan.block.keys, plan.backward_heads)
-  heads = blocks.of_heads(plan.size)
+  heads = blocks.of_heads(plan.keys)
   like = jax.ShapeDtypeStruct(inputs.key.shape, plan.dtype)
   later = None
   if plan.selects:
@@ -157,7 +159,7 @@ def _key_grads(
     _key_kernel,
     (with_windows(plan, inputs, 1), saved, order),
     name='attention_keys',
-    blocks=plan.length // plan.block.backward_key,
+    blocks=plan.keys // plan.block.backward_key,
     in_specs=(
       blocks.inputs(1),
       recompute.saved_specs(blocks, saved),
@@ -258,8 +260,9 @@ def _query_grads(
   like = jax.ShapeDtypeStruct(inputs.query.shape, plan.dtype)
   axis = 0 if lists is None else 1
   far = None
-  if plan.selects and plan.behind is not None:
-    far = blocks.share(plan.query_blocks)
+  if plan.behind is not None and (plan.selects or plan.full is not None):
+    number = 1 if plan.selects else plan.backward_heads
+    far = blocks.share(number, plan.query_blocks)
   return blocks.call(
     _query_kernel,
     (with_windows(plan, inputs, axis), saved, lists),
@@ -270,7 +273,7 @@ def _query_grads(
       recompute.saved_specs(blocks, saved),
       lists_spec(blocks, lists),
     ),
-    out=QueryGrads((blocks.of_heads(plan.size), like), _share(blocks), far),
+    out=QueryGrads((blocks.of_heads(plan.length), like), _share(blocks), far),
     numbers=all_alive(plan) if lists else None,
   )
 
@@ -312,6 +315,7 @@ def _query_kernel(
       total + product(x.astype(plan.dtype), inputs.key[slots, head, :])
       for head, (total, x) in enumerate(zip(sums, logit_grads, strict=True))
     )
+    of_biases = logit_grads
     if plan.selects:
       selection, _ = recompute.selection_gradient(
         plan,
@@ -322,9 +326,12 @@ def _query_kernel(
         saved.later[i, slots],
       )
       of_selection += product(selection.astype(plan.dtype), select[1])
-      if far is not None:
-        beyond = gpu_tile.beyond(plan, block.place, selection, near)
-        far += jnp.sum(beyond, axis=1)
+      of_biases = [selection]
+    if far is not None:
+      far = tuple(
+        total + jnp.sum(gpu_tile.beyond(plan, block.place, x, near), axis=1)
+        for total, x in zip(far, of_biases, strict=True)
+      )
     return sums, of_selection, far
 
   zeros = jnp.zeros((plan.block.query, plan.size), jnp.float32)
@@ -333,7 +340,8 @@ def _query_kernel(
     shape = (plan.block.query, plan.selection_size)
     carry = (carry[0], jnp.zeros(shape, jnp.float32), None)
   if grads.far is not None:
-    carry = (*carry[:2], jnp.zeros((plan.block.query,), jnp.float32))
+    zeros = jnp.zeros((plan.block.query,), jnp.float32)
+    carry = (*carry[:2], (zeros,) * grads.far.shape[0])
   for first, end, near in key_blocks(plan, lists, i, size):
     carry = lax.fori_loop(first, end, functools.partial(add, near), carry)
   sums, of_selection, far = carry
@@ -342,4 +350,5 @@ def _query_kernel(
   if plan.selects:
     grads.selection_query[rows, :] = plan.selection_scale * of_selection
   if grads.far is not None:
-    grads.far[i] = jnp.sum(far)
+    for number, x in enumerate(far):
+      grads.far[number, i] = jnp.sum(x)

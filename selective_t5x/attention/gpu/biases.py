@@ -10,7 +10,8 @@ diagonals are summed at the end, outside the kernel.
 All keys from `behind` on share one number. The softmax of a row does not change
 where all of its logits shift, so the gradients of a head's biases sum to zero:
 the far one is what the near ones lack. Selection has no softmax; the kernel for
-queries adds its far gradients up.
+queries adds its far gradients up. So it does with those of earlier keys where
+queries see later ones, too, and the far later keys are what is left.
 """
 
 from typing import Any, NamedTuple
@@ -72,8 +73,9 @@ def window_of(plan: Plan) -> Window:
   """Returns the window of a call with biases."""
   query = plan.block.query
   size = min(query, plan.block.backward_key)
-  tiles = pl.cdiv(query + max(plan.behind - 1, 0), size)
-  return Window(tiles, size, tiles * size - query)
+  before = pl.cdiv(max(plan.behind - 1, 0), size)
+  after = pl.cdiv(query + max(plan.ahead - 1, 0), size)
+  return Window(before + after, size, before * size)
 
 
 def gradients(plan: Plan, inputs: Inputs, saved: Saved, ends, far):
@@ -92,12 +94,15 @@ def gradients(plan: Plan, inputs: Inputs, saved: Saved, ends, far):
   windows = _windows(plan, inputs, saved, ends)
   near = _by_distance(plan, jnp.sum(windows.heads, axis=(0, 1)))
   rest = -jnp.sum(near, axis=-1, keepdims=True)
+  if plan.full is not None:
+    behind = jnp.sum(far, axis=(0, 3)).reshape(-1, 1)
+    return jnp.concatenate([rest - behind, near, behind], axis=-1), None
   of_heads = jnp.concatenate([near, rest], axis=-1)
   if not plan.selects:
     return of_heads, None
   total = jnp.sum(windows.selection, axis=(0, 1))
   near = _by_distance(plan, _over_programs(plan, total))
-  rest = _over_programs(plan, jnp.sum(far, axis=(0, 2)))[:, None]
+  rest = _over_programs(plan, jnp.sum(far, axis=(0, 2, 3)))[:, None]
   return of_heads, jnp.concatenate([near, rest], axis=-1)
 
 
@@ -107,7 +112,7 @@ def _over_programs(plan: Plan, shares):
 
 
 def _by_distance(plan: Plan, window):
-  """Sums the diagonals of f32[H, Q, W]: f32[H, behind], from distance 0."""
+  """Sums the diagonals of f32[H, Q, W]: f32[H, .], from the last near key."""
   heads, queries, keys = window.shape
   strip = jax.ShapeDtypeStruct((heads, queries + keys), jnp.float32)
   transposed = jax.linear_transpose(lambda x: toeplitz(x, queries, keys), strip)
@@ -115,7 +120,8 @@ def _by_distance(plan: Plan, window):
   # for the first query.
   (sums,) = transposed(window)
   before = window_of(plan).before
-  return sums[:, before - plan.behind + 1 : before + 1][:, ::-1]
+  after = max(plan.ahead, 1)
+  return sums[:, before - plan.behind + 1 : before + after][:, ::-1]
 
 
 def _windows(plan: Plan, inputs: Inputs, saved: Saved, ends) -> Windows:
@@ -165,6 +171,11 @@ def _kernel(
   lacking = jnp.maximum(window.before - number * window.size, 0)
   first = jnp.maximum(part * blocks, pl.cdiv(lacking, plan.block.query))
   end = jnp.minimum((part + 1) * blocks, plan.query_blocks)
+  if plan.full is not None:
+    # And those of the last ones after it.
+    room = plan.keys + window.before - (number + 1) * window.size
+    room = jnp.maximum(room + plan.block.query, 0) // plan.block.query
+    end = jnp.minimum(end, room)
 
   def add(i, carry):
     of_block = recompute.of_rows(plan, heads, inputs, saved, i)

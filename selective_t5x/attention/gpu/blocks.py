@@ -23,17 +23,22 @@ class Inputs(NamedTuple):
 
   Attributes:
     query: [B, N, H, D].
-    key: [B, N, H, D].
-    value: [B, N, H, D].
+    key: [B, N, H, D], or of another length in a bidirectional call.
+    value: likewise.
     selection_query: [B, N, G, E]; None without selection.
     selection_key: [B, N, G, E]; None without selection.
     start: i32[B, N], the position of the first token of each query's segment, N
       for padding; None where every row is one segment.
     bias: f32[H, R], the biases of keys by their distance from the query: 0 for
       the query's own, and R - 1 also for all farther ones; None without biases.
-      Kernels read the windows of `windows.with_windows` instead.
+      Those of a bidirectional call begin with the farthest later key,
+      `Full.ahead` before the query's own. Kernels read the windows of
+      `windows.with_windows` instead.
     selection_bias: f32[G, R], those of the selection logits, likewise; None
       without biases or without selection.
+    query_ids: i32[B, N], the segments of a bidirectional call's queries, 0 for
+      padding; else None.
+    key_ids: those of its keys, likewise.
   """
 
   query: Any
@@ -44,6 +49,8 @@ class Inputs(NamedTuple):
   start: Any = None
   bias: Any = None
   selection_bias: Any = None
+  query_ids: Any = None
+  key_ids: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,17 +75,20 @@ class Blocks:
 
   def inputs(self, query_axis: int) -> Inputs:
     """Returns the specs of the inputs; heads are [N, heads, D]."""
-    heads = self.of_heads(self.plan.size)
+    keys = self.of_heads(self.plan.keys)
     selection = self.selection() if self.plan.selects else None
+    full = self.plan.full is not None
     return Inputs(
-      heads,
-      heads,
-      heads,
+      self.of_heads(self.plan.length),
+      keys,
+      keys,
       selection,
       selection,
       self.start(),
       bias=self.bias(query_axis),
       selection_bias=self.selection_bias(query_axis),
+      query_ids=self.of_row(self.plan.length) if full else None,
+      key_ids=self.of_row(self.plan.keys) if full else None,
     )
 
   def bias(self, query_axis: int) -> pl.BlockSpec | None:
@@ -104,11 +114,15 @@ class Blocks:
     """Returns the spec of the segments' starts: [N]; None without them."""
     if not self.plan.packed:
       return None
-    return pl.BlockSpec((None, self.plan.length), lambda x, b, p: (b, 0))
+    return self.of_row(self.plan.length)
 
-  def of_heads(self, size: int) -> pl.BlockSpec:
-    """Returns the spec of [B, N, H, size]: [N, heads, size]."""
-    shape = (None, self.plan.length, self.heads, size)
+  def of_row(self, length: int) -> pl.BlockSpec:
+    """Returns the spec of [B, length]: [length]."""
+    return pl.BlockSpec((None, length), lambda x, b, p: (b, 0))
+
+  def of_heads(self, length: int) -> pl.BlockSpec:
+    """Returns the spec of [B, length, H, D]: [length, heads, D]."""
+    shape = (None, length, self.heads, self.plan.size)
     return pl.BlockSpec(shape, lambda x, b, p: (b, 0, p, 0))
 
   def selection(self) -> pl.BlockSpec:
@@ -160,7 +174,8 @@ class Blocks:
         refs of each operand and of the result. Each is a tree; None is an
         absent array.
       operands: trees of arrays.
-      name: the kernel's name in profiles, after 'selective_' or 'plain_'.
+      name: the kernel's name in profiles, after 'selective_', 'plain_' or
+        'full_'.
       blocks: the blocks of queries or of keys, the first axis of the grid.
       in_specs: a tree of block specs for each operand.
       out: a tree of pairs, the block spec and the `jax.ShapeDtypeStruct` of a
@@ -179,7 +194,8 @@ class Blocks:
       kernel(self.plan, self.heads, *refs)
 
     # Triton names a kernel after its function.
-    kind = 'selective' if self.plan.selects else 'plain'
+    kind = 'plain' if self.plan.full is None else 'full'
+    kind = 'selective' if self.plan.selects else kind
     body.__name__ = f'{kind}_{name}'
     (result,) = kernel_costs.counted_call(
       body,

@@ -141,7 +141,7 @@ def forward(
     ),
     out=Outputs(
       (
-        blocks.of_heads(plan.size),
+        blocks.of_heads(plan.length),
         jax.ShapeDtypeStruct(inputs.query.shape, plan.dtype),
       ),
       (blocks.rows_of_heads(), jax.ShapeDtypeStruct(whole, jnp.float32)),
@@ -182,13 +182,12 @@ def _forward_kernel(
   size = plan.block.query
   rows = pl.ds(i * size, size)
   queries = [inputs.query[rows, head, :] for head in range(heads)]
-  start = inputs.start[rows] if plan.packed else None
   selecting = inputs.selection_query[rows, :] if plan.selects else None
 
   def attend(near, j, carry):
     running, memory = carry
     columns = columns_of(plan, lists, i, j, plan.block.key)
-    place = gpu_tile.Place(i * size, size, columns, start, 0)
+    place = gpu_tile.place_of(plan, inputs, i, columns, 0)
     select = before = None
     if plan.selects:
       select = (selecting, inputs.selection_key[columns.slots, :])

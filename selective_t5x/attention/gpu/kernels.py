@@ -148,7 +148,7 @@ def attention(
       kind, max(sizes), biased, live=selection is not None and eps > 0
     )
   padded = padded_length(length, block)
-  inputs = Inputs(*(_whole_tiles(x, padded, query.dtype) for x in call.tensors))
+  inputs = Inputs(*(whole_tiles(x, padded, query.dtype) for x in call.tensors))
   if call.start is not None:
     start = jnp.pad(
       call.start, ((0, 0), (0, padded - length)), constant_values=padded
@@ -158,14 +158,14 @@ def attention(
   inputs = inputs._replace(**_tables(*biases, length, query.shape[2], groups))
   plan = _plan(inputs, block, selection, scale, memory_tau, interpret=interpret)
   limits = _limits(plan, inputs, eps, length) if eps else None
-  out, memory = _attention(plan, forward, inputs, limits)
+  out, memory = attend(plan, forward, inputs, limits)
   out = out[:, :length, :, :size].astype(value.dtype)
   if memory is None:
     return call.results(out, None)
   return call.results(out, jnp.mean(memory, axis=1)[:, :length])
 
 
-def _whole_tiles(x, length, dtype):
+def whole_tiles(x, length, dtype):
   """Pads [B, N, H, D] with zeros to whole tiles of a power of two's size."""
   _, tokens, _, size = x.shape
   more = ((0, 0), (0, length - tokens), (0, 0), (0, padded_size(size) - size))
@@ -277,7 +277,18 @@ def _results(plan: Plan, outputs):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attention(plan: Plan, forward, inputs: Inputs, limits):
+def attend(plan: Plan, forward, inputs: Inputs, limits):
+  """Runs the kernels of a call, and those of its gradients.
+
+  Args:
+    plan: the plan of the call.
+    forward: see `attention`.
+    inputs: of the kernels.
+    limits: f32[B, G, T, N], see `limits`; None where no key is dropped.
+
+  Returns:
+    out, [B, N, H, D], and M, f32[B, G, N] or None.
+  """
   *_, outputs = _run(plan, forward, inputs, limits)
   return _results(plan, outputs)
 
@@ -296,4 +307,4 @@ def _attention_bwd(plan, _, saved, grads):
   return derivatives.once(backward, 'pallas_gpu')(*saved, *grads), None
 
 
-_attention.defvjp(_attention_fwd, _attention_bwd)
+attend.defvjp(_attention_fwd, _attention_bwd)

@@ -180,12 +180,26 @@ class Range(NamedTuple):
     first: i32[], the number of the first one.
     end: i32[], the number after the last one.
     near: whether the biases of the elements of a tile may differ; else all of
-      them are `behind` or farther apart, or there is no bias.
+      them are `behind` or farther apart, or `ahead` or farther in a
+      bidirectional call, or there is no bias.
   """
 
   first: Any
   end: Any
   near: bool
+
+
+class Full(NamedTuple):
+  """The facts of a bidirectional call, without selection.
+
+  Attributes:
+    keys: the number of keys, padded to whole tiles.
+    ahead: how far after a query a key lies from which on all biases are one, 1
+      or more; 0 without a bias.
+  """
+
+  keys: int
+  ahead: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,6 +222,7 @@ class Plan:
       without a bias.
     dtype: the inputs' dtype, bfloat16 or float32.
     interpret: whether the kernels run in Pallas' interpreter.
+    full: what a bidirectional call adds; None for a causal one.
   """
 
   batch: int
@@ -224,11 +239,22 @@ class Plan:
   behind: int | None
   dtype: Any
   interpret: bool
+  full: Full | None = None
 
   @property
   def selects(self) -> bool:
-    """Whether there is selection, or plain causal attention."""
+    """Whether there is selection, or plain attention."""
     return self.selection_size is not None
+
+  @property
+  def keys(self) -> int:
+    """The number of keys, padded to whole tiles."""
+    return self.length if self.full is None else self.full.keys
+
+  @property
+  def ahead(self) -> int:
+    """The distance of a later key from which on all biases are one."""
+    return 0 if self.full is None else self.full.ahead
 
   @property
   def query_blocks(self) -> int:
@@ -248,7 +274,8 @@ class Plan:
   def window(self) -> int:
     """W, the number of keys of a window of biases."""
     largest = max(self.block.key, self.block.backward_key)
-    return self.before + self.block.query + largest
+    after = pl.cdiv(self.ahead, _SMALLEST) * _SMALLEST + largest
+    return self.before + self.block.query + after
 
   @property
   def forward_heads(self) -> int:
@@ -266,19 +293,36 @@ class Plan:
 
   def key_blocks(self, i, size: int) -> list[Range]:
     """Returns the key blocks of a size that query block i sees."""
-    seen = ((i + 1) * self.block.query - 1) // size + 1
+    last = (i + 1) * self.block.query - 1
+    seen = last // size + 1 if self.full is None else self.keys // size
     if self.behind is None:
       return [Range(0, seen, False)]
     far = jnp.maximum(i * self.block.query - self.behind + 1, 0) // size
-    return [Range(0, far, False), Range(far, seen, True)]
+    if self.full is None:
+      return [Range(0, far, False), Range(far, seen, True)]
+    far = jnp.minimum(far, seen)
+    ahead = jnp.minimum(pl.cdiv(last + self.ahead, size), seen)
+    return [
+      Range(0, far, False),
+      Range(far, ahead, True),
+      Range(ahead, seen, False),
+    ]
 
   def query_blocks_of(self, j, size: int, end: int) -> list[Range]:
     """Returns the query blocks below `end` that see key block j of a size."""
-    first = j * size // self.block.query
+    first = j * size // self.block.query if self.full is None else 0
     if self.behind is None:
       return [Range(first, end, False)]
     far = self.first_far((j + 1) * size - 1, end)
-    return [Range(first, far, True), Range(far, end, False)]
+    if self.full is None:
+      return [Range(first, far, True), Range(far, end, False)]
+    near = jnp.maximum(j * size - self.ahead + 1, 0) // self.block.query
+    near = jnp.minimum(near, end)
+    return [
+      Range(first, near, False),
+      Range(near, far, True),
+      Range(far, end, False),
+    ]
 
   def first_far(self, key, end):
     """Returns the first query block that is `behind` after a key, or `end`."""

@@ -44,7 +44,7 @@ def saved_specs(blocks: Blocks, saved: Saved) -> Saved:
   plan = blocks.plan
   rows = blocks.rows_of_heads()
   specs = Saved(
-    blocks.of_heads(plan.size),
+    blocks.of_heads(plan.length),
     rows,
     rows,
     sums_spec(blocks),
@@ -125,9 +125,7 @@ def block_at(
     query_axis: 0 or 1.
     near: see `plan.Range`.
   """
-  row, rows = i * plan.block.query, plan.block.query
-  start = inputs.start[pl.ds(row, rows)] if plan.packed else None
-  place = gpu_tile.Place(row, rows, columns, start, query_axis)
+  place = gpu_tile.place_of(plan, inputs, i, columns, query_axis)
   bias_of = functools.partial(gpu_tile.bias_of, plan, place, near=near)
   sums = saved.sums[i, columns.slots] if plan.selects else None
   tile = gpu_tile.make_tile(

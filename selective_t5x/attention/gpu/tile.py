@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from selective_t5x.attention.fused import FAR, product
+from selective_t5x.attention.gpu.blocks import Inputs
 from selective_t5x.attention.gpu.plan import Plan
 
 LOG2_E = math.log2(math.e)
@@ -113,6 +114,7 @@ class Place(NamedTuple):
     columns: its keys.
     start: i32[Q], where the segment of each query starts; None for 0.
     query_axis: 0 for a tile [Q, K], 1 for [K, Q].
+    ids: i32[Q] and i32[K], the segments in a bidirectional call; else None.
   """
 
   row: jax.Array
@@ -120,6 +122,16 @@ class Place(NamedTuple):
   columns: Columns
   start: jax.Array | None
   query_axis: int
+  ids: tuple[jax.Array, jax.Array] | None = None
+
+  def visible(self):
+    """Returns which keys each query sees, bool."""
+    if self.ids is not None:
+      query = of_query(self.ids[0], self.query_axis)
+      return (query == of_key(self.ids[1], self.query_axis)) & (query != 0)
+    row, column, first = self.positions()
+    # A segment is contiguous, so its start is enough.
+    return (first <= column) & (column <= row)
 
   def distance(self):
     """Returns how far each key is before its query; below 0 where after it."""
@@ -136,6 +148,19 @@ class Place(NamedTuple):
       of_key(column, self.query_axis),
       first,
     )
+
+
+def place_of(
+  plan: Plan, inputs: Inputs, i, columns: Columns, query_axis: int
+) -> Place:
+  """Returns where the tile of query block i and some keys lies."""
+  row, size = i * plan.block.query, plan.block.query
+  rows = pl.ds(row, size)
+  ids = None
+  if plan.full is not None:
+    ids = (inputs.query_ids[rows], inputs.key_ids[columns.slots])
+  start = inputs.start[rows] if plan.packed else None
+  return Place(row, size, columns, start, query_axis, ids)
 
 
 def bias_of(plan: Plan, place: Place, windows, head: int, near: bool):
@@ -155,10 +180,15 @@ def bias_of(plan: Plan, place: Place, windows, head: int, near: bool):
   if windows is None:
     return None
   columns = place.columns
-  # The first key is the farthest one for the last query.
+  # The first key is the farthest one for the last query, and the last key, in
+  # a bidirectional call, for the first query.
   rows: Any = place.rows - 1
   keys: Any = 0
   shift = plan.before - place.row
+  if plan.full is not None and not near:
+    earlier = columns.first < place.row
+    rows = jnp.where(earlier, rows, 0)
+    keys = jnp.where(earlier, keys, plan.window - 1)
   if near and columns.listed:
     rows = pl.ds(0, place.rows)
     # Keys before a window are `behind` or farther away from all queries.
@@ -174,7 +204,7 @@ def bias_of(plan: Plan, place: Place, windows, head: int, near: bool):
 
 def beyond(plan: Plan, place: Place, x, near: bool):
   """Returns the tile x with zeros where a key is nearer than `behind`."""
-  if not near:
+  if not near and plan.full is None:
     return x
   return jnp.where(place.distance() >= plan.behind, x, 0.0)
 
@@ -209,9 +239,7 @@ def make_tile(plan: Plan, place: Place, select, sums, bias=None) -> Tile:
     bias: that of the selecting head, see `bias_of`.
   """
   query_axis = place.query_axis
-  row, column, first = place.positions()
-  # A segment is contiguous, so its start is enough.
-  visible = (first <= column) & (column <= row)
+  visible = place.visible()
   if not plan.selects:
     return Tile(visible, None, None, jnp.where(visible, 0.0, FAR))
   queries, keys = select

@@ -18,7 +18,7 @@ def with_windows(plan: Plan, inputs: Inputs, query_axis: int) -> Inputs:
 
   Args:
     plan: the plan of the call.
-    inputs: with f32[H, R] and f32[G, R] as biases, or None.
+    inputs: with f32[H, R] and f32[G, R] as biases, or None; see `Inputs`.
     query_axis: 0 for windows f32[H, Q, W], 1 for f32[H, W, Q]; W is
       `Plan.window`.
   """
@@ -36,6 +36,6 @@ def _window(plan: Plan, numbers, query_axis: int) -> jax.Array:
   # The key minus the query of an entry, modulo the strip's length.
   apart = np.arange(queries + keys)
   apart = np.where(apart < keys, apart, apart - len(apart))
-  distance = np.clip(plan.before - apart, 0, plan.behind)
-  window = toeplitz(numbers[:, distance], queries, keys)
+  distance = np.clip(plan.before - apart, -plan.ahead, plan.behind)
+  window = toeplitz(numbers[:, distance + plan.ahead], queries, keys)
   return window if query_axis == 0 else window.swapaxes(1, 2)

@@ -4,6 +4,7 @@
 only ptxas knows whether a kernel's numbers fit into registers.
 """
 
+import collections
 import importlib.util
 import pathlib
 import re
@@ -16,8 +17,8 @@ import pytest
 from jax.experimental.pallas.ops.gpu import attention as triton_attention
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from selective_t5x import attention
-from selective_t5x.attention import implementations
+from selective_t5x import attention, t5_network
+from selective_t5x.attention import implementations, kernel_costs
 from selective_t5x.attention.distance_bias import DistanceBias
 from selective_t5x.attention.gpu import plan
 from selective_t5x.attention.selection import Selection
@@ -161,6 +162,104 @@ def test_the_kernels_compile_and_the_forward_one_spills_nothing(
   names += ['lists'] * case.startswith('live')
   assert set(spills) == {f'{kind}_attention_{name}' for name in names}
   assert spills[f'{kind}_attention_forward'] == 0
+
+
+FULL_CASES = {
+  'an encoder': dict(behind=128, ahead=127),
+  'an encoder, heads of 128': dict(behind=128, ahead=127, size=128),
+  'cross-attention': dict(queries=114),
+  'cross-attention, heads of 128': dict(queries=114, size=128),
+}
+
+
+def lower_full(mesh, queries=512, keys=512, size=64, behind=None, ahead=0):
+  spec = ('data', None, 'model')
+  query = like(mesh, 2, queries, 4, size, spec=spec)
+  key = like(mesh, 2, keys, 4, size, spec=spec)
+  ids = [
+    like(mesh, *x.shape[:2], dtype=jnp.int32, spec=('data',))
+    for x in (query, key)
+  ]
+  values = None
+  if behind is not None:
+    values = like(mesh, 4, behind + 1 + ahead, spec=('model',))
+
+  def run(query_ids, key_ids, cotangent, *tensors):
+    def attend(query, key, value, values):
+      return attention.full_attention(
+        *(query, key, value),
+        bias=None if values is None else DistanceBias(values, ahead),
+        query_ids=query_ids,
+        key_ids=key_ids,
+      )
+
+    out, backward = jax.vjp(attend, *tensors)
+    return out, backward(cotangent)
+
+  with jax.set_mesh(mesh):
+    return jax.jit(run).lower(*ids, query, query, key, key, values)
+
+
+@pytest.mark.parametrize('chip', CHIPS)
+@pytest.mark.parametrize('case', FULL_CASES)
+def test_none_picks_bidirectional_kernels_whose_forward_one_spills_nothing(
+  chip, case, tmp_path
+):
+  lowered = lower_full(mesh_of(chip), **FULL_CASES[case])
+  spills = registers(lowered, chip, tmp_path)
+  names = ['forward', 'keys', 'queries']
+  names += ['biases'] * ('behind' in FULL_CASES[case])
+  assert set(spills) == {f'full_attention_{name}' for name in names}
+  assert spills['full_attention_forward'] == 0
+
+
+def test_a_train_step_of_t5_runs_the_kernels_in_all_its_attention():
+  module = t5_network.Transformer(
+    t5_network.T5Config(
+      vocab_size=128,
+      emb_dim=128,
+      num_heads=2,
+      head_dim=64,
+      num_encoder_layers=1,
+      num_decoder_layers=1,
+      mlp_dim=128,
+      dropout_rate=0.0,
+      dtype='bfloat16',
+      attention_fn=attention.selective_attention,
+    )
+  )
+  inputs, targets = (
+    jax.ShapeDtypeStruct((2, length), jnp.int32) for length in (512, 114)
+  )
+  batch = (inputs, targets, targets)
+
+  params = jax.eval_shape(module.init, jax.random.key(0), *batch)['params']
+
+  def loss(params, *batch):
+    out = module.apply({'params': params}, *batch, enable_dropout=False)
+    return jnp.mean(out.astype(jnp.float32) ** 2)
+
+  with jax.set_mesh(mesh_of('h100')):
+    costs = kernel_costs.kernel_costs(jax.grad(loss), params, *batch)
+  names = collections.Counter(name for name, _ in costs)
+  # The encoder's, with its biases, and that from the decoder to the encoder.
+  kernels = {'forward': 2, 'keys': 2, 'queries': 2, 'biases': 1}
+  assert {
+    name: number for name, number in names.items() if name.startswith('full')
+  } == {f'full_attention_{name}': number for name, number in kernels.items()}
+  assert names['selective_attention_forward'] == 1
+  assert all(cost.flops > 0 for _, cost in costs)
+
+
+def test_bidirectional_temporaries_are_those_of_rows():
+  length = 8192
+  compiled = lower_full(
+    mesh_of('h100'), queries=length, keys=length, behind=128, ahead=127
+  ).compile()
+  # Less than a bit for each head, query and key, and no loop goes over queries.
+  pairs = 2 * 4 * length * length
+  assert compiled.memory_analysis().temp_size_in_bytes < pairs // 8
+  assert ' while(' not in compiled.as_text()
 
 
 @pytest.mark.parametrize('chip', CHIPS)
